@@ -1,0 +1,1 @@
+"""Package hotshoe.v1 of the wire contract."""
