@@ -1,0 +1,68 @@
+"""What the registry refuses, in its own words.
+
+RegistryError
+├── InvalidAdapter          the files are not an adapter that can be served exactly
+│   └── IncompatibleAdapter they are, but not on this base model
+├── InvalidReference        not name, name:tag or name@sha256:<hex>
+├── InvalidUpload           bytes that are not what their descriptor says, or out of order
+├── AdapterNotFound         no such name, tag or digest
+├── BlobNotFound            a manifest names a blob that is not here: upload it again
+├── TagMoved                compare-and-set lost
+├── BlobCorrupt             stored bytes no longer match their digest
+└── StoreUnavailable        the disk refused
+"""
+
+from collections.abc import Sequence
+
+
+class RegistryError(Exception):
+    """Base of everything that the registry raises on purpose."""
+
+
+class InvalidAdapter(RegistryError):
+    """A file or a field of an adapter is wrong; `field` names it, `problem` says what was expected."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class IncompatibleAdapter(InvalidAdapter):
+    """A sound adapter that does not fit the base model it was held against."""
+
+
+class InvalidReference(RegistryError):
+    """Text that is not a reference, a name, a tag or a digest."""
+
+
+class InvalidUpload(RegistryError):
+    """Uploaded bytes that disagree with their descriptor, or leave a gap."""
+
+
+class AdapterNotFound(RegistryError):
+    """No adapter has that name, tag or digest."""
+
+
+class BlobNotFound(RegistryError):
+    """Blobs that the caller must upload (again); `digests` lists them."""
+
+    def __init__(self, digests: Sequence[str]) -> None:
+        super().__init__(f"blobs not in the registry: {', '.join(digests)}")
+        self.digests = tuple(digests)
+
+
+class TagMoved(RegistryError):
+    """The tag does not point where the caller thought; `actual` is where it points, None if nowhere."""
+
+    def __init__(self, reference: str, expected: str | None, actual: str | None) -> None:
+        super().__init__(f"tag {reference} points at {actual or 'nothing'}, not at {expected or 'nothing'}")
+        self.actual = actual
+
+
+class BlobCorrupt(RegistryError):
+    """A stored blob no longer has the digest it is named by."""
+
+
+class StoreUnavailable(RegistryError):
+    """The disk refused a read or a write; nothing was acknowledged."""

@@ -1,0 +1,62 @@
+"""What an adapter is held against: the shapes of a base model, and its weights where a lowering needs them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LinearId:
+    """One decoder linear: its layer and its Hugging Face name, e.g. (3, "q_proj")."""
+
+    layer: int
+    target: str
+
+    def __str__(self) -> str:
+        return f"layers.{self.layer}.{self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """Shape of a decoder linear; `module` is its full name, e.g. "model.layers.3.self_attn.q_proj"."""
+
+    module: str
+    out_features: int
+    in_features: int
+    has_bias: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BaseShape:
+    """Everything about a base model that an adapter's files can be checked against without its weights."""
+
+    name: str
+    digest: str  # "sha256:<hex>" of the base; see DESIGN
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_sequence_length: int
+    linears: Mapping[LinearId, LinearShape]
+
+    def linear_of_module(self, module: str) -> LinearId | None:
+        """The linear with that full module name, or None."""
+        return next((key for key, shape in self.linears.items() if shape.module == module), None)
+
+
+class BaseWeights(Protocol):
+    """A loaded base model, as far as lowering reads it."""
+
+    @property
+    def shape(self) -> BaseShape: ...
+
+    def bias(self, linear: LinearId) -> "Tensor | None":
+        """[out_features] float32 on the CPU, or None if that linear has no bias."""
+
+    def weight(self, linear: LinearId) -> "Tensor":
+        """[out_features, in_features] float32 on the CPU: the dequantized weight that is served."""

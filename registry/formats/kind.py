@@ -1,0 +1,138 @@
+"""From an adapter's files to its canonical form, whatever its kind. A new kind is a file and a line in the table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.formats.base import BaseShape, BaseWeights
+from hotshoe.registry.formats.ia3 import plan_ia3
+from hotshoe.registry.formats.lora import plan_lora
+from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.formats.peft_config import NULL, TEXT, Config, either
+from hotshoe.registry.formats.plan import Format, Plan, Tensors
+from hotshoe.registry.formats.prefix_tuning import plan_prefix_tuning
+from hotshoe.registry.formats.prompt_tuning import plan_prompt_tuning
+from hotshoe.registry.validation import AdapterLimits, TensorEntry, TensorFile, read_config, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+DEFAULT_LIMITS = AdapterLimits()
+
+# By PEFT's peft_type.
+ADAPTER_KINDS: Mapping[str, Format] = {
+    "IA3": plan_ia3,
+    "LORA": plan_lora,
+    "PREFIX_TUNING": plan_prefix_tuning,
+    "PROMPT_TUNING": plan_prompt_tuning,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSummary:
+    """What the registry says about an adapter."""
+
+    kind: str  # PEFT's peft_type
+    rank: int  # the largest of any linear, 0 if it has no low-rank part
+    target_modules: tuple[str, ...]  # names of the decoder linears that it changes, in base order
+    base_model: str  # base_model_name_or_path of the config, "" if it does not say
+    dtype: str  # of its tensors; "BF16+F32" if they differ
+    num_parameters: int
+    num_tensors: int
+    virtual_tokens: int  # positions that it puts before the prompt
+
+
+def inspect_adapter(
+    files: Mapping[str, Path], shape: BaseShape, limits: AdapterLimits = DEFAULT_LIMITS
+) -> AdapterSummary:
+    """Checks everything about an adapter short of lowering it: every field, every tensor, every value.
+
+    Args:
+        files: adapter_config.json and adapter_model.safetensors by name; others are not read.
+
+    Raises:
+        InvalidAdapter: it cannot be served exactly; the error names the first field or tensor that is wrong.
+        IncompatibleAdapter: it can, but not on that base.
+    """
+    checked = _check_config(files)
+    with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes) as tensor_file:
+        entries = tensor_file.entries.values()
+        plan = checked.plan(tensor_file, shape, limits)
+        for entry in sorted(entries, key=lambda entry: entry.offset):
+            tensor_file.check_finite(entry)
+    return AdapterSummary(
+        kind=checked.kind,
+        rank=plan.rank,
+        target_modules=tuple(dict.fromkeys(linear.target for linear in plan.linears)),
+        base_model=checked.base_model,
+        dtype="+".join(sorted({entry.dtype for entry in entries})),
+        num_parameters=sum(entry.num_elements for entry in entries),
+        num_tensors=len(entries),
+        virtual_tokens=plan.virtual_tokens,
+    )
+
+
+def lower_adapter(
+    files: Mapping[str, Path], base: BaseWeights, limits: AdapterLimits = DEFAULT_LIMITS
+) -> LoweredAdapter:
+    """Checks an adapter as `inspect_adapter` does, and gives its canonical form on that base.
+
+    Returns:
+        Float32 tensors on the CPU.
+
+    Raises:
+        InvalidAdapter, IncompatibleAdapter: as `inspect_adapter`.
+    """
+    import torch
+
+    checked = _check_config(files)
+    with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes) as tensor_file:
+        plan = checked.plan(tensor_file, base.shape, limits)
+        unread = set(tensor_file.entries)
+
+        def read(entry: TensorEntry, *, scale: float = 1.0) -> "Tensor":
+            unread.remove(entry.name)
+            return torch.from_numpy(tensor_file.read(entry, scale=scale))
+
+        lowered = plan.lower(read, base)
+    assert not unread, f"{checked.kind} claimed tensors that it did not lower: {sorted(unread)}"
+    return lowered
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckedConfig:
+    """A config whose kind is known, its fields still to be taken by that kind."""
+
+    kind: str
+    base_model: str
+    fields: Config
+
+    def plan(self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits) -> Plan:
+        tensors = Tensors(tensor_file.entries, shape)
+        plan = ADAPTER_KINDS[self.kind](self.fields, tensors, shape)
+        tensors.close()
+        if plan.rank > limits.max_rank:
+            raise InvalidAdapter("r", f"found rank {plan.rank}, expected at most {limits.max_rank}")
+        return plan
+
+
+def _check_config(files: Mapping[str, Path]) -> _CheckedConfig:
+    fields = read_config(_file(files, CONFIG_FILE))
+    kind = fields.get("peft_type")
+    if not isinstance(kind, str) or kind not in ADAPTER_KINDS:
+        raise InvalidAdapter("peft_type", f"expected {' or '.join(ADAPTER_KINDS)}, found {shown(kind)}")
+    config = Config(fields)
+    base_model = config.take("base_model_name_or_path", either(TEXT, NULL), default=None)
+    return _CheckedConfig(kind, base_model or "", config)
+
+
+def _file(files: Mapping[str, Path], name: str) -> Path:
+    path = files.get(name)
+    if path is None or not path.is_file():
+        pickled = name == WEIGHTS_FILE and "adapter_model.bin" in files
+        raise InvalidAdapter(name, "missing; adapter_model.bin is a pickle and is not read" if pickled else "missing")
+    return path

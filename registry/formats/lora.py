@@ -1,0 +1,173 @@
+"""LORA: y = W x + b + s B A x, with rank-stabilized scales, scales and ranks by module, and trained biases.
+
+s = lora_alpha / r, or lora_alpha / √r with use_rslora. lora_bias adds s · lora_B.bias; bias="lora_only" and "all"
+replace b.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
+from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.module_pattern import StepBudget
+from hotshoe.registry.formats.peft_config import (
+    COUNT,
+    FLAG,
+    NOTHING,
+    NULL,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    Config,
+    Rule,
+    either,
+    one_of,
+    table_of,
+)
+from hotshoe.registry.formats.plan import Read, Tensors, require_shape
+from hotshoe.registry.formats.target_modules import compile_pattern, take_targets
+from hotshoe.registry.validation import TensorEntry
+
+T = TypeVar("T")
+
+# Fields that change what is computed, at the values at which they do not, and fields that never do.
+_REST: Mapping[str, Rule[object]] = {
+    "use_dora": one_of(False),
+    "use_qalora": one_of(False),
+    "use_bdlora": NULL,
+    "alora_invocation_tokens": NULL,
+    "arrow_config": NULL,
+    "kasa_config": NULL,
+    "layer_replication": NOTHING,
+    "megatron_config": NULL,
+    "monteclora_config": NULL,
+    "target_parameters": NOTHING,
+    "trainable_token_indices": NULL,
+    "velora_config": NULL,
+    # Read by PEFT only where init_lora_weights names them.
+    "corda_config": either(OBJECT, NULL),
+    "eva_config": either(OBJECT, NULL),
+    "loftq_config": either(OBJECT, NULL),
+    "lora_ga_config": either(OBJECT, NULL),
+    "ensure_weight_tying": FLAG,  # of embeddings and lm_head, which are refused
+    "fan_in_fan_out": FLAG,  # how W is stored: A and B have their shapes either way
+    "lora_dropout": NUMBER,
+    "megatron_core": either(TEXT, NULL),
+    "qalora_group_size": COUNT,
+}
+
+# The others (pissa, olora, corda, loftq, lora_ga) change the base that A and B were trained on, and mica is a variant.
+_INITS = one_of(True, False, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True, slots=True)
+class _LinearPlan:
+    a: TensorEntry
+    b: TensorEntry
+    scale: float
+    added_bias: TensorEntry | None  # lora_B.bias, scaled as B is
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPlan:
+    """A and B by linear, and the biases that replace the base's."""
+
+    low_rank: Mapping[LinearId, _LinearPlan]
+    biases: Mapping[LinearId, TensorEntry]
+    linears: tuple[LinearId, ...]
+    virtual_tokens: int = 0
+
+    @property
+    def rank(self) -> int:
+        return max(part.a.shape[0] for part in self.low_rank.values())
+
+    def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
+        return LoweredAdapter("LORA", {linear: self._lower_linear(linear, read, base) for linear in self.linears})
+
+    def _lower_linear(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
+        bias_delta = None
+        if linear in self.biases:
+            replaced = base.bias(linear)
+            assert replaced is not None  # has_bias was checked
+            bias_delta = read(self.biases[linear]) - replaced
+        part = self.low_rank.get(linear)
+        if part is None:
+            return LoweredLinear(bias_delta=bias_delta)
+        if part.added_bias is not None:
+            added = read(part.added_bias, scale=part.scale)
+            bias_delta = added if bias_delta is None else bias_delta + added
+        return LoweredLinear(a=read(part.a), b=read(part.b, scale=part.scale), bias_delta=bias_delta)
+
+
+def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> LoraPlan:
+    """The plan of a LORA adapter; see `Format`."""
+    targets = take_targets(config, base, by_layer=True)
+    rank_of = _by_module(config, "r", "rank_pattern", COUNT, 8)
+    alpha_of = _by_module(config, "lora_alpha", "alpha_pattern", NUMBER, 8)
+    is_stabilized = config.take("use_rslora", FLAG, default=False)
+    has_added_bias = config.take("lora_bias", FLAG, default=False)
+    bias = config.take("bias", one_of("none", "lora_only", "all"), default="none")
+    config.take("init_lora_weights", one_of(True, False) if has_added_bias else _INITS, default=True)
+    config.close("LORA", _REST)
+
+    tensors.require_known_modules()
+    low_rank = {}
+    for linear in targets:
+        module = base.linears[linear].module
+        rank = rank_of(module)
+        scale = alpha_of(module) / (math.sqrt(rank) if is_stabilized else rank)
+        low_rank[linear] = _plan_linear(linear, tensors, base, rank=rank, scale=scale, has_added_bias=has_added_bias)
+    biases = _plan_biases(bias, low_rank, tensors, base)
+    linears = tuple(linear for linear in base.linears if linear in low_rank or linear in biases)
+    return LoraPlan(low_rank, biases, linears)
+
+
+def _plan_linear(
+    linear: LinearId, tensors: Tensors, base: BaseShape, *, rank: int, scale: float, has_added_bias: bool
+) -> _LinearPlan:
+    shape = base.linears[linear]
+    a = tensors.take_of(linear, "lora_A.weight", reason="target_modules selects its module")
+    b = tensors.take_of(linear, "lora_B.weight", reason="target_modules selects its module")
+    require_shape(a, (None, shape.in_features), of=f"{shape.module} of {base.name}")
+    require_shape(b, (shape.out_features, None), of=f"{shape.module} of {base.name}")
+    for entry, found in ((a, a.shape[0]), (b, b.shape[1])):
+        if found != rank:
+            raise InvalidAdapter(entry.name, f"found rank {found}, expected {rank} by r and rank_pattern")
+    added_bias = None
+    if has_added_bias:
+        added_bias = tensors.take_of(linear, "lora_B.bias", reason="lora_bias is true")
+        require_shape(added_bias, (shape.out_features,), of=f"{shape.module} of {base.name}")
+    return _LinearPlan(a, b, scale, added_bias)
+
+
+def _plan_biases(
+    bias: str, low_rank: Mapping[LinearId, _LinearPlan], tensors: Tensors, base: BaseShape
+) -> dict[LinearId, TensorEntry]:
+    """The trained biases, which PEFT calls base_layer.bias where it has wrapped the linear."""
+    biases = {}
+    for linear, shape in base.linears.items():
+        if bias == "none" or not shape.has_bias or (bias == "lora_only" and linear not in low_rank):
+            continue
+        suffix = "base_layer.bias" if linear in low_rank else "bias"
+        biases[linear] = tensors.take_of(linear, suffix, reason=f"bias is {bias}")
+        require_shape(biases[linear], (shape.out_features,), of=f"{shape.module} of {base.name}")
+    return biases
+
+
+def _by_module(config: Config, field: str, pattern_field: str, rule: Rule[T], default: T) -> Callable[[str], T]:
+    """A value by module: that of the first key of the pattern field that matches its name, or else the field's."""
+    common = config.take(field, rule, default=default)
+    table = config.take(pattern_field, table_of(rule), default={})
+    budget = StepBudget()
+    patterns = [(compile_pattern(pattern_field, key, budget), value) for key, value in table.items()]
+
+    def of(module: str) -> T:
+        try:
+            return next((value for pattern, value in patterns if pattern.matches_tail(module)), common)
+        except ValueError as error:
+            raise InvalidAdapter(pattern_field, str(error)) from None
+
+    return of

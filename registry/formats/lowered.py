@@ -1,0 +1,86 @@
+"""The canonical form of an adapter: what the server computes, whatever PEFT called it.
+
+Per decoder linear, with W the base weight and b its bias:
+
+    y = output_scale ∘ (W (input_scale ∘ x)) + b + bias_delta + B (A x)
+
+A acts on x itself, not on the scaled input. Per adapter: keys and values that stand before every sequence, or
+embeddings that do.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from hotshoe.registry.formats.base import LinearId
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredLinear:
+    """One adapter's part in one linear. All tensors float32 on the CPU, contiguous; None is the identity."""
+
+    a: "Tensor | None" = None  # [rank, in_features]
+    b: "Tensor | None" = None  # [out_features, rank], every scale folded in
+    input_scale: "Tensor | None" = None  # [in_features]
+    output_scale: "Tensor | None" = None  # [out_features]
+    bias_delta: "Tensor | None" = None  # [out_features], the effective bias less the base's
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.a is None else self.a.shape[0]
+
+    def tensors(self) -> "Iterator[Tensor]":
+        """Those that are set."""
+        for tensor in (self.a, self.b, self.input_scale, self.output_scale, self.bias_delta):
+            if tensor is not None:
+                yield tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KvPrefix:
+    """Learned keys and values at positions 0 … length−1; stored as cached, so no rotation is applied."""
+
+    keys: "Tensor"  # [num_layers, length, num_kv_heads, head_dim] float32
+    values: "Tensor"  # the same
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredAdapter:
+    """An adapter in canonical form, ready to be placed on a device."""
+
+    kind: str  # PEFT's peft_type
+    linears: "Mapping[LinearId, LoweredLinear]" = field(default_factory=dict)
+    kv_prefix: KvPrefix | None = None
+    prompt_embeddings: "Tensor | None" = None  # [length, hidden_size] float32, before every prompt
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any linear; 0 if none has a low-rank part."""
+        return max((linear.rank for linear in self.linears.values()), default=0)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many positions it puts before the prompt."""
+        prefix = self.kv_prefix.length if self.kv_prefix else 0
+        return prefix + (0 if self.prompt_embeddings is None else self.prompt_embeddings.shape[0])
+
+    def tensors(self) -> "Iterator[Tensor]":
+        """Every tensor that it holds."""
+        for linear in self.linears.values():
+            yield from linear.tensors()
+        if self.kv_prefix:
+            yield self.kv_prefix.keys
+            yield self.kv_prefix.values
+        if self.prompt_embeddings is not None:
+            yield self.prompt_embeddings
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())

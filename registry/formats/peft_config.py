@@ -1,0 +1,134 @@
+"""The fields of adapter_config.json, each read once: understood by its kind, known to change nothing, or refused.
+
+A kind takes the fields that its formula needs, checks those that must stand at their neutral value, and closes the
+config; a field that nobody asked for is refused by name, since PEFT may mean something by it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.validation import shown
+
+MAX_ITEMS = 4_096
+MAX_TEXT = 2_048
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Other = TypeVar("Other")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Generic[T_co]):
+    """What a field may hold. `accepts` must be true of values of that type only."""
+
+    expected: str
+    accepts: Callable[[object], bool]
+
+
+def one_of(*values: T) -> Rule[T]:
+    """Exactly one of these; true is not 1."""
+    names = " or ".join("null" if value is None else str(value).lower() for value in values)
+    return Rule(names, lambda value: any(type(value) is type(choice) and value == choice for choice in values))
+
+
+def either(first: Rule[T], second: Rule[Other]) -> Rule[T | Other]:
+    """What one of the two accepts."""
+    return Rule(f"{first.expected} or {second.expected}", lambda value: first.accepts(value) or second.accepts(value))
+
+
+def table_of(rule: Rule[T]) -> Rule[Mapping[str, T]]:
+    """An object whose values follow the rule."""
+    return Rule(
+        f"{rule.expected} by name",
+        lambda value: isinstance(value, dict) and len(value) <= MAX_ITEMS and all(map(rule.accepts, value.values())),
+    )
+
+
+def list_of(rule: Rule[T]) -> Rule[list[T]]:
+    """A list whose items follow the rule."""
+    return Rule(
+        f"a list of {rule.expected}",
+        lambda value: isinstance(value, list) and len(value) <= MAX_ITEMS and all(map(rule.accepts, value)),
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) <= 1e6
+
+
+NULL: Rule[None] = one_of(None)
+FLAG: Rule[bool] = Rule("true or false", lambda value: isinstance(value, bool))
+COUNT: Rule[int] = Rule("a positive integer", lambda value: type(value) is int and 0 < value < 1 << 31)
+INTEGER: Rule[int] = Rule("an integer of at least 0", lambda value: type(value) is int and 0 <= value < 1 << 31)
+NUMBER: Rule[float] = Rule("a number up to a million", _is_number)
+TEXT: Rule[str] = Rule(
+    f"at most {MAX_TEXT} printable characters",
+    lambda value: isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable(),
+)
+OBJECT: Rule[Mapping[str, object]] = Rule("an object", lambda value: isinstance(value, dict))
+NOTHING: Rule[object] = Rule("null or empty", lambda value: value is None or value in ([], {}))  # a feature not used
+
+# What every kind's config has, and nothing that is computed depends on.
+COMMON: Mapping[str, Rule[object]] = {
+    "peft_type": TEXT,  # it led to the kind
+    "task_type": one_of(None, "CAUSAL_LM"),
+    "inference_mode": FLAG,
+    "revision": either(TEXT, NULL),
+    "peft_version": either(TEXT, NULL),
+    "runtime_config": either(OBJECT, NULL),  # PEFT ignores it in files
+    "modules_to_save": NOTHING,
+    "auto_mapping": Rule("null", lambda value: value is None or _names_a_transformers_class(value)),
+}
+
+
+def _names_a_transformers_class(value: object) -> bool:
+    """What PEFT writes if it was told no task_type. It is never looked up, only told apart from anything else."""
+    if not isinstance(value, dict) or value.keys() != {"base_model_class", "parent_library"}:
+        return False
+    library, name = value["parent_library"], value["base_model_class"]
+    return (
+        isinstance(name, str)
+        and name.isidentifier()
+        and isinstance(library, str)
+        and library.startswith("transformers.")
+    )
+
+
+class Config:
+    """The fields of one adapter_config.json that have not been taken yet."""
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        self._fields = dict(fields)
+
+    def take(self, name: str, rule: Rule[T], *, default: T) -> T:
+        """The field's value, or the default that PEFT gives it; raises InvalidAdapter naming the field otherwise."""
+        return self.require(name, rule) if name in self._fields else default
+
+    def require(self, name: str, rule: Rule[T]) -> T:
+        """As `take`, for a field that has no default."""
+        if name not in self._fields:
+            raise InvalidAdapter(name, f"missing, expected {rule.expected}")
+        value = self._fields.pop(name)
+        if not rule.accepts(value):
+            raise InvalidAdapter(name, f"expected {rule.expected}, found {shown(value)}")
+        return value  # type: ignore[return-value]  # rules accept values of their type only
+
+    def peek(self, name: str) -> object:
+        """The field as it stands, unchecked and not taken; None if it is not there."""
+        return self._fields.get(name)
+
+    def close(self, kind: str, rest: Mapping[str, Rule[object]]) -> None:
+        """Checks the remaining fields by `rest` and COMMON; raises InvalidAdapter for one that neither names."""
+        rules = {**COMMON, **rest}
+        for name, value in self._fields.items():
+            rule = rules.get(name)
+            if rule is None:
+                raise InvalidAdapter(
+                    shown(name), f"not a field of {kind} that is known here, so it might change the result"
+                )
+            if not rule.accepts(value):
+                raise InvalidAdapter(name, f"expected {rule.expected}, found {shown(value)}: not served otherwise")
+        self._fields.clear()

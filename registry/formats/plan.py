@@ -1,0 +1,112 @@
+"""What lies between a kind's checks and its lowering: the tensors that it claims, and the plan that it makes of them.
+
+Inspecting an adapter makes its plan; lowering it makes the same plan and carries it out, so what was validated is what
+is served.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
+from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
+from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.formats.peft_config import Config
+from hotshoe.registry.formats.target_modules import targets_of
+from hotshoe.registry.validation import TensorEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODULE_PREFIX = "base_model.model."  # before a module's name in PEFT's files
+_EMBEDDINGS_AND_HEAD = ("embed_tokens", "lm_head", "lora_embedding_A", "lora_embedding_B")
+
+
+class Read(Protocol):
+    """Reads the tensors that a plan has claimed."""
+
+    def __call__(self, entry: TensorEntry, *, scale: float = 1.0) -> "Tensor":
+        """Its values times scale, as float32 on the CPU.
+
+        Scaling here costs next to nothing, and takes no part of torch's thread pool from the engine.
+        """
+
+
+class Plan(Protocol):
+    """A checked adapter of one kind, ready to be lowered."""
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any linear, 0 if it has no low-rank part."""
+
+    @property
+    def linears(self) -> Collection[LinearId]:
+        """The decoder linears that it changes, in base order."""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many positions it puts before the prompt."""
+
+    def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
+        """The canonical form. Reads every tensor that was claimed once."""
+
+
+class Tensors:
+    """The tensors of a file that no one has claimed yet. Each is claimed exactly once, or the adapter is refused."""
+
+    def __init__(self, entries: Mapping[str, TensorEntry], base: BaseShape) -> None:
+        self._entries = dict(entries)
+        self._base = base
+        self._modules = {shape.module for shape in base.linears.values()}
+
+    def require_known_modules(self) -> None:
+        """Refuses a tensor that is of no decoder linear of the base, as `base_model.model.<module>.<…>` names it."""
+        for name in self._entries:
+            if not self._is_of_linear(name):
+                self._refuse_unknown(name)
+
+    def take(self, name: str, *, reason: str) -> TensorEntry:
+        """Claims that tensor; InvalidAdapter if it is missing, with the reason why it was expected."""
+        entry = self._entries.pop(name, None)
+        if entry is None:
+            raise InvalidAdapter(name, f"missing: {reason}")
+        return entry
+
+    def take_of(self, linear: LinearId, suffix: str, *, reason: str) -> TensorEntry:
+        """Claims the tensor of that suffix of a decoder linear."""
+        return self.take(f"{MODULE_PREFIX}{self._base.linears[linear].module}.{suffix}", reason=reason)
+
+    def close(self) -> None:
+        """Raises InvalidAdapter for a tensor that was not claimed."""
+        for name in self._entries:
+            raise InvalidAdapter(
+                name, "surplus: by its config this adapter has no such tensor, so PEFT would ignore it"
+            )
+
+    def _is_of_linear(self, name: str) -> bool:
+        if not name.startswith(MODULE_PREFIX):
+            return False
+        parts = name.removeprefix(MODULE_PREFIX).split(".")
+        return any(".".join(parts[:end]) in self._modules for end in range(1, len(parts)))
+
+    def _refuse_unknown(self, name: str) -> None:
+        if not name.startswith(MODULE_PREFIX):
+            raise InvalidAdapter(name, f"expected a tensor name that starts with {MODULE_PREFIX}")
+        if not set(_EMBEDDINGS_AND_HEAD).isdisjoint(name.split(".")):
+            raise InvalidAdapter(name, "is of the embeddings or of lm_head; only decoder linears can be adapted")
+        raise IncompatibleAdapter(
+            name,
+            f"{self._base.name} has no such module; it has {self._base.num_layers} layers of {targets_of(self._base)}",
+        )
+
+
+def require_shape(entry: TensorEntry, expected: Sequence[int | None], *, of: str) -> None:
+    """Raises IncompatibleAdapter, with both shapes and what the expected is `of`, unless they agree; None is any."""
+    fits = len(entry.shape) == len(expected) and all(
+        size is None or size == found for size, found in zip(expected, entry.shape, strict=True)
+    )
+    if not fits:
+        sizes = ", ".join("any" if size is None else str(size) for size in expected)
+        raise IncompatibleAdapter(entry.name, f"found shape {list(entry.shape)}, expected [{sizes}] for {of}")
+
+
+Format = Callable[[Config, Tensors, BaseShape], Plan]  # takes fields and tensors; raises InvalidAdapter

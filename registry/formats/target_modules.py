@@ -1,0 +1,128 @@
+"""Which decoder linears a PEFT config selects: target_modules, exclude_modules, layers_to_transform, layers_pattern.
+
+An adapter's tensors must be of exactly those: of a file with more, PEFT leaves the rest out; of one with fewer, it
+leaves random values in.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
+from hotshoe.registry.formats.base import BaseShape, LinearId
+from hotshoe.registry.formats.module_pattern import ModulePattern, StepBudget
+from hotshoe.registry.formats.peft_config import INTEGER, NULL, TEXT, Config, Rule, either, list_of
+
+Names = Sequence[str] | str  # a list of names' ends, or a regular expression of whole names
+NAMES: Rule[Names] = Rule("names of modules, as a list or a regular expression", either(list_of(TEXT), TEXT).accepts)
+
+# Modules that PEFT can adapt and that are no decoder linears.
+_OTHER_MODULES = ("lm_head", "model.embed_tokens")
+_DEFAULT_LAYER = re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")
+
+
+def take_targets(config: Config, base: BaseShape, *, by_layer: bool) -> list[LinearId]:
+    """Takes those fields (the last two only if `by_layer`) and gives the linears that they select, in base order.
+
+    Raises:
+        InvalidAdapter: a field is malformed, or selects modules that are no decoder linears.
+        IncompatibleAdapter: they select nothing of this base.
+    """
+    targets = config.require("target_modules", NAMES)
+    excluded = config.take("exclude_modules", either(NAMES, NULL), default=None)
+    in_layers = _take_layers(config, targets) if by_layer else _any_layer
+    is_excluded = name_test("exclude_modules", excluded) if excluded else _no_name
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        is_target: Callable[[str], bool] = _any_name
+    else:
+        is_target = _target_test(targets, in_layers)
+        for module in _OTHER_MODULES:
+            if is_target(module) and not is_excluded(module):
+                raise InvalidAdapter("target_modules", f"selects {module}; only decoder linears can be adapted")
+    selected = [
+        linear for linear, shape in base.linears.items() if not is_excluded(shape.module) and is_target(shape.module)
+    ]
+    if not selected:
+        raise IncompatibleAdapter("target_modules", f"selects no linear of {base.name}; expected of {targets_of(base)}")
+    return selected
+
+
+def targets_of(base: BaseShape) -> str:
+    """The names of a base's decoder linears, for messages."""
+    return ", ".join(dict.fromkeys(linear.target for linear in base.linears))
+
+
+def name_test(field: str, names: Names) -> Callable[[str], bool]:
+    """Whether a module's name is of the list, or ends in a dot and one of it; or matches the regular expression."""
+    if isinstance(names, str):
+        return pattern_test(field, names)
+    whole, ends = frozenset(names), tuple(f".{name}" for name in names)
+    return lambda module: module in whole or module.endswith(ends)
+
+
+def pattern_test(field: str, text: str) -> Callable[[str], bool]:
+    """Whether a regular expression matches a whole name; InvalidAdapter, naming the field, if it is none."""
+    pattern = compile_pattern(field, text)
+
+    def test(module: str) -> bool:
+        try:
+            return pattern.matches(module)
+        except ValueError as error:
+            raise InvalidAdapter(field, str(error)) from None
+
+    return test
+
+
+def compile_pattern(field: str, text: str, budget: StepBudget | None = None) -> ModulePattern:
+    """The regular expression that stands in a field."""
+    try:
+        return ModulePattern(text, budget)
+    except ValueError as error:
+        raise InvalidAdapter(field, f"expected a regular expression of a module's name: {error}") from None
+
+
+def _target_test(targets: Names, in_layers: Callable[[str], bool]) -> Callable[[str], bool]:
+    if isinstance(targets, str):
+        return pattern_test("target_modules", targets)
+    whole, ends = frozenset(targets), tuple(f".{name}" for name in targets)
+    # A name that is listed in full is meant, whatever its layer.
+    return lambda module: module in whole or (module.endswith(ends) and in_layers(module))
+
+
+def _take_layers(config: Config, targets: Names) -> Callable[[str], bool]:
+    chosen = config.take("layers_to_transform", either(either(INTEGER, list_of(INTEGER)), NULL), default=None)
+    containers = config.take("layers_pattern", either(NAMES, NULL), default=None)
+    if isinstance(targets, str) and (chosen is not None or containers is not None):
+        field = "layers_pattern" if chosen is None else "layers_to_transform"
+        raise InvalidAdapter(field, "expected null where target_modules is text and not a list")
+    patterns = [re.compile(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.") for name in _containers(containers)]
+    layers = frozenset((chosen,) if isinstance(chosen, int) else chosen or ())
+    if not layers:
+        if containers:
+            raise InvalidAdapter("layers_pattern", "expected null where layers_to_transform is null")
+        return _any_layer
+
+    def in_layers(module: str) -> bool:
+        found = next(filter(None, (pattern.match(module) for pattern in patterns or (_DEFAULT_LAYER,))), None)
+        return found is not None and int(found["layer"]) in layers
+
+    return in_layers
+
+
+def _containers(names: Names | None) -> list[str]:
+    names = [names] if isinstance(names, str) else list(names or ())
+    for name in names:
+        if not name.isascii() or not name.isidentifier():
+            raise InvalidAdapter("layers_pattern", "expected the name of the list of layers, such as layers")
+    return names
+
+
+def _any_layer(_: str) -> bool:
+    return True
+
+
+def _any_name(_: str) -> bool:
+    return True
+
+
+def _no_name(_: str) -> bool:
+    return False

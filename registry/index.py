@@ -1,0 +1,288 @@
+"""The SQLite index of a store: names, tags, and what reaches which blob. Knows nothing of files or of manifests' text.
+
+It is the working truth (write-ahead log, full sync); index.json is its export. Reads come from any thread; writes
+come under `StoreLocks.committing`.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hotshoe.registry.errors import StoreUnavailable
+
+SCHEMA_VERSION = 1
+_BUSY_TIMEOUT_SECONDS = 30.0
+
+_TABLES = (
+    # A manifest whose bytes were lost keeps its row, with no document, so that its names still say so.
+    "CREATE TABLE manifests (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, kind TEXT NOT NULL, document BLOB)",
+    "CREATE TABLE uses (blob TEXT NOT NULL, manifest TEXT NOT NULL, PRIMARY KEY (blob, manifest)) WITHOUT ROWID",
+    # `sequence` is the order of publication.
+    "CREATE TABLE adapters (sequence INTEGER PRIMARY KEY, name TEXT NOT NULL, digest TEXT NOT NULL, "
+    "UNIQUE (name, digest))",
+    "CREATE INDEX adapters_by_digest ON adapters (digest)",
+    "CREATE TABLE tags (name TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (name, tag)) "
+    "WITHOUT ROWID",
+    "CREATE TABLE verified (digest TEXT PRIMARY KEY, inode INTEGER NOT NULL, size INTEGER NOT NULL, "
+    "mtime_ns INTEGER NOT NULL) WITHOUT ROWID",
+    # Lines that tags.log may still lack.
+    "CREATE TABLE moves (id INTEGER PRIMARY KEY, line TEXT NOT NULL)",
+)
+
+_ADAPTERS = """
+    SELECT a.sequence, a.name, a.digest,
+           (SELECT group_concat(t.tag, ' ') FROM tags t WHERE t.name = a.name AND t.digest = a.digest)
+    FROM adapters a
+"""
+
+
+class AdapterRow(NamedTuple):
+    """One digest under one name; `tags` are sorted."""
+
+    sequence: int
+    name: str
+    digest: str
+    tags: tuple[str, ...]
+
+
+class IndexEntry(NamedTuple):
+    """One line of the export: a tag, or an adapter without any (`tag` None)."""
+
+    name: str
+    tag: str | None
+    digest: str
+    size_bytes: int
+
+
+class Fingerprint(NamedTuple):
+    """What a file looked like when its bytes were last verified."""
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+
+class StoredManifest(NamedTuple):
+    """A manifest as the index keeps it; `document` is None if its bytes are lost."""
+
+    digest: str
+    size_bytes: int
+    kind: str
+    document: bytes | None
+    blobs: tuple[str, ...]  # the config's and the layers' digests
+
+
+class IndexDamaged(Exception):
+    """The database file is not one, or SQLite finds it malformed: rebuild it."""
+
+
+class Index:
+    """An open index. `is_new` is true until it has been filled once.
+
+    Raises:
+        IndexDamaged: the file is no sound database.
+        StoreUnavailable: another version of hotshoe wrote it.
+        sqlite3.Error, OSError: the disk refused.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mutex = threading.Lock()  # of the writing connection
+        self._read_mutex = threading.Lock()
+        if not path.exists():
+            for suffix in ("-wal", "-shm"):  # the log of a database that is gone must not be replayed
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        self._writer = _connect(path)
+        try:
+            self._prepare()
+            self._reader = _connect(path)
+        except sqlite3.DatabaseError as error:
+            self._writer.close()
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise IndexDamaged(str(error)) from error
+            raise
+        except BaseException:
+            self._writer.close()
+            raise
+        self._identity = _identity(path)
+
+    def _prepare(self) -> None:
+        self._writer.execute("PRAGMA journal_mode = WAL")
+        self._writer.execute("PRAGMA synchronous = FULL")
+        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise StoreUnavailable(f"the index has version {version}; this hotshoe reads version {SCHEMA_VERSION}")
+        self.is_new = version == 0
+        problem = self._writer.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise IndexDamaged(problem)
+
+    def close(self) -> None:
+        with self._mutex, self._read_mutex:
+            self._reader.close()
+            self._writer.close()
+
+    def check_identity(self) -> None:
+        """Raises StoreUnavailable if somebody replaced the database file beneath this process."""
+        if _identity(self._path) != self._identity:
+            raise StoreUnavailable("the index was removed or replaced while this server ran; restart it")
+
+    # Reading.
+
+    def by_tag(self, name: str, tag: str) -> AdapterRow | None:
+        condition = "WHERE a.name = ?1 AND a.digest = (SELECT digest FROM tags WHERE name = ?1 AND tag = ?2)"
+        return next(iter(self._adapters(condition, (name, tag))), None)
+
+    def by_digest(self, name: str, digest: str) -> AdapterRow | None:
+        return next(iter(self._adapters("WHERE a.name = ? AND a.digest = ?", (name, digest))), None)
+
+    def latest_of(self, digest: str) -> AdapterRow | None:
+        """A digest under the name that it was published by last."""
+        return next(iter(self._adapters("WHERE a.digest = ? ORDER BY a.sequence DESC LIMIT 1", (digest,))), None)
+
+    def page(self, *, before: int | None, limit: int, name_contains: str, kind: str) -> list[AdapterRow]:
+        """At most `limit` adapters, newest first, published before sequence `before`; none whose manifest is lost."""
+        condition = "WHERE (?1 IS NULL OR a.sequence < ?1) AND (?2 = '' OR instr(a.name, ?2)) AND EXISTS "
+        condition += "(SELECT 1 FROM manifests m WHERE m.digest = a.digest AND document NOTNULL AND ?3 IN ('', kind))"
+        return self._adapters(f"{condition} ORDER BY a.sequence DESC LIMIT ?4", (before, name_contains, kind, limit))
+
+    def _adapters(self, condition: str, parameters: Sequence[object]) -> list[AdapterRow]:
+        rows = self._read(_ADAPTERS + condition, parameters)
+        return [AdapterRow(seq, name, digest, tuple(sorted((tags or "").split()))) for seq, name, digest, tags in rows]
+
+    def manifest_document(self, digest: str) -> bytes | None:
+        """The manifest's bytes; None if the index does not have them."""
+        rows = self._read("SELECT document FROM manifests WHERE digest = ?", (digest,))
+        return rows[0][0] if rows else None
+
+    def has_manifest(self, digest: str) -> bool:
+        return bool(self._read("SELECT 1 FROM manifests WHERE digest = ?", (digest,)))
+
+    def is_used(self, blob: str) -> bool:
+        """Whether a blob is a manifest, or one that a manifest names."""
+        return self.has_manifest(blob) or bool(self._read("SELECT 1 FROM uses WHERE blob = ? LIMIT 1", (blob,)))
+
+    def used_blobs(self) -> set[str]:
+        rows = self._read("SELECT digest FROM manifests UNION SELECT blob FROM uses")
+        return {row[0] for row in rows}
+
+    def entries(self) -> list[IndexEntry]:
+        """What index.json lists, in order of publication, then of tags."""
+        rows = self._read(
+            "SELECT a.name, t.tag, a.digest, m.size FROM adapters a JOIN manifests m ON m.digest = a.digest "
+            "LEFT JOIN tags t ON t.name = a.name AND t.digest = a.digest ORDER BY a.sequence, t.tag"
+        )
+        return [IndexEntry(*row) for row in rows]
+
+    def counts(self) -> tuple[int, int]:
+        """How many adapters and how many tags there are."""
+        (row,) = self._read("SELECT (SELECT count(*) FROM adapters), (SELECT count(*) FROM tags)")
+        return row[0], row[1]
+
+    def moves(self, after: int) -> list[tuple[int, str]]:
+        """Log lines with an id above `after`, in order."""
+        return self._read("SELECT id, line FROM moves WHERE id > ? ORDER BY id", (after,))
+
+    def fingerprint(self, digest: str) -> Fingerprint | None:
+        rows = self._read("SELECT inode, size, mtime_ns FROM verified WHERE digest = ?", (digest,))
+        return Fingerprint(*rows[0]) if rows else None
+
+    def _read(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+        with self._read_mutex:
+            return self._reader.execute(sql, parameters).fetchall()
+
+    # Writing.
+
+    def remember_verified(self, fingerprints: Iterable[tuple[str, Fingerprint]]) -> None:
+        """Keeps verifications across restarts, in a transaction of its own."""
+        with self.transaction() as transaction:
+            transaction.remember_verified(fingerprints)
+
+    @contextmanager
+    def transaction(self) -> Iterator["Transaction"]:
+        """All or nothing, and durable once the block is left."""
+        with self._mutex:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield Transaction(self._writer)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+
+
+class Transaction:
+    """The writes of one transaction; made by `Index.transaction`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def create_tables(self) -> None:
+        """Marks the index as filled, once the transaction commits."""
+        for table in _TABLES:
+            self._connection.execute(table)
+        self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def add_manifest(self, manifest: StoredManifest) -> None:
+        """Adds a manifest, or gives a lost one its document back."""
+        self._connection.execute(
+            "INSERT INTO manifests VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE "
+            "SET size = excluded.size, kind = excluded.kind, document = excluded.document WHERE document IS NULL",
+            (manifest.digest, manifest.size_bytes, manifest.kind, manifest.document),
+        )
+        uses = [(blob, manifest.digest) for blob in manifest.blobs]
+        self._connection.executemany("INSERT OR IGNORE INTO uses VALUES (?, ?)", uses)
+
+    def add_adapter(self, name: str, digest: str) -> bool:
+        """Whether that digest is new under that name."""
+        cursor = self._connection.execute(
+            "INSERT INTO adapters (name, digest) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, digest)
+        )
+        return cursor.rowcount == 1
+
+    def tag_digest(self, name: str, tag: str) -> str | None:
+        row = self._connection.execute("SELECT digest FROM tags WHERE name = ? AND tag = ?", (name, tag)).fetchone()
+        return None if row is None else str(row[0])
+
+    def has_adapter(self, name: str, digest: str) -> bool:
+        sql = "SELECT 1 FROM adapters WHERE name = ? AND digest = ?"
+        return self._connection.execute(sql, (name, digest)).fetchone() is not None
+
+    def set_tag(self, name: str, tag: str, digest: str) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (name, tag, digest))
+
+    def remove_tag(self, name: str, tag: str) -> None:
+        self._connection.execute("DELETE FROM tags WHERE name = ? AND tag = ?", (name, tag))
+
+    def remember_verified(self, fingerprints: Iterable[tuple[str, Fingerprint]]) -> None:
+        rows = [(digest, *fingerprint) for digest, fingerprint in fingerprints]
+        self._connection.executemany("INSERT OR REPLACE INTO verified VALUES (?, ?, ?, ?)", rows)
+
+    def forget_moves(self, up_to: int) -> None:
+        """Drops the lines that the log has."""
+        self._connection.execute("DELETE FROM moves WHERE id <= ?", (up_to,))
+
+    def next_move(self, logged: int) -> int:
+        """The next free log id, above every id in the log (`logged`) and here."""
+        last = self._connection.execute("SELECT max(id) FROM moves").fetchone()[0]
+        return max(logged, last or 0) + 1
+
+    def add_move(self, move_id: int, line: str) -> None:
+        self._connection.execute("INSERT INTO moves VALUES (?, ?)", (move_id, line))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino

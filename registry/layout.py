@@ -1,0 +1,178 @@
+"""The OCI image layout on disk: its directories, and files replaced so that a crash leaves the old or the new one."""
+
+import json
+import logging
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hotshoe.registry.errors import StoreUnavailable
+
+_OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_MAX_INDEX_BYTES = 256 << 20
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def disk(action: str) -> Iterator[None]:
+    """Turns what the disk or SQLite refuses into StoreUnavailable, without a path in its message."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        logger.warning("%s: %s", action, error)
+        raise StoreUnavailable(f"{action}: {reason}") from error
+
+
+class Layout:
+    """The directories of a store.
+
+    root/ oci-layout index.json tags.log blobs/sha256/<hex>        what any OCI tool reads, and an audit log
+          .tmp/ .uploads/ .quarantine/ .gate .gc .lock .db         ours; a layout may hold unknown files
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = root / "blobs" / "sha256"
+        self.uploads = root / ".uploads"
+        self.quarantine = root / ".quarantine"
+        self.database = root / ".db"
+        self.tag_log = root / "tags.log"
+        self._staging = root / ".tmp"
+        self._index_json = root / "index.json"
+        self._failure: str | None = None
+
+    def create(self) -> None:
+        """Makes what is missing.
+
+        Raises:
+            StoreUnavailable: the directory holds something else, or cannot be read and written.
+            OSError: the disk refused.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._refuse_foreign_directory()
+        directories = (self.blobs, self.uploads, self.quarantine, self._staging)
+        for directory in directories:
+            directory.mkdir(parents=True, exist_ok=True)
+        for directory in (self.root, *directories):
+            if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+                raise StoreUnavailable("the directory is not readable and writable by this user")
+        if not (self.root / "oci-layout").exists():
+            self.replace_file("oci-layout", _OCI_LAYOUT)
+            self.sync_directory(self.blobs.parent)
+
+    def _refuse_foreign_directory(self) -> None:
+        for entry in (*os.scandir(self.root), *_entries(self.blobs.parent)):
+            if entry.is_symlink():
+                raise StoreUnavailable(f"{os.path.relpath(entry.path, self.root)!r} is a symbolic link; remove it")
+        marker = self.root / "oci-layout"
+        if marker.exists():
+            if _layout_version(marker.read_bytes()) != "1.0.0":
+                raise StoreUnavailable("oci-layout does not say imageLayoutVersion 1.0.0")
+            return
+        # A crash while a store is made may leave our own entries without the marker.
+        ours = {"blobs", ".tmp", ".uploads", ".quarantine", ".gate", ".gc", ".lock"}
+        strangers = sorted(entry.name for entry in os.scandir(self.root) if entry.name not in ours)
+        if strangers:
+            raise StoreUnavailable(f"the directory is not empty and no OCI image layout (it holds {strangers[0]!r})")
+
+    def stage(self) -> Path:
+        """A path for a new file on the store's file system; only under `StoreLocks.publishing`."""
+        return self._staging / uuid.uuid4().hex
+
+    def clear_stage(self) -> None:
+        """Removes what crashed publishers left; only under `StoreLocks.collecting`."""
+        for entry in os.scandir(self._staging):
+            os.unlink(entry.path)
+
+    def replace_file(self, name: str, data: bytes) -> None:
+        """Replaces a file of the root: staged, synced, renamed, directory synced. Durable once it returns."""
+        staged = self.stage()
+        try:
+            write_synced(staged, data)
+            os.replace(staged, self.root / name)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        self.sync_directory(self.root)
+
+    def read_index(self) -> bytes | None:
+        """index.json's bytes, or None if there is none."""
+        try:
+            fd = os.open(self._index_json, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        with open(fd, "rb") as file:
+            return file.read(_MAX_INDEX_BYTES)
+
+    def export_index(self, data: bytes) -> None:
+        """Replaces index.json, durably."""
+        self.replace_file("index.json", data)
+
+    def confirm_index(self, data: bytes) -> None:
+        """Makes sure that index.json is `data`, durably, whoever wrote it."""
+        if self.read_index() == data:
+            self.sync_directory(self.root)  # another process may have died between its rename and its sync
+        else:
+            self.export_index(data)
+
+    def sync_blobs(self) -> None:
+        """Makes every linked blob's name durable."""
+        self.sync_directory(self.blobs)
+
+    def sync_directory(self, directory: Path) -> None:
+        """fsync of a directory. After one failure this process writes no more: a second try would falsely succeed."""
+        self.check_sound()
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            self.fail(f"a directory could not be synced ({error.strerror})")
+            raise
+        finally:
+            os.close(fd)
+
+    def sync_file(self, fd: int) -> None:
+        """fsync of a file that stays if it fails; such a failure counts as `sync_directory`'s does."""
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            self.fail(f"a file could not be synced ({error.strerror})")
+            raise
+
+    def fail(self, reason: str) -> None:
+        """From now on every write is refused: what is on the disk is known only after a restart."""
+        self._failure = reason
+
+    def check_sound(self) -> None:
+        """Raises StoreUnavailable if an earlier sync failed."""
+        if self._failure is not None:
+            raise StoreUnavailable(f"the store takes no writes until the server restarts: {self._failure}")
+
+
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def _layout_version(data: bytes) -> object:
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return None
+    return document.get("imageLayoutVersion") if isinstance(document, dict) else None
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes a new file and syncs it; the name is not yet durable."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

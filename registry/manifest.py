@@ -1,0 +1,321 @@
+"""An adapter's OCI manifest, strictly valid for CNCF ModelPack; canonical JSON without times, so equal bytes and equal
+annotations have an equal digest under every name.
+
+    manifest  artifactType application/vnd.cncf.model.manifest.v1+json, annotations dev.hotshoe.adapter.*
+     config   application/vnd.cncf.model.config.v1+json       only the keys of ModelPack's schema
+     layers   weight.v1.raw adapter_model.safetensors, weight.config.v1.raw adapter_config.json and adapter.card.json
+              (ours: ModelPack knows no adapters), doc.v1.raw README.md
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import rfc8785
+
+from hotshoe.registry.digest import check_digest, digest_of, is_digest
+from hotshoe.registry.errors import InvalidReference
+from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.index import IndexEntry
+from hotshoe.registry.reference import check_name, check_tag
+
+if TYPE_CHECKING:
+    from hotshoe.registry.formats.kind import AdapterSummary
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+CARD_FILE = "adapter.card.json"
+README_FILE = "README.md"
+# The order of the layers, and the only files an adapter has.
+LAYER_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        WEIGHTS_FILE: "application/vnd.cncf.model.weight.v1.raw",
+        CONFIG_FILE: "application/vnd.cncf.model.weight.config.v1.raw",
+        CARD_FILE: "application/vnd.cncf.model.weight.config.v1.raw",
+        README_FILE: "application/vnd.cncf.model.doc.v1.raw",
+    }
+)
+
+_PRECISIONS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+
+ANNOTATION_PREFIX = "dev.hotshoe.adapter."
+BASE_DIGEST = ANNOTATION_PREFIX + "base.digest"
+BASE_NAME = ANNOTATION_PREFIX + "base.name"
+_NAME = ANNOTATION_PREFIX + "name"  # in index.json, of adapters without a tag
+_FILE_PATH = "org.cncf.model.filepath"
+_TITLE = "org.opencontainers.image.title"
+_REF_NAME = "org.opencontainers.image.ref.name"
+
+# What reading a JSON document of the wrong form raises.
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class FileDescriptor:
+    """One file of an adapter."""
+
+    file_name: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """An adapter that another was made from."""
+
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterContent:
+    """What a manifest says: everything about an adapter but its name and tags."""
+
+    digest: str
+    kind: str  # PEFT's peft_type
+    base_model: str
+    base_digest: str
+    rank: int
+    virtual_tokens: int  # positions that it puts before every prompt
+    target_modules: tuple[str, ...]
+    files: tuple[FileDescriptor, ...]
+    annotations: Mapping[str, str]
+    config_digest: str
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The digests that the manifest names."""
+        return (self.config_digest, *(file.digest for file in self.files))
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """One adapter under one name, with the tags that point at it now."""
+
+    name: str
+    digest: str
+    tags: tuple[str, ...]
+    kind: str
+    base_model: str
+    base_digest: str
+    rank: int
+    virtual_tokens: int
+    target_modules: tuple[str, ...]
+    files: tuple[FileDescriptor, ...]
+    annotations: Mapping[str, str]
+    size_bytes: int
+    parents: tuple[Parent, ...] = ()
+    recipe: str = ""
+
+    @classmethod
+    def of(cls, content: AdapterContent, *, name: str, tags: Sequence[str]) -> "AdapterRecord":
+        return cls(
+            name=name,
+            digest=content.digest,
+            tags=tuple(sorted(tags)),
+            kind=content.kind,
+            base_model=content.base_model,
+            base_digest=content.base_digest,
+            rank=content.rank,
+            virtual_tokens=content.virtual_tokens,
+            target_modules=content.target_modules,
+            files=content.files,
+            annotations=content.annotations,
+            size_bytes=content.size_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """The three documents that we make for an adapter, as bytes."""
+
+    card: bytes
+    config: bytes
+    manifest: bytes
+
+    @property
+    def content(self) -> AdapterContent:
+        return read_manifest(self.manifest)
+
+
+class NotAnAdapter(Exception):
+    """A manifest that `build_artifact` did not make."""
+
+
+def build_artifact(
+    files: Iterable[FileDescriptor],
+    *,
+    summary: "AdapterSummary",
+    base: BaseShape,
+    base_name: str,
+    annotations: Mapping[str, str],
+) -> Artifact:
+    """Makes card, config and manifest of checked files; a pure function of its arguments."""
+    given = {file.file_name: file for file in files}
+    card = canonical_json(_card(given.values(), summary=summary, base=base, base_name=base_name))
+    given[CARD_FILE] = FileDescriptor(CARD_FILE, digest_of(card), len(card))
+    layers = [given[name] for name in LAYER_TYPES if name in given]
+    config = canonical_json(
+        {
+            # No name: the same bytes may be published under several.
+            "descriptor": {"family": base.model_type},
+            "config": {"architecture": "transformer", "format": "safetensors", "precision": _precision(summary.dtype)},
+            "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
+        }
+    )
+    manifest = canonical_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": ARTIFACT_TYPE,
+            "config": {"mediaType": CONFIG_TYPE, "digest": digest_of(config), "size": len(config)},
+            "layers": [_layer(layer) for layer in layers],
+            "annotations": {
+                **annotations,
+                ANNOTATION_PREFIX + "schema": "1",
+                ANNOTATION_PREFIX + "kind": summary.kind,
+                ANNOTATION_PREFIX + "rank": str(summary.rank),
+                ANNOTATION_PREFIX + "virtual_tokens": str(summary.virtual_tokens),
+                ANNOTATION_PREFIX + "targets": ",".join(summary.target_modules),
+                ANNOTATION_PREFIX + "dtype": summary.dtype,
+                BASE_DIGEST: base.digest,
+                BASE_NAME: base_name,
+            },
+        }
+    )
+    return Artifact(card=card, config=config, manifest=manifest)
+
+
+def read_manifest(document: bytes) -> AdapterContent:
+    """Reads a manifest that `build_artifact` made.
+
+    Raises:
+        NotAnAdapter: it is another document.
+    """
+    try:
+        manifest = json.loads(document)
+        if manifest["artifactType"] != ARTIFACT_TYPE or manifest["config"]["mediaType"] != CONFIG_TYPE:
+            raise NotAnAdapter("its artifactType or config is not ModelPack's")
+        annotations = {str(key): str(value) for key, value in manifest["annotations"].items()}
+        content = AdapterContent(
+            digest=digest_of(document),
+            kind=annotations[ANNOTATION_PREFIX + "kind"],
+            base_model=annotations[BASE_NAME],
+            base_digest=annotations[BASE_DIGEST],
+            rank=int(annotations[ANNOTATION_PREFIX + "rank"]),
+            virtual_tokens=int(annotations[ANNOTATION_PREFIX + "virtual_tokens"]),
+            target_modules=tuple(filter(None, annotations[ANNOTATION_PREFIX + "targets"].split(","))),
+            files=tuple(_file(layer) for layer in manifest["layers"]),
+            annotations=MappingProxyType(annotations),
+            config_digest=manifest["config"]["digest"],
+        )
+    except _MALFORMED as error:
+        raise NotAnAdapter(f"it is no adapter's manifest ({type(error).__name__}: {error})") from error
+    if not {WEIGHTS_FILE, CONFIG_FILE} <= {file.file_name for file in content.files}:
+        raise NotAnAdapter(f"it has no {WEIGHTS_FILE} or no {CONFIG_FILE}")
+    if not all(is_digest(digest) for digest in content.blobs):
+        raise NotAnAdapter("it names a blob by something else than a sha256 digest")
+    return content
+
+
+def build_index(entries: Iterable[IndexEntry]) -> bytes:
+    """index.json, in the order of `entries`: one descriptor a tag, with ref.name "name:tag"."""
+    return canonical_json(
+        {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [_index_descriptor(entry) for entry in entries]}
+    )
+
+
+def read_index(document: bytes) -> list[IndexEntry] | None:
+    """What index.json lists; None if it is torn, or not one that `build_index` made."""
+    try:
+        return [_index_entry(descriptor) for descriptor in json.loads(document)["manifests"]]
+    except (*_MALFORMED, InvalidReference):
+        return None
+
+
+def canonical_json(value: Any) -> bytes:
+    """RFC 8785: the one serialization of a value."""
+    return rfc8785.dumps(value)
+
+
+def _card(
+    files: Iterable[FileDescriptor], *, summary: "AdapterSummary", base: BaseShape, base_name: str
+) -> dict[str, Any]:
+    sizes = {file.file_name: file.size_bytes for file in files}
+    return {
+        "schema": 1,
+        "kind": summary.kind,
+        "base": {"name": base_name, "digest": base.digest, "fingerprint": _base_fingerprint(base)},
+        "rank": summary.rank,
+        "target_modules": list(summary.target_modules),
+        "virtual_tokens": summary.virtual_tokens,
+        "dtype": summary.dtype,
+        "params": summary.num_parameters,
+        "tensors": summary.num_tensors,
+        "bytes": sizes[WEIGHTS_FILE],
+    }
+
+
+def _base_fingerprint(base: BaseShape) -> dict[str, Any]:
+    # What another copy of the base model has in common with this one when its digest differs.
+    linears = sorted([s.module, s.out_features, s.in_features, s.has_bias] for s in base.linears.values())
+    return {
+        "model_type": base.model_type,
+        "hidden_size": base.hidden_size,
+        "num_hidden_layers": base.num_layers,
+        "vocab_size": base.vocab_size,
+        "shapes_sha256": hashlib.sha256(canonical_json(linears)).hexdigest(),
+    }
+
+
+def _precision(dtype: str) -> str:
+    """ModelPack's word for a safetensors dtype."""
+    return "mixed" if "+" in dtype else _PRECISIONS.get(dtype, dtype.lower())
+
+
+def _layer(file: FileDescriptor) -> dict[str, Any]:
+    return {
+        "mediaType": LAYER_TYPES[file.file_name],
+        "digest": file.digest,
+        "size": file.size_bytes,
+        "annotations": {_FILE_PATH: file.file_name, _TITLE: file.file_name},
+    }
+
+
+def _file(layer: Mapping[str, Any]) -> FileDescriptor:
+    name = layer["annotations"][_FILE_PATH]
+    if name not in LAYER_TYPES:
+        raise NotAnAdapter(f"it has a layer {str(name)[:80]!r}")
+    return FileDescriptor(name, layer["digest"], int(layer["size"]))
+
+
+def _index_descriptor(entry: IndexEntry) -> dict[str, Any]:
+    annotations = {_NAME: entry.name} if entry.tag is None else {_REF_NAME: f"{entry.name}:{entry.tag}"}
+    return {
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": ARTIFACT_TYPE,
+        "digest": entry.digest,
+        "size": entry.size_bytes,
+        "annotations": annotations,
+    }
+
+
+def _index_entry(descriptor: Mapping[str, Any]) -> IndexEntry:
+    annotations = descriptor["annotations"]
+    name, tag = annotations.get(_NAME), None
+    if name is None:
+        name, _, tag = annotations[_REF_NAME].rpartition(":")
+        check_tag(tag)
+    return IndexEntry(check_name(name), tag, check_digest(descriptor["digest"]), int(descriptor["size"]))

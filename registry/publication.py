@@ -1,0 +1,102 @@
+"""What a publisher hands in, checked before anything of it is read."""
+
+from collections.abc import Mapping, Sequence
+
+from hotshoe.registry.digest import digest_hex, is_digest
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
+from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.manifest import (
+    ANNOTATION_PREFIX,
+    BASE_DIGEST,
+    BASE_NAME,
+    CARD_FILE,
+    CONFIG_FILE,
+    LAYER_TYPES,
+    README_FILE,
+    WEIGHTS_FILE,
+    FileDescriptor,
+)
+
+MAX_README_BYTES = 1 << 20
+MAX_ANNOTATION_BYTES = 4 << 10
+MAX_BASE_NAME_LENGTH = 512
+
+
+def check_files(files: Sequence[FileDescriptor]) -> None:
+    """Accepts weights, config and perhaps a README, each once.
+
+    Raises:
+        InvalidAdapter: another set of files; `field` names the file.
+        InvalidReference: a digest is not one.
+    """
+    accepted = [name for name in LAYER_TYPES if name != CARD_FILE]
+    seen = set()
+    for file in files:
+        name = file.file_name
+        if name == CARD_FILE:
+            raise InvalidAdapter(name, "is made by the registry; do not send it")
+        if name not in accepted:
+            raise InvalidAdapter(_shown(name), f"is not a file of an adapter; expected {', '.join(accepted)}")
+        if name in seen:
+            raise InvalidAdapter(name, "is named twice")
+        seen.add(name)
+        digest_hex(file.digest)
+        if name == README_FILE and file.size_bytes > MAX_README_BYTES:
+            raise InvalidAdapter(name, f"has {file.size_bytes} bytes; expected at most {MAX_README_BYTES}")
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        if name not in seen:
+            raise InvalidAdapter(name, "is missing")
+
+
+def check_annotations(annotations: Mapping[str, str], base: BaseShape) -> None:
+    """Accepts printable annotations below 4 KiB in all; of our own keys only the base's.
+
+    Raises:
+        InvalidAdapter: one is not; `field` names it.
+        IncompatibleAdapter: the adapter was published for another base model.
+    """
+    total = sum(
+        len(key.encode(errors="replace")) + len(value.encode(errors="replace")) for key, value in annotations.items()
+    )
+    if total >= MAX_ANNOTATION_BYTES:
+        raise InvalidAdapter("annotations", f"have {total} bytes; expected fewer than {MAX_ANNOTATION_BYTES}")
+    for key, value in annotations.items():
+        field = f"annotations[{_shown(key)}]"
+        if not (key.isascii() and key.isprintable() and key and " " not in key):
+            raise InvalidAdapter(field, "expected a key of printable ASCII without spaces")
+        if not value.isprintable():
+            raise InvalidAdapter(field, "expected printable text on one line")
+        if key.startswith(ANNOTATION_PREFIX) and key not in (BASE_DIGEST, BASE_NAME):
+            raise InvalidAdapter(field, f"keys that begin with {ANNOTATION_PREFIX} are made by the registry")
+    _check_base(annotations, base)
+
+
+def base_model_name(annotations: Mapping[str, str], *, configured: str, base: BaseShape) -> str:
+    """What the manifest calls the base model: the publisher's word, else the adapter's config's, else the server's.
+
+    Raises:
+        InvalidAdapter: it is too long or not printable.
+    """
+    name = annotations.get(BASE_NAME) or configured or base.name
+    if len(name) > MAX_BASE_NAME_LENGTH or not name.isprintable():
+        problem = f"expected at most {MAX_BASE_NAME_LENGTH} printable characters, not '{_shown(name)}'"
+        raise InvalidAdapter("base_model_name_or_path", problem)
+    return name
+
+
+def _check_base(annotations: Mapping[str, str], base: BaseShape) -> None:
+    wanted = annotations.get(BASE_DIGEST)
+    if wanted is None:
+        return
+    field = f"annotations[{BASE_DIGEST}]"
+    if not is_digest(wanted):
+        raise InvalidAdapter(field, f"{_shown(wanted)}: expected sha256: and 64 lower-case hex digits")
+    if wanted != base.digest:
+        raise IncompatibleAdapter(
+            field, f"the adapter is for {wanted}; the base model here, {base.name}, is {base.digest}"
+        )
+
+
+def _shown(text: str) -> str:
+    """Text from outside, fit for a message."""
+    return ascii(text[:80])[1:-1]

@@ -1,0 +1,118 @@
+"""Opening a store after whatever happened to it: what was acknowledged is there, what was torn is gone.
+
+The database wins over index.json; a database that is lost or damaged is rebuilt from index.json, or, should that be
+torn too, from tags.log; manifests and everything that follows from them come from the blobs.
+"""
+
+import logging
+import uuid
+from collections.abc import Sequence
+
+from hotshoe.registry.blobs import BlobStore
+from hotshoe.registry.digest import digest_of
+from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
+from hotshoe.registry.index import Index, IndexDamaged, IndexEntry, StoredManifest
+from hotshoe.registry.layout import Layout
+from hotshoe.registry.locks import StoreLocks
+from hotshoe.registry.manifest import NotAnAdapter, build_index, read_index, read_manifest
+from hotshoe.registry.tag_log import TagLog
+
+MAX_MANIFEST_BYTES = 4 << 20
+
+logger = logging.getLogger(__name__)
+
+
+def recover(layout: Layout, *, locks: StoreLocks, log: TagLog) -> Index:
+    """Opens the index and makes it, the log and index.json agree.
+
+    Raises:
+        StoreUnavailable: there are blobs, and nothing that says what they are called.
+        OSError, sqlite3.Error: the disk refused.
+    """
+    with locks.collecting(), locks.committing():
+        layout.clear_stage()
+        index = _open_index(layout)
+        try:
+            if index.is_new:
+                _rebuild(index, layout=layout, log=log)
+            log.append(index.moves(0))
+            layout.confirm_index(build_index(index.entries()))
+        except BaseException:
+            index.close()
+            raise
+    return index
+
+
+def _open_index(layout: Layout) -> Index:
+    try:
+        return Index(layout.database)
+    except IndexDamaged as damage:
+        logger.error("the index is damaged (%s) and is rebuilt", damage)
+    for suffix in ("", "-wal", "-shm"):
+        damaged = layout.database.with_name(layout.database.name + suffix)
+        if damaged.exists():
+            damaged.rename(layout.quarantine / f"index{suffix}.{uuid.uuid4().hex[:8]}")
+    return Index(layout.database)
+
+
+def _rebuild(index: Index, *, layout: Layout, log: TagLog) -> None:
+    blobs = BlobStore(layout, index)
+    entries = _acknowledged_entries(layout, blobs=blobs, log=log)
+    sizes = {entry.digest: entry.size_bytes for entry in entries}
+    manifests = [_stored_manifest(digest, size, blobs) for digest, size in sizes.items()]
+    with index.transaction() as transaction:
+        transaction.create_tables()
+        for manifest in manifests:
+            transaction.add_manifest(manifest)
+        for entry in entries:
+            transaction.add_adapter(entry.name, entry.digest)
+            if entry.tag is not None:
+                transaction.set_tag(entry.name, entry.tag, entry.digest)
+    if entries:
+        logger.warning("the index was rebuilt: %d adapters", len(manifests))
+
+
+def _acknowledged_entries(layout: Layout, *, blobs: BlobStore, log: TagLog) -> Sequence[IndexEntry]:
+    exported = layout.read_index()
+    if exported is not None and (entries := read_index(exported)) is not None:
+        return entries
+    if exported is not None:
+        logger.error("index.json is torn or not ours; reading tags.log instead")
+    if entries := _replay(log, blobs):
+        return entries
+    if next(blobs.scan(), None) is not None:
+        raise StoreUnavailable("there are blobs, but neither .db nor index.json nor tags.log says what they are")
+    return []
+
+
+def _replay(log: TagLog, blobs: BlobStore) -> list[IndexEntry]:
+    published: dict[tuple[str, str], set[str]] = {}  # in order of publication
+    for move in log.replay():
+        if move.tag is None and move.new is not None:
+            published.setdefault((move.name, move.new), set())
+        elif move.tag is not None:
+            for (name, _), tags in published.items():
+                if name == move.name:
+                    tags.discard(move.tag)
+            if move.new is not None:
+                published.setdefault((move.name, move.new), set()).add(move.tag)
+    entries: list[IndexEntry] = []
+    for (name, digest), tags in published.items():
+        size = blobs.size(digest) or 0
+        shown: list[str | None] = [*sorted(tags)] or [None]
+        entries.extend(IndexEntry(name, tag, digest, size) for tag in shown)
+    return entries
+
+
+def _stored_manifest(digest: str, size_bytes: int, blobs: BlobStore) -> StoredManifest:
+    try:
+        with blobs.open(digest) as file:
+            document = file.read(MAX_MANIFEST_BYTES + 1)
+        if digest_of(document) != digest:
+            raise BlobCorrupt(f"manifest {digest} has other bytes")
+        content = read_manifest(document)
+    except (BlobNotFound, BlobCorrupt, NotAnAdapter) as error:
+        # Its names stay, so that who asks for it is told that it was lost and not that it never was.
+        logger.error("a manifest is lost: %s", error)
+        return StoredManifest(digest, size_bytes, "", None, ())
+    return StoredManifest(digest, len(document), content.kind, document, content.blobs)

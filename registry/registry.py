@@ -1,0 +1,407 @@
+"""The adapter registry on a local disk: publish, resolve, tag and list. Knows nothing of gRPC or of requests.
+
+A publication becomes visible and durable in this order: blobs, their directory, the manifest, the directory again,
+the index's transaction, tags.log, index.json; only then is it acknowledged. Garbage collection has its place in
+`StoreLocks.collecting`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from hotshoe.registry.blobs import BlobStore
+from hotshoe.registry.commits import Commits, move_tags
+from hotshoe.registry.digest import check_digest
+from hotshoe.registry.errors import (
+    AdapterNotFound,
+    BlobCorrupt,
+    BlobNotFound,
+    InvalidReference,
+    InvalidUpload,
+    StoreUnavailable,
+    TagMoved,
+)
+from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.formats.kind import inspect_adapter
+from hotshoe.registry.index import AdapterRow, StoredManifest, Transaction
+from hotshoe.registry.layout import Layout, disk
+from hotshoe.registry.locks import StoreLocks
+from hotshoe.registry.manifest import (
+    AdapterContent,
+    AdapterRecord,
+    Artifact,
+    FileDescriptor,
+    build_artifact,
+    read_manifest,
+)
+from hotshoe.registry.page_token import filters_digest, make_page_token, read_page_token
+from hotshoe.registry.publication import base_model_name, check_annotations, check_files
+from hotshoe.registry.recovery import recover
+from hotshoe.registry.reference import AdapterRef, check_name, check_tag
+from hotshoe.registry.tag_log import Move, TagLog
+from hotshoe.registry.uploads import Upload, Uploads
+
+__all__ = ["AdapterRecord", "FileDescriptor", "FsckReport", "Registry", "StoreStats", "Upload"]
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+MAX_TAGS_PER_PUBLISH = 32
+_CACHED_MANIFESTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """How much a store holds; `uploads` are under way or interrupted."""
+
+    adapters: int
+    tags: int
+    blobs: int
+    blob_bytes: int
+    uploads: int
+
+
+@dataclass(frozen=True, slots=True)
+class FsckReport:
+    """What a full check found. `corrupt` blobs are now in quarantine; `missing` ones some manifest needs."""
+
+    blobs: int
+    blob_bytes: int
+    corrupt: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.corrupt and not self.missing
+
+
+class Registry:
+    """An open store. Every method is synchronous and may be called from any thread; several processes may have one
+    store open. Wants a local disk: the locks and SQLite's log are not safe on network file systems.
+
+    Args:
+        root: the store's directory; made if it is missing, recovered if it was left in the middle of something.
+        max_blob_bytes: larger uploads are refused.
+        upload_ttl_seconds: uploads that nobody wrote to for so long are removed.
+
+    Raises:
+        StoreUnavailable: the directory is something else, damaged beyond recovery, or not readable and writable.
+    """
+
+    def __init__(self, root: Path, *, max_blob_bytes: int = 512 << 20, upload_ttl_seconds: float = 24 * 3600.0) -> None:
+        self._layout = Layout(root.absolute())
+        self._locks = StoreLocks(self._layout.root)
+        log = TagLog(self._layout)
+        try:
+            with disk("cannot be opened"):
+                self._layout.create()
+                self._index = recover(self._layout, locks=self._locks, log=log)
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"registry {root}: {error}") from error
+        self._commits = Commits(self._layout, locks=self._locks, index=self._index, log=log)
+        self._blobs = BlobStore(self._layout, self._index)
+        self._uploads = Uploads(
+            self._layout,
+            blobs=self._blobs,
+            locks=self._locks,
+            max_blob_bytes=max_blob_bytes,
+            ttl_seconds=upload_ttl_seconds,
+        )
+        # Manifests never change, so what was read of one stays true.
+        self._content = lru_cache(maxsize=_CACHED_MANIFESTS)(self._read_content)
+        with disk("removing old uploads"):
+            self._uploads.reap()
+
+    def close(self) -> None:
+        """Lets go of the index. Uploads that were interrupted stay for a later `open_upload`."""
+        self._index.close()
+
+    # Uploading and publishing.
+
+    def missing_blobs(self, digests: Sequence[str]) -> list[str]:
+        """Those of `digests` that must be uploaded, each once, in order. The others are touched, and so kept a while.
+
+        Raises:
+            InvalidReference: one is not a digest.
+        """
+        missing = []
+        with disk("checking blobs"), self._locks.publishing():
+            for digest in dict.fromkeys(map(check_digest, digests)):
+                try:
+                    self._blobs.freshen(digest)
+                except (BlobNotFound, BlobCorrupt):
+                    missing.append(digest)
+        return missing
+
+    def open_upload(self, blob: FileDescriptor) -> Upload:
+        """Starts or resumes the upload of a blob; see `Upload`.
+
+        Raises:
+            InvalidUpload: its size is negative or above the limit.
+            InvalidReference: its digest is not one.
+        """
+        return self._uploads.open(blob)
+
+    def publish(
+        self,
+        *,
+        name: str,
+        tags: Sequence[str],
+        files: Sequence[FileDescriptor],
+        annotations: Mapping[str, str],
+        base: BaseShape,
+        validate_only: bool = False,
+    ) -> tuple[AdapterRecord, bool]:
+        """Checks uploaded files as an adapter of `base`, commits them as `name`, and moves `tags` to them.
+
+        Repeating it changes nothing. Tags move wherever they pointed; compare-and-set is `update_tag`.
+
+        Returns:
+            The record, and whether `name` had no adapter of these bytes before. With `validate_only` nothing is
+            stored: the record tells what would be, and the second is False.
+
+        Raises:
+            InvalidReference: the name, a tag or a digest is malformed.
+            InvalidAdapter, IncompatibleAdapter: the files or annotations are refused.
+            InvalidUpload: a file's size is not that of its blob.
+            BlobNotFound: upload these blobs, then publish again.
+            StoreUnavailable: the disk refused; nothing was acknowledged, and repeating it is safe.
+        """
+        check_name(name)
+        tags = _distinct_tags(tags)
+        check_files(files)
+        check_annotations(annotations, base)
+        with disk("publishing"):
+            self._verify_files(files)
+            summary = inspect_adapter({file.file_name: self._blobs.path(file.digest) for file in files}, base)
+            base_name = base_model_name(annotations, configured=summary.base_model, base=base)
+            artifact = build_artifact(files, summary=summary, base=base, base_name=base_name, annotations=annotations)
+            if validate_only:
+                return AdapterRecord.of(artifact.content, name=name, tags=tags), False
+            return self._commit_adapter(artifact, name=name, tags=tags)
+
+    def _verify_files(self, files: Sequence[FileDescriptor]) -> None:
+        missing = []
+        for file in files:
+            try:
+                size = self._blobs.verify(file.digest)
+            except (BlobNotFound, BlobCorrupt):  # a corrupt one was set aside; a new upload heals it
+                missing.append(file.digest)
+                continue
+            if size != file.size_bytes:
+                raise InvalidUpload(f"{file.file_name}: has {size} bytes, was declared with {file.size_bytes}")
+        if missing:
+            raise BlobNotFound(missing)
+
+    def _commit_adapter(self, artifact: Artifact, *, name: str, tags: Sequence[str]) -> tuple[AdapterRecord, bool]:
+        content = artifact.content
+        created = False
+
+        def change(transaction: Transaction) -> list[Move]:
+            nonlocal created
+            manifest = StoredManifest(
+                content.digest, len(artifact.manifest), content.kind, artifact.manifest, content.blobs
+            )
+            transaction.add_manifest(manifest)
+            transaction.remember_verified(self._blobs.fingerprints([content.digest, *content.blobs]))
+            created = transaction.add_adapter(name, content.digest)
+            moves = [Move(name, None, None, content.digest)] if created else []
+            return moves + move_tags(transaction, name=name, tags=tags, digest=content.digest)
+
+        with self._locks.publishing():
+            self._layout.check_sound()
+            self._blobs.put(artifact.card)
+            self._blobs.put(artifact.config)
+            for digest in content.blobs:  # none may have been collected since it was checked
+                self._blobs.freshen(digest)
+            self._layout.sync_blobs()
+            self._blobs.put(artifact.manifest)
+            self._layout.sync_blobs()
+            self._commits.commit(change)
+        row = self._index.by_digest(name, content.digest)
+        assert row is not None, "committed above, and adapters are not removed"
+        return self._record(row), created
+
+    # Names and tags.
+
+    def resolve(self, reference: str) -> AdapterRecord:
+        """The adapter that "name", "name:tag" or "name@sha256:<hex>" means now.
+
+        Raises:
+            InvalidReference: it is none of these.
+            AdapterNotFound: nothing has that name, tag or digest.
+            BlobCorrupt: it was there, but its manifest is lost.
+        """
+        ref = AdapterRef.parse(reference)
+        with disk("resolving"):
+            if ref.digest is not None:
+                row = self._index.by_digest(ref.name, ref.digest)
+            else:
+                row = self._index.by_tag(ref.name, ref.tag or "")
+        if row is None:
+            raise AdapterNotFound(f"no adapter {ref}")
+        return self._record(row)
+
+    def adapter_record(self, digest: str) -> AdapterRecord:
+        """The adapter of that digest, under the name that it was published by last.
+
+        Raises:
+            InvalidReference, AdapterNotFound, BlobCorrupt: as `resolve`.
+        """
+        check_digest(digest)
+        with disk("resolving"):
+            row = self._index.latest_of(digest)
+        if row is None:
+            raise AdapterNotFound(f"no adapter {digest}")
+        return self._record(row)
+
+    def list(
+        self, *, page_size: int = 0, page_token: str = "", name_contains: str = "", kind: str = ""
+    ) -> tuple[list[AdapterRecord], str]:
+        """A page of adapters, the latest published first, and the token of the next page ("" after the last).
+
+        Args:
+            page_size: 0 means 100; more than 1000 means 1000.
+            page_token: from an earlier call with the same filters.
+            name_contains: a part of the name; empty for all.
+            kind: PEFT's peft_type; empty for all.
+
+        Raises:
+            InvalidReference: the size is negative, or the token is not from such a call.
+        """
+        if page_size < 0:
+            raise InvalidReference(f"page_size {page_size}: expected 0 or more")
+        limit = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        filters = filters_digest(name_contains, kind)
+        before = read_page_token(page_token, filters=filters) if page_token else None
+        with disk("listing"):
+            rows = self._index.page(before=before, limit=limit + 1, name_contains=name_contains, kind=kind)
+            token = make_page_token(rows[limit - 1].sequence, filters=filters) if len(rows) > limit else ""
+            return [self._record(row) for row in rows[:limit]], token
+
+    def update_tag(self, name: str, tag: str, digest: str, expected_digest: str) -> AdapterRecord:
+        """Moves a tag to `digest` if it points at `expected_digest` ("": if there is no such tag).
+
+        Raises:
+            InvalidReference: a name, tag or digest is malformed.
+            AdapterNotFound: `name` has no adapter of that digest.
+            TagMoved: the tag points elsewhere.
+        """
+        check_name(name)
+        check_tag(tag)
+        check_digest(digest)
+        expected = check_digest(expected_digest) if expected_digest else None
+
+        def change(transaction: Transaction) -> list[Move]:
+            if not transaction.has_adapter(name, digest):
+                raise AdapterNotFound(f"no adapter {name}@{digest}")
+            actual = transaction.tag_digest(name, tag)
+            if actual != expected:
+                raise TagMoved(f"{name}:{tag}", expected, actual)
+            return move_tags(transaction, name=name, tags=[tag], digest=digest)
+
+        with disk("moving a tag"):
+            with self._locks.publishing():
+                self._commits.commit(change)
+            row = self._index.by_digest(name, digest)
+        assert row is not None, "checked above, and adapters are not removed"
+        return self._record(row)
+
+    def delete_tag(self, name: str, tag: str) -> None:
+        """Removes a tag; what it pointed at stays, and is still found by digest.
+
+        Raises:
+            InvalidReference: the name or the tag is malformed.
+            AdapterNotFound: there is no such tag.
+        """
+        check_name(name)
+        check_tag(tag)
+
+        def change(transaction: Transaction) -> list[Move]:
+            actual = transaction.tag_digest(name, tag)
+            if actual is None:
+                raise AdapterNotFound(f"no adapter {name}:{tag}")
+            transaction.remove_tag(name, tag)
+            return [Move(name, tag, actual, None)]
+
+        with disk("deleting a tag"), self._locks.publishing():
+            self._commits.commit(change)
+
+    # Reading content.
+
+    def adapter_files(self, digest: str) -> dict[str, Path]:
+        """The files of an adapter by name, as paths of read-only blobs whose bytes have been verified.
+
+        Raises:
+            AdapterNotFound: no adapter has that digest.
+            BlobCorrupt: stored bytes are damaged or lost; publishing the adapter again heals it.
+        """
+        content = self._content(check_digest(digest))
+        with disk("reading blobs"):
+            for file in content.files:
+                self._verify_stored(file.digest)
+        return {file.file_name: self._blobs.path(file.digest) for file in content.files}
+
+    def read_blob(self, digest: str, offset: int = 0) -> BinaryIO:
+        """Opens a blob of a published adapter at `offset`, verified. The caller closes it.
+
+        Raises:
+            AdapterNotFound: no adapter has such a blob.
+            BlobCorrupt: stored bytes are damaged or lost.
+            InvalidReference: `offset` is not within the blob.
+        """
+        check_digest(digest)
+        with disk("reading blobs"):
+            if not self._index.is_used(digest):
+                raise AdapterNotFound(f"no adapter has a blob {digest}")
+            size = self._verify_stored(digest)
+            if not 0 <= offset <= size:
+                raise InvalidReference(f"offset {offset}: expected 0 to {size}")
+            file = self._blobs.open_verified(digest)
+            file.seek(offset)
+            return file
+
+    def stats(self) -> StoreStats:
+        """Counts; takes time in proportion to the number of blobs."""
+        with disk("counting"):
+            adapters, tags = self._index.counts()
+            sizes = [size for _, size in self._blobs.scan()]
+            return StoreStats(adapters, tags, len(sizes), sum(sizes), self._uploads.count())
+
+    def fsck(self) -> FsckReport:
+        """Reads and hashes every blob. What is corrupt goes to quarantine; a new upload heals it."""
+        corrupt, present, total = [], set(), 0
+        with disk("checking the store"):
+            for digest, _ in self._blobs.scan():
+                try:
+                    total += self._blobs.verify_again(digest)
+                    present.add(digest)
+                except (BlobCorrupt, BlobNotFound):
+                    corrupt.append(digest)
+            missing = self._index.used_blobs() - present - set(corrupt)
+        return FsckReport(len(present), total, tuple(sorted(corrupt)), tuple(sorted(missing)))
+
+    def _verify_stored(self, digest: str) -> int:
+        try:
+            return self._blobs.verify(digest)
+        except BlobNotFound:
+            raise BlobCorrupt(f"blob {digest} is lost; publishing its adapter again heals it") from None
+
+    def _record(self, row: AdapterRow) -> AdapterRecord:
+        return AdapterRecord.of(self._content(row.digest), name=row.name, tags=row.tags)
+
+    def _read_content(self, digest: str) -> AdapterContent:
+        with disk("reading a manifest"):
+            document = self._index.manifest_document(digest)
+            if document is not None:
+                return read_manifest(document)
+            if self._index.has_manifest(digest):
+                raise BlobCorrupt(f"manifest {digest} is lost; publishing its adapter again heals it")
+        raise AdapterNotFound(f"no adapter {digest}")
+
+
+def _distinct_tags(tags: Sequence[str]) -> list[str]:
+    if len(tags) > MAX_TAGS_PER_PUBLISH:
+        raise InvalidReference(f"tags: {len(tags)} given; expected at most {MAX_TAGS_PER_PUBLISH}")
+    return list(dict.fromkeys(map(check_tag, tags)))

@@ -1,0 +1,80 @@
+"""tags.log: one JSON line for every publication and every move of a tag, for audit, rollback and the worst recovery."""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import BinaryIO, NamedTuple
+
+from hotshoe.registry.layout import Layout
+from hotshoe.registry.manifest import canonical_json
+
+_TAIL_BYTES = 64 << 10
+
+
+class Move(NamedTuple):
+    """`tag` of `name` went from digest `old` to `new`; None is nowhere. Without a tag: `new` was published."""
+
+    name: str
+    tag: str | None
+    old: str | None
+    new: str | None
+
+
+class TagLog:
+    """The log of one store; appended to under `StoreLocks.committing`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def last_id(self) -> int:
+        """Id of the last whole line; 0 if there is none."""
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
+            return _last_line(file)[0]
+        return 0
+
+    def append(self, lines: Sequence[tuple[int, str]]) -> None:
+        """Adds those of `lines` that the log lacks, and syncs all. A line that a crash tore is cut off first."""
+        if not lines:
+            return
+        with self._open(os.O_RDWR | os.O_CREAT) as file:
+            last, end = _last_line(file)
+            file.truncate(end)
+            file.seek(end)
+            file.write("".join(line for move_id, line in lines if move_id > last).encode())
+            file.flush()
+            self._layout.sync_file(file.fileno())
+
+    def replay(self) -> list[Move]:
+        """Every move that can be read, in order."""
+        moves = []
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
+            for line in file:
+                with suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    moves.append(Move(entry["name"], entry["tag"], entry["old"], entry["new"]))
+        return moves
+
+    def _open(self, flags: int) -> BinaryIO:
+        fd = os.open(self._layout.tag_log, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        return open(fd, "r+b" if flags & os.O_RDWR else "rb")
+
+
+def log_line(move_id: int, move: Move) -> str:
+    """The line of a move made now."""
+    entry = {"id": move_id, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **move._asdict()}
+    return canonical_json(entry).decode() + "\n"
+
+
+def _last_line(file: BinaryIO) -> tuple[int, int]:
+    """Id of the last whole line, and where whole lines end."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - _TAIL_BYTES)
+    file.seek(start)
+    tail = file.read()
+    end = tail.rfind(b"\n") + 1
+    for line in reversed(tail[:end].splitlines()):
+        with suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["id"]), start + end
+    return 0, start + end

@@ -1,0 +1,291 @@
+"""Whether an adapter's files are what they say they are, before anything of a size that they declare is allocated.
+
+The safetensors library promises memory safety; this reader also promises that every byte of the file belongs to
+exactly one sensibly named tensor of finite numbers. Nothing here imports torch or can execute what a file holds.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotshoe.registry.errors import InvalidAdapter
+
+MEBIBYTE = 1 << 20
+MAX_HEADER_BYTES = MEBIBYTE
+MAX_CONFIG_BYTES = MEBIBYTE
+MAX_CONFIG_DEPTH = 16
+MAX_TENSORS = 4_096
+MAX_NAME_BYTES = 256
+MAX_DIMENSIONS = 5
+_PIECE = MEBIBYTE // 4  # values that are read and checked at once, so that they are still in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLimits:
+    """The largest adapter that is accepted."""
+
+    max_rank: int = 256
+    max_bytes: int = 512 * MEBIBYTE  # of adapter_model.safetensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Float:
+    """One of the dtypes that a tensor may have; integers are its bit patterns without the sign."""
+
+    bits: type[np.unsignedinteger]
+    magnitude: int  # mask
+    infinity: int  # from here on: infinity or NaN
+    too_large: int  # from here on: at least 2^64, of which the product of two overflows float32
+
+    @property
+    def size_bytes(self) -> int:
+        return np.dtype(self.bits).itemsize
+
+
+_FLOATS: Mapping[str, _Float] = {
+    "F32": _Float(np.uint32, 0x7FFF_FFFF, 0x7F80_0000, 0x5F80_0000),
+    "F16": _Float(np.uint16, 0x7FFF, 0x7C00, 0x7C00),
+    "BF16": _Float(np.uint16, 0x7FFF, 0x7F80, 0x5F80),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies in its file."""
+
+    name: str
+    dtype: str  # "F32", "F16" or "BF16"
+    shape: tuple[int, ...]
+    offset: int  # of its first byte, from the start of the file
+    size_bytes: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class TensorFile:
+    """An open safetensors file whose header has been checked in full; close it, or use it as a context manager.
+
+    Raises:
+        InvalidAdapter: the header or the sizes are wrong; nothing past the offending part has been read.
+    """
+
+    def __init__(self, file: BinaryIO, *, name: str = "adapter_model.safetensors", max_bytes: int) -> None:
+        self._file = file
+        self._name = name
+        self.size_bytes = file.seek(0, os.SEEK_END)
+        if self.size_bytes > max_bytes:
+            raise InvalidAdapter(name, f"expected at most {max_bytes} bytes, found {self.size_bytes}")
+        self.entries: Mapping[str, TensorEntry] = self._read_header()
+
+    @classmethod
+    def open(cls, path: Path, *, max_bytes: int) -> Self:
+        """Opens and checks the file at that path."""
+        file = open(path, "rb", buffering=0)  # unbuffered: not a byte is read before its check
+        try:
+            return cls(file, max_bytes=max_bytes)
+        except BaseException:
+            file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def check_finite(self, entry: TensorEntry) -> None:
+        """Reads the tensor a piece at a time and raises InvalidAdapter, naming it, if a value is not finite."""
+        self._read_finite(entry, np.empty(min(entry.num_elements, _PIECE), _FLOATS[entry.dtype].bits))
+
+    def read(self, entry: TensorEntry, *, scale: float = 1.0) -> NDArray[np.float32]:
+        """The tensor's values times scale, widened to float32; raises InvalidAdapter if one is not finite."""
+        bits = np.empty(entry.num_elements, _FLOATS[entry.dtype].bits)
+        self._read_finite(entry, bits)
+        values = _to_float32(entry.dtype, bits).reshape(entry.shape)
+        if scale != 1:
+            values *= np.float32(scale)
+        return values
+
+    def _read_finite(self, entry: TensorEntry, bits: NDArray[np.unsignedinteger]) -> None:
+        """Reads the tensor into `bits`, or again and again over it if it is shorter, checking every value."""
+        for start in range(0, entry.num_elements, _PIECE):
+            place = start if bits.size == entry.num_elements else 0
+            piece = bits[place : place + min(_PIECE, entry.num_elements - start)]
+            self._read_into(piece.data.cast("B"), entry.offset + start * bits.itemsize)
+            _require_finite(entry, piece)
+
+    def _read_header(self) -> dict[str, TensorEntry]:
+        if self.size_bytes < 8:
+            self._refuse(f"expected a safetensors file, found {self.size_bytes} bytes")
+        prefix = bytearray(8)
+        self._read_into(memoryview(prefix), 0)
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER_BYTES:
+            self._refuse(f"expected a header of at most {MAX_HEADER_BYTES} bytes, its first 8 bytes say {length}")
+        if length > self.size_bytes - 8:
+            self._refuse(f"its first 8 bytes say a header of {length} bytes, but {self.size_bytes - 8} follow")
+        header = bytearray(length)
+        self._read_into(memoryview(header), 8)
+        if not header.startswith(b"{"):
+            self._refuse("expected a header that starts with '{'")
+        table = _parse_json(bytes(header.rstrip(b" ")), self._name)
+        assert isinstance(table, dict)  # as it starts with a brace
+        self._check_metadata(table.pop("__metadata__", {}))
+        if not 1 <= len(table) <= MAX_TENSORS:
+            self._refuse(f"expected 1 to {MAX_TENSORS} tensors, found {len(table)}")
+        entries = [_parse_entry(name, value, data_start=8 + length) for name, value in table.items()]
+        self._check_coverage(entries, data_start=8 + length)
+        return {entry.name: entry for entry in entries}
+
+    def _check_metadata(self, metadata: object) -> None:
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise InvalidAdapter("__metadata__", "expected strings by name")
+
+    def _check_coverage(self, entries: list[TensorEntry], *, data_start: int) -> None:
+        end = data_start
+        for entry in sorted(entries, key=lambda entry: entry.offset):
+            if entry.offset != end:
+                raise InvalidAdapter(
+                    entry.name, f"its data starts at byte {entry.offset}, expected {end}: no gap and no overlap"
+                )
+            end += entry.size_bytes
+        if end != self.size_bytes:
+            self._refuse(f"expected {end} bytes by its header, found {self.size_bytes}")
+
+    def _read_into(self, buffer: memoryview, offset: int) -> None:
+        self._file.seek(offset)
+        while buffer:
+            count = self._file.readinto(buffer)  # type: ignore[attr-defined]  # a raw file may read less than asked
+            if not count:
+                self._refuse("ended early: it was cut off while it was being read")
+            buffer = buffer[count:]
+
+    def _refuse(self, problem: str) -> NoReturn:
+        raise InvalidAdapter(self._name, problem)
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """The JSON object in that file, strictly: UTF-8, no duplicate key, no NaN or infinity, bounded size and depth.
+
+    Raises:
+        InvalidAdapter: it is not such a file.
+    """
+    name = "adapter_config.json"
+    with open(path, "rb") as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise InvalidAdapter(name, f"expected at most {MAX_CONFIG_BYTES} bytes")
+    config = _parse_json(data, name)
+    if not isinstance(config, dict):
+        raise InvalidAdapter(name, "expected a JSON object")
+    if _is_deeper_than(config, MAX_CONFIG_DEPTH):
+        raise InvalidAdapter(name, f"expected at most {MAX_CONFIG_DEPTH} levels of objects and lists")
+    return config
+
+
+def shown(value: object) -> str:
+    """A value out of a file as it may stand in a message or a log: ASCII without control characters, and short."""
+    text = value if isinstance(value, str) and value and _is_plain(value) else ascii(value)
+    return text if len(text) <= 2 * MAX_NAME_BYTES else f"{text[:MAX_NAME_BYTES]}…"
+
+
+def _parse_json(data: bytes, field: str) -> object:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            raise InvalidAdapter(field, f"expected each name once, found {shown(twice)} again")
+        return table
+
+    def refuse_constant(constant: str) -> NoReturn:
+        raise InvalidAdapter(field, f"expected finite numbers, found {constant}")
+
+    def finite(text: str) -> float:
+        number = float(text)
+        return number if math.isfinite(number) else refuse_constant(shown(text))
+
+    try:
+        text = data.decode("utf-8")
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite)
+    except RecursionError:
+        raise InvalidAdapter(field, "is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise InvalidAdapter(field, f"expected UTF-8, found byte {data[error.start]:#04x} at {error.start}") from None
+    except ValueError as error:  # also an integer of thousands of digits
+        raise InvalidAdapter(field, f"expected JSON: {error}") from None
+
+
+def _parse_entry(name: str, value: object, *, data_start: int) -> TensorEntry:
+    _check_name(name)
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise InvalidAdapter(name, "expected exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _FLOATS:
+        raise InvalidAdapter(name, f"expected dtype {', '.join(_FLOATS)}, found {shown(dtype)}")
+    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or 0 in shape:
+        raise InvalidAdapter(name, f"expected a shape of at most {MAX_DIMENSIONS} positive sizes, found {shown(shape)}")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise InvalidAdapter(name, f"expected data_offsets [begin, end], found {shown(offsets)}")
+    size = math.prod(shape) * _FLOATS[dtype].size_bytes
+    if offsets[1] - offsets[0] != size:
+        raise InvalidAdapter(
+            name, f"expected {size} bytes for {dtype} of shape {shape}, its offsets hold {offsets[1] - offsets[0]}"
+        )
+    return TensorEntry(name, dtype, tuple(shape), data_start + offsets[0], size)
+
+
+def _check_name(name: str) -> None:
+    if not name or len(name) > MAX_NAME_BYTES or not _is_plain(name) or ".." in name:
+        raise InvalidAdapter(
+            shown(name), f"expected a tensor name of 1 to {MAX_NAME_BYTES} printable ASCII characters without '..'"
+        )
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _are_sizes(value: object) -> bool:
+    """Whether it is a list of integers that can be sizes or offsets."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 48 for item in value)
+
+
+def _is_deeper_than(value: object, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    if levels == 0:
+        return True
+    children = value.values() if isinstance(value, dict) else value
+    return any(_is_deeper_than(child, levels - 1) for child in children)
+
+
+def _to_float32(dtype: str, bits: NDArray[np.unsignedinteger]) -> NDArray[np.float32]:
+    if dtype == "F32":
+        return bits.view(np.float32)
+    if dtype == "F16":
+        return bits.view(np.float16).astype(np.float32)
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def _require_finite(entry: TensorEntry, bits: NDArray[np.unsignedinteger]) -> None:
+    kind = _FLOATS[entry.dtype]
+    largest = int((bits & kind.bits(kind.magnitude)).max())  # of magnitudes, integers are ordered as their floats
+    if largest >= kind.infinity:
+        raise InvalidAdapter(entry.name, "expected finite values, found NaN or infinity")
+    if largest >= kind.too_large:
+        raise InvalidAdapter(entry.name, "expected values below 2^64 in magnitude: larger ones overflow")
