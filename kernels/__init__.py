@@ -1,0 +1,1 @@
+"""The operations that the decoder is made of: tensors only, no adapter, no request."""

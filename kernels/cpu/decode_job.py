@@ -1,0 +1,67 @@
+"""A step as compiled code is handed it: numbers and addresses, and the few lookups that every part of it makes."""
+
+from typing import Any
+
+import numpy as np
+
+from hotshoe.kernels.cpu.jit import compiled, f32, i64, to_bf16
+
+UNIT = 16  # ranks of one unit of a low-rank table
+QKV, ATTENTION_OUT, GATE_UP, DOWN = range(4)
+NUM_SITES = 4
+MAX_TARGETS = 3
+BLOCK = 64  # inputs that share a scale
+SPINS = 4_000  # pauses, some 40 µs, before a waiting thread lets another have its core
+
+_NUMBERS = (
+    "num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms shrunk_stride "
+    "probabilities_stride barrier_base"
+)
+_ADDRESSES = (
+    # the model: [layers, LAYER_WIDTH] and, by site, where each thread's columns begin, [sites, team + 1]; int64
+    "layers starts "
+    # the rows: float32 [rows, hidden], [rows, head_dim / 2] twice; int64 [rows] three times, the last the row of
+    # slots [sequences, max_context] that is the row's own sequence
+    "hidden cos sin kv_slots lengths sequences slots "
+    # scratch: of each thread, then shared; …16 are bfloat16
+    "normed normed16 query probabilities product attended attended16 activated activated16 shrunk "
+    # low-rank terms: int64 [terms] three times, float32 [terms], int64 [adapters, layers, sites, targets],
+    # [layers, sites, 2] addresses of a and b, [layers, sites] whether any term is there
+    "term_rows term_units term_adapters weights ranks tables site_terms "
+    # addresses of float32 vectors, int64 [rows, layers, sites]; 0 if no row has any
+    "input_scales output_scales bias_deltas "
+    # a C function, and where the team meets
+    "yield_core barrier"
+)
+JOB = np.dtype([(name, np.int64) for name in (_NUMBERS + " " + _ADDRESSES).split()] + [("eps", np.float32)])
+LAYER_FIELDS = ("input_norm", "post_norm", "qk_norm", "kv", "window")
+TILES, SCALES, BIAS = (len(LAYER_FIELDS) + NUM_SITES * i for i in range(3))  # from there, one of each site
+LAYER_WIDTH = BIAS + NUM_SITES
+
+
+@compiled
+def site_width(j: Any, site: int) -> int:
+    """Output columns of a site."""
+    if site == QKV:
+        return (j.heads + 2 * j.kv_heads) * j.head_dim
+    return 2 * j.intermediate_size if site == GATE_UP else j.hidden_size
+
+
+@compiled
+def vector_of(table: int, j: Any, row: int, layer: int, site: int) -> int:
+    """The address of a row's vector at a site, 0 if it has none."""
+    if table == 0:
+        return 0
+    return i64(table + 8 * ((row * j.num_layers + layer) * NUM_SITES + site), 1)[0]
+
+
+@compiled
+def round_row(x: Any, out: Any, scale: int) -> None:
+    """out = x ∘ the vector at `scale`, if that is not 0, in bfloat16."""
+    if scale == 0:
+        for i in range(x.size):
+            out[i] = to_bf16(x[i])
+    else:
+        s = f32(scale, x.size)
+        for i in range(x.size):
+            out[i] = to_bf16(x[i] * s[i])

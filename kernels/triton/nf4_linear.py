@@ -1,0 +1,230 @@
+"""A linear on bitsandbytes' own NF4 bytes: weights are decoded in registers, never in memory.
+
+The 32 bytes of a block hold its even columns in their high nibbles and its odd ones in the low, so a block is two dots,
+one over x's even columns and one over its odd ones, and its scale multiplies their sum. Scales are nested: a byte per
+block, decoded here. Few rows split the columns over more programs; their parts are added in a fixed order by a second
+launch, and how many there are follows from the weight alone, so a row's bits do not depend on its neighbours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
+from hotshoe.kernels.triton.add_low_rank import TILE_ROWS, LowRankTiles, expand_entries, shrink, target_ends
+from hotshoe.kernels.triton.precision import dot_type
+from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, Nf4Weight
+
+BLOCK_OUT = 64
+PROGRAMS = 264  # as many fill a Hopper GPU's 132 multiprocessors twice
+MAX_SPLITS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TritonNf4:
+    """One or several NF4 weights of one input, their outputs side by side, every byte as it is stored."""
+
+    shape: tuple[int, int]  # out_features, in_features
+    codes: Tensor  # [out · in / 2] uint8
+    quant_map: Tensor  # [16] float32
+    absmax: Tensor  # [out · in / 64] uint8, or float32 if the scales are not nested
+    absmax_code: Tensor | None  # [256] float32
+    nested_absmax: Tensor | None  # float32: the parts' one after the other
+    first_block: Tensor | None  # [out] int32: 256 · (its part's first nested scale) + the row's first block in its part
+    offset: Tensor | None  # [out] float32: its part's
+
+
+def fits(weight: Nf4Weight) -> bool:
+    """Whether every row begins with a block."""
+    return weight.in_features % BLOCK == 0
+
+
+def pack(parts: Sequence[Nf4Weight], device: torch.device) -> TritonNf4:
+    """Joins weights of one input, each with its own nested scales.
+
+    Raises:
+        ValueError: rows do not begin with a block, or the parts differ in width, values, or kind of scales.
+    """
+    head = parts[0]
+    for part in parts:
+        if not fits(part) or part.in_features != head.in_features:
+            raise ValueError(f"weight: {list(part.shape)} does not fit blocks of {BLOCK} in a row")
+        same = torch.equal(part.quant_map, head.quant_map) and part.absmax.dtype == head.absmax.dtype
+        if head.absmax_code is not None:
+            same = same and part.absmax_code is not None and torch.equal(part.absmax_code, head.absmax_code)
+        if not same:
+            raise ValueError("weight: parts of one linear differ in their values or in the kind of their scales")
+    out_features = sum(part.out_features for part in parts)
+    codes, absmax = torch.cat([part.codes for part in parts]), torch.cat([part.absmax for part in parts])
+    shape = out_features, head.in_features
+    if head.absmax_code is None:
+        return TritonNf4(shape, codes.to(device), head.quant_map.to(device), absmax.to(device), None, None, None, None)
+    nested, first_block, offset = _nested_scales(parts)
+    return TritonNf4(
+        shape, codes.to(device), head.quant_map.to(device), absmax.to(device), head.absmax_code.to(device),
+        nested.to(device), first_block.to(device), offset.to(device),
+    )  # fmt: skip
+
+
+def _nested_scales(parts: Sequence[Nf4Weight]) -> tuple[Tensor, Tensor, Tensor]:
+    nested, blocks, offsets, start = [], [], [], 0
+    for part in parts:
+        assert part.nested_absmax is not None
+        rows = torch.arange(part.out_features, dtype=torch.int32, device=part.codes.device)
+        blocks.append(rows * (part.in_features // BLOCK) + start * NESTED_BLOCK)
+        offsets.append(torch.full_like(rows, part.offset, dtype=torch.float32))
+        nested.append(part.nested_absmax)
+        start += part.nested_absmax.shape[0]
+    return torch.cat(nested), torch.cat(blocks), torch.cat(offsets)
+
+
+def num_splits(shape: tuple[int, int]) -> int:
+    """Over how many programs the columns of a weight of that shape are split."""
+    programs: int = triton.cdiv(shape[0], BLOCK_OUT)
+    return max(1, min(MAX_SPLITS, shape[1] // BLOCK, PROGRAMS // programs))
+
+
+def nf4_linear(
+    x: Tensor,
+    weight: TritonNf4 | Nf4Weight,
+    *,
+    table: LowRankTable | None = None,
+    tiles: LowRankTiles | None = None,
+    even_first: bool = False,
+) -> Tensor:
+    """x Wᵀ, plus the rows' low-rank terms if a table and a step's tiles are given: [rows, out_features] in x's dtype.
+
+    Args:
+        x: [rows, in_features], columns contiguous; float32, float16 or bfloat16.
+        weight: as `pack` made it; one that is not packed is packed on the way.
+        even_first: x's even columns come before its odd ones, as `rms_norm` and `silu_mul` write on request.
+    Raises:
+        ValueError: shapes disagree.
+    """
+    if isinstance(weight, Nf4Weight):
+        weight = pack([weight], x.device)
+    out_features, in_features = weight.shape
+    if x.ndim != 2 or x.shape[1] != in_features or x.stride(1) != 1:
+        raise ValueError(f"x: expected [rows, {in_features}] with contiguous columns, not {list(x.shape)}")
+    if (table is None) != (tiles is None):
+        raise ValueError("table, tiles: expected both or neither")
+    if table is not None and (table.in_features != in_features or table.b.shape[1] != out_features):
+        raise ValueError(f"table: {table.in_features} → {table.widths} is not the weight's shape {list(weight.shape)}")
+    if tiles is not None and tiles.row_entries.shape[0] != x.shape[0]:
+        raise ValueError(f"tiles: planned for {tiles.row_entries.shape[0]} rows, not {x.shape[0]}")
+    return _launch(x, weight, _low_rank_part(x, table, tiles, even_first), even_first)
+
+
+@dataclass(frozen=True, slots=True)
+class _LowRankPart:
+    """The epilogue's arguments; without low-rank terms, none of them is read."""
+
+    tensors: tuple[Tensor | None, ...]
+    b_stride: int
+    constants: dict[str, Any]
+
+
+def _low_rank_part(x: Tensor, table: LowRankTable | None, tiles: LowRankTiles | None, even_first: bool) -> _LowRankPart:
+    constants: dict[str, Any] = {"TILE_ROWS": TILE_ROWS, "UNIT_RANK": UNIT_RANK}
+    if table is None or tiles is None or tiles.entries.shape[0] == 0:
+        return _LowRankPart((None,) * 6, 0, constants | {"LOW_RANK": False, "TARGETS": 0, "MAX_RANK": 0})
+    shrunk, ends = shrink(x, table, tiles, even_first=even_first), target_ends(table.widths, x.device)
+    tensors = table.b, shrunk, ends, tiles.entries, tiles.weights, tiles.row_entries
+    constants |= {"LOW_RANK": True, "TARGETS": len(table.widths), "MAX_RANK": tiles.max_rank}
+    return _LowRankPart(tensors, table.b.stride(0), constants)
+
+
+def _launch(x: Tensor, weight: TritonNf4, low_rank: _LowRankPart, even_first: bool) -> Tensor:
+    rows, (out_features, in_features) = x.shape[0], weight.shape
+    block_rows = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    splits = num_splits(weight.shape)
+    grid = triton.cdiv(out_features, BLOCK_OUT), triton.cdiv(rows, block_rows), splits
+    y = torch.empty((rows, out_features), dtype=x.dtype, device=x.device)
+    parts = torch.empty((splits, rows, out_features), dtype=torch.float32, device=x.device) if splits > 1 else y
+    _nf4_linear[grid](
+        x, weight.codes, weight.quant_map, weight.absmax, weight.absmax_code, weight.nested_absmax,
+        weight.first_block, weight.offset, parts, *low_rank.tensors, rows, x.stride(0), low_rank.b_stride,
+        OUT=out_features, IN=in_features, SPLITS=splits, BLOCK_ROWS=block_rows, BLOCK_OUT=BLOCK_OUT,
+        NESTED=weight.absmax_code is not None, EVEN_FIRST=even_first, **low_rank.constants, DOT=dot_type(x.dtype),
+        num_warps=4,
+    )  # fmt: skip
+    if splits > 1:
+        _add_parts[grid[:2]](
+            parts, y, *low_rank.tensors, rows, low_rank.b_stride,
+            OUT=out_features, SPLITS=splits, BLOCK_ROWS=block_rows, BLOCK_OUT=BLOCK_OUT,
+            **low_rank.constants, DOT=dot_type(x.dtype), num_warps=4,
+        )  # fmt: skip
+    return y
+
+
+@triton.jit
+def _nf4_linear(
+    x, codes, quant_map, absmax, absmax_code, nested_absmax, first_block, offset, out,
+    b, shrunk, ends, entries, weights, row_entries, rows, x_stride, b_stride,
+    OUT: tl.constexpr, IN: tl.constexpr, SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    NESTED: tl.constexpr, EVEN_FIRST: tl.constexpr, LOW_RANK: tl.constexpr, TARGETS: tl.constexpr,
+    MAX_RANK: tl.constexpr, TILE_ROWS: tl.constexpr, UNIT_RANK: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    columns_from, rows_from, split = tl.program_id(0) * BLOCK_OUT, tl.program_id(1) * BLOCK_ROWS, tl.program_id(2)
+    n, m, byte = columns_from + tl.arange(0, BLOCK_OUT), rows_from + tl.arange(0, BLOCK_ROWS), tl.arange(0, 32)
+    of_out, of_rows = n < OUT, m < rows
+    blocks: tl.constexpr = IN // 64
+    x_step: tl.constexpr = 32 if EVEN_FIRST else 64
+    x_odd: tl.constexpr = IN // 2 if EVEN_FIRST else 1
+    x_even = x + m.to(tl.int64)[None, :] * x_stride + byte[:, None] * (1 if EVEN_FIRST else 2)
+    code = codes + n.to(tl.int64)[:, None] * (IN // 2) + byte[None, :]
+    if NESTED:
+        first = tl.load(first_block + n, mask=of_out, other=0)
+        shift = tl.load(offset + n, mask=of_out, other=0.0)
+    total = tl.zeros((BLOCK_OUT, BLOCK_ROWS), tl.float32)
+    for block in range(split, blocks, SPLITS):
+        pair = tl.load(code + block * 32, mask=of_out[:, None], other=0).to(tl.int32)
+        even = tl.load(x_even + block * x_step, mask=of_rows[None, :], other=0.0)
+        odd = tl.load(x_even + block * x_step + x_odd, mask=of_rows[None, :], other=0.0)
+        high, low = tl.load(quant_map + (pair >> 4)), tl.load(quant_map + (pair & 15))
+        part = tl.dot(high.to(DOT), even.to(DOT), input_precision="ieee")
+        part = tl.dot(low.to(DOT), odd.to(DOT), acc=part, input_precision="ieee")
+        scale = tl.load(absmax + n * blocks + block, mask=of_out, other=0)
+        if NESTED:
+            outer = tl.load(nested_absmax + ((first + block) >> 8), mask=of_out, other=0.0)
+            scale = tl.load(absmax_code + scale.to(tl.int32)) * outer + shift
+        total += part * scale[:, None]
+    result = tl.trans(total)
+    if LOW_RANK and SPLITS == 1:
+        last = tl.minimum(rows_from + BLOCK_ROWS, rows) - 1
+        result = expand_entries(
+            result, tl.load(row_entries + rows_from * 2), tl.load(row_entries + last * 2 + 1), m, columns_from,
+            b, shrunk, ends, entries, weights, b_stride,
+            TARGETS, MAX_RANK, TILE_ROWS, UNIT_RANK, BLOCK_OUT, DOT,
+        )  # fmt: skip
+    place = out + (split.to(tl.int64) * rows + m)[:, None] * OUT + n[None, :]
+    tl.store(place, result.to(out.dtype.element_ty), mask=of_rows[:, None] & of_out[None, :])
+
+
+@triton.jit
+def _add_parts(
+    parts, y, b, shrunk, ends, entries, weights, row_entries, rows, b_stride,
+    OUT: tl.constexpr, SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    LOW_RANK: tl.constexpr, TARGETS: tl.constexpr, MAX_RANK: tl.constexpr, TILE_ROWS: tl.constexpr,
+    UNIT_RANK: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    columns_from, rows_from = tl.program_id(0) * BLOCK_OUT, tl.program_id(1) * BLOCK_ROWS
+    n, m = columns_from + tl.arange(0, BLOCK_OUT), rows_from + tl.arange(0, BLOCK_ROWS)
+    mask = (m < rows)[:, None] & (n < OUT)[None, :]
+    place = m.to(tl.int64)[:, None] * OUT + n[None, :]
+    total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
+    for split in range(0, SPLITS):
+        total += tl.load(parts + place + split * rows.to(tl.int64) * OUT, mask=mask, other=0.0)
+    if LOW_RANK:
+        last = tl.minimum(rows_from + BLOCK_ROWS, rows) - 1
+        total = expand_entries(
+            total, tl.load(row_entries + rows_from * 2), tl.load(row_entries + last * 2 + 1), m, columns_from,
+            b, shrunk, ends, entries, weights, b_stride,
+            TARGETS, MAX_RANK, TILE_ROWS, UNIT_RANK, BLOCK_OUT, DOT,
+        )  # fmt: skip
+    tl.store(y + place, total.to(y.dtype.element_ty), mask=mask)

@@ -1,0 +1,201 @@
+"""Attention over the paged cache: online softmax in float32, the heads that share keys in one tile.
+
+A tile is a few consecutive rows of one sequence: one row that decodes, or a chunk of a prompt behind whatever is cached
+already. Decoding splits the context over programs, a number fixed beforehand, and a second launch combines their parts
+in order; nothing of another sequence enters, so a row's bits do not depend on its neighbours.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hotshoe.kernels.attention_batch import AttentionBatch
+from hotshoe.kernels.triton.precision import dot_type
+
+BLOCK_KEYS = 64
+DECODE_SPLITS = 8
+PREFILL_ROWS = 16  # positions of a prompt in a tile
+MIN_DOT = 16  # the least rows that tl.dot takes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionTiles:
+    """A step's attention as tables on the device, shared by its layers."""
+
+    num_rows: int
+    num_decodes: int
+    decodes: Tensor  # [decodes, 4] int64: row, 1, where its slots begin, visible positions of its first row
+    decode_slots: Tensor  # [any] int64
+    prefills: Tensor  # [tiles, 4] int64: first row, rows, where its slots begin, visible positions of its first row
+    prefill_slots: Tensor  # [any] int64
+    window: int | None
+
+
+def plan_tiles(batch: AttentionBatch, *, window: int | None, device: torch.device) -> AttentionTiles:
+    """The tables of a step. Decoding lengths stay on the device."""
+    stride = batch.decode_slots.shape[1] if batch.num_decodes else 0
+    row = torch.arange(batch.num_decodes, device=device)
+    decodes = torch.stack((row, torch.ones_like(row), row * stride, batch.decode_lengths.to(device)), dim=1)
+    prefills, start = [], 0
+    for segment in batch.prefills:
+        cached = segment.slots.shape[0] - (segment.end - segment.start)
+        for first in range(segment.start, segment.end, PREFILL_ROWS):
+            rows = min(PREFILL_ROWS, segment.end - first)
+            prefills.append((first, rows, start, cached + first - segment.start + 1))
+        start += segment.slots.shape[0]
+    slots = [segment.slots.to(device) for segment in batch.prefills]
+    return AttentionTiles(
+        batch.num_rows,
+        batch.num_decodes,
+        decodes,
+        batch.decode_slots.to(device).reshape(-1),
+        torch.tensor(prefills, dtype=torch.int64, device=device).view(len(prefills), 4),
+        torch.cat(slots) if slots else torch.empty(0, dtype=torch.int64, device=device),
+        window,
+    )
+
+
+def paged_attention(
+    query: Tensor, kv: Tensor, batch: AttentionBatch | AttentionTiles, *, scale: float, window: int | None = None
+) -> Tensor:
+    """Attention of each row over its own sequence's part of the cache: [rows, heads, head_dim] in query's dtype.
+
+    Args:
+        query: [rows, heads, head_dim], contiguous.
+        kv: [num_slots, 2, kv_heads, head_dim], contiguous, in query's dtype: keys and values.
+        batch: or what `plan_tiles` made of it; the window then is the plan's.
+        window: a row sees that many positions, itself included; None is all.
+    Raises:
+        ValueError: shapes or dtypes disagree.
+    """
+    if not isinstance(batch, AttentionTiles):
+        batch = plan_tiles(batch, window=window, device=query.device)
+    rows, heads, head_dim = query.shape
+    if rows != batch.num_rows or not query.is_contiguous():
+        raise ValueError(f"query: expected {batch.num_rows} contiguous rows, not {list(query.shape)}")
+    if kv.ndim != 4 or kv.shape[1] != 2 or kv.shape[3] != head_dim or heads % kv.shape[2] or not kv.is_contiguous():
+        raise ValueError(f"kv: {list(kv.shape)} does not fit query {list(query.shape)}")
+    if kv.dtype != query.dtype:
+        raise ValueError(f"kv: expected {query.dtype}, not {kv.dtype}")
+    out = torch.empty_like(query)
+    if batch.num_decodes:
+        _decode(query, kv, out, batch, scale)
+    if batch.prefills.shape[0]:
+        grid = batch.prefills.shape[0], kv.shape[2], 1
+        _attend[grid](
+            query, kv, out, None, batch.prefills, batch.prefill_slots, scale, batch.window,
+            ROWS=PREFILL_ROWS, SPLITS=1, **_shape(query, kv), DOT=dot_type(query.dtype), num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def _decode(query: Tensor, kv: Tensor, out: Tensor, tiles: AttentionTiles, scale: float) -> None:
+    heads, head_dim = query.shape[1:]
+    parts_shape = tiles.num_decodes, heads, DECODE_SPLITS
+    parts = torch.empty((*parts_shape, head_dim), dtype=torch.float32, device=query.device)
+    sums = torch.empty((*parts_shape, 2), dtype=torch.float32, device=query.device)
+    _attend[(tiles.num_decodes, kv.shape[2], DECODE_SPLITS)](
+        query, kv, parts, sums, tiles.decodes, tiles.decode_slots, scale, tiles.window,
+        ROWS=1, SPLITS=DECODE_SPLITS, **_shape(query, kv), DOT=dot_type(query.dtype), num_warps=4,
+    )  # fmt: skip
+    _combine[(tiles.num_decodes, heads)](
+        parts, sums, out, HEADS=heads, HEAD_DIM=head_dim, BLOCK_DIM=max(MIN_DOT, triton.next_power_of_2(head_dim)),
+        SPLITS=DECODE_SPLITS, num_warps=1,
+    )  # fmt: skip
+
+
+def _shape(query: Tensor, kv: Tensor) -> dict[str, int]:
+    heads, head_dim = query.shape[1:]
+    return {
+        "HEADS": heads,
+        "KV_HEADS": kv.shape[2],
+        "HEAD_DIM": head_dim,
+        "BLOCK_DIM": max(MIN_DOT, triton.next_power_of_2(head_dim)),
+        "BLOCK_GROUP": triton.next_power_of_2(heads // kv.shape[2]),
+        "BLOCK_KEYS": BLOCK_KEYS,
+        "MIN_DOT": MIN_DOT,
+    }
+
+
+@triton.jit
+def _attend(
+    query, kv, out, sums, tiles, slots, scale, window,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr, BLOCK_KEYS: tl.constexpr, MIN_DOT: tl.constexpr,
+    ROWS: tl.constexpr, SPLITS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    group: tl.constexpr = HEADS // KV_HEADS
+    lines: tl.constexpr = MIN_DOT if ROWS * BLOCK_GROUP < MIN_DOT else ROWS * BLOCK_GROUP
+    first_row = tl.load(tiles + tile * 4)
+    rows = tl.load(tiles + tile * 4 + 1)
+    slots += tl.load(tiles + tile * 4 + 2)
+    visible = tl.load(tiles + tile * 4 + 3)
+    line, d, j = tl.arange(0, lines), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_KEYS)
+    row, head = line // BLOCK_GROUP, kv_head * group + line % BLOCK_GROUP
+    used = (row < rows) & (line % BLOCK_GROUP < group)
+    of_head = d < HEAD_DIM
+    lies_at = (first_row + row) * HEADS + head
+    q = tl.load(query + lies_at[:, None] * HEAD_DIM + d[None, :], mask=used[:, None] & of_head[None, :], other=0.0).to(
+        DOT
+    )
+    last = visible + row - 1  # the line's own position
+    start = visible * 0
+    if window is not None:
+        start = tl.maximum(visible - window, 0)
+    end = visible + rows - 1
+    each = tl.cdiv(tl.cdiv(end - start, BLOCK_KEYS), SPLITS) * BLOCK_KEYS
+    start += split * each
+    end = tl.minimum(end, start + each)
+    peak = tl.full((lines,), float("-inf"), tl.float32)
+    norm = tl.zeros((lines,), tl.float32)
+    total = tl.zeros((lines, BLOCK_DIM), tl.float32)
+    for block in range(start, end, BLOCK_KEYS):
+        position = block + j
+        inside = position < end
+        slot = tl.load(slots + position, mask=inside, other=0)
+        source = kv + (slot * 2 * KV_HEADS + kv_head) * HEAD_DIM
+        mask = inside[:, None] & of_head[None, :]
+        key = tl.load(source[:, None] + d[None, :], mask=mask, other=0.0).to(DOT)
+        value = tl.load(source[:, None] + KV_HEADS * HEAD_DIM + d[None, :], mask=mask, other=0.0).to(DOT)
+        score = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
+        seen = inside[None, :] & (position[None, :] <= last[:, None])
+        if window is not None:
+            seen = seen & (position[None, :] > last[:, None] - window)
+        score = tl.where(seen, score, float("-inf"))
+        higher = tl.maximum(peak, tl.max(score, axis=1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # a line that has seen nothing yet
+        shift = tl.exp(peak - base)
+        weight = tl.exp(score - base[:, None])
+        norm = norm * shift + tl.sum(weight, axis=1)
+        total = tl.dot(weight.to(DOT), value, acc=total * shift[:, None], input_precision="ieee")
+        peak = higher
+    mask = used[:, None] & of_head[None, :]
+    if SPLITS == 1:
+        result = total / norm[:, None]
+        tl.store(out + lies_at[:, None] * HEAD_DIM + d[None, :], result.to(out.dtype.element_ty), mask=mask)
+    else:
+        part = lies_at * SPLITS + split
+        tl.store(out + part[:, None] * HEAD_DIM + d[None, :], total, mask=mask)
+        tl.store(sums + part * 2, peak, mask=used)
+        tl.store(sums + part * 2 + 1, norm, mask=used)
+
+
+@triton.jit
+def _combine(
+    parts, sums, out, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, SPLITS: tl.constexpr
+):
+    lies_at = tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)
+    d, split = tl.arange(0, BLOCK_DIM), tl.arange(0, SPLITS)
+    of_head = d < HEAD_DIM
+    peaks = tl.load(sums + (lies_at * SPLITS + split) * 2)
+    peak = tl.max(peaks, axis=0)
+    norm = tl.sum(tl.load(sums + (lies_at * SPLITS + split) * 2 + 1) * tl.exp(peaks - peak), axis=0)
+    total = tl.zeros((BLOCK_DIM,), tl.float32)
+    for i in range(0, SPLITS):
+        shift = tl.exp(tl.load(sums + (lies_at * SPLITS + i) * 2) - peak)
+        total += tl.load(parts + (lies_at * SPLITS + i) * HEAD_DIM + d, mask=of_head, other=0.0) * shift
+    tl.store(out + lies_at * HEAD_DIM + d, (total / norm).to(out.dtype.element_ty), mask=of_head)
