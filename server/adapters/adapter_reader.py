@@ -1,0 +1,72 @@
+"""From the registry to a checked adapter in canonical form, in host memory."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
+from hotshoe.registry.formats.base import BaseWeights
+from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.validation import AdapterLimits
+from hotshoe.server.adapters.resident import AdapterSource, LoadStage
+from hotshoe.server.config import ResidencyConfig
+
+_log = logging.getLogger(__name__)
+
+
+class AdapterReader:
+    """Reads adapters for one base. Any thread; holds nothing."""
+
+    def __init__(self, source: AdapterSource, base: BaseWeights, config: ResidencyConfig) -> None:
+        self._source = source
+        self._base = base
+        self._config = config
+        self._limits = AdapterLimits(max_rank=config.max_rank, max_bytes=config.max_adapter_bytes)
+
+    def read(
+        self, digest: str, on_stage: Callable[[LoadStage, AdapterRecord], None]
+    ) -> tuple[AdapterRecord, LoweredAdapter, dict[str, float]]:
+        """Resolves, verifies and lowers an adapter; `on_stage` hears of each stage as it begins.
+
+        Returns:
+            Its record, its canonical form, and the seconds of each stage.
+
+        Raises:
+            RegistryError: it is not there, damaged, or cannot be served exactly on this base.
+        """
+        record = self._source.adapter_record(digest)
+        self._check_base(record)
+        if record.size_bytes > self._config.max_adapter_bytes:
+            raise InvalidAdapter(
+                "size", f"{record.size_bytes} bytes, expected at most {self._config.max_adapter_bytes}"
+            )
+        on_stage(LoadStage.VERIFYING, record)
+        started = time.perf_counter()
+        files = self._source.adapter_files(digest)
+        verified = time.perf_counter()
+        on_stage(LoadStage.LOADING, record)
+        lowered = lower_adapter(files, self._base, self._limits)
+        check_finite(lowered)
+        lowered_at = time.perf_counter()
+        return record, lowered, {"verify": verified - started, "lower": lowered_at - verified}
+
+    def _check_base(self, record: AdapterRecord) -> None:
+        base = self._base.shape
+        if record.base_digest == base.digest:
+            return
+        if not self._config.allow_other_base:
+            raise IncompatibleAdapter("base", f"published for {record.base_digest}, this server has {base.digest}")
+        _log.warning(
+            "adapter %s was published for base %s, served on %s", record.digest, record.base_digest, base.digest
+        )
+
+
+def check_finite(adapter: LoweredAdapter) -> None:
+    """Raises InvalidAdapter unless every number is finite: scales can overflow what the files hold."""
+    norms = torch._foreach_norm(list(adapter.tensors()), float("inf"))
+    if norms and not torch.stack(list(norms)).isfinite().all():
+        raise InvalidAdapter("tensors", "expected finite numbers, found NaN or infinity after lowering")

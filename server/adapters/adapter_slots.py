@@ -1,0 +1,226 @@
+"""The adapters on the device: low-rank tables shared by all slots, and what each slot holds beside them.
+
+Loader threads place and clear; the engine's thread reads at the same time, without a lock: whatever it can see is
+complete and does not change while a request uses it.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hotshoe.kernels.low_rank import LowRankKind
+from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
+from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
+from hotshoe.server.adapters.packed_adapter import PackedAdapter, pack_adapter
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SoftPrompt
+from hotshoe.server.adapters.rank_units import RankUnits
+from hotshoe.server.adapters.sites import SiteId, site_shapes
+
+__all__ = ["AdapterSegment", "AdapterSlots", "SoftPrompt"]
+
+_FIRST_CAPACITY = 8  # units that a table has at first, where untouched memory costs something
+
+
+class AdapterSlots:
+    """Places for adapters on the device, and the way from a step's segments to what its rows compute.
+
+    Args:
+        num_slots: how many adapters it holds at once.
+        base: the shapes that adapters must fit.
+        dtype: of the low-rank factors; float32 is exact, bfloat16 halves what a step reads.
+        kind: how rows that are one sequence each are computed; "gathered" needs the CPU.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        base: BaseShape,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        kind: LowRankKind = "gathered",
+    ) -> None:
+        self.num_slots = num_slots
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._kind = kind
+        self._shapes = site_shapes(base)
+        self._num_layers = base.num_layers
+        self._placed: list[PlacedAdapter | None] = [None] * num_slots
+        self._tables: Mapping[SiteId, LowRankTable] = {}
+        self._capacity = 0  # units that every table holds
+        # On a CPU memory that was never written to is free, so the tables seldom have to grow.
+        self._first_capacity = 2 * num_slots if self.device.type == "cpu" else _FIRST_CAPACITY
+        self._units = RankUnits()
+        self._units_lock = threading.Lock()  # held for moments
+        self._writing = threading.Lock()  # held while tensors are copied; the engine's thread never takes it
+        self._decodes: RowGroup | None = None
+        self._last: AdapterBatch | None = None
+
+    @classmethod
+    def for_base(
+        cls, base: BaseShape, *, num_slots: int, backend: str, device: torch.device | str = "cpu"
+    ) -> "AdapterSlots":
+        """Slots in the precision of a base that `backend` runs.
+
+        NF4 kernels round activations to bfloat16 themselves, so bfloat16 factors add no error of another class; the
+        backends that compute in float32 get float32 factors.
+        """
+        if backend == "reference":
+            return cls(num_slots, base, device=device, kind="reference")
+        if torch.device(device).type != "cpu":
+            return cls(num_slots, base, device=device, dtype=torch.bfloat16, kind="segmented")
+        return cls(num_slots, base, device=device, dtype=torch.bfloat16 if backend == "cpu_nf4" else torch.float32)
+
+    # Loader threads.
+
+    def pack(self, adapter: LoweredAdapter) -> PackedAdapter:
+        """Lays an adapter out in host memory as the tables hold it, so that `place_packed` is quick.
+
+        Raises:
+            ValueError: the adapter does not fit the base; the message names the linear.
+        """
+        return pack_adapter(adapter, self._shapes, self.dtype)
+
+    def place(self, slot: int, adapter: LoweredAdapter) -> None:
+        """Packs an adapter and places it.
+
+        Raises:
+            ValueError: the adapter does not fit the base; nothing has changed.
+        """
+        self.place_packed(slot, self.pack(adapter))
+
+    def place_packed(self, slot: int, adapter: PackedAdapter) -> None:
+        """Copies an adapter to the device, into a slot that is clear."""
+        if self._placed[slot] is not None:
+            raise AssertionError(f"adapter slot {slot} is not clear")
+        vectors = {site: found.to(self.device) for site, found in adapter.vectors.items()}
+        soft_prompt = adapter.soft_prompt.to(self.device)
+        with self._writing:
+            first_unit = self._write(adapter) if adapter.ranks else 0
+        self._placed[slot] = PlacedAdapter(
+            first_unit=first_unit,
+            num_units=adapter.num_units,
+            ranks=adapter.ranks,
+            rank_table=PlacedAdapter.tabulated(adapter.ranks, self._num_layers),
+            vectors=vectors,
+            soft_prompt=soft_prompt,
+            size_bytes=adapter.size_bytes,
+        )
+
+    def clear(self, slot: int) -> None:
+        """Frees a slot that no request uses; clearing a clear one does nothing. Takes no time."""
+        placed, self._placed[slot] = self._placed[slot], None
+        if placed is not None and placed.ranks:
+            with self._units_lock:
+                self._units.give_back(placed.first_unit, placed.num_units)
+
+    # The engine's thread.
+
+    def soft_prompt(self, slot: int) -> SoftPrompt:
+        """What the adapter in a slot puts before every sequence."""
+        return self._in_use(slot).soft_prompt
+
+    def slot_bytes(self, slot: int) -> int:
+        """Bytes that a slot fills, 0 if it is clear."""
+        placed = self._placed[slot]
+        return 0 if placed is None else placed.size_bytes
+
+    def batch(self, segments: Sequence[AdapterSegment], num_rows: int) -> AdapterBatch | None:
+        """What a step's rows compute beside the base; None if no row has anything to add.
+
+        Args:
+            segments: rows of one sequence each, ascending; those of one row come first.
+
+        Raises:
+            ValueError: segments overlap or exceed `num_rows`, or name a slot that is clear.
+        """
+        end = 0
+        for segment in segments:
+            if not end <= segment.start < segment.end <= num_rows:
+                raise ValueError(f"segments: {segment.start}:{segment.end} after {end}, of {num_rows} rows")
+            end = segment.end
+        key = tuple((segment.start, segment.end, self._stack(segment.stack)) for segment in segments)
+        if not any(stack for _, _, stack in key):
+            return None
+        if self._last is None or self._last.key != key:
+            self._last = AdapterBatch(key, self._groups(key))
+        return self._last
+
+    def _stack(self, stack: Sequence[tuple[int, float]]) -> Stack:
+        placed = [(self._in_use(slot), weight) for slot, weight in stack]
+        return tuple((adapter, weight) for adapter, weight in placed if adapter.has_linears)
+
+    def _groups(self, key: Sequence[tuple[int, int, Stack]]) -> list[RowGroup]:
+        tables = self._tables  # read after the adapters: it holds at least theirs
+        if self._kind != "gathered":
+            return [RowGroup(tuple(key), kind=self._kind, tables=tables, shapes=self._shapes)]
+        num_decodes = next((i for i, (start, end, _) in enumerate(key) if end != i + 1 or start != i), len(key))
+        decodes, rest = tuple(key[:num_decodes]), tuple(key[num_decodes:])
+        if self._decodes is None or self._decodes.key != decodes or self._decodes.tables is not tables:
+            self._decodes = RowGroup(decodes, kind="gathered", tables=tables, shapes=self._shapes)
+        groups = [self._decodes, RowGroup(rest, kind="segmented", tables=tables, shapes=self._shapes)]
+        return [group for group in groups if group.has_stacks]
+
+    def _in_use(self, slot: int) -> PlacedAdapter:
+        placed = self._placed[slot]
+        if placed is None:
+            raise ValueError(f"adapter slot {slot} is clear")
+        return placed
+
+    # Writing the tables, under `_writing`.
+
+    def _write(self, adapter: PackedAdapter) -> int:
+        with self._units_lock:
+            first_unit = self._units.take(adapter.num_units)
+        try:
+            self._reserve(adapter.factors)
+            self._copy(adapter.factors, first_unit)
+        except BaseException:
+            with self._units_lock:
+                self._units.give_back(first_unit, adapter.num_units)
+            raise
+        return first_unit
+
+    def _reserve(self, sites: Iterable[SiteId]) -> None:
+        """Makes the tables that an adapter needs, and all of them large enough. The engine keeps the old ones."""
+        missing = [site for site in sites if site not in self._tables]
+        if not missing and self._units.end <= self._capacity:
+            return
+        tables = dict(self._tables)
+        if self._units.end > self._capacity:
+            self._capacity = max(2 * self._capacity, self._units.end, self._first_capacity)
+            tables = {site: self._grown(site, table) for site, table in tables.items()}
+        for site in missing:
+            tables[site] = self._new_table(site)
+        self._tables = tables
+
+    def _new_table(self, site: SiteId) -> LowRankTable:
+        shape = self._shapes[site]
+        a = torch.empty(
+            self._capacity, shape.in_features, len(shape.widths) * UNIT_RANK, dtype=self.dtype, device=self.device
+        )
+        b = torch.empty(self._capacity * UNIT_RANK, sum(shape.widths), dtype=self.dtype, device=self.device)
+        return LowRankTable(a, b, shape.widths)
+
+    def _grown(self, site: SiteId, old: LowRankTable) -> LowRankTable:
+        new = self._new_table(site)
+        new.a[: old.a.shape[0]] = old.a
+        new.b[: old.b.shape[0]] = old.b
+        return new
+
+    def _copy(self, factors: Mapping[SiteId, LowRankTable], first_unit: int) -> None:
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for site, own in factors.items():
+            units, table = own.a.shape[0], self._tables[site]
+            first_row = first_unit * UNIT_RANK
+            targets += (table.a[first_unit : first_unit + units], table.b[first_row : first_row + own.b.shape[0]])
+            sources += (own.a, own.b)
+        torch._foreach_copy_(targets, sources)  # one call, so that this thread does not take the GIL for each
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()

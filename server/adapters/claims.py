@@ -1,0 +1,87 @@
+"""Who waits for which adapters to be on the device together, and who came first. Not thread-safe."""
+
+import itertools
+import math
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+LEASE_SECONDS = 2.0  # how long an adapter is kept for a claim that is not renewed
+FORGET_SECONDS = 10.0  # how long a claim that is not renewed keeps its place in the line
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """What the requests for one stack wait for."""
+
+    digests: frozenset[str]
+    order: int
+    lease_until: float  # time.monotonic() seconds
+
+
+class Claims:
+    """The line of those who wait, one place for each stack.
+
+    Places are never shared: of two stacks with an adapter in common one is first, and may have all of its own. An
+    adapter's place is that of the first claim on it; it is kept from those behind while that claim's lease holds.
+    """
+
+    def __init__(self) -> None:
+        self._claims: dict[frozenset[str], Claim] = {}  # in their order
+        self._orders = itertools.count()
+
+    def renew(self, digests: Collection[str], *, lease_until: float | None = None) -> bool:
+        """Keeps a stack's place and what is on the device of it; True if it is new, and its place the last."""
+        self._forget_old()
+        until = time.monotonic() + LEASE_SECONDS if lease_until is None else lease_until
+        key = frozenset(digests)
+        claim = self._claims.get(key)
+        if claim is not None:
+            claim.lease_until = max(claim.lease_until, until)
+            return False
+        self._claims[key] = Claim(key, next(self._orders), until)
+        return True
+
+    def extend(self, digest: str) -> None:
+        """An adapter came: whoever waits for it gets time to take it."""
+        until = time.monotonic() + LEASE_SECONDS
+        for claim in self._claims.values():
+            if digest in claim.digests:
+                claim.lease_until = max(claim.lease_until, until)
+
+    def end_load(self, digest: str, *, requested: bool) -> None:
+        """Nobody waits for an adapter in `load` any more; if it is requested, it is kept for a moment."""
+        claim = self._claims.get(frozenset((digest,)))
+        if claim is None:
+            return
+        if requested:
+            claim.lease_until = min(claim.lease_until, time.monotonic() + LEASE_SECONDS)
+        else:
+            self.drop(claim.digests)
+
+    def drop(self, digests: Collection[str]) -> None:
+        """A stack was taken, or never can be."""
+        self._claims.pop(frozenset(digests), None)
+
+    def order_of(self, digest: str) -> float:
+        """The place of the first claim on an adapter; infinite if there is none."""
+        return next((claim.order for claim in self._claims.values() if digest in claim.digests), math.inf)
+
+    def kept_from(self, order: float) -> set[str]:
+        """What whoever has this place may not evict: all that it, and those before it, claim."""
+        now = time.monotonic()
+        kept: set[str] = set()
+        for claim in self._claims.values():
+            if claim.order == order or (claim.order < order and claim.lease_until > now):
+                kept |= claim.digests
+        return kept
+
+    def leased(self) -> set[str]:
+        """All that is kept for somebody."""
+        now = time.monotonic()
+        return {digest for claim in self._claims.values() if claim.lease_until > now for digest in claim.digests}
+
+    def _forget_old(self) -> None:
+        old = time.monotonic() - FORGET_SECONDS
+        for claim in [claim for claim in self._claims.values() if claim.lease_until < old]:
+            del self._claims[claim.digests]

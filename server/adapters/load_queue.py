@@ -1,0 +1,55 @@
+"""Loads that wait for a loader thread, and which may go on next. Bookkeeping, under residency's lock."""
+
+import time
+
+from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
+
+ASK_SECONDS = 0.5  # how often waiting requests are asked whether they still want what is kept for them
+
+
+class LoadQueue:
+    """Entries that are QUEUED or AWAITING_SLOT, each at its adapter's place in the line of claims."""
+
+    def __init__(self, state: ResidencyState) -> None:
+        self._state = state
+        self._pending: dict[Entry, None] = {}
+        self._asked = 0.0  # time.monotonic() seconds
+
+    def put(self, entry: Entry, phase: Phase) -> None:
+        entry.phase = phase
+        self._pending[entry] = None
+
+    def take(self) -> Entry | None:
+        """The first in line that can go on: PLACING, with its slot reserved, or READING. None if none can."""
+        first = self._first(Phase.AWAITING_SLOT)
+        if first is not None and self._state.reserve(first):
+            del self._pending[first]
+            return first
+        entry = self._first(Phase.QUEUED)
+        if entry is None:
+            return None
+        place = self._state.claims.order_of
+        if first is not None and place(first.digest) <= place(entry.digest) and not self._state.host_has_room():
+            return None
+        del self._pending[entry]
+        entry.phase = Phase.READING
+        return entry
+
+    def seconds_until_asking(self) -> float | None:
+        """How long until requests should be asked whether they still want what others wait for; None: no need to."""
+        if self._first(Phase.AWAITING_SLOT) is None or not self._state.leases_hold():
+            return None
+        return max(0.0, self._asked + ASK_SECONDS - time.monotonic())
+
+    def note_asking(self) -> None:
+        """They are being asked now."""
+        self._asked = time.monotonic()
+
+    def check_integrity(self) -> None:
+        for entry in self._pending:
+            if entry.phase not in (Phase.QUEUED, Phase.AWAITING_SLOT):
+                raise AssertionError(f"{entry.digest} is pending, but {entry.phase.value}")
+
+    def _first(self, phase: Phase) -> Entry | None:
+        pending = (entry for entry in self._pending if entry.phase is phase)
+        return min(pending, key=lambda entry: self._state.claims.order_of(entry.digest), default=None)

@@ -1,0 +1,47 @@
+"""What happened under a lock, told to the observer after it."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from hotshoe.server.adapters.resident import ResidencyObserver
+
+_log = logging.getLogger(__name__)
+Event = Callable[[ResidencyObserver], None]
+
+
+class ObserverEvents:
+    """Events in the order in which they happened. All but `tell` need the lock."""
+
+    def __init__(self, observer: ResidencyObserver | None) -> None:
+        self._observer = observer
+        self._events: list[Event] = []
+
+    def loaded(self, digest: str, source: str, seconds_by_stage: dict[str, float]) -> None:
+        self._note("loaded", digest, source, seconds_by_stage)
+
+    def load_failed(self, digest: str, error: Exception) -> None:
+        self._note("load_failed", digest, error)
+
+    def evicted(self, digest: str, tier: str, reason: str) -> None:
+        self._note("evicted", digest, str(tier), reason)
+
+    def lookup(self, hit: bool) -> None:
+        self._note("lookup", hit)
+
+    def take(self) -> list[Event]:
+        """What has happened since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def tell(self, events: list[Event]) -> None:
+        if self._observer is None:
+            return
+        for event in events:
+            try:
+                event(self._observer)
+            except Exception:
+                _log.exception("the residency's observer failed")
+
+    def _note(self, name: str, *args: Any) -> None:
+        self._events.append(lambda observer: getattr(observer, name)(*args))

@@ -1,0 +1,88 @@
+"""An adapter as it lies on the device: which units of the low-rank tables are its own, and its vectors by site."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hotshoe.registry.formats.lowered import KvPrefix
+from hotshoe.server.adapters.sites import MAX_TARGETS, SITES, SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class SoftPrompt:
+    """What an adapter puts before every sequence."""
+
+    kv_prefix: KvPrefix | None = None
+    prompt_embeddings: Tensor | None = None  # [length, hidden_size] float32
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Those that are set."""
+        if self.kv_prefix is not None:
+            yield from (self.kv_prefix.keys, self.kv_prefix.values)
+        if self.prompt_embeddings is not None:
+            yield self.prompt_embeddings
+
+    def to(self, device: torch.device) -> "SoftPrompt":
+        prefix, embeddings = self.kv_prefix, self.prompt_embeddings
+        return SoftPrompt(
+            kv_prefix=prefix and KvPrefix(prefix.keys.to(device), prefix.values.to(device)),
+            prompt_embeddings=None if embeddings is None else embeddings.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SiteVectors:
+    """An adapter's vectors at one site, float32; None is the identity."""
+
+    inputs: tuple[Tensor | None, ...] = (None,)  # [in_features] for each target, or one for all
+    output: Tensor | None = None  # [out_features of the site]
+    bias: Tensor | None = None  # [out_features of the site]
+
+    def input_of(self, target: int) -> Tensor | None:
+        return self.inputs[target if len(self.inputs) > 1 else 0]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Those that are set."""
+        for tensor in (*self.inputs, self.output, self.bias):
+            if tensor is not None:
+                yield tensor
+
+    def to(self, device: torch.device) -> "SiteVectors":
+        return SiteVectors(
+            inputs=tuple(None if scale is None else scale.to(device) for scale in self.inputs),
+            output=None if self.output is None else self.output.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
+        )
+
+
+NO_VECTORS = SiteVectors()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedAdapter:
+    """One adapter on the device; what it holds never changes, and it is equal to itself only."""
+
+    first_unit: int
+    num_units: int
+    ranks: Mapping[SiteId, tuple[int, ...]]  # of each target, at the sites where one is not 0
+    rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
+    vectors: Mapping[SiteId, SiteVectors]
+    soft_prompt: SoftPrompt
+    size_bytes: int
+
+    @staticmethod
+    def tabulated(ranks: Mapping[SiteId, tuple[int, ...]], num_layers: int) -> NDArray[np.int64]:
+        """The `rank_table` of some ranks."""
+        places = {site: index for index, site in enumerate(SITES)}
+        table = np.zeros((num_layers, len(SITES), MAX_TARGETS), np.int64)
+        for (layer, site), of_targets in ranks.items():
+            table[layer, places[site], : len(of_targets)] = of_targets
+        return table
+
+    @property
+    def has_linears(self) -> bool:
+        return bool(self.ranks or self.vectors)

@@ -1,0 +1,36 @@
+"""Hands out runs of rank units, the lowest that fit, so that tables stay small."""
+
+
+class RankUnits:
+    """Which units of the low-rank tables are taken. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._taken: list[bool] = []
+
+    @property
+    def end(self) -> int:
+        """One past the highest unit that was ever taken: what the tables must hold."""
+        return len(self._taken)
+
+    @property
+    def num_taken(self) -> int:
+        return sum(self._taken)
+
+    def take(self, count: int) -> int:
+        """Takes `count` consecutive units and returns the first."""
+        start, free = 0, 0
+        for unit, taken in enumerate(self._taken):
+            free = 0 if taken else free + 1
+            if free == count:
+                start = unit + 1 - count
+                break
+        else:
+            start = len(self._taken) - free
+        self._taken.extend([False] * (start + count - len(self._taken)))
+        self._taken[start : start + count] = [True] * count
+        return start
+
+    def give_back(self, start: int, count: int) -> None:
+        if not all(self._taken[start : start + count]):
+            raise AssertionError(f"units {start}:{start + count} are not all taken")
+        self._taken[start : start + count] = [False] * count

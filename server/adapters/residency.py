@@ -1,0 +1,399 @@
+"""Which adapters are in memory: from the registry to the host to the device, on demand, by a few loader threads.
+
+The engine's thread asks with `acquire` and never waits; a request whose adapters are not there asks again after
+`on_change`. One lock guards the bookkeeping; no file is read and no tensor copied while it is held.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from hotshoe.registry.errors import RegistryError
+from hotshoe.registry.formats.base import BaseWeights
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.server.adapters.adapter_reader import AdapterReader
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
+from hotshoe.server.adapters.load_queue import LoadQueue
+from hotshoe.server.adapters.observer_events import Event, ObserverEvents
+from hotshoe.server.adapters.one_core import use_one_core
+from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
+from hotshoe.server.adapters.resident import (
+    AdapterSource,
+    LoadProgress,
+    LoadStage,
+    ResidencyObserver,
+    ResidentInfo,
+    Tier,
+)
+from hotshoe.server.config import ResidencyConfig
+from hotshoe.server.errors import AdapterSlotsFull, AdapterUnusable, Draining, ServerError
+
+_log = logging.getLogger(__name__)
+
+
+class AdapterResidency:
+    """The adapters in memory, and the threads that load them.
+
+    An adapter that a request or a pin holds is never evicted. Whoever asked first is served first: all adapters of its
+    stack are kept from those who came later until it has taken them, or has not asked for a moment.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: AdapterSource,
+        base: BaseWeights,
+        slots: AdapterSlots,
+        config: ResidencyConfig,
+        observer: ResidencyObserver | None = None,
+    ) -> None:
+        if slots.num_slots != config.adapter_slots:
+            raise ValueError(f"adapter_slots: {config.adapter_slots}, but the device has {slots.num_slots}")
+        self.on_change: Callable[[], None] = lambda: None
+        self._reader = AdapterReader(registry, base, config)
+        self._slots = slots
+        self._config = config
+        self._events = ObserverEvents(observer)
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # loaders wait for something to do
+        self._progress = threading.Condition(self._lock)  # load() waits for loaders
+        self._state = ResidencyState(config, clear=slots.clear, evicted=self._events.evicted)
+        self._queue = LoadQueue(self._state)
+        self._quarantined: dict[str, str] = {}  # digest → why
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._run_loader, name=f"adapter-loader-{i}", daemon=True)
+            for i in range(config.loader_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # The engine's thread.
+
+    def acquire(self, digests: Sequence[str]) -> tuple[int, ...] | None:
+        """Takes one reference to each adapter of a stack and returns their slots.
+
+        None, and no reference, while one is not on the device; its load has been started. Never waits.
+
+        Raises:
+            AdapterUnusable: a load failed, and not long ago; the cause is kept. Or it is in quarantine.
+            AdapterSlotsFull: pinned adapters leave too few slots, or bytes, for the stack ever to fit.
+        """
+        with self._locked():
+            for digest in digests:
+                self._check_quarantine(digest)
+            entries = [self._state.entry(digest) for digest in digests]
+            if not all(entry.on_device for entry in entries):
+                self._miss(list(dict.fromkeys(entries)))
+                return None
+            for entry in entries:
+                self._take(entry)
+            self._state.claims.drop(digests)
+            return tuple(entry.slot for entry in entries if entry.slot is not None)
+
+    def release(self, digests: Sequence[str]) -> None:
+        """Gives back what `acquire` took."""
+        with self._locked():
+            for digest in digests:
+                if (entry := self._state.find(digest)) is None or not entry.references:
+                    raise AssertionError(f"{digest} is released more often than acquired")
+                entry.references -= 1
+                self._state.touch(entry)
+                if entry.drop_when_idle and entry.is_free:
+                    self._state.drop(entry, "unload")
+            self._work.notify()
+
+    def waits_for_room(self, digests: Sequence[str]) -> bool:
+        """Whether a stack's load stands still until the device has room: what is there is in use, or kept."""
+        with self._lock:
+            return any((e := self._state.find(d)) is not None and e.phase is Phase.AWAITING_SLOT for d in digests)
+
+    def quarantine(self, digest: str, reason: str) -> None:
+        """Refuses an adapter from now on, until it is unloaded; who has it already keeps it."""
+        _log.warning("adapter %s is in quarantine: %s", digest, reason)
+        with self._lock:
+            self._quarantined[digest] = reason
+
+    def adapter_load_seconds(self, digest: str, *, since: float = 0.0) -> float:
+        """How long its latest load took, from the first to ask; 0 if none ended since then, in monotonic seconds."""
+        with self._lock:
+            entry = self._state.find(digest)
+            return entry.load_seconds if entry and entry.load_started + entry.load_seconds >= since else 0.0
+
+    # Any thread.
+
+    def prefetch(self, digest: str) -> None:
+        """Starts loading an adapter that a request will ask for soon: to the device if nobody must go for it.
+
+        Else to the host only, so that a long queue does not drive out what runs; `acquire` brings it further.
+        """
+        with self._locked():
+            if self._closed or digest in self._quarantined:
+                return
+            entry = self._state.entry(digest)
+            if not entry.has_reached(Tier.HOST) and entry.failure is None:
+                entry.prefetched = True
+                self._start(entry, Tier.HOST)
+
+    def load(
+        self,
+        digest: str,
+        *,
+        tier: Tier = Tier.DEVICE,
+        pin: bool = False,
+        progress: Callable[[LoadProgress], None] = lambda progress: None,
+        timeout_seconds: float = 60.0,
+    ) -> ResidentInfo:
+        """Loads an adapter and waits for it; with `pin` it then stays in that tier until `unload`.
+
+        `progress` is called by this thread, once for each stage, the last time with READY and the adapter.
+
+        Raises:
+            AdapterUnusable: it could not be loaded, or is in quarantine.
+            AdapterSlotsFull: no slot became free in that time, or none ever can.
+            Draining: the server is shutting down.
+        """
+        if tier is Tier.DISK:
+            raise ValueError("tier: expected host or device; on disk is where adapters are")
+        deadline = time.monotonic() + timeout_seconds
+        with self._locked():
+            self._check_quarantine(digest)
+            entry = self._state.entry(digest)
+            entry.waiters += 1
+        try:
+            reported: LoadProgress | None = None
+            while reported is None or reported.stage is not LoadStage.READY:
+                with self._locked():
+                    step = self._await_progress(entry, reported, tier=tier, pin=pin, deadline=deadline)
+                progress(step)
+                reported = step
+        finally:
+            with self._locked():
+                entry.waiters -= 1
+                self._state.claims.end_load(digest, requested=entry.missed)
+                self._state.forget_if_gone(entry)
+                self._work.notify()
+        if pin:
+            self._tell_engine()  # who waits may never fit now
+        assert reported.adapter is not None, "READY comes with the adapter"
+        return reported.adapter
+
+    def unload(self, digest: str) -> None:
+        """Unpins an adapter and drops it, as soon as no request uses it; ends its quarantine. One not here is fine."""
+        with self._locked():
+            self._quarantined.pop(digest, None)
+            entry = self._state.find(digest)
+            if entry is not None:
+                entry.pinned, entry.drop_when_idle = None, True
+                if entry.is_free:
+                    self._state.drop(entry, "unload")
+                self._work.notify()
+        self._tell_engine()  # there may be room
+
+    def residents(self) -> list[ResidentInfo]:
+        """Every adapter in memory, under the fastest tier that it is in."""
+        with self._lock:
+            return [entry.info() for entry in self._state.residents()]
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless slots, bytes and references add up."""
+        with self._lock:
+            self._state.check_integrity(self._slots.slot_bytes)
+            self._queue.check_integrity()
+
+    def close(self) -> None:
+        """Ends the loaders, after what they are at. Nothing is loaded any more; who waits in `load` gets Draining."""
+        with self._lock:
+            self._closed = True
+            self._work.notify_all()
+            self._progress.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    # Under the lock.
+
+    def _take(self, entry: Entry) -> None:
+        entry.references += 1
+        self._state.touch(entry)
+        if not entry.missed:  # else it was counted when it was not there
+            self._events.lookup(True)
+        entry.missed = False
+
+    def _miss(self, entries: Sequence[Entry]) -> None:
+        """Notes that a request waits for these, or raises why it need not."""
+        try:
+            self._check_open()
+            for entry in entries:
+                self._state.raise_failure(entry)
+            self._state.check_fits(entries)
+        except ServerError:
+            self._state.claims.drop([entry.digest for entry in entries])
+            for entry in entries:
+                self._state.forget_if_gone(entry)
+            raise
+        is_new = self._state.claims.renew([entry.digest for entry in entries])
+        for entry in entries:
+            if not entry.on_device and not entry.missed:
+                entry.missed = True
+                self._events.lookup(False)
+            self._start(entry, Tier.DEVICE)
+        if is_new:  # else nothing has changed for the loaders: they would only ask the engine again
+            self._work.notify()
+
+    def _start(self, entry: Entry, tier: Tier) -> None:
+        """Has an adapter loaded, unless it is there, or on its way."""
+        if tier is Tier.DEVICE:
+            entry.target = tier
+        if entry.phase is not Phase.IDLE or entry.has_reached(tier):
+            return
+        entry.load_started = time.monotonic()
+        entry.target = tier
+        entry.stage = LoadStage.RESOLVING if entry.host is None else LoadStage.LOADING
+        self._queue.put(entry, Phase.QUEUED if entry.host is None else Phase.AWAITING_SLOT)
+        self._work.notify()
+
+    def _await_progress(
+        self, entry: Entry, reported: LoadProgress | None, *, tier: Tier, pin: bool, deadline: float
+    ) -> LoadProgress:
+        """Waits until there is something new to report of a load, and starts it if need be."""
+        while True:
+            self._state.raise_failure(entry)
+            if entry.has_reached(tier):
+                return self._finish_wait(entry, tier=tier, pin=pin)
+            self._check_open()
+            if tier is Tier.DEVICE:
+                self._state.check_fits([entry])
+            if tier is Tier.DEVICE:
+                self._state.claims.renew([entry.digest], lease_until=deadline)
+            self._start(entry, tier)
+            step = entry.progress()
+            if step != reported:
+                return step
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 and entry.phase is Phase.AWAITING_SLOT:
+                raise AdapterSlotsFull(f"adapter {entry.digest}: no adapter slot became free in time")
+            if remaining <= 0:
+                raise AdapterUnusable(f"adapter {entry.digest}: not loaded in time")
+            self._progress.wait(remaining)
+
+    def _finish_wait(self, entry: Entry, *, tier: Tier, pin: bool) -> LoadProgress:
+        if pin:
+            self._progress.notify_all()  # other loads may never fit now
+            entry.pinned = max(tier, entry.pinned or tier, key=list(Tier).index)
+        entry.drop_when_idle = False
+        self._state.touch(entry)
+        return entry.progress(ready=True)
+
+    def _check_quarantine(self, digest: str) -> None:
+        if reason := self._quarantined.get(digest):
+            raise AdapterUnusable(f"adapter {digest}: {reason}; it is refused until it is unloaded")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Draining("the server is shutting down")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds the lock; then tells the observer what happened."""
+        events: list[Event] = []
+        try:
+            with self._lock:
+                try:
+                    yield
+                finally:
+                    events = self._events.take()
+        finally:
+            self._events.tell(events)
+
+    # Loader threads.
+
+    def _run_loader(self) -> None:
+        use_one_core()
+        while (entry := self._next_job()) is not None:
+            try:
+                self._read(entry) if entry.phase is Phase.READING else self._place(entry)
+            except Exception as error:
+                self._fail(entry, error)
+            self._tell_engine()
+
+    def _next_job(self) -> Entry | None:
+        """Waits for a load that can go on, the oldest request's first; None after `close`."""
+        while True:
+            with self._locked():
+                while not self._closed and (entry := self._queue.take()) is None:
+                    if (pause := self._queue.seconds_until_asking()) == 0.0:
+                        break
+                    self._work.wait(pause)
+                if self._closed:
+                    return None
+                if entry is not None:
+                    self._work.notify()  # there may be more to do
+                    return entry
+                self._queue.note_asking()
+            self._tell_engine()  # requests that still wait for what is kept for them ask again, which renews the lease
+
+    def _read(self, entry: Entry) -> None:
+        """Registry → host; and on to the device, if it is prefetched and nobody must go for it."""
+
+        def on_stage(stage: LoadStage, record: AdapterRecord) -> None:
+            with self._lock:
+                entry.stage, entry.record = stage, record
+                self._progress.notify_all()
+
+        record, lowered, seconds = self._reader.read(entry.digest, on_stage)
+        started = time.perf_counter()
+        packed = self._slots.pack(lowered)
+        seconds["lower"] += time.perf_counter() - started
+        if packed.size_bytes > self._config.device_bytes:
+            raise AdapterUnusable(f"takes {packed.size_bytes} bytes of the device's {self._config.device_bytes}")
+        with self._locked():
+            entry.record, entry.read_seconds = record, seconds
+            self._state.keep_on_host(entry, packed)
+            if entry.target is Tier.DEVICE:
+                self._queue.put(entry, Phase.AWAITING_SLOT)
+                self._state.trim_host()
+                self._work.notify()
+                return
+            if not (entry.prefetched and self._state.has_room(entry) and self._state.reserve(entry)):
+                self._finish(entry, "disk", seconds)
+                return
+        self._place(entry)
+
+    def _place(self, entry: Entry) -> None:
+        """Host → device, where every load has ended."""
+        assert entry.slot is not None and entry.host is not None
+        started = time.perf_counter()
+        self._slots.place_packed(entry.slot, entry.host)
+        seconds = {**entry.read_seconds, "place": time.perf_counter() - started}
+        with self._locked():
+            self._finish(entry, "disk" if entry.read_seconds else "host", seconds)
+
+    def _finish(self, entry: Entry, source: str, seconds: dict[str, float]) -> None:
+        entry.phase, entry.prefetched, entry.read_seconds = Phase.IDLE, False, {}
+        entry.load_seconds = time.monotonic() - entry.load_started
+        self._state.claims.extend(entry.digest)
+        self._state.touch(entry)
+        self._events.loaded(entry.digest, source, seconds)
+        if entry.drop_when_idle and entry.is_free and not entry.missed:
+            self._state.drop(entry, "unload")
+        self._state.trim_host()
+        self._progress.notify_all()
+        self._work.notify()
+
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        known = isinstance(error, RegistryError | AdapterUnusable | OSError | ValueError | MemoryError)
+        _log.warning("adapter %s cannot be loaded: %s", entry.digest, error, exc_info=None if known else error)
+        error.__traceback__ = None  # it would keep the frames, and their tensors, alive
+        with self._locked():
+            self._state.fail(entry, error)
+            self._events.load_failed(entry.digest, error)
+            self._progress.notify_all()
+            self._work.notify()
+
+    def _tell_engine(self) -> None:
+        try:
+            self.on_change()
+        except Exception:
+            _log.exception("on_change failed")

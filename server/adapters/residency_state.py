@@ -1,0 +1,302 @@
+"""Who is where: slots, budgets, references, and who may be evicted for whom. Bookkeeping, under its owner's lock."""
+
+import enum
+import itertools
+import math
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.server.adapters.claims import Claims
+from hotshoe.server.adapters.packed_adapter import PackedAdapter
+from hotshoe.server.adapters.resident import LoadProgress, LoadStage, ResidentInfo, Tier
+from hotshoe.server.config import ResidencyConfig
+from hotshoe.server.errors import AdapterSlotsFull, AdapterUnusable
+
+RETRY_SECONDS = 5.0  # how long a failed load stays failed
+
+
+class Phase(enum.Enum):
+    """What the loaders have to do, or do, with an adapter."""
+
+    IDLE = "idle"
+    QUEUED = "queued"  # to be read
+    READING = "reading"
+    AWAITING_SLOT = "awaiting slot"  # on the host
+    PLACING = "placing"  # has a slot, is being copied to it
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One adapter that somebody asked for."""
+
+    digest: str
+    phase: Phase = Phase.IDLE
+    record: AdapterRecord | None = None
+    host: PackedAdapter | None = None
+    slot: int | None = None  # given while PLACING, in use after
+    device_bytes: int = 0  # what it takes there, known since it was read
+    references: int = 0
+    waiters: int = 0  # threads in load()
+    pinned: Tier | None = None
+    target: Tier = Tier.DEVICE  # of the load under way
+    prefetched: bool = False  # the load under way may end on the device, though its target is the host
+    missed: bool = False
+    drop_when_idle: bool = False
+    stage: LoadStage = LoadStage.RESOLVING
+    failure: Exception | None = None
+    failed_at: float = -math.inf
+    read_seconds: dict[str, float] = field(default_factory=dict)  # by stage, until it is placed
+    load_seconds: float = 0.0
+    load_started: float = 0.0
+    used: int = 0  # larger is later
+    last_use: float = 0.0
+
+    @property
+    def on_device(self) -> bool:
+        return self.slot is not None and self.phase is not Phase.PLACING
+
+    @property
+    def is_free(self) -> bool:
+        """Nobody uses it, waits for it in load(), or works on it."""
+        return not (self.references or self.waiters or self.phase is not Phase.IDLE)
+
+    @property
+    def holds_slot(self) -> bool:
+        """Pinned where it is on the device, or pinned to the host and without a copy there."""
+        return self.pinned is not None and self.slot is not None and (self.pinned is Tier.DEVICE or self.host is None)
+
+    def has_reached(self, tier: Tier) -> bool:
+        return self.on_device or (tier is Tier.HOST and self.host is not None)
+
+    @property
+    def total_bytes(self) -> int:
+        return 0 if self.record is None else self.record.size_bytes
+
+    def progress(self, *, ready: bool = False) -> LoadProgress:
+        if ready:
+            return LoadProgress(LoadStage.READY, self.total_bytes, self.total_bytes, self.info())
+        done = self.total_bytes if self.stage is LoadStage.LOADING else 0
+        return LoadProgress(self.stage, done, self.total_bytes)
+
+    def info(self) -> ResidentInfo:
+        assert self.record is not None, "known since it was read"
+        assert self.on_device or self.host is not None, "residents are somewhere"
+        return ResidentInfo(
+            digest=self.digest,
+            name=self.record.name,
+            kind=self.record.kind,
+            tier=Tier.DEVICE if self.on_device else Tier.HOST,
+            pinned=self.pinned is not None,
+            running=self.references,
+            size_bytes=self.device_bytes if self.on_device or self.host is None else self.host.size_bytes,
+            last_use=self.last_use,
+        )
+
+
+class ResidencyState:
+    """The entries and the budgets. Not thread-safe.
+
+    Args:
+        clear: frees a slot's tensors; quick.
+        evicted: told digest, tier and reason of each eviction.
+    """
+
+    def __init__(
+        self, config: ResidencyConfig, *, clear: Callable[[int], None], evicted: Callable[[str, Tier, str], None]
+    ) -> None:
+        self._config = config
+        self._clear = clear
+        self._evicted = evicted
+        self._entries: dict[str, Entry] = {}
+        self._free_slots = list(range(config.adapter_slots))
+        self._device_used = 0
+        self._host_used = 0
+        self.claims = Claims()
+        self._uses = itertools.count(1)
+
+    # Entries.
+
+    def find(self, digest: str) -> Entry | None:
+        return self._entries.get(digest)
+
+    def entry(self, digest: str) -> Entry:
+        """The adapter's entry, new if nobody asked before."""
+        entry = self._entries.get(digest)
+        if entry is None:
+            self._forget_failures()
+            entry = self._entries[digest] = Entry(digest)
+        return entry
+
+    def residents(self) -> Iterator[Entry]:
+        return (entry for entry in self._entries.values() if entry.on_device or entry.host is not None)
+
+    def touch(self, entry: Entry) -> None:
+        """It was used now."""
+        entry.used, entry.last_use = next(self._uses), time.time()
+
+    def fail(self, entry: Entry, error: Exception) -> None:
+        """Its load ended in an error."""
+        if entry.slot is not None:
+            self._give_back_slot(entry)
+        entry.phase, entry.prefetched = Phase.IDLE, False
+        entry.failure, entry.failed_at = error, time.monotonic()
+        if entry.host is not None:
+            self.drop_host(entry)
+
+    def raise_failure(self, entry: Entry) -> None:
+        """Raises AdapterUnusable if its last load failed a moment ago; later it may be tried again."""
+        if entry.failure is None:
+            return
+        if time.monotonic() - entry.failed_at >= RETRY_SECONDS:
+            entry.failure = None
+            return
+        raise AdapterUnusable(f"adapter {entry.digest}: {entry.failure}") from entry.failure
+
+    # The device.
+
+    def check_fits(self, entries: Collection[Entry]) -> None:
+        """Raises AdapterSlotsFull if pinned adapters leave too little for these ever to be on the device together."""
+        pinned = [e for e in self._all() if e.holds_slot and e not in entries]
+        slots = self._config.adapter_slots - len(pinned)
+        if len(entries) > slots:
+            raise AdapterSlotsFull(f"{len(entries)} adapter slots are needed, {slots} are not pinned")
+        room = self._config.device_bytes - sum(e.device_bytes for e in pinned)
+        needed = sum(e.device_bytes for e in entries)
+        if needed > room:
+            raise AdapterSlotsFull(f"{needed} bytes for adapters are needed, {room} are not pinned")
+
+    def has_room(self, entry: Entry) -> bool:
+        """Whether a slot and its bytes are free, so that nobody must go for it."""
+        return bool(self._free_slots) and self._device_used + entry.device_bytes <= self._config.device_bytes
+
+    def reserve(self, entry: Entry) -> bool:
+        """Gives it a slot and its bytes, by evicting what it may. False, and nothing is evicted, if that fails."""
+        victims: list[Entry] = []
+        slots, room = len(self._free_slots), self._config.device_bytes - self._device_used
+        candidates = iter(sorted(self._evictable(entry), key=lambda e: e.used))
+        while slots == 0 or room < entry.device_bytes:
+            victim = next(candidates, None)
+            if victim is None:
+                return False
+            victims.append(victim)
+            slots, room = slots + 1, room + victim.device_bytes
+        for victim in victims:
+            self.leave_device(victim, "lru")
+        entry.slot = self._free_slots.pop()
+        entry.phase = Phase.PLACING
+        self._device_used += entry.device_bytes
+        return True
+
+    def leases_hold(self) -> bool:
+        """Whether an idle adapter is kept for a request that has yet to take it."""
+        leased = self.claims.leased()
+        return any(e.on_device and e.is_free and not e.holds_slot and e.digest in leased for e in self._all())
+
+    def leave_device(self, entry: Entry, reason: str) -> None:
+        """Frees the slot of an adapter that nobody uses."""
+        assert entry.on_device and not entry.references, "only what is free is evicted"
+        self._give_back_slot(entry)
+        self._evicted(entry.digest, Tier.DEVICE, reason)
+        self.forget_if_gone(entry)
+
+    def _evictable(self, claimant: Entry) -> Iterator[Entry]:
+        kept = self.claims.kept_from(self.claims.order_of(claimant.digest))
+        for entry in self._entries.values():
+            if entry.on_device and entry.is_free and not entry.holds_slot and entry.digest not in kept:
+                yield entry
+
+    def _give_back_slot(self, entry: Entry) -> None:
+        assert entry.slot is not None
+        self._clear(entry.slot)
+        self._free_slots.append(entry.slot)
+        self._device_used -= entry.device_bytes
+        entry.slot = None
+
+    # The host.
+
+    def keep_on_host(self, entry: Entry, adapter: PackedAdapter) -> None:
+        """It was read."""
+        entry.host, entry.device_bytes = adapter, adapter.size_bytes
+        self._host_used += adapter.size_bytes
+
+    def host_has_room(self) -> bool:
+        """Whether what must stay on the host leaves room to read more."""
+        held = sum(e.host.size_bytes for e in self._all() if e.host is not None and not self._may_leave_host(e))
+        return held < self._config.host_bytes
+
+    def trim_host(self) -> None:
+        """Drops host copies, least recently used first, until the rest fits."""
+        if self._host_used <= self._config.host_bytes:
+            return
+        for entry in sorted(filter(self._may_leave_host, self._all()), key=lambda e: e.used):
+            self.drop_host(entry)
+            if not entry.on_device:
+                self._evicted(entry.digest, Tier.HOST, "lru")
+                self.forget_if_gone(entry)
+            if self._host_used <= self._config.host_bytes:
+                return
+
+    def drop_host(self, entry: Entry) -> None:
+        assert entry.host is not None
+        self._host_used -= entry.host.size_bytes
+        entry.host = None
+
+    def _may_leave_host(self, entry: Entry) -> bool:
+        busy = entry.phase is not Phase.IDLE or (entry.waiters and not entry.on_device)
+        return entry.host is not None and not busy and entry.pinned is not Tier.HOST
+
+    # Leaving altogether.
+
+    def drop(self, entry: Entry, reason: str) -> None:
+        """Removes an adapter that nobody uses from device and host."""
+        entry.drop_when_idle = False
+        if entry.host is not None:
+            self.drop_host(entry)
+            if not entry.on_device:
+                self._evicted(entry.digest, Tier.HOST, reason)
+        if entry.on_device:
+            self.leave_device(entry, reason)
+        self.forget_if_gone(entry)
+
+    def forget_if_gone(self, entry: Entry) -> None:
+        """Forgets an adapter that is nowhere and that nobody asks for."""
+        if entry.is_free and not entry.on_device and entry.host is None and entry.failure is None:
+            self._entries.pop(entry.digest, None)
+
+    def _forget_failures(self) -> None:
+        old = time.monotonic() - RETRY_SECONDS
+        for entry in [e for e in self._all() if e.failure is not None and e.failed_at < old and e.is_free]:
+            entry.failure = None
+            self.forget_if_gone(entry)
+
+    def _all(self) -> list[Entry]:
+        return list(self._entries.values())
+
+    # Self-check.
+
+    def check_integrity(self, slot_bytes: Callable[[int], int]) -> None:
+        """Raises AssertionError unless slots, bytes and references add up."""
+        owners = {entry.slot: entry for entry in self._all() if entry.slot is not None}
+        claims = [entry for entry in self._all() if entry.slot is not None]
+        _require(len(owners) == len(claims), "two adapters share a slot")
+        _require(
+            sorted([*owners, *self._free_slots]) == list(range(self._config.adapter_slots)),
+            f"slots in use {sorted(owners)} and free {sorted(self._free_slots)} are not all slots",
+        )
+        _require(self._device_used == sum(e.device_bytes for e in claims), "device bytes do not add up")
+        _require(self._host_used == sum(e.host.size_bytes for e in self._all() if e.host), "host bytes do not add up")
+        for entry in self._all():
+            _require(entry.references >= 0 and entry.waiters >= 0, f"{entry.digest}: negative references")
+            _require(entry.on_device or not entry.references, f"{entry.digest}: in use, but not on the device")
+            _require(entry.phase is not Phase.PLACING or entry.slot is not None, f"{entry.digest}: placed nowhere")
+            if entry.on_device and entry.slot is not None:
+                _require(slot_bytes(entry.slot) == entry.device_bytes, f"{entry.digest}: bytes differ from its slot's")
+        for slot in self._free_slots:
+            _require(slot_bytes(slot) == 0, f"free slot {slot} holds an adapter")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)

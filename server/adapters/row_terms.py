@@ -1,0 +1,91 @@
+"""What a step's adapters add to its rows, as flat arrays that compiled code reads."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SiteVectors
+from hotshoe.server.adapters.sites import MAX_TARGETS, SITES, SiteId
+
+_PLACES = {site: index for index, site in enumerate(SITES)}
+
+
+class RowTerms:
+    """The low-rank terms of a step's rows and, by row, layer and site, their vectors.
+
+    Args:
+        segments: rows start … end−1 and their (adapter, weight) stack.
+        vectors: of each segment, what its stack has at each site where it has any; one input scale for all targets.
+        tables: the low-rank tables, in bfloat16.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[tuple[int, int, Sequence[tuple[PlacedAdapter, float]]]],
+        vectors: Sequence[Mapping[SiteId, SiteVectors]],
+        *,
+        tables: Mapping[SiteId, LowRankTable],
+        num_layers: int,
+        num_rows: int,
+    ) -> None:
+        self._kept: list[object] = [tables]  # whatever `addresses` points into
+        adapters = list({adapter: None for _, _, stack in segments for adapter, _ in stack if adapter.ranks})
+        place = {adapter: index for index, adapter in enumerate(adapters)}
+        terms = [
+            (start, end, adapter, weight)
+            for start, end, stack in segments
+            for adapter, weight in stack
+            if adapter.ranks
+        ]
+        lengths = [end - start for start, end, _, _ in terms]
+        self.num_terms = sum(lengths)
+        ranks = np.array([adapter.rank_table for adapter in adapters], np.int64)  # [adapters, layers, sites, targets]
+        units = -(-int(ranks.max(initial=0)) // UNIT_RANK)
+        self.shrunk_stride = units * UNIT_RANK * MAX_TARGETS
+        rows = [np.arange(start, end, dtype=np.int64) for start, end, _, _ in terms]
+        self.addresses: dict[str, int] = {
+            "num_terms": self.num_terms,
+            "shrunk_stride": self.shrunk_stride,
+            "term_rows": self._keep(np.concatenate(rows) if rows else np.zeros(0, np.int64)),
+            "term_units": self._keep(np.repeat([adapter.first_unit for _, _, adapter, _ in terms], lengths)),
+            "term_adapters": self._keep(np.repeat([place[adapter] for _, _, adapter, _ in terms], lengths)),
+            "weights": self._keep(np.repeat([np.float32(weight) for *_, weight in terms], lengths), np.float32),
+            "ranks": self._keep(ranks),
+            "tables": self._keep(_table_addresses(tables, num_layers)),
+            "site_terms": self._keep(ranks.any(axis=(0, 3)) if len(ranks) else np.zeros((num_layers, len(SITES)))),
+        }
+        for name, attribute in (("input_scales", "inputs"), ("output_scales", "output"), ("bias_deltas", "bias")):
+            table = np.zeros((num_rows, num_layers, len(SITES)), np.int64)
+            for (start, end, _), found in zip(segments, vectors, strict=True):
+                self._fill(table[start:end], found, attribute)
+            self.addresses[name] = self._keep(table) if table.any() else 0
+
+    def _keep(self, array: NDArray[np.generic], dtype: type = np.int64) -> int:
+        """The address of the array as contiguous numbers of that type."""
+        kept = np.ascontiguousarray(array, dtype)
+        self._kept.append(kept)
+        return kept.ctypes.data
+
+    def _fill(self, rows: NDArray[np.int64], vectors: Mapping[SiteId, SiteVectors], attribute: str) -> None:
+        """Puts a segment's addresses into its rows of [rows, layers, sites]."""
+        for (layer, site), found in vectors.items():
+            vector = found.inputs[0] if attribute == "inputs" else getattr(found, attribute)
+            if vector is not None:
+                rows[:, layer, _PLACES[site]] = self._address(vector)
+
+    def _address(self, vector: Tensor) -> int:
+        kept = vector.to(torch.float32).contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+
+def _table_addresses(tables: Mapping[SiteId, LowRankTable], num_layers: int) -> NDArray[np.int64]:
+    """[layers, sites, 2]: where a and b of each table lie."""
+    addresses = np.zeros((num_layers, len(SITES), 2), np.int64)
+    for (layer, site), table in tables.items():
+        addresses[layer, _PLACES[site]] = table.a.data_ptr(), table.b.data_ptr()
+    return addresses

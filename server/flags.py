@@ -1,0 +1,117 @@
+"""Command line → ServerConfig: one flag of each field, named after it."""
+
+import argparse
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hotshoe.server.config import Address, EngineConfig, ResidencyConfig, ServerConfig
+
+_BYTE_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConfig:
+    """Reads the server's arguments; `environment` gives XDG_DATA_HOME. Exits with 2 and one line on a bad one."""
+    parser = _parser()
+    values = vars(parser.parse_args(arguments))
+    registry = values.setdefault("registry", _default_registry(environment))
+    values.setdefault("base_cache", Path(f"{registry.resolve()}.bases"))
+    try:
+        engine = EngineConfig(**_take(values, EngineConfig))
+        residency = ResidencyConfig(**_take(values, ResidencyConfig))
+        return ServerConfig(**values, engine=engine, residency=residency)
+    except ValueError as error:
+        name, _, problem = str(error).partition(": ")
+        parser.error(f"argument --{name.replace('_', '-')}: {problem}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hotshoe serve",
+        description="Serves one 4-bit base model and many adapters over gRPC.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hotshoe {version('hotshoe')}")
+    groups = {"server": ServerConfig, "engine": EngineConfig, "adapters in memory": ResidencyConfig}
+    for title, config in groups.items():
+        group = parser.add_argument_group(title)
+        hints = typing.get_type_hints(config)
+        for setting in fields(config):
+            if "help" in setting.metadata:
+                _add_flag(group, setting, hints[setting.name])
+    return parser
+
+
+def _add_flag(group: "argparse._ArgumentGroup", setting: "Field[Any]", hint: Any) -> None:
+    flag = setting.metadata.get("flag", "--" + setting.name.replace("_", "-"))
+    text = setting.metadata["help"].replace("%", "%%")
+    if hint is bool:
+        group.add_argument(flag, dest=setting.name, action="store_true", help=text)
+        return
+    if setting.default is not None and setting.name not in ("registry", "base_cache"):
+        text += f" (default: {_shown(setting)})"
+    group.add_argument(
+        flag,
+        dest=setting.name,
+        type=_parser_of(setting.name, hint),
+        choices=setting.metadata.get("choices"),
+        metavar=None if "choices" in setting.metadata else _metavar(setting.name, hint),
+        help=text,
+    )
+
+
+def _parser_of(name: str, hint: Any) -> Callable[[str], Any]:
+    if name.endswith("_bytes"):
+        return _described(parse_bytes)
+    if hint == Address | None:
+        return _described(lambda text: Address.parse(text) if text else None)
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
+    return _described(Address.parse if kinds[0] is Address else kinds[0])
+
+
+def _described(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse shows the text of an ArgumentTypeError only."""
+
+    def described(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return described
+
+
+def parse_bytes(text: str) -> int:
+    """Reads "1048576", "512MiB" or "2GB". Raises ValueError."""
+    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip(), re.ASCII)
+    if not match or match[2].upper() not in _BYTE_UNITS:
+        raise ValueError(f"{text!r} is not a size: a whole number, then nothing or KiB, MiB, GiB, KB, MB, GB")
+    return int(match[1]) * _BYTE_UNITS[match[2].upper()]
+
+
+def _shown(setting: "Field[Any]") -> str:
+    default: Any = setting.default
+    return f"{default >> 20}MiB" if setting.name.endswith("_bytes") else str(default)
+
+
+def _metavar(name: str, hint: Any) -> str:
+    if hint in (Address, Address | None):
+        return "HOST:PORT"
+    if name.endswith("_bytes"):
+        return "BYTES"
+    return {int: "N", int | None: "N", float: "SECONDS", Path: "DIR", Path | None: "FILE", str: "TEXT"}[hint]
+
+
+def _take(values: dict[str, Any], config: type) -> dict[str, Any]:
+    return {setting.name: values.pop(setting.name) for setting in fields(config) if setting.name in values}
+
+
+def _default_registry(environment: Mapping[str, str]) -> Path:
+    data = environment.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "hotshoe" / "registry"

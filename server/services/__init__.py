@@ -1,0 +1,1 @@
+"""The gRPC services: message to core type and back, nothing else."""

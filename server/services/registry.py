@@ -1,0 +1,191 @@
+"""RegistryService: message ⇄ core type. The registry blocks on the disk, so every call of it runs in the executor.
+
+MergeAdapters and CollectGarbage are left to the generated base class, which answers UNIMPLEMENTED.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import BinaryIO, ParamSpec, TypeVar
+
+from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
+from hotshoe.registry.errors import InvalidUpload
+from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Registry, Upload
+from hotshoe.server.errors import InvalidRequest
+from hotshoe.server.logs import log_event
+from hotshoe.server.services.rpc import Context
+
+MAX_CHUNK_BYTES = 1 << 20
+DOWNLOAD_CHUNK_BYTES = 1 << 18
+MAX_BLOBS = 64
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+
+class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
+    """The registry for those who are not on its disk.
+
+    Args:
+        base: the model that published adapters are checked against.
+    """
+
+    def __init__(self, registry: Registry, base: BaseShape) -> None:
+        self._registry = registry
+        self._base = base
+
+    async def CheckBlobs(
+        self, request: registry_pb2.CheckBlobsRequest, context: Context
+    ) -> registry_pb2.CheckBlobsResponse:
+        _check_count("blobs", len(request.blobs))
+        missing = await _call(self._registry.missing_blobs, [blob.digest for blob in request.blobs])
+        return registry_pb2.CheckBlobsResponse(missing_digests=missing)
+
+    async def UploadBlob(
+        self, requests: AsyncIterator[registry_pb2.UploadBlobRequest], context: Context
+    ) -> registry_pb2.UploadBlobResponse:
+        """The blob's message alone asks how far an earlier upload got; data then goes on from there, or from 0."""
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("part") != "blob":
+            raise InvalidUpload("the first message must name the blob")
+        blob = _file(first.blob)
+        upload = await _call(self._registry.open_upload, blob)
+        try:
+            await _receive(requests, upload)
+            if upload.received_bytes == blob.size_bytes:
+                await _call(upload.finish)
+        finally:
+            await _call_to_its_end(upload.close)
+        return registry_pb2.UploadBlobResponse(digest=blob.digest, committed_bytes=upload.committed_bytes)
+
+    async def DownloadBlob(
+        self, request: registry_pb2.DownloadBlobRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.DownloadBlobResponse]:
+        if request.offset < 0:
+            raise InvalidRequest("offset", f"must be 0 or more, not {request.offset}")
+        file: BinaryIO = await _call(self._registry.read_blob, request.digest, request.offset)
+        try:
+            while data := await _call(file.read, DOWNLOAD_CHUNK_BYTES):
+                yield registry_pb2.DownloadBlobResponse(data=data)
+        finally:
+            file.close()
+
+    async def PublishAdapter(
+        self, request: registry_pb2.PublishAdapterRequest, context: Context
+    ) -> registry_pb2.PublishAdapterResponse:
+        _check_count("blobs", len(request.blobs))
+        publish = partial(
+            self._registry.publish,
+            name=request.name,
+            tags=list(request.tags),
+            files=[_file(blob) for blob in request.blobs],
+            annotations=dict(request.annotations),
+            base=self._base,
+            validate_only=request.validate_only,
+        )
+        record, created = await _call(publish)
+        if not request.validate_only:
+            tags = ",".join(request.tags) or "-"
+            log_event(
+                logging.INFO,
+                "publish",
+                name=record.name,
+                digest=record.digest,
+                tags=tags,
+                kind=record.kind,
+                new=created,
+            )
+        return registry_pb2.PublishAdapterResponse(adapter=adapter_message(record), created=created)
+
+    async def GetAdapter(
+        self, request: registry_pb2.GetAdapterRequest, context: Context
+    ) -> registry_pb2.GetAdapterResponse:
+        record = await _call(self._registry.resolve, request.reference)
+        return registry_pb2.GetAdapterResponse(adapter=adapter_message(record))
+
+    async def ListAdapters(
+        self, request: registry_pb2.ListAdaptersRequest, context: Context
+    ) -> registry_pb2.ListAdaptersResponse:
+        if request.page_size < 0:
+            raise InvalidRequest("page_size", f"must be 0 or more, not {request.page_size}")
+        page = partial(
+            self._registry.list,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            name_contains=request.name_contains,
+            kind=request.kind,
+        )
+        records, token = await _call(page)
+        return registry_pb2.ListAdaptersResponse(adapters=map(adapter_message, records), next_page_token=token)
+
+    async def UpdateTag(
+        self, request: registry_pb2.UpdateTagRequest, context: Context
+    ) -> registry_pb2.UpdateTagResponse:
+        record = await _call(
+            self._registry.update_tag, request.name, request.tag, request.digest, request.expected_digest
+        )
+        log_event(logging.INFO, "update_tag", name=request.name, tag=request.tag, digest=record.digest)
+        return registry_pb2.UpdateTagResponse(adapter=adapter_message(record))
+
+    async def DeleteTag(
+        self, request: registry_pb2.DeleteTagRequest, context: Context
+    ) -> registry_pb2.DeleteTagResponse:
+        await _call(self._registry.delete_tag, request.name, request.tag)
+        log_event(logging.INFO, "delete_tag", name=request.name, tag=request.tag)
+        return registry_pb2.DeleteTagResponse()
+
+
+def adapter_message(record: AdapterRecord) -> registry_pb2.Adapter:
+    """An adapter as the wire has it."""
+    return registry_pb2.Adapter(
+        name=record.name,
+        digest=record.digest,
+        tags=record.tags,
+        kind=record.kind,
+        base_model=record.base_model,
+        base_digest=record.base_digest,
+        rank=record.rank,
+        target_modules=record.target_modules,
+        blobs=[
+            registry_pb2.Blob(digest=file.digest, size_bytes=file.size_bytes, file_name=file.file_name)
+            for file in record.files
+        ],
+        annotations=dict(record.annotations),
+        size_bytes=record.size_bytes,
+        parents=[registry_pb2.Parent(digest=parent.digest, weight=parent.weight) for parent in record.parents],
+        recipe=record.recipe,
+    )
+
+
+async def _receive(requests: AsyncIterator[registry_pb2.UploadBlobRequest], upload: Upload) -> None:
+    async for message in requests:
+        if message.WhichOneof("part") != "data":
+            raise InvalidUpload("only the first message names the blob; the others carry data")
+        if len(message.data) > MAX_CHUNK_BYTES:
+            raise InvalidUpload(f"data: {len(message.data)} bytes in one message; at most {MAX_CHUNK_BYTES}")
+        await _call_to_its_end(upload.write, message.offset, message.data)
+
+
+def _file(blob: registry_pb2.Blob) -> FileDescriptor:
+    return FileDescriptor(file_name=blob.file_name, digest=blob.digest, size_bytes=blob.size_bytes)
+
+
+def _check_count(field: str, count: int) -> None:
+    if count > MAX_BLOBS:
+        raise InvalidRequest(field, f"at most {MAX_BLOBS}, not {count}")
+
+
+async def _call(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
+
+
+async def _call_to_its_end(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """As `_call`, but a cancelled caller waits too: an upload is used by one thread at a time."""
+    call = asyncio.ensure_future(_call(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait([call])
+        raise

@@ -1,0 +1,165 @@
+"""ResidencyService: message ⇄ core type. Loads are waited for on threads of their own."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+
+from hotshoe.protos.v1 import residency_pb2, residency_pb2_grpc
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
+from hotshoe.server.adapters.residency import AdapterResidency
+from hotshoe.server.adapters.resident import LoadProgress, LoadStage, ResidentInfo, Tier
+from hotshoe.server.errors import InvalidRequest
+from hotshoe.server.logs import log_event
+from hotshoe.server.services.dispatcher import Dispatcher
+from hotshoe.server.services.rpc import Context
+
+DEFAULT_INTERVAL_MS = 1000
+MIN_INTERVAL_MS = 50
+MAX_INTERVAL_MS = 60_000
+
+TIERS = {
+    residency_pb2.TIER_UNSPECIFIED: Tier.DEVICE,
+    residency_pb2.TIER_HOST: Tier.HOST,
+    residency_pb2.TIER_DEVICE: Tier.DEVICE,
+}
+_TIER_MESSAGES = {
+    Tier.DISK: residency_pb2.TIER_DISK,
+    Tier.HOST: residency_pb2.TIER_HOST,
+    Tier.DEVICE: residency_pb2.TIER_DEVICE,
+}
+_STAGES = {
+    LoadStage.RESOLVING: residency_pb2.LoadAdapterResponse.STAGE_RESOLVING,
+    LoadStage.VERIFYING: residency_pb2.LoadAdapterResponse.STAGE_VERIFYING,
+    LoadStage.LOADING: residency_pb2.LoadAdapterResponse.STAGE_LOADING,
+    LoadStage.READY: residency_pb2.LoadAdapterResponse.STAGE_READY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyParts:
+    """What the service stands on.
+
+    Attributes:
+        draining: set once the server shuts down; endless streams end then.
+        executor: for callers that wait for a load.
+    """
+
+    residency: AdapterResidency
+    registry: Registry
+    dispatcher: Dispatcher
+    max_adapters: int
+    draining: asyncio.Event
+    executor: Executor
+
+
+class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
+    """Says and steers which adapters are in memory."""
+
+    def __init__(self, parts: ResidencyParts) -> None:
+        self._parts = parts
+
+    async def LoadAdapter(
+        self, request: residency_pb2.LoadAdapterRequest, context: Context
+    ) -> AsyncIterator[residency_pb2.LoadAdapterResponse]:
+        """A caller that goes away leaves the load going: somebody may want it still."""
+        if request.tier not in TIERS:
+            raise InvalidRequest("tier", "expected TIER_HOST, TIER_DEVICE or nothing, which means TIER_DEVICE")
+        record = await self._resolve(request.reference)
+        loop = asyncio.get_running_loop()
+        steps: asyncio.Queue[LoadProgress | None] = asyncio.Queue()
+
+        def tell(step: LoadProgress | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+                loop.call_soon_threadsafe(steps.put_nowait, step)
+
+        def load() -> None:
+            try:
+                self._parts.residency.load(record.digest, tier=TIERS[request.tier], pin=request.pin, progress=tell)
+            finally:
+                tell(None)
+
+        loading = loop.run_in_executor(self._parts.executor, load)
+        while (step := await steps.get()) is not None:
+            yield self._load_response(step)
+        await loading
+        log_event(logging.INFO, "load", name=record.name, digest=record.digest, pin=request.pin)
+
+    async def UnloadAdapter(
+        self, request: residency_pb2.UnloadAdapterRequest, context: Context
+    ) -> residency_pb2.UnloadAdapterResponse:
+        record = await self._resolve(request.reference)
+        await asyncio.get_running_loop().run_in_executor(None, self._parts.residency.unload, record.digest)
+        log_event(logging.INFO, "unload", name=record.name, digest=record.digest)
+        return residency_pb2.UnloadAdapterResponse()
+
+    async def ListResidentAdapters(
+        self, request: residency_pb2.ListResidentAdaptersRequest, context: Context
+    ) -> residency_pb2.ListResidentAdaptersResponse:
+        return residency_pb2.ListResidentAdaptersResponse(adapters=self._residents())
+
+    async def WatchStatus(
+        self, request: residency_pb2.WatchStatusRequest, context: Context
+    ) -> AsyncIterator[residency_pb2.WatchStatusResponse]:
+        interval_ms = request.interval_ms or DEFAULT_INTERVAL_MS
+        if not MIN_INTERVAL_MS <= interval_ms <= MAX_INTERVAL_MS:
+            raise InvalidRequest("interval_ms", f"expected {MIN_INTERVAL_MS} to {MAX_INTERVAL_MS}, not {interval_ms}")
+        tokens, since = self._parts.dispatcher.generated_tokens, time.monotonic()
+        rate = 0.0
+        while True:
+            yield self._status(rate)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._parts.draining.wait(), interval_ms / 1000)
+                return
+            before, then = tokens, since
+            tokens, since = self._parts.dispatcher.generated_tokens, time.monotonic()
+            rate = (tokens - before) / (since - then)
+
+    async def _resolve(self, reference: str) -> AdapterRecord:
+        return await asyncio.get_running_loop().run_in_executor(None, partial(self._parts.registry.resolve, reference))
+
+    def _status(self, tokens_per_second: float) -> residency_pb2.WatchStatusResponse:
+        stats = self._parts.dispatcher.stats
+        return residency_pb2.WatchStatusResponse(
+            running_requests=stats.running if stats else 0,
+            waiting_requests=stats.waiting if stats else 0,
+            kv_cache_usage=stats.kv_usage if stats else 0.0,
+            generation_tokens_per_second=tokens_per_second,
+            max_resident_adapters=self._parts.max_adapters,
+            adapters=self._residents(),
+        )
+
+    def _residents(self) -> list[residency_pb2.ResidentAdapter]:
+        waiting: Counter[str] = Counter()
+        for (_, digest), number in self._parts.dispatcher.waiting_adapters().items():
+            waiting[digest] += number
+        return [_resident(info, waiting[info.digest]) for info in self._parts.residency.residents()]
+
+    def _load_response(self, step: LoadProgress) -> residency_pb2.LoadAdapterResponse:
+        return residency_pb2.LoadAdapterResponse(
+            stage=_STAGES[step.stage],
+            completed_bytes=step.completed_bytes,
+            total_bytes=step.total_bytes,
+            adapter=_resident(step.adapter, 0) if step.adapter else None,
+        )
+
+
+def _resident(info: ResidentInfo, waiting: int) -> residency_pb2.ResidentAdapter:
+    message = residency_pb2.ResidentAdapter(
+        name=info.name,
+        digest=info.digest,
+        kind=info.kind,
+        tier=_TIER_MESSAGES[info.tier],
+        pinned=info.pinned,
+        running_requests=info.running,
+        waiting_requests=waiting,
+        size_bytes=info.size_bytes,
+    )
+    message.last_use_time.FromNanoseconds(int(info.last_use * 1e9))
+    return message
