@@ -1,0 +1,179 @@
+"""An adapter's directory as PEFT saves it: what is published of it, how a pull writes it. Knows nothing of gRPC."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from hotshoe.clients.errors import InvalidAdapterDirectory
+
+CHUNK_BYTES = 1 << 20
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+CARD = "README.md"
+PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class TransferProgress:
+    """How far a transfer is; `completed_bytes` and `total_bytes` count all its files."""
+
+    stage: Literal["hash", "upload", "download"]
+    file_name: str
+    completed_bytes: int
+    total_bytes: int
+
+
+Progress = Callable[[TransferProgress], None]
+
+
+def ignore_progress(_: TransferProgress) -> None:
+    """For callers who do not ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """One file to publish; `digest` is "sha256:<hex>" of its bytes."""
+
+    path: Path
+    digest: str
+    size_bytes: int
+
+    @property
+    def file_name(self) -> str:
+        return self.path.name
+
+    def chunks(self, offset: int) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) of at most CHUNK_BYTES each, from `offset` on."""
+        with self.path.open("rb") as stream:
+            stream.seek(offset)
+            while data := stream.read(CHUNK_BYTES):
+                yield offset, data
+                offset += len(data)
+
+
+class ProgressCounter:
+    """Counts the bytes of several files and tells `progress` after each step."""
+
+    def __init__(self, stage: Literal["hash", "upload", "download"], total_bytes: int, progress: Progress) -> None:
+        self._stage: Literal["hash", "upload", "download"] = stage
+        self._total_bytes = total_bytes
+        self._progress = progress
+        self._earlier_bytes = 0
+
+    def at(self, file_name: str, completed_bytes: int) -> None:
+        """`completed_bytes` of this file are done, beside all files finished before."""
+        done = self._earlier_bytes + completed_bytes
+        self._progress(TransferProgress(self._stage, file_name, done, self._total_bytes))
+
+    def finish(self, file_name: str, size_bytes: int) -> None:
+        self.at(file_name, size_bytes)
+        self._earlier_bytes += size_bytes
+
+
+def scan_directory(directory: str | os.PathLike[str], progress: Progress = ignore_progress) -> list[AdapterFile]:
+    """The files of a PEFT directory that make an adapter, hashed. Raises InvalidAdapterDirectory."""
+    root = Path(directory)
+    if not root.is_dir():
+        raise InvalidAdapterDirectory(f"{root}: no such directory")
+    for name in (CONFIG, WEIGHTS):
+        if not (root / name).is_file():
+            raise InvalidAdapterDirectory(f"{root / name}: missing{_hint(root, name)}")
+    paths = [root / name for name in (WEIGHTS, CONFIG, CARD) if (root / name).is_file()]
+    counter = ProgressCounter("hash", sum(path.stat().st_size for path in paths), progress)
+    return [_hash_file(path, counter) for path in paths]
+
+
+def _hint(root: Path, name: str) -> str:
+    if name == WEIGHTS and (root / "adapter_model.bin").exists():
+        return "; adapter_model.bin is a pickle, which can run code and is never read: save it as safetensors"
+    return "; PEFT's save_pretrained writes adapter_config.json and adapter_model.safetensors"
+
+
+def _hash_file(path: Path, counter: ProgressCounter) -> AdapterFile:
+    sha256 = hashlib.sha256()
+    size_bytes = 0
+    with path.open("rb") as stream:
+        while data := stream.read(CHUNK_BYTES):
+            sha256.update(data)
+            size_bytes += len(data)
+            counter.at(path.name, size_bytes)
+    counter.finish(path.name, size_bytes)
+    return AdapterFile(path=path, digest=f"sha256:{sha256.hexdigest()}", size_bytes=size_bytes)
+
+
+class RemoteFile(Protocol):
+    """What a pull needs to know of a file."""
+
+    @property
+    def file_name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+class PartialDownload:
+    """A file being pulled into `directory`: its bytes lie in a .partial file until their digest has been verified.
+
+    What an earlier pull left is taken up again: `offset` says where to go on.
+    """
+
+    def __init__(self, directory: Path, file: RemoteFile) -> None:
+        # Both come from the server, and become paths here.
+        if not PLAIN_FILE_NAME.fullmatch(file.file_name):
+            raise ValueError(f"{file.file_name!r} is not a plain file name: refused")
+        if not DIGEST.fullmatch(file.digest):
+            raise ValueError(f"{file.digest!r} is not sha256:<64 hex digits>: refused")
+        self._target = directory / file.file_name
+        self._partial = directory / f".{file.file_name}.{file.digest.removeprefix('sha256:')[:16]}.partial"
+        self._digest = file.digest
+        self._size_bytes = file.size_bytes
+        self._sha256 = hashlib.sha256()
+        self.offset = 0
+
+    def already_here(self) -> bool:
+        """Whether the target exists with just these bytes."""
+        if not self._target.is_file() or self._target.stat().st_size != self._size_bytes:
+            return False
+        with self._target.open("rb") as stream:
+            return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}" == self._digest
+
+    def __enter__(self) -> "PartialDownload":
+        self._stream = self._partial.open("a+b")
+        self._stream.seek(0)
+        while data := self._stream.read(CHUNK_BYTES):
+            self._sha256.update(data)
+            self.offset += len(data)
+        if self.offset > self._size_bytes:
+            self._restart()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        if self.offset == 0:  # nothing came, or it was wrong
+            self._partial.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._sha256.update(data)
+        self.offset += len(data)
+
+    def commit(self) -> bool:
+        """Moves the file to its place if its bytes are right; else drops them and says False."""
+        if self.offset != self._size_bytes or f"sha256:{self._sha256.hexdigest()}" != self._digest:
+            self._restart()
+            return False
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._partial.replace(self._target)
+        return True
+
+    def _restart(self) -> None:
+        self._stream.truncate(0)
+        self._sha256 = hashlib.sha256()
+        self.offset = 0

@@ -1,0 +1,360 @@
+"""The asyncio client, twin of `client.py`: requests, errors and retries are shared, the I/O is not."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+import grpc.aio
+
+from hotshoe.clients import messages
+from hotshoe.clients.adapter_files import (
+    AdapterFile,
+    PartialDownload,
+    Progress,
+    ProgressCounter,
+    ignore_progress,
+    scan_directory,
+)
+from hotshoe.clients.channels import (
+    DEFAULT_SERVER,
+    GENERATE_SECONDS,
+    QUICK_SECONDS,
+    TRANSFER_SECONDS,
+    open_aio_channel,
+)
+from hotshoe.clients.errors import NotFound, from_rpc_error
+from hotshoe.clients.retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from hotshoe.clients.streams import AsyncAnswerStream, AsyncResponseStream
+from hotshoe.protos.v1 import generation_pb2 as generation
+from hotshoe.protos.v1 import registry_pb2 as registry
+from hotshoe.protos.v1 import residency_pb2 as residency
+from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
+from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
+from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
+
+
+class AsyncClient:
+    """An asyncio client of one hotshoe server. Make it where an event loop runs.
+
+    Calls return the wire's messages (hotshoe.protos.v1) and raise the classes of hotshoe.clients.errors. Each has a
+    `timeout` in seconds that covers all its attempts.
+
+        async with AsyncClient("127.0.0.1:50051") as client:
+            await client.publish_directory("pirate/", "pirate")
+            async with client.stream("Who are you?", adapters=["pirate"], max_new_tokens=64) as answer:
+                async for delta in answer:
+                    print(delta.text_delta, end="")
+            print(answer.final.usage)
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ) -> None:
+        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port"."""
+        self._channel = open_aio_channel(server, credentials)
+        self.server = server
+        self._retry = retry
+        self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._registry: Any = RegistryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        """Ends what is under way and closes the connection."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # Generation
+
+    async def generate(
+        self,
+        prompt: messages.Prompt,
+        *,
+        timeout: float | None = GENERATE_SECONDS,
+        **options: Unpack[messages.GenerateOptions],
+    ) -> generation.GenerateResponse:
+        """Whole answers to `prompt`: text, token ids or chat messages. The options are GenerateOptions'."""
+        request = messages.generate_request(prompt, options)
+        response: generation.GenerateResponse = await self._call(self._generation.Generate, request, timeout)
+        return response
+
+    def stream(
+        self,
+        prompt: messages.Prompt,
+        *,
+        timeout: float | None = GENERATE_SECONDS,
+        **options: Unpack[messages.GenerateOptions],
+    ) -> AsyncAnswerStream:
+        """One answer to `prompt`, as it is decoded. The options are GenerateOptions'."""
+        request = generation.StreamGenerateRequest(request=messages.generate_request(prompt, options))
+        return AsyncAnswerStream(*self._opening(self._generation.StreamGenerate, request, timeout))
+
+    async def score(
+        self,
+        prompt: messages.Prompt,
+        choices: Sequence[str],
+        *,
+        adapters: messages.Adapters = (),
+        length_normalized: bool = False,
+        request_id: str = "",
+        timeout: float | None = GENERATE_SECONDS,
+    ) -> generation.ScoreResponse:
+        """How likely each of `choices` is as the continuation of `prompt`, in the order given."""
+        request = messages.score_request(
+            prompt, choices, adapters=adapters, length_normalized=length_normalized, request_id=request_id
+        )
+        response: generation.ScoreResponse = await self._call(self._generation.Score, request, timeout)
+        return response
+
+    async def tokenize(
+        self, text: str, *, add_special_tokens: bool = False, timeout: float | None = QUICK_SECONDS
+    ) -> generation.TokenizeResponse:
+        """`text` as the base model's tokens."""
+        request = generation.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
+        response: generation.TokenizeResponse = await self._call(self._generation.Tokenize, request, timeout)
+        return response
+
+    async def model_info(self, *, timeout: float | None = QUICK_SECONDS) -> generation.GetModelInfoResponse:
+        """The base model's identity and limits, and the server's capacity."""
+        request = generation.GetModelInfoRequest()
+        response: generation.GetModelInfoResponse = await self._call(self._generation.GetModelInfo, request, timeout)
+        return response
+
+    # Registry
+
+    async def publish_directory(
+        self,
+        directory: str | os.PathLike[str],
+        name: str,
+        *,
+        tags: Sequence[str] = ("latest",),
+        annotations: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.PublishAdapterResponse:
+        """Publishes a PEFT directory as `name` and moves `tags` to it; sends only the files that the server lacks.
+
+        Idempotent: equal bytes give the same digest. An upload that breaks goes on where it broke.
+        Raises InvalidAdapterDirectory before anything is sent.
+        """
+        files = await asyncio.to_thread(scan_directory, directory, progress)
+        attempts = Attempts(self._retry, timeout)
+        request = messages.publish_request(name, tags, files, annotations or {}, validate_only)
+        await self._upload_missing(files, progress, attempts)
+        try:
+            return await self._publish(request, attempts)
+        except NotFound as error:
+            if error.reason != "BLOB_NOT_FOUND":  # collected since it was checked
+                raise
+        await self._upload_missing(files, progress, attempts)
+        return await self._publish(request, attempts)
+
+    async def pull(
+        self,
+        reference: str,
+        directory: str | os.PathLike[str],
+        *,
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.Adapter:
+        """Writes an adapter's files into `directory`, each verified before it takes its place. Goes on where one broke.
+
+        Raises DataLoss when what came does not have the digest it should.
+        """
+        attempts = Attempts(self._retry, timeout)
+        adapter = await self.get_adapter(reference, timeout=attempts.remaining())
+        root = Path(directory)
+        root.mkdir(parents=True, exist_ok=True)
+        counter = ProgressCounter("download", sum(blob.size_bytes for blob in adapter.blobs), progress)
+        for blob in adapter.blobs:
+            await self._download(blob, PartialDownload(root, blob), counter, attempts)
+        return adapter
+
+    async def get_adapter(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.Adapter:
+        """The adapter that `reference` resolves to now: "name", "name:tag" or "name@sha256:<hex>"."""
+        request = registry.GetAdapterRequest(reference=reference)
+        response: registry.GetAdapterResponse = await self._call(self._registry.GetAdapter, request, timeout)
+        return response.adapter
+
+    async def list_adapters(
+        self,
+        *,
+        name_contains: str = "",
+        kind: str = "",
+        page_size: int = 0,
+        timeout: float | None = QUICK_SECONDS,
+    ) -> AsyncIterator[registry.Adapter]:
+        """All adapters, newest first; pages are fetched as the iterator needs them, `timeout` is for each page."""
+        request = registry.ListAdaptersRequest(name_contains=name_contains, kind=kind, page_size=page_size)
+        while True:
+            page: registry.ListAdaptersResponse = await self._call(self._registry.ListAdapters, request, timeout)
+            for adapter in page.adapters:
+                yield adapter
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def update_tag(
+        self, name: str, tag: str, digest: str, *, expected_digest: str, timeout: float | None = QUICK_SECONDS
+    ) -> registry.Adapter:
+        """Moves a tag to `digest` if it points at `expected_digest` now; "" means that it must not exist.
+
+        Raises Aborted when it points elsewhere. Not tried again when the answer was lost: read the tag then.
+        """
+        request = registry.UpdateTagRequest(name=name, tag=tag, digest=digest, expected_digest=expected_digest)
+        response: registry.UpdateTagResponse = await self._call(
+            self._registry.UpdateTag, request, timeout, idempotent=False
+        )
+        return response.adapter
+
+    async def delete_tag(self, name: str, tag: str, *, timeout: float | None = QUICK_SECONDS) -> None:
+        """Removes a tag; the content stays. Not tried again when the answer was lost."""
+        request = registry.DeleteTagRequest(name=name, tag=tag)
+        await self._call(self._registry.DeleteTag, request, timeout, idempotent=False)
+
+    # Residency
+
+    async def load(
+        self,
+        reference: str,
+        *,
+        tier: messages.TierName = "device",
+        pin: bool = False,
+        progress: Callable[[residency.LoadAdapterResponse], None] | None = None,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> residency.ResidentAdapter:
+        """Loads an adapter ahead of its first request and waits until it is ready."""
+        request = messages.load_request(reference, tier=tier, pin=pin)
+        stream: AsyncResponseStream[residency.LoadAdapterResponse]
+        last: residency.LoadAdapterResponse | None = None
+        async with AsyncResponseStream(*self._opening(self._residency.LoadAdapter, request, timeout)) as stream:
+            async for last in stream:
+                if progress is not None:
+                    progress(last)
+        return messages.loaded_adapter(last)
+
+    async def unload(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> None:
+        """Unpins an adapter and drops it once no request uses it."""
+        await self._call(self._residency.UnloadAdapter, residency.UnloadAdapterRequest(reference=reference), timeout)
+
+    async def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
+        """The adapters that the server holds in memory."""
+        request = residency.ListResidentAdaptersRequest()
+        response: residency.ListResidentAdaptersResponse = await self._call(
+            self._residency.ListResidentAdapters, request, timeout
+        )
+        return response.adapters
+
+    def watch_status(
+        self, *, interval_seconds: float = 1.0, timeout: float | None = None
+    ) -> AsyncResponseStream[residency.WatchStatusResponse]:
+        """The server's state once per interval, until the stream is left."""
+        request = residency.WatchStatusRequest(interval_ms=round(interval_seconds * 1000))
+        return AsyncResponseStream(*self._opening(self._residency.WatchStatus, request, timeout))
+
+    async def health(self, service: str = "", *, timeout: float | None = QUICK_SECONDS) -> str:
+        """What grpc.health.v1 says: "SERVING", "NOT_SERVING" or "UNKNOWN". Raises NotFound for an unknown service."""
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # only those who ask pay for it
+
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        response = await self._call(stub.Check, health_pb2.HealthCheckRequest(service=service), timeout)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+    # The I/O
+
+    async def _call(self, method: Any, request: Any, timeout: float | None, *, idempotent: bool = True) -> Any:
+        attempts = Attempts(self._retry, timeout, idempotent=idempotent)
+        while True:
+            try:
+                return await method(request, timeout=attempts.remaining())
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+            await asyncio.sleep(attempts.wait_after(failure))
+
+    def _opening(
+        self, method: Any, request: Any, timeout: float | None
+    ) -> tuple[Callable[[float | None], Any], Attempts]:
+        return lambda remaining: method(request, timeout=remaining), Attempts(self._retry, timeout)
+
+    async def _upload_missing(self, files: Sequence[AdapterFile], progress: Progress, attempts: Attempts) -> None:
+        response = await self._call(self._registry.CheckBlobs, messages.check_request(files), attempts.remaining())
+        missing = [file for file in files if file.digest in response.missing_digests]
+        counter = ProgressCounter("upload", sum(file.size_bytes for file in missing), progress)
+        for file in missing:
+            await self._upload(file, counter, attempts)
+
+    async def _publish(
+        self, request: registry.PublishAdapterRequest, attempts: Attempts
+    ) -> registry.PublishAdapterResponse:
+        response: registry.PublishAdapterResponse = await self._call(
+            self._registry.PublishAdapter, request, attempts.remaining()
+        )
+        return response
+
+    async def _upload(self, file: AdapterFile, counter: ProgressCounter, attempts: Attempts) -> None:
+        """Sends one file, and again from where the server has it whenever the stream breaks."""
+        furthest = 0
+        while True:
+            try:
+                probe = await self._registry.UploadBlob(messages.upload_probe(file), timeout=attempts.remaining())
+                if probe.committed_bytes > furthest:
+                    furthest = probe.committed_bytes
+                    attempts.progressed()
+                if probe.committed_bytes < file.size_bytes:
+                    requests = messages.upload_requests(file, probe.committed_bytes, counter)
+                    await self._registry.UploadBlob(requests, timeout=attempts.remaining())
+                return counter.finish(file.file_name, file.size_bytes)
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+            await asyncio.sleep(attempts.wait_after(failure))
+
+    async def _download(
+        self, blob: registry.Blob, target: PartialDownload, counter: ProgressCounter, attempts: Attempts
+    ) -> None:
+        """Fetches one file, and on from what has come whenever the stream breaks; twice if its bytes were wrong."""
+        if await asyncio.to_thread(target.already_here):
+            return counter.finish(blob.file_name, blob.size_bytes)
+        with target:
+            # What an earlier pull left may have been wrong: then once more, from the start.
+            for _ in range(2 if target.offset else 1):
+                await self._receive(blob, target, counter, attempts)
+                if await asyncio.to_thread(target.commit):
+                    break
+            else:
+                raise messages.corrupt_download(blob)
+        counter.finish(blob.file_name, blob.size_bytes)
+
+    async def _receive(
+        self, blob: registry.Blob, target: PartialDownload, counter: ProgressCounter, attempts: Attempts
+    ) -> None:
+        while target.offset < blob.size_bytes:
+            request = registry.DownloadBlobRequest(digest=blob.digest, offset=target.offset)
+            call = self._registry.DownloadBlob(request, timeout=attempts.remaining())
+            try:
+                async for message in call:
+                    target.write(message.data)
+                    attempts.progressed()
+                    counter.at(blob.file_name, target.offset)
+                    if target.offset > blob.size_bytes:
+                        break
+                return
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+            finally:
+                call.cancel()
+            await asyncio.sleep(attempts.wait_after(failure))

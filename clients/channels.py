@@ -1,0 +1,52 @@
+"""How the clients' channels are set up, and the timeouts of their calls."""
+
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+TLS_SCHEME = "tls://"
+
+QUICK_SECONDS = 30.0  # look-ups
+GENERATE_SECONDS = 600.0  # an answer, with its queue and its adapters' load
+TRANSFER_SECONDS = 3600.0  # an adapter's files, or its load
+
+CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.max_receive_message_length", 64 << 20),  # long answers with log-probabilities
+    ("grpc.keepalive_time_ms", 30_000),  # finds a dead server under a silent stream
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # else a retry within the first second never reaches the network
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.enable_http_proxy", 0),  # a proxy set for the web is not the way to a model server
+    ("grpc.enable_retries", 0),  # retry.py decides; two layers would multiply
+)
+
+
+def open_channel(server: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
+    """A channel to "host:port" in the clear, or to "tls://host:port"; it connects on the first call."""
+    target, credentials = _target_and_credentials(server, credentials)
+    if credentials is None:
+        return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+
+
+def open_aio_channel(server: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+    """The same for the running event loop."""
+    target, credentials = _target_and_credentials(server, credentials)
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+
+
+def _target_and_credentials(
+    server: str, credentials: grpc.ChannelCredentials | None
+) -> tuple[str, grpc.ChannelCredentials | None]:
+    """Without credentials, "tls://…" trusts the machine's certificate authorities.
+
+    gRPC takes others from the file that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names.
+    """
+    target = server.removeprefix(TLS_SCHEME)
+    if target != server and credentials is None:
+        credentials = grpc.ssl_channel_credentials()
+    return target, credentials

@@ -1,0 +1,1 @@
+"""The `hotshoe` command: one verb a file."""

@@ -1,0 +1,64 @@
+"""The `hotshoe` command: its verbs, and how it fails."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from hotshoe.clients.cli.bench import bench
+from hotshoe.clients.cli.chat import chat
+from hotshoe.clients.cli.demo import demo
+from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
+from hotshoe.clients.cli.load import load
+from hotshoe.clients.cli.ls import ls
+from hotshoe.clients.cli.ps import ps
+from hotshoe.clients.cli.publish import publish
+from hotshoe.clients.cli.pull import pull
+from hotshoe.clients.cli.run import run
+from hotshoe.clients.cli.serve import serve
+from hotshoe.clients.cli.show import show
+from hotshoe.clients.cli.tag import tag
+from hotshoe.clients.cli.top import top
+from hotshoe.clients.cli.unload import unload
+from hotshoe.clients.cli.untag import untag
+from hotshoe.clients.cli.version import version
+
+VERBS = (serve, publish, pull, ls, show, tag, untag, run, chat, ps, load, unload, top, bench, demo, version)
+
+
+class Verbs(TyperGroup):
+    """Runs a verb, and turns its failure into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with told_clearly():
+            return super().invoke(ctx)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)  # in the order of a first day's use, not of the alphabet
+
+
+def command_line() -> typer.Typer:
+    """The command with all its verbs."""
+    codes = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+    app = typer.Typer(
+        cls=Verbs,
+        help="Serve one 4-bit base model and hundreds of adapters, any mix in one batch.",
+        epilog=f"Exit codes: {codes}.",
+        no_args_is_help=True,
+        rich_markup_mode=None,  # plain help needs no rich, and is there in half the time
+        pretty_exceptions_enable=False,
+    )
+    for verb in VERBS:
+        passes_on = verb is serve  # the server reads its own arguments, --help too
+        settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+        app.command(context_settings=settings if passes_on else None, add_help_option=not passes_on)(verb)
+    return app
+
+
+def main() -> None:
+    """The console script's entry."""
+    command_line()(prog_name="hotshoe")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""hotshoe load: brings an adapter into memory ahead of its first request."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from hotshoe.clients.cli import output
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
+from hotshoe.clients.cli.progress import byte_progress
+
+
+class TierChoice(StrEnum):
+    """Where an adapter may be loaded to."""
+
+    HOST = "host"
+    DEVICE = "device"
+
+
+def load(
+    reference: Reference,
+    tier: Annotated[TierChoice, typer.Option(help="Host memory, or the device that computes.")] = TierChoice.DEVICE,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it there until it is unloaded.")] = False,
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
+    """Load an adapter ahead of its first request."""
+    from hotshoe.clients import Client
+
+    with Client(server) as client, byte_progress() as update:
+        adapter = client.load(
+            reference,
+            tier="host" if tier is TierChoice.HOST else "device",
+            pin=pin,
+            progress=lambda step: update("loading", step.completed_bytes, step.total_bytes),
+        )
+    if json:
+        return output.print_json(adapter)
+    where = output.enum_word(adapter, "tier") + (", pinned" if adapter.pinned else "")
+    print(f"{adapter.name}  {where}  {output.human_bytes(adapter.size_bytes)}\n{adapter.name}@{adapter.digest}")

@@ -1,0 +1,59 @@
+"""The options that several verbs share."""
+
+from typing import Annotated
+
+import typer
+
+# As hotshoe.clients.channels has it; importing that would cost every `--help` the time to import gRPC.
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+Server = Annotated[
+    str,
+    typer.Option(envvar="HOTSHOE_SERVER", metavar="HOST:PORT", help="The server; tls://HOST:PORT to use TLS."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Give up after this long.")]
+Reference = Annotated[str, typer.Argument(metavar="REF", help="name, name:tag or name@sha256:<hex>")]
+FullDigests = Annotated[bool, typer.Option("--full", help="Do not shorten digests.")]
+
+AdapterStack = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="REF[=WEIGHT]", help="One more adapter of the stack; may be repeated."),
+]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens at most.")]
+Temperature = Annotated[float | None, typer.Option(metavar="T", help="0 is greedy.")]
+TopP = Annotated[float | None, typer.Option(metavar="P", help="Sample among the likeliest that make up P.")]
+TopK = Annotated[int | None, typer.Option(metavar="K", help="Sample among the K likeliest; 0: all.")]
+MinP = Annotated[float | None, typer.Option(metavar="P", help="Drop tokens less likely than P times the likeliest.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(metavar="X", help="More than 1 discourages repetition.")]
+PresencePenalty = Annotated[float | None, typer.Option(metavar="X", help="Subtracted from tokens already there.")]
+FrequencyPenalty = Annotated[float | None, typer.Option(metavar="X", help="The same, times how often.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Same seed, same answer.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the answer; may be repeated.")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message of the conversation.")]
+
+BASE = "base"
+
+
+def adapter_stack(reference: str, more: list[str] | None) -> list[tuple[str, float]]:
+    """(reference, weight) of each adapter named; "base" names none. Raises ValueError for a bad weight."""
+    named = [] if reference == BASE else [reference]
+    return [_weighted(text) for text in (*named, *(more or ()))]
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    reference, equals, weight = text.partition("=")
+    try:
+        return reference, float(weight) if equals else 1.0
+    except ValueError:
+        raise ValueError(f"{text!r}: what follows = must be a number, the adapter's weight") from None
+
+
+def name_and_tag(text: str, *, default_tag: str | None = "latest") -> tuple[str, str]:
+    """Splits NAME:TAG. Raises ValueError when there is no name, or no tag and no default."""
+    name, colon, tag = text.partition(":")
+    if not colon and default_tag is not None:
+        tag = default_tag
+    if not name or not tag or "@" in text:
+        raise ValueError(f"{text!r} is not NAME:TAG")
+    return name, tag

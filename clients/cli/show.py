@@ -1,0 +1,30 @@
+"""hotshoe show: all that the registry knows of one adapter."""
+
+from hotshoe.clients.cli import output
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
+
+
+def show(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Show all about an adapter."""
+    from hotshoe.clients import Client
+
+    with Client(server) as client:
+        adapter = client.get_adapter(reference)
+    if json:
+        return output.print_json(adapter)
+    fields: list[tuple[str, object]] = [
+        ("name", adapter.name),
+        ("digest", adapter.digest),
+        ("tags", ", ".join(adapter.tags)),
+        ("kind", adapter.kind),
+        ("rank", adapter.rank or "-"),
+        ("targets", ", ".join(adapter.target_modules)),
+        ("base", f"{adapter.base_model} {adapter.base_digest}"),
+        ("size", output.human_bytes(adapter.size_bytes)),
+    ]
+    fields += [("parent", f"{parent.digest} weight {parent.weight:g}") for parent in adapter.parents]
+    if adapter.recipe:
+        fields.append(("recipe", adapter.recipe))
+    fields += [(blob.file_name, f"{blob.digest} {output.human_bytes(blob.size_bytes)}") for blob in adapter.blobs]
+    fields += sorted(adapter.annotations.items())
+    output.print_fields(fields)
