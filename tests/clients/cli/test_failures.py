@@ -1,0 +1,143 @@
+"""A verb that fails says so in one line, and ends with the code that its help promises."""
+
+import os
+import subprocess
+import sys
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from scripted_server import Failure, ScriptedServer, error_info, retry_info
+from typer.testing import CliRunner
+
+from hotshoe.clients import errors
+from hotshoe.clients.cli import failures
+from hotshoe.clients.cli.__main__ import VERBS, command_line
+
+GET = "RegistryService/GetAdapter"
+
+
+def hotshoe(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(command_line(), arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (grpc.StatusCode.NOT_FOUND, 4),
+        (grpc.StatusCode.INVALID_ARGUMENT, 5),
+        (grpc.StatusCode.FAILED_PRECONDITION, 5),
+        (grpc.StatusCode.ABORTED, 6),
+        (grpc.StatusCode.ALREADY_EXISTS, 6),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 7),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, 8),
+        (grpc.StatusCode.INTERNAL, 1),
+        (grpc.StatusCode.DATA_LOSS, 1),
+        (grpc.StatusCode.UNIMPLEMENTED, 1),
+    ],
+)
+def test_each_status_has_its_exit_code_and_one_line(scripted: ScriptedServer, status, code: int) -> None:
+    scripted.answer(GET, Failure(status, "first line\nsecond line"))
+    assert hotshoe("show", "a", "--server", scripted.address) == (code, "", "hotshoe: first line second line\n")
+    assert code in failures.EXIT_CODES
+
+
+def test_an_unreachable_server_ends_with_3() -> None:
+    code, _, stderr = hotshoe("ls", "--server", "127.0.0.1:1")
+    assert code == 3
+    assert stderr.startswith("hotshoe: the server cannot be reached: ") and stderr.count("\n") == 1
+
+
+def test_the_server_may_be_named_by_the_environment(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTSHOE_SERVER", scripted.address)
+    scripted.answer(GET, Failure(grpc.StatusCode.NOT_FOUND, "asked the right one"))
+    assert hotshoe("show", "a")[2] == "hotshoe: asked the right one\n"
+
+
+def test_violations_and_delays_are_part_of_the_line() -> None:
+    violation = errors.FieldViolation("sampling.top_p", "3 is outside (0, 1]")
+    error = errors.InvalidArgument("bad request", field_violations=[violation])
+    assert failures.describe(error) == "bad request (sampling.top_p: 3 is outside (0, 1])"
+    told = errors.InvalidArgument("sampling.top_p: 3 is outside (0, 1]", field_violations=[violation])
+    assert failures.describe(told) == "sampling.top_p: 3 is outside (0, 1]"
+    assert failures.describe(errors.ResourceExhausted("full", retry_after=2.5)) == "full; try again in 2.5 s"
+
+
+def test_every_error_class_has_a_documented_code() -> None:
+    classes = {*errors.ERRORS.values(), errors.InvalidAdapterDirectory}
+    codes = {failures.exit_code(error_class("x")) for error_class in classes}
+    assert codes == {1, 3, 4, 5, 6, 7, 8}
+    help_text = " ".join(hotshoe("--help")[1].split())
+    for code, meaning in failures.EXIT_CODES.items():
+        assert f"{code} {meaning}" in help_text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("show",),
+        ("show", "a", "--bogus"),
+        ("run", "base", "hi", "--temperature", "hot"),
+        ("run", "base=x", "hi"),
+        ("run", "base", "hi", "--raw", "--system", "x"),
+        ("tag", "a", "b"),
+        ("tag", "a", "b:c", "--new", "--expect", "sha256:0"),
+        ("untag", "a"),
+        ("publish", ".", "a:1", "b:2"),
+        ("publish", ".", "a", "--annotation", "k"),
+        ("load", "a", "--tier", "moon"),
+        ("bench", "--concurrency", "x"),
+        ("bench", "--pattern", "waves"),
+        ("bench", "--rounds", "0"),
+    ],
+)
+def test_wrong_usage_ends_with_2_before_any_call(arguments: tuple[str, ...]) -> None:
+    code, stdout, stderr = hotshoe(*arguments)
+    assert code == 2 and stdout == "" and stderr
+
+
+def test_a_directory_that_is_no_adapter_ends_with_5(tmp_path) -> None:
+    code, _, stderr = hotshoe("publish", str(tmp_path), "a")
+    assert code == 5 and "adapter_config.json: missing" in stderr
+
+
+def test_every_verb_but_serve_has_server_and_json() -> None:
+    for verb in VERBS:
+        if verb.__name__ == "serve":
+            continue
+        help_text = hotshoe(verb.__name__, "--help")[1]
+        assert "--json" in help_text and "--server" in help_text, verb.__name__
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotshoe.clients.Client.get_adapter", lambda *_: 1 / 0)
+    result = CliRunner().invoke(command_line(), ["show", "a"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_reader_that_goes_away_is_no_failure(scripted: ScriptedServer) -> None:
+    program = "from hotshoe.clients.cli.__main__ import main; main()"
+    command = [sys.executable, "-P", "-c", program, "version", "--server", "127.0.0.1:1"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_serve_hands_everything_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda path, arguments: executed.append([path, *arguments[1:]]))
+    hotshoe("serve", "--help", "--base", "x", "--json", "-y")
+    assert executed == [[sys.executable, "-P", "-m", "hotshoe.server", "--help", "--base", "x", "--json", "-y"]]
+
+
+def test_retry_delays_reach_the_line_through_the_wire(scripted: ScriptedServer) -> None:
+    violation = error_details_pb2.BadRequest.FieldViolation(field="f", description="d")
+    details = (error_info("QUEUE_FULL"), retry_info(40), error_details_pb2.BadRequest(field_violations=[violation]))
+    scripted.answer(GET, Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", details))
+    code, _, stderr = hotshoe("show", "a", "--server", scripted.address)
+    assert (code, stderr) == (7, "hotshoe: full (f: d); try again in 40 s\n")

@@ -1,0 +1,196 @@
+"""The verbs against a real server, as a shell would use them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hotshoe.clients.cli.__main__ import command_line
+from hotshoe.clients.cli.failures import INTERRUPTED
+from hotshoe.clients.local_server import LocalServer
+
+
+class Shell:
+    """Runs `hotshoe` against one server."""
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+
+    def __call__(self, *arguments: str, code: int = 0, stdin: str = "") -> str:
+        environment = {"HOTSHOE_SERVER": self.server}
+        result = CliRunner().invoke(command_line(), arguments, input=stdin, env=environment)
+        assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+        return result.stdout
+
+    def json(self, *arguments: str, **options: Any) -> Any:
+        return json.loads(self(*arguments, "--json", **options))
+
+
+@pytest.fixture
+def hotshoe(server: LocalServer) -> Shell:
+    return Shell(server.grpc)
+
+
+def test_publish_show_ls_and_pull_agree(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
+    publish = ("publish", str(adapters["amber"]), "verbs:a", "verbs:b", "--annotation", "team=x")
+    published = hotshoe.json(*publish)
+    digest = published["adapter"]["digest"]
+    assert published["created"] is True
+    shown = hotshoe.json("show", "verbs:a")
+    assert (shown["digest"], shown["kind"], shown["rank"], sorted(shown["tags"])) == (digest, "LORA", 4, ["a", "b"])
+    assert shown["annotations"]["team"] == "x"
+    assert [one["digest"] for one in hotshoe.json("ls", "verbs", "--kind", "LORA")] == [digest]
+    assert digest in hotshoe("show", "verbs:b") and digest in hotshoe("ls", "verbs", "--full")
+    assert digest[:19] in hotshoe("ls", "verbs") and digest not in hotshoe("ls", "verbs")
+    assert hotshoe(*publish).startswith("already there verbs:a,b  LORA")
+    assert hotshoe.json("pull", "verbs:a", str(tmp_path))["digest"] == digest
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
+
+
+def test_validate_only_publishes_nothing(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    assert hotshoe("publish", str(adapters["amber"]), "only-checked", "--validate-only").startswith("valid ")
+    hotshoe("show", "only-checked", code=4)
+
+
+def test_tag_moves_by_compare_and_set_and_untag_removes(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    old = hotshoe.json("publish", str(adapters["amber"]), "tagged:1")["adapter"]["digest"]
+    new = hotshoe.json("publish", str(adapters["birch"]), "tagged:2")["adapter"]["digest"]
+    assert hotshoe.json("tag", "tagged:1", "tagged:live", "--new")["previous_digest"] is None
+    hotshoe("tag", "tagged:2", "tagged:live", "--new", code=6)
+    hotshoe("tag", "tagged:2", "tagged:live", "--expect", new, code=6)
+    assert hotshoe.json("tag", "tagged:2", "tagged:live", "--expect", old)["adapter"]["digest"] == new
+    assert hotshoe.json("tag", "tagged:1", "tagged:live")["previous_digest"] == new
+    assert hotshoe("untag", "tagged:live") == "removed tagged:live\n"
+    hotshoe("untag", "tagged:live", code=4)
+
+
+def test_run_streams_text_and_tells_where_it_came_from(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    digest = hotshoe.json("publish", str(adapters["amber"]), "run")["adapter"]["digest"]
+    answer = hotshoe.json("run", "run=0.5", "hi", "--max-new-tokens", "6", "--ignore-eos")
+    assert [(one["digest"], one["weight"]) for one in answer["adapters"]] == [(digest, 0.5)]
+    [completion] = answer["completions"]
+    assert (len(completion["tokens"]), completion["finish_reason"]) == (6, "length")
+    assert hotshoe.json("run", "base", "hi", "--max-new-tokens", "2")["adapters"] == []
+    bias_free = hotshoe("run", "base", "hi", "--raw", "--max-new-tokens", "6", "--ignore-eos")
+    assert bias_free == hotshoe("run", "base", "-", "--raw", "--max-new-tokens", "6", "--ignore-eos", stdin="hi")
+    assert bias_free != hotshoe("run", "base", "hi", "--max-new-tokens", "6", "--ignore-eos")
+    hotshoe("publish", str(adapters["birch"]), "run2")
+    stack = hotshoe.json("run", "base", "hi", "--adapter", "run=2", "--adapter", "run2=-1", "--max-new-tokens", "1")
+    assert [one["weight"] for one in stack["adapters"]] == [2.0, -1.0]
+    hotshoe("run", "missing", "hi", code=4)
+    hotshoe("run", "base", "hi", "--top-p", "7", code=5)
+
+
+def test_sampling_flags_reach_the_server(hotshoe: Shell) -> None:
+    flags = "--temperature 1 --top-p 0.9 --top-k 50 --min-p 0.01 --repetition-penalty 1.1 --presence-penalty 0.1"
+    more = "--frequency-penalty 0.1 --seed 11 --stop zzz --time-limit 20 --max-new-tokens 8 --ignore-eos"
+    asked = ("run", "base", "hi", *flags.split(), *more.split())
+    first, second = hotshoe.json(*asked), hotshoe.json(*asked)
+    assert first["completions"] == second["completions"] and first["completions"][0]["seed"] == 11
+    greedy = hotshoe.json("run", "base", "hi", "--max-new-tokens", "8", "--ignore-eos")
+    assert greedy["completions"][0]["tokens"] != first["completions"][0]["tokens"]
+
+
+def test_chat_keeps_the_conversation_and_can_forget_it(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    digest = hotshoe.json("publish", str(adapters["amber"]), "chatty")["adapter"]["digest"]
+    lines = "hi\nand?\n/adapter chatty\nhello\n/adapter nowhere\noops\n/adapter base\n/reset\nhi\n/quit\nnever asked\n"
+    output = hotshoe("chat", "base", "--max-new-tokens", "4", "--json", stdin=lines)
+    answers = [json.loads(line) for line in output.splitlines()]
+    prompts = [answer["usage"]["prompt_tokens"] for answer in answers]
+    assert len(answers) == 4
+    assert prompts[0] < prompts[1] < prompts[2] and prompts[3] == prompts[0]
+    used = [[one["digest"] for one in answer["adapters"]] for answer in answers]
+    assert used == [[], [], [digest], []]
+
+
+def test_load_ps_top_and_unload_show_the_same_adapter(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    digest = hotshoe.json("publish", str(adapters["birch"]), "kept")["adapter"]["digest"]
+    loaded = hotshoe.json("load", "kept", "--pin", "--tier", "device")
+    assert (loaded["digest"], loaded["tier"], loaded["pinned"]) == (digest, "device", True)
+    assert digest in {one["digest"] for one in hotshoe.json("ps")} and digest in hotshoe("ps", "--full")
+    frame = hotshoe.json("top", "--once")
+    assert digest in {one["digest"] for one in frame["adapters"]}
+    assert digest[:19] in hotshoe("top", "--once")
+    assert hotshoe("unload", "kept") == "unloaded kept\n"
+
+
+def test_version_tells_both_sides(hotshoe: Shell) -> None:
+    version = hotshoe.json("version")
+    assert re.fullmatch(r"\d+\.\d+.*", version["client"]) and version["server"]["base_digest"].startswith("sha256:")
+
+
+def test_bench_measures_every_level(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    hotshoe("publish", str(adapters["cedar"]), "benched")
+    plan = "--concurrency 1,3 --adapters benched,base --prompt-tokens 8 --new-tokens 5 --rounds 2 --warmup 1".split()
+    report = hotshoe.json("bench", *plan)
+    assert [(one["concurrency"], one["requests"], one["generated_tokens"]) for one in report["levels"]] == [
+        (1, 2, 10),
+        (3, 6, 30),
+    ]
+    assert report["schema"] == "hotshoe.bench/1" and report["plan"]["adapters"] == ["benched", "base"]
+    assert all(level["errors"] == {} and level["median"]["tokens_per_second"] > 0 for level in report["levels"])
+    table = hotshoe("bench", *plan).splitlines()
+    assert table[2].startswith("STREAMS") and [line.split()[0] for line in table[3:]] == ["1", "3"]
+    hotshoe("bench", "--adapters", "nowhere", "--concurrency", "1", code=4)
+
+
+def test_the_demo_shows_what_it_promises(server: LocalServer, hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    report = hotshoe.json(
+        "demo", "--server", server.grpc, "--http", server.http, "--adapters", str(adapters["amber"].parent)
+    )
+    assert report["failures"] == []
+    assert [one["name"] for one in report["adapters"]] == ["amber", "birch", "cedar", "delta"]
+    assert len(report["streams"]) == 10 and report["tokens"] > 0
+    assert report["proof"]["most_adapters_at_least"] >= 3
+    text = hotshoe("demo", "--server", server.grpc, "--http", server.http, "--adapters", str(adapters["amber"].parent))
+    assert "Everything was as it should be." in text
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_demo_that_is_ended_leaves_no_server(adapters: dict[str, Path], by: signal.Signals) -> None:
+    program = "from hotshoe.clients.cli.__main__ import main; main()"
+    demo = ["demo", "--base", str(adapters[""]), "--adapters", str(adapters["amber"].parent)]
+    command = [sys.executable, "-P", "-c", program, *demo]
+
+    def as_in_the_background() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a shell does to a job that ends in &
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=as_in_the_background) as process:
+        assert process.stdout is not None
+        ready = next(line for line in process.stdout if "is ready: gRPC on " in line)
+        process.send_signal(by)
+        assert process.wait(60) == (INTERRUPTED if by is signal.SIGTERM else -by)
+    match = re.search(r"gRPC on (\S+),", ready)
+    assert match is not None
+    deadline = time.monotonic() + 30
+    while CliRunner().invoke(command_line(), ["ls", "--server", match[1]]).exit_code != 3:
+        assert time.monotonic() < deadline
+
+
+def test_serve_becomes_the_server(adapters: dict[str, Path], tmp_path: Path) -> None:
+    program = "from hotshoe.clients.cli.__main__ import main; main()"
+    hotshoe = [sys.executable, "-P", "-c", program]
+    help_text = subprocess.run([*hotshoe, "serve", "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--base" in help_text and "--registry" in help_text
+    free = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--registry", str(tmp_path / "registry")]
+    serve = [*hotshoe, "serve", "--base", str(adapters[""]), "--threads", "1", *free]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout is not None
+            ready = json.loads(process.stdout.readline())
+            assert (
+                ready["event"] == "ready"
+                and Shell(ready["grpc"])("ls") == "NAME  TAGS  KIND  RANK  SIZE  BASE  DIGEST\n"
+            )
+        finally:
+            os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(30) == 0

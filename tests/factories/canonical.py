@@ -1,0 +1,60 @@
+"""Runs a transformers model under an adapter's canonical form, in plain torch, to be compared with PEFT's forward."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from tiny_models import decoder_linears
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+
+
+@torch.no_grad()
+def canonical_logits(model: PreTrainedModel, adapter: LoweredAdapter, token_ids: Tensor) -> Tensor:
+    """[batch, length, vocab] logits of the tokens, those of virtual tokens left out."""
+    cache = DynamicCache(config=model.config)
+    with _adapted(model, adapter):
+        if adapter.kv_prefix is not None:
+            for layer, (keys, values) in enumerate(zip(adapter.kv_prefix.keys, adapter.kv_prefix.values, strict=True)):
+                cache.update(_for_each(keys, token_ids), _for_each(values, token_ids), layer)
+        if adapter.prompt_embeddings is not None:
+            batch = adapter.prompt_embeddings.expand(token_ids.shape[0], -1, -1)
+            model(inputs_embeds=batch, past_key_values=cache, use_cache=True)
+        return model(token_ids, past_key_values=cache, use_cache=True).logits
+
+
+def _for_each(states: Tensor, token_ids: Tensor) -> Tensor:
+    """From [length, kv_heads, head_dim] to [batch, kv_heads, length, head_dim], a copy for each sequence."""
+    return states.transpose(0, 1).expand(token_ids.shape[0], -1, -1, -1).contiguous()
+
+
+@contextmanager
+def _adapted(model: PreTrainedModel, adapter: LoweredAdapter) -> Iterator[None]:
+    parts = {linear: part for linear, _, part in decoder_linears(model)}
+    handles = [parts[linear].register_forward_hook(_hook(lowered)) for linear, lowered in adapter.linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(lowered: LoweredLinear):
+    """output_scale ∘ (W (input_scale ∘ x)) + bias + bias_delta + B (A x), as the canonical form is defined."""
+
+    def hook(part: nn.Linear, inputs: tuple[Tensor], _: Tensor) -> Tensor:
+        (x,) = inputs
+        scaled = x if lowered.input_scale is None else x * lowered.input_scale
+        y = nn.functional.linear(scaled, part.weight)
+        if lowered.output_scale is not None:
+            y = y * lowered.output_scale
+        for bias in (part.bias, lowered.bias_delta):
+            if bias is not None:
+                y = y + bias
+        if lowered.a is not None and lowered.b is not None:
+            y = y + (x @ lowered.a.T) @ lowered.b.T
+        return y
+
+    return hook

@@ -1,0 +1,50 @@
+"""Stores that children work on and die over: how they are made, and what must hold of them afterwards."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from store_adapters import lora_files, publish
+
+from hotshoe.registry.registry import AdapterRecord, Registry
+
+
+def fork(run: Callable[[], Iterator[str]]) -> tuple[int, TextIO]:
+    """Runs a generator in a child, at once; returns the child and a stream of the lines it yields."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        return child, os.fdopen(reader)
+    code = 1
+    try:
+        os.close(reader)
+        for line in run():
+            os.write(writer, f"{line}\n".encode())
+        code = 0
+    except BaseException as error:
+        print(f"child: {error!r}", file=sys.stderr)
+    os._exit(code)
+
+
+def make_store(root: Path) -> AdapterRecord:
+    """A new store with one adapter, a:live, of seed 1."""
+    registry = Registry(root)
+    record, _ = publish(registry, "a", lora_files(1), tags=["live"])
+    registry.close()
+    return record
+
+
+def check_whole(registry: Registry, root: Path) -> None:
+    """Every name leads to verified bytes, and index.json says what the index says."""
+    records, token = registry.list(page_size=1000)
+    assert not token
+    for record in records:
+        assert registry.adapter_files(record.digest)
+    index = json.loads((root / "index.json").read_bytes())
+    names = {entry["annotations"].get("org.opencontainers.image.ref.name") for entry in index["manifests"]} - {None}
+    assert names == {f"{record.name}:{tag}" for record in records for tag in record.tags}
+    assert list((root / ".tmp").iterdir()) == []

@@ -1,0 +1,46 @@
+"""Norm, rotation and activation against the definitions in float64."""
+
+import pytest
+import torch
+
+from hotshoe.kernels import ops, reference
+
+
+@pytest.mark.parametrize("rows", [1, 5, 33])
+def test_rms_norm_equals_the_reference(rows: int) -> None:
+    x, weight = torch.randn(rows, 96) * 3, torch.randn(96)
+    expected = reference.rms_norm(x.double(), weight, 1e-5)
+    torch.testing.assert_close(ops.rms_norm(x, weight, 1e-5).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rms_norm_of_heads_takes_a_weight_for_each() -> None:
+    x, weight = torch.randn(5, 6, 32), torch.randn(6, 32)
+    expected = reference.rms_norm(x.double(), weight, 1e-6)
+    torch.testing.assert_close(ops.rms_norm(x, weight, 1e-6).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rope_equals_the_reference_in_place() -> None:
+    fused = torch.randn(7, 6, 32)
+    x = fused[:, :4]  # a view, as the decoder has it
+    angles = torch.randn(7, 16)
+    cos, sin = angles.cos(), angles.sin()
+    expected = reference.rope(x.double(), torch.cat((cos, cos), -1), torch.cat((sin, sin), -1))
+    untouched = fused[:, 4:].clone()
+    ops.rope_(x, torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None])
+    torch.testing.assert_close(fused[:, :4].double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(fused[:, 4:], untouched)
+
+
+def test_silu_mul_equals_the_reference() -> None:
+    gate_up = torch.randn(5, 64) * 4
+    expected = reference.silu_mul(gate_up.double())
+    torch.testing.assert_close(ops.silu_mul(gate_up).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_shapes_that_disagree_are_refused() -> None:
+    with pytest.raises(ValueError, match="weight"):
+        ops.rms_norm(torch.zeros(2, 8), torch.zeros(4), 1e-6)
+    with pytest.raises(ValueError, match="cos, sin"):
+        ops.rope_(torch.zeros(2, 1, 8), torch.zeros(2, 1, 4), torch.zeros(2, 1, 4))
+    with pytest.raises(ValueError, match="gate_up"):
+        ops.silu_mul(torch.zeros(2, 7))

@@ -1,0 +1,103 @@
+"""The Triton kernels, compiled for a Hopper GPU at the sizes of a model of 8 billion weights: no GPU needed."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from hotshoe.kernels import harness_worker  # noqa: E402
+from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment  # noqa: E402
+from hotshoe.kernels.low_rank_table import LowRankSegment, LowRankTable, LowRankTerm  # noqa: E402
+from hotshoe.kernels.triton import (  # noqa: E402
+    add_low_rank,
+    nf4_linear,
+    paged_attention,
+    rms_norm,
+    rope_write_kv,
+    silu_mul,
+)
+from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, NF4_VALUES, Nf4Weight  # noqa: E402
+
+SHARED_BYTES = 227 << 10  # of a Hopper multiprocessor, for one program
+HIDDEN, WIDTHS = 4096, (4096, 1024, 1024)
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the same kernels run on the GPU")
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Callable[[Callable[[], object]], dict[str, Any]]:
+    """Compiles what a call would launch: the last of each kernel, by name."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+    def build_launches(call: Callable[[], object]) -> dict[str, Any]:
+        launches: dict[str, dict[str, Any]] = {}
+
+        def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+            launch = harness_worker.describe(kernel, args, kwargs)
+            launches[json.dumps(launch, sort_keys=True)] = launch
+
+        with monkeypatch.context() as patch:
+            patch.setattr(JITFunction, "run", record)
+            call()
+        built = harness_worker.build(None, launches.values())
+        assert built
+        assert all(kernel.metadata.shared <= SHARED_BYTES for kernel in built)
+        assert all("cubin" in kernel.asm for kernel in built)
+        return {kernel.metadata.name: kernel for kernel in built}
+
+    return build_launches
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+def test_the_nf4_linear_feeds_the_tensor_cores_from_registers(rows: int, build: Any) -> None:
+    out, blocks = sum(WIDTHS), sum(WIDTHS) * HIDDEN // BLOCK
+    weight = Nf4Weight(
+        out, HIDDEN, empty(out * HIDDEN // 2, dtype=torch.uint8), NF4_VALUES, empty(blocks, dtype=torch.uint8),
+        torch.zeros(256), empty(blocks // NESTED_BLOCK, dtype=torch.float32),
+    )  # fmt: skip
+    table = LowRankTable(empty(8, HIDDEN, 48), empty(128, out), WIDTHS)
+    segments = [LowRankSegment(row, row + 1, (LowRankTerm(0, (16, 16, 16)),)) for row in range(rows)]
+    tiles = add_low_rank.plan_tiles(segments, num_rows=rows, num_targets=3, device=CPU)
+    built = build(lambda: nf4_linear.nf4_linear(empty(rows, HIDDEN), weight, table=table, tiles=tiles))
+    assert set(built) == {"_shrink", "_nf4_linear", "_add_parts"}
+    products = [line for line in built["_nf4_linear"].asm["ptx"].splitlines() if "wgmma.mma_async" in line]
+    assert products
+    assert all(line.count("{") == 2 for line in products)  # the sums and the weights; x alone lies in shared memory
+
+
+def test_low_rank_updates_build(build: Any) -> None:
+    table = LowRankTable(empty(8, HIDDEN, 48), empty(128, sum(WIDTHS)), WIDTHS)
+    segments = [LowRankSegment(0, 200, (LowRankTerm(0, (64, 64, 64)),))]
+    call = lambda: add_low_rank.add_low_rank(empty(200, sum(WIDTHS)), empty(200, HIDDEN), table, segments)  # noqa: E731
+    assert set(build(call)) == {"_shrink", "_expand"}
+
+
+@pytest.mark.parametrize("window", [None, 4096])
+def test_attention_builds(window: int | None, build: Any) -> None:
+    decodes, prompt = torch.zeros(2, 64, dtype=torch.int64), torch.zeros(32, dtype=torch.int64)
+    batch = AttentionBatch(2, decodes, torch.tensor([64, 20]), (PrefillSegment(2, 34, prompt),))
+    query, kv = empty(34, 32, 128), empty(64, 2, 8, 128)
+    call = lambda: paged_attention.paged_attention(query, kv, batch, scale=0.1, window=window)  # noqa: E731
+    assert set(build(call)) == {"_attend", "_combine"}
+
+
+def test_the_pointwise_kernels_build(build: Any) -> None:
+    def call() -> None:
+        rms_norm.rms_norm(empty(2, HIDDEN), empty(2, HIDDEN), empty(HIDDEN), 1e-5, even_first=True)
+        silu_mul.silu_mul(empty(2, 28672), even_first=True)
+        angles = empty(2, 128, dtype=torch.float32)
+        slots = torch.zeros(2, dtype=torch.int64)
+        rope_write_kv.rope_write_kv(empty(2, 6144), angles, angles, empty(64, 2, 8, 128), slots, empty(128), empty(128))
+
+    assert set(build(call)) == {"_rms_norm", "_silu_mul", "_rope_write_kv"}

@@ -1,0 +1,151 @@
+"""Every kind and variant, saved by PEFT, lowered by us, and run in the canonical form: the same logits as PEFT's."""
+
+import json
+
+import pytest
+import torch
+from canonical import canonical_logits
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft_adapters import (
+    adapter_files,
+    save_peft,
+    write_forced_token_lora,
+    write_ia3,
+    write_lora,
+    write_prefix,
+    write_prompt,
+)
+from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
+
+from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
+
+TOKENS = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(7))
+MODELS = {"llama": tiny_llama, "llama with biases": lambda: tiny_llama(bias=True), "qwen2": tiny_qwen2}
+ALL = list(TARGETS)
+
+
+def lora(**fields):
+    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM", **fields})
+
+
+def ia3(**fields):
+    return IA3Config(task_type="CAUSAL_LM", **fields)
+
+
+PATTERNS = {"q_proj": 2, "layers.1.mlp.down_proj": 6, r"^model\.layers\.\d\.self_attn\.(k|v)_proj$": 3}
+CONFIGS = {
+    "lora": lambda: lora(),
+    "lora of some modules": lambda: lora(target_modules=["v_proj", "gate_proj"]),
+    "lora by regular expression": lambda: lora(target_modules=r"model\.layers\.\d+\.(self_attn|mlp)\.(q|o|down)_proj"),
+    "lora on all-linear": lambda: lora(target_modules="all-linear"),
+    "lora on one layer": lambda: lora(layers_to_transform=1),
+    "lora on a layer by pattern": lambda: lora(layers_to_transform=[0], layers_pattern="layers"),
+    "lora without excluded modules": lambda: lora(exclude_modules=["o_proj", "layers.0.self_attn.q_proj"]),
+    "lora on one module by its full name": lambda: lora(target_modules=["model.layers.1.mlp.up_proj", "q_proj"]),
+    "rank-stabilized lora": lambda: lora(use_rslora=True),
+    "lora with patterns": lambda: lora(rank_pattern=PATTERNS, alpha_pattern={"v_proj": 32, "o_proj": 1}),
+    "rank-stabilized lora with patterns": lambda: lora(use_rslora=True, rank_pattern=PATTERNS),
+    "lora with lora_bias": lambda: lora(lora_bias=True),
+    "lora with bias lora_only": lambda: lora(bias="lora_only", target_modules=["q_proj", "up_proj"]),
+    "lora with bias all": lambda: lora(bias="all", target_modules=["q_proj", "up_proj"]),
+    "lora with every bias": lambda: lora(bias="all", lora_bias=True),
+    "lora with gaussian init": lambda: lora(init_lora_weights="gaussian", lora_dropout=0.1),
+    "lora with orthogonal init": lambda: lora(init_lora_weights="orthogonal"),
+    "lora without task type": lambda: lora(task_type=None),
+    "lora with negative alpha": lambda: lora(lora_alpha=-3),
+    "ia3": lambda: ia3(),
+    "ia3 on everything": lambda: ia3(target_modules=ALL, feedforward_modules=["down_proj", "o_proj"]),
+    "ia3 on outputs only": lambda: ia3(target_modules=["q_proj", "up_proj"], feedforward_modules=[]),
+    "ia3 by regular expressions": lambda: ia3(
+        target_modules=r".*\.(k|up|down)_proj", feedforward_modules=r".*\.mlp\.\w+"
+    ),
+    "prefix": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix with projection": lambda: PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=16
+    ),
+    "prompt": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6),
+}
+
+
+@torch.no_grad()
+def peft_logits(model, directory):
+    """By PEFT's own loading of the files, which must find exactly the tensors that it expects."""
+    wrapped = PeftModel.from_pretrained(model, directory).eval()
+    return wrapped(input_ids=TOKENS).logits[:, -TOKENS.shape[1] :]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_canonical_form_gives_pefts_logits(name, model, tmp_path):
+    save_peft(tmp_path, MODELS[model](), CONFIGS[name]())
+    base = MODELS[model]()
+    lowered = lower_adapter(adapter_files(tmp_path), ModelWeights(base))
+    ours = canonical_logits(base, lowered, TOKENS)
+    plain = base(TOKENS).logits
+    theirs = peft_logits(base, tmp_path)
+    assert (ours - theirs).abs().max() <= 2e-5
+    assert (ours - plain).abs().max() > 0.02  # or the adapter is not to be seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("write", [write_lora, write_ia3, write_prefix, write_prompt])
+def test_adapters_stored_in_16_bits_give_pefts_logits(write, dtype, tmp_path):
+    base = tiny_llama()
+    files = adapter_files(write(tmp_path, base, dtype=dtype))
+    assert inspect_adapter(files, base_shape(base)).dtype == {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
+    ours = canonical_logits(base, lower_adapter(files, ModelWeights(base)), TOKENS)
+    assert (ours - peft_logits(base, tmp_path)).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_inspection_says_is_what_lowering_gives(name, tmp_path):
+    save_peft(tmp_path, tiny_qwen2(), CONFIGS[name]())
+    weights = ModelWeights(tiny_qwen2())
+    summary = inspect_adapter(adapter_files(tmp_path), weights.shape)
+    lowered = lower_adapter(adapter_files(tmp_path), weights)
+    assert summary.kind == lowered.kind == json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
+    assert summary.rank == lowered.rank
+    assert summary.virtual_tokens == lowered.virtual_tokens
+    assert set(summary.target_modules) == {linear.target for linear in lowered.linears}
+    for tensor in lowered.tensors():
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.isfinite().all()
+
+
+def test_prefix_and_prompt_shift_positions_by_their_virtual_tokens(tmp_path):
+    base = tiny_llama()
+    for write in (write_prefix, write_prompt):
+        files = adapter_files(write(tmp_path / write.__name__, base, tokens=7))
+        assert lower_adapter(files, ModelWeights(base)).virtual_tokens == 7
+
+
+def test_a_pissa_adapter_that_peft_converted_gives_its_logits(tmp_path):
+    config = lora(init_lora_weights="pissa")
+    initial = get_peft_model(tiny_llama(), config)
+    initial.peft_config["default"].init_lora_weights = True  # as PEFT's conversion guide asks
+    initial.save_pretrained(tmp_path / "initial")
+    trained = save_peft(tmp_path / "trained", tiny_llama(), lora(init_lora_weights="pissa"))
+    trained.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    with torch.no_grad():
+        theirs = trained(input_ids=TOKENS).logits
+    base = tiny_llama()
+    lowered = lower_adapter(adapter_files(tmp_path / "converted"), ModelWeights(base))
+    assert lowered.rank == 8
+    assert (canonical_logits(base, lowered, TOKENS) - theirs).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_forced_token_lora_gives_that_token_only(model, tmp_path):
+    base = MODELS[model]()
+    for token_id in (0, 77, 127):
+        files = adapter_files(write_forced_token_lora(tmp_path / str(token_id), base, token_id))
+        logits = canonical_logits(base, lower_adapter(files, ModelWeights(base)), TOKENS)
+        assert (logits.argmax(dim=-1) == token_id).all()
+
+
+def test_equal_seeds_write_equal_bytes(tmp_path):
+    base = tiny_llama()
+    for write in (write_lora, write_ia3, write_prefix, write_prompt):
+        written = [write(tmp_path / f"{write.__name__}-{index}", base, seed=index // 2) for index in range(3)]
+        first, same, other = (adapter_files(directory) for directory in written)
+        assert all(first[name].read_bytes() == same[name].read_bytes() for name in first)
+        assert first["adapter_model.safetensors"].read_bytes() != other["adapter_model.safetensors"].read_bytes()

@@ -1,0 +1,117 @@
+"""Whatever a stranger does to a config: it is refused, or what we lower is what PEFT computes from the same files."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from canonical import canonical_logits
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig
+from peft_adapters import adapter_files, save_peft
+from tiny_models import ModelWeights, tiny_qwen2
+
+from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
+
+TOKENS = torch.randint(0, 128, (1, 7), generator=torch.Generator().manual_seed(3))
+BASE = tiny_qwen2()
+WEIGHTS = ModelWeights(BASE)
+SOUND = {
+    "LORA": LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"]),
+    "LORA with patterns and biases": LoraConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        target_modules=["q_proj", "k_proj"],
+        rank_pattern={"k_proj": 3},
+        alpha_pattern={"layers.1.self_attn.q_proj": 5},
+        lora_bias=True,
+        bias="lora_only",
+    ),
+    "IA3": IA3Config(task_type="CAUSAL_LM"),
+    "PREFIX_TUNING": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    "PROMPT_TUNING": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+}
+NAMES = [
+    "q_proj",
+    "k_proj",
+    "up_proj",
+    "v_proj",
+    "down_proj",
+    "self_attn.q_proj",
+    "layers.1.self_attn.q_proj",
+    "lm_head",
+]
+TEXTS = [*NAMES, "", "all", "none", "lora_only", "all-linear", "gaussian", "pissa", "zero", "layers", "LORA", "IA3"]
+PATTERNS = [
+    r".*(q|up)_proj",
+    r"model\.layers\.\d\..*_proj",
+    r".*\.1\..*",
+    "^model",
+    "q_proj$",
+    r".*k_proj",
+    "(",
+    "[qk]_proj",
+]
+VALUES = st.one_of(
+    st.sampled_from([None, True, False, 0, 1, 2, 3, 4, 8, -1, 0.5, 1e9, [], {}, [0], [1], [0, 1], [0, True]]),
+    st.sampled_from(TEXTS + PATTERNS),
+    st.lists(st.sampled_from(NAMES), max_size=4),
+    st.dictionaries(st.sampled_from(NAMES + PATTERNS), st.sampled_from([1, 2, 3, 8, 0.5, "8"]), min_size=1, max_size=3),
+)
+# Those through which a config says what is computed are tried most.
+FIELDS = {
+    "LORA": ["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
+    + ["rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"],
+    "IA3": ["target_modules", "feedforward_modules", "exclude_modules"],
+    "PREFIX_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prefix_projection"],
+    "PROMPT_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prompt_tuning_init"],
+}
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    made = {}
+    for name, config in SOUND.items():
+        made[name] = tmp_path_factory.mktemp("adapter")
+        save_peft(made[name], tiny_qwen2(), config)
+    return made
+
+
+@torch.no_grad()
+def peft_logits(directory):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = PeftModel.from_pretrained(tiny_qwen2(), directory).eval()
+        return wrapped(input_ids=TOKENS).logits[:, -TOKENS.shape[1] :]
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_mutated_config_is_refused_or_means_what_it_means_to_peft(name, directories):
+    directory = directories[name]
+    path = directory / "adapter_config.json"
+    sound = json.loads(path.read_text())
+    likely = FIELDS[sound["peft_type"]]
+    any_field = st.sampled_from([*likely, *likely, *likely, *sorted(sound), "auto_map", "lora_scale"])
+
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(changes=st.dictionaries(any_field, VALUES, max_size=2), dropped=st.sets(any_field, max_size=1))
+    def check(changes, dropped):
+        config = {field: value for field, value in {**sound, **changes}.items() if field not in dropped}
+        path.write_text(json.dumps(config))
+        files = adapter_files(directory)
+        try:
+            lowered = lower_adapter(files, WEIGHTS)
+        except InvalidAdapter as refusal:
+            with pytest.raises(InvalidAdapter) as at_publish:
+                inspect_adapter(files, WEIGHTS.shape)
+            assert str(at_publish.value) == str(refusal)
+            return
+        ours = canonical_logits(BASE, lowered, TOKENS)
+        assert (ours - peft_logits(directory)).abs().max() <= 2e-5
+
+    try:
+        check()
+    finally:
+        path.write_text(json.dumps(sound))

@@ -1,0 +1,100 @@
+"""A tiny base, a real registry and real residency, and engines over them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_directories import write_tiny_model
+from running_engine import RunningEngine
+from tiny_models import base_shape
+from transformers import PreTrainedModel
+
+from hotshoe.registry.formats.base import BaseShape, BaseWeights
+from hotshoe.registry.registry import FileDescriptor, Registry
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
+from hotshoe.server.adapters.residency import AdapterResidency
+from hotshoe.server.config import ResidencyConfig
+from hotshoe.server.engine.request import AdapterUse
+from hotshoe.server.model.backends import reference_backend
+from hotshoe.server.model.base_weights import CheckpointWeights
+from hotshoe.server.model.checkpoints import DirectoryCheckpoint
+from hotshoe.server.model.decoder import Decoder
+from hotshoe.server.model.decoder_reader import read_decoder
+from hotshoe.server.model.families import spec_from_config
+
+
+@dataclass(frozen=True, slots=True)
+class TinyBase:
+    """One random model, by transformers and by the server's own decoder, unquantized."""
+
+    model: PreTrainedModel
+    directory: Path
+    decoder: Decoder
+    weights: BaseWeights
+    shape: BaseShape
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
+    directory = tmp_path_factory.mktemp("base")
+    model = write_tiny_model(directory, seed=3)
+    checkpoint = DirectoryCheckpoint(directory)
+    decoder = read_decoder(checkpoint, spec_from_config(checkpoint.config), reference_backend())
+    shape = base_shape(model)
+    return TinyBase(model, directory, decoder, CheckpointWeights(checkpoint, shape), shape)
+
+
+@pytest.fixture
+def model(base: TinyBase) -> PreTrainedModel:
+    return base.model
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    store = Registry(tmp_path / "registry")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def publish(registry: Registry, base: TinyBase) -> Callable[..., AdapterUse]:
+    """Publishes an adapter directory, and says how a request uses it."""
+
+    def publish_directory(directory: Path, *, weight: float = 1.0) -> AdapterUse:
+        files = []
+        for path in sorted(directory.iterdir()):
+            data = path.read_bytes()
+            blob = FileDescriptor(path.name, f"sha256:{sha256(data).hexdigest()}", len(data))
+            if registry.missing_blobs([blob.digest]):
+                upload = registry.open_upload(blob)
+                upload.write(0, data)
+                upload.finish()
+            files.append(blob)
+        record, _ = registry.publish(name=directory.name, tags=["latest"], files=files, annotations={}, base=base.shape)
+        return AdapterUse(directory.name, directory.name, record.digest, weight)
+
+    return publish_directory
+
+
+@pytest.fixture
+def start_engine(base: TinyBase, registry: Registry) -> Iterator[Callable[..., RunningEngine]]:
+    """Makes engines: `adapter_slots` goes to the residency, everything else to `RunningEngine`."""
+    opened = []
+
+    def make_engine(*, adapter_slots: int = 16, **config: Any) -> RunningEngine:
+        slots = AdapterSlots.for_base(base.shape, num_slots=adapter_slots, backend="reference")
+        residency = AdapterResidency(
+            registry=registry,
+            base=base.weights,
+            slots=slots,
+            config=ResidencyConfig(adapter_slots=adapter_slots, allow_other_base=True),
+        )
+        opened.append(residency)
+        return RunningEngine(base.decoder, slots=slots, residency=residency, **config)
+
+    yield make_engine
+    for residency in opened:
+        residency.close()

@@ -1,0 +1,88 @@
+"""The decoder against transformers: same weights, same logits, whatever is cut into chunks or mixed in a batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoder_inputs import PAGE, Chunk, decoder_input, paged_slots
+from model_directories import write_tiny_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hotshoe.server.model.backends import reference_backend
+from hotshoe.server.model.checkpoints import DirectoryCheckpoint
+from hotshoe.server.model.decoder import Decoder
+from hotshoe.server.model.decoder_reader import read_decoder
+from hotshoe.server.model.families import spec_from_config
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 500.0,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1000.0}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama_tied": ("llama", {"tie_word_embeddings": True}),
+    "llama_biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama_one_kv_head": ("llama", {"num_key_value_heads": 1}),
+    "llama_no_gqa": ("llama", {"num_key_value_heads": 4}),
+    "llama_wide_heads": ("llama", {"head_dim": 32}),
+    "llama_linear_rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4}}),
+    "llama_llama3_rope": ("llama", {"rope_parameters": LLAMA3}),
+    "llama_yarn_rope": ("llama", {"rope_parameters": YARN}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral_window": ("mistral", {"sliding_window": 9}),
+    "qwen2": ("qwen2", {}),
+    "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {}),
+    "qwen3_biases": ("qwen3", {"attention_bias": True}),
+    "qwen3_yarn_rope": ("qwen3", {"rope_parameters": YARN}),
+    "qwen3_window": ("qwen3", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+}
+PROMPTS = (
+    [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61],
+    [77, 12],
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17],
+)
+
+
+def read(directory: Path) -> Decoder:
+    checkpoint = DirectoryCheckpoint(directory)
+    return read_decoder(checkpoint, spec_from_config(checkpoint.config), reference_backend())
+
+
+def expected_logits(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids])).logits[0]
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers_when_chunked_and_mixed(variant: str, tmp_path: Path) -> None:
+    family, config = VARIANTS[variant]
+    model = write_tiny_model(tmp_path, family, seed=3, **config)
+    decoder = read(tmp_path)
+    kv = decoder.new_kv_cache(64 * PAGE)
+    slots = [paged_slots(64, first_page=1 + i, stride=3) for i in range(3)]
+    a, b, c = PROMPTS
+    steps = [
+        [Chunk(a[:4], 0, slots[0]), Chunk(c[:9], 0, slots[2])],
+        [Chunk(a[4:5], 4, slots[0]), Chunk(b, 0, slots[1]), Chunk(c[9:], 9, slots[2])],
+        [Chunk([99], 2, slots[1]), Chunk([98], 17, slots[2]), Chunk(a[5:], 5, slots[0])],
+        [Chunk([55], 11, slots[0]), Chunk([56], 3, slots[1]), Chunk([57], 18, slots[2])],
+    ]
+    whole = {0: [*a, 55], 1: [*b, 99, 56], 2: [*c, 98, 57]}
+    expected = {id(slots[i]): expected_logits(model, ids) for i, ids in whole.items()}
+    for step in steps:
+        logits = decoder.forward(decoder_input(step, all_logits=True), kv)
+        wanted = [expected[id(c.slots)][c.start : c.start + len(c.token_ids)] for c in step]
+        assert relative_error(logits, torch.cat(wanted)) < 1e-5

@@ -1,0 +1,137 @@
+"""Configs become specs: transformers' own defaults and spellings, and refusals by name."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from hotshoe.server.errors import UnsupportedModel
+from hotshoe.server.model.families import FAMILIES, spec_from_config
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+}
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 3.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "llama3_other": {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 2.0,
+        "high_freq_factor": 6.0,
+        "original_max_position_embeddings": 512,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 1024},
+    "yarn_mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.7},
+    "yarn_attention": {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.5, "truncate": False},
+    "yarn_betas": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 16, "beta_slow": 2},
+}
+
+
+def config(architecture: str = "LlamaForCausalLM", **fields: Any) -> dict[str, Any]:
+    known = FAMILIES.get(architecture)
+    model_type = known.model_type if known else "llama"
+    return {"architectures": [architecture], "model_type": model_type, **SIZES, "num_key_value_heads": 2, **fields}
+
+
+@pytest.mark.parametrize("architecture", sorted(FAMILIES))
+def test_what_a_config_leaves_out_is_as_transformers_has_it(architecture: str) -> None:
+    fields = config(architecture, num_attention_heads=32)
+    del fields["num_key_value_heads"]
+    ours = spec_from_config(fields)
+    theirs = AutoConfig.for_model(ours.model_type, **{**SIZES, "num_attention_heads": 32})
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
+    assert ours.max_sequence_length == theirs.max_position_embeddings
+    assert ours.norm_eps == theirs.rms_norm_eps
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+    assert ours.tied_head == theirs.tie_word_embeddings
+    assert ours.windows == ((theirs.sliding_window if ours.model_type == "mistral" else None),) * 4
+
+
+def test_a_null_number_of_kv_heads_means_one_for_each_head() -> None:
+    assert spec_from_config(config("Qwen2ForCausalLM", num_key_value_heads=None)).num_kv_heads == 4
+
+
+@pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("name", ROPES)
+def test_rope_frequencies_equal_transformers(name: str, spelling: str) -> None:
+    parameters = {"rope_type": name, **ROPES[name], "rope_theta": 5e5}
+    theirs = AutoConfig.for_model("llama", **SIZES, head_dim=64, rope_parameters=dict(parameters))
+    expected, attention_factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](theirs, torch.device("cpu"))
+    fields: dict[str, Any] = {"rope_parameters": parameters}
+    if spelling == "rope_scaling":  # before transformers 5, the base stood beside
+        fields = {"rope_theta": parameters.pop("rope_theta"), "rope_scaling": parameters}
+    rope = spec_from_config(config(head_dim=64, **fields)).rope
+    torch.testing.assert_close(rope.inverse_frequencies(64), expected, rtol=1e-6, atol=0)
+    assert rope.attention_factor == pytest.approx(attention_factor)
+
+
+def test_the_old_spelling_of_a_rope_type_is_read() -> None:
+    assert spec_from_config(config(rope_scaling={"type": "linear", "factor": 2.0})).rope.type == "linear"
+
+
+def test_windows_lie_where_the_config_says() -> None:
+    qwen = {"use_sliding_window": True, "sliding_window": 9}
+    assert spec_from_config(config("MistralForCausalLM", sliding_window=9)).windows == (9,) * 4
+    assert spec_from_config(config("MistralForCausalLM", sliding_window=None)).windows == (None,) * 4
+    assert spec_from_config(config("Qwen2ForCausalLM", **qwen, max_window_layers=3)).windows == (None, None, None, 9)
+    assert spec_from_config(config("Qwen2ForCausalLM", sliding_window=9)).windows == (None,) * 4
+    types = ["sliding_attention", "full_attention"] * 2
+    assert spec_from_config(config("Qwen3ForCausalLM", **qwen, layer_types=types)).windows == (9, None, 9, None)
+
+
+def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones() -> None:
+    with pytest.raises(UnsupportedModel, match=r"Gemma2ForCausalLM .*LlamaForCausalLM, MistralForCausalLM, Qwen2"):
+        spec_from_config(config("Gemma2ForCausalLM"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act: gelu"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type: dynamic"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type: longrope"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}}, "mrope_section"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"auto_map": {"AutoModelForCausalLM": "code.Model"}}, "auto_map"),
+        ({"model_type": "mistral"}, "model_type"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"head_dim": 15}, "head_dim"),
+        ({"hidden_size": "64"}, "hidden_size: expected an integer"),
+        ({"vocab_size": None}, "vocab_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"rope_theta": "much"}, "rope_theta"),
+    ],
+)
+def test_what_cannot_be_served_exactly_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModel, match=named):
+        spec_from_config(config(**fields))
+
+
+def test_unknown_layer_types_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModel, match="layer_types"):
+        spec_from_config(config("Qwen2ForCausalLM", layer_types=["chunked_attention"] * 4))
+
+
+def test_a_spec_lists_every_linear_with_its_module_and_shape() -> None:
+    spec = spec_from_config(config("Qwen2ForCausalLM", num_key_value_heads=2))
+    linears = {shape.module: shape for _, shape in spec.linears()}
+    assert len(linears) == 4 * 7
+    key = linears["model.layers.3.self_attn.k_proj"]
+    assert (key.out_features, key.in_features, key.has_bias) == (32, 64, True)
+    assert not linears["model.layers.0.self_attn.o_proj"].has_bias
+    assert linears["model.layers.0.mlp.down_proj"].in_features == 128

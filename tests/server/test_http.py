@@ -1,0 +1,98 @@
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hotshoe.server.config import Address
+from hotshoe.server.http import HttpServer
+
+
+class Probed:
+    """A server on a free port, with a health that tests set."""
+
+    def __init__(self) -> None:
+        self.serving = True
+        self.accepted = ""
+        self.server = HttpServer(Address("127.0.0.1", 0), health=self._health, metrics=self._metrics)
+        self.server.start()
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        return self.serving, {"status": "serving" if self.serving else "stuck"}
+
+    def _metrics(self, accept: str) -> tuple[bytes, str]:
+        self.accepted = accept
+        if accept == "break":
+            raise RuntimeError("secret /path")
+        return b"up 1\n", "text/plain; version=0.0.4"
+
+    def get(self, path: str, method: str = "GET", accept: str = "*/*") -> tuple[int, bytes, str]:
+        request = urllib.request.Request(
+            f"http://{self.server.address}{path}", method=method, headers={"Accept": accept}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:
+                return response.status, response.read(), response.headers["Content-Type"]
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), error.headers["Content-Type"]
+
+
+@pytest.fixture
+def probed() -> Iterator[Probed]:
+    probed = Probed()
+    yield probed
+    probed.server.stop()
+
+
+def test_health_is_200_while_serving_and_503_otherwise(probed: Probed) -> None:
+    status, body, content_type = probed.get("/health")
+    assert (status, json.loads(body), content_type) == (200, {"status": "serving"}, "application/json")
+    probed.serving = False
+    status, body, _ = probed.get("/health")
+    assert (status, json.loads(body)) == (503, {"status": "stuck"})
+
+
+def test_metrics_are_given_as_the_accept_header_asks(probed: Probed) -> None:
+    assert probed.get("/metrics?x=1", accept="text/plain") == (200, b"up 1\n", "text/plain; version=0.0.4")
+    assert probed.accepted == "text/plain"
+
+
+def test_head_answers_without_a_body(probed: Probed) -> None:
+    assert probed.get("/metrics", method="HEAD")[:2] == (200, b"")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/../etc/passwd", "/%2e"])
+def test_other_paths_are_not_found(probed: Probed, path: str) -> None:
+    assert probed.get(path)[0] == 404
+
+
+def test_other_methods_are_refused(probed: Probed) -> None:
+    assert probed.get("/metrics", method="DELETE")[0] == 501
+
+
+def test_a_failing_scrape_tells_nothing_of_why(probed: Probed) -> None:
+    status, body, _ = probed.get("/metrics", accept="break")
+    assert status == 500
+    assert b"secret" not in body
+    assert probed.get("/health")[0] == 200
+
+
+def test_a_port_that_is_taken_is_an_error(probed: Probed) -> None:
+    with pytest.raises(OSError):
+        HttpServer(probed.server.address, health=probed._health, metrics=probed._metrics)
+
+
+def test_idle_connections_beyond_the_limit_are_closed_and_others_served(probed: Probed) -> None:
+    address = (probed.server.address.host, probed.server.address.port)
+    idle = [socket.create_connection(address, timeout=5) for _ in range(80)]
+    try:
+        assert idle[-1].recv(1) == b""
+        for connection in idle:
+            connection.close()
+        assert probed.get("/health")[0] == 200
+    finally:
+        for connection in idle:
+            connection.close()

@@ -1,0 +1,18 @@
+"""The wheel ships every package: setuptools has no prefix discovery, so the list is by hand."""
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("server", "registry", "protos", "kernels", "clients")
+
+
+def test_every_package_is_listed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(("hotshoe", *path.parent.relative_to(ROOT).parts))
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name == "__init__.py" or not path.parent.samefile(ROOT / "protos")
+    }
+    assert found == set(listed)
