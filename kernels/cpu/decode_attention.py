@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from hotshoe.kernels.cpu.attention_block import LANES, add_scores_1, add_scores_4, mix_values_1, mix_values_4
 from hotshoe.kernels.cpu.decode_job import ATTENTION_OUT, QKV, round_row, site_width, vector_of
 from hotshoe.kernels.cpu.jit import compiled, exp, f32, i64, u16
 
@@ -46,7 +47,6 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
     dim, group = j.head_dim, j.heads // j.kv_heads
     width = site_width(j, QKV)
     kv, row_size = fields[3], 2 * j.kv_heads * dim  # [slots, 2, kv heads, head_dim]
-    slots = i64(j.slots + 8 * i64(j.sequences + 8 * row, 1)[0] * j.max_context, j.max_context)
     length = i64(j.lengths + 8 * row, 1)[0]
     begin = max(0, length - fields[4]) if fields[4] else 0
 
@@ -57,27 +57,17 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
         head = kv_head * group + member
         source = f32(j.product + 4 * (row * width + head * dim), dim)
         _rotate(j, fields[2], head, row, source, f32(query + 4 * member * dim, dim), factor)
-    for position in range(begin, length):
-        k = f32(kv + 4 * (slots[position] * row_size + kv_head * dim), dim)
-        for member in range(group):
-            q = f32(query + 4 * member * dim, dim)
-            dot = np.float32(0.0)
-            for i in range(dim):
-                dot += q[i] * k[i]
-            f32(scores + 4 * (member * j.probabilities_stride + position), 1)[0] = dot
+    slot_addresses = j.slots + 8 * i64(j.sequences + 8 * row, 1)[0] * j.max_context
+    keys, values = kv + 4 * kv_head * dim, kv + 4 * (j.kv_heads + kv_head) * dim
     for member in range(group):
-        p = f32(scores + 4 * (member * j.probabilities_stride + begin), length - begin)
+        q = query + 4 * member * dim
+        score = scores + 4 * member * j.probabilities_stride
+        p = f32(score + 4 * begin, length - begin)
+        for i in range(length - begin):
+            p[i] = np.float32(0.0)
+        _compare(q, keys, 4 * row_size, slot_addresses, begin, length, score, dim)
         _softmax(p)
-        out = f32(query + 4 * member * dim, dim)
-        for i in range(dim):
-            out[i] = np.float32(0.0)
-    for position in range(begin, length):
-        v = f32(kv + 4 * (slots[position] * row_size + (j.kv_heads + kv_head) * dim), dim)
-        for member in range(group):
-            p_one = f32(scores + 4 * (member * j.probabilities_stride + position), 1)[0]
-            out = f32(query + 4 * member * dim, dim)
-            for i in range(dim):
-                out[i] += p_one * v[i]
+        _mix(score, values, 4 * row_size, slot_addresses, begin, length, q, dim)
 
     start = row * j.heads * dim + kv_head * group * dim
     attended = f32(j.attended + 4 * start, group * dim)
@@ -86,6 +76,44 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
         attended[i] = mixed[i]
     scale = vector_of(j.input_scales, j, row, layer, ATTENTION_OUT)
     round_row(attended, u16(j.attended16 + 2 * start, group * dim), scale + 4 * kv_head * group * dim if scale else 0)
+
+
+@compiled
+def _compare(query: int, keys: int, row_bytes: int, slots: int, begin: int, end: int, scores: int, dim: int) -> None:
+    """scores[position] += query · key."""
+    done = 0
+    while done + 4 * LANES <= dim:
+        add_scores_4(query + 4 * done, keys + 4 * done, row_bytes, slots, begin, end, scores)
+        done += 4 * LANES
+    while done + LANES <= dim:
+        add_scores_1(query + 4 * done, keys + 4 * done, row_bytes, slots, begin, end, scores)
+        done += LANES
+    if done < dim:
+        q, s = f32(query, dim), f32(scores, end)
+        for position in range(begin, end):
+            k = f32(keys + row_bytes * i64(slots + 8 * position, 1)[0], dim)
+            for i in range(done, dim):
+                s[position] += q[i] * k[i]
+
+
+@compiled
+def _mix(probabilities: int, values: int, row_bytes: int, slots: int, begin: int, end: int, out: int, dim: int) -> None:
+    """out = Σ probabilities[position] · value."""
+    done = 0
+    while done + 4 * LANES <= dim:
+        mix_values_4(probabilities, values + 4 * done, row_bytes, slots, begin, end, out + 4 * done)
+        done += 4 * LANES
+    while done + LANES <= dim:
+        mix_values_1(probabilities, values + 4 * done, row_bytes, slots, begin, end, out + 4 * done)
+        done += LANES
+    if done < dim:
+        p, mixed = f32(probabilities, end), f32(out, dim)
+        for i in range(done, dim):
+            mixed[i] = np.float32(0.0)
+        for position in range(begin, end):
+            v = f32(values + row_bytes * i64(slots + 8 * position, 1)[0], dim)
+            for i in range(done, dim):
+                mixed[i] += p[position] * v[i]
 
 
 @compiled

@@ -15,7 +15,7 @@ SPINS = 4_000  # pauses, some 40 µs, before a waiting thread lets another have 
 
 _NUMBERS = (
     "num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms shrunk_stride "
-    "probabilities_stride barrier_base"
+    "probabilities_stride tile_stride barrier_base"
 )
 _ADDRESSES = (
     # the model: [layers, LAYER_WIDTH] and, by site, where each thread's columns begin, [sites, team + 1]; int64
@@ -30,6 +30,8 @@ _ADDRESSES = (
     "term_rows term_units term_adapters weights ranks tables site_terms "
     # addresses of float32 vectors, int64 [rows, layers, sites]; 0 if no row has any
     "input_scales output_scales bias_deltas "
+    # matrix tiles: their configuration, 0 where the CPU has none, and scratch memory of each thread
+    "tile_config tile_scratch "
     # a C function, and where the team meets
     "yield_core barrier"
 )

@@ -36,6 +36,20 @@ from hotshoe.kernels.cpu.decode_job import (
 )
 from hotshoe.kernels.cpu.decode_low_rank import expand, shrink
 from hotshoe.kernels.cpu.jit import atomic_add, atomic_load, call_1, call_6, compiled, exp, f32, i64, pause, u16
+from hotshoe.kernels.cpu.nf4_amx import (
+    ROWS,
+    SUM_BYTES,
+    TOTAL_BYTES,
+    WEIGHT_BYTES,
+    add_scaled,
+    configure,
+    copy_total,
+    multiply_rest,
+    multiply_rows,
+    release,
+    set_scaled,
+    unpack_block,
+)
 from hotshoe.kernels.cpu.nf4_block import COLUMNS, add_block_1, add_block_2, add_block_4, add_block_8
 
 
@@ -43,6 +57,8 @@ from hotshoe.kernels.cpu.nf4_block import COLUMNS, add_block_1, add_block_2, add
 def run_layers(thread: int, team: int, job: Any) -> None:
     """Runs a job's rows through all layers, as one of `team` threads that all call this: hidden changes in place."""
     j = job[0]
+    if j.tile_config:
+        configure(j.tile_config)
     meeting = j.barrier_base
     size, heads = j.hidden_size, j.heads * j.head_dim
     normed = j.normed + 4 * thread * j.num_rows * size
@@ -75,6 +91,8 @@ def run_layers(thread: int, team: int, job: Any) -> None:
         )
         _add_to_hidden(j, DOWN, thread, team)
         meeting = _meet(j, team, meeting)
+    if j.tile_config:
+        release()
 
 
 @compiled
@@ -131,9 +149,9 @@ def _run_site(
     """
     first, last = _start(j, site, thread, team), _start(j, site, thread + 1, team)
     second = j.intermediate_size if site == GATE_UP else 0
-    _multiply(j, site, x16, depth, first, last, fields)
+    _multiply(j, site, thread, x16, depth, first, last, fields)
     if second:
-        _multiply(j, site, x16, depth, second + first, second + last, fields)
+        _multiply(j, site, thread, x16, depth, second + first, second + last, fields)
     terms = j.num_terms > 0 and i64(j.site_terms + 8 * (layer * NUM_SITES + site), 1)[0] != 0
     if terms:
         for term in range(thread, j.num_terms, team):
@@ -151,12 +169,15 @@ def _run_site(
 
 
 @compiled
-def _multiply(j: Any, site: int, x16: int, depth: int, first: int, last: int, fields: Any) -> None:
+def _multiply(j: Any, site: int, thread: int, x16: int, depth: int, first: int, last: int, fields: Any) -> None:
     """product = x16 times the weight, in some columns, whole tiles of them."""
     width = site_width(j, site)
     for column in range(first, last, COLUMNS):
         tiles = fields[TILES + site] + column * (depth // 2)
         scales = fields[SCALES + site] + 4 * column
+        if j.tile_config:
+            _multiply_on_tiles(j, thread, x16, depth, tiles, scales, j.product + 4 * column, width)
+            continue
         row = 0
         while row < j.num_rows:
             left = j.num_rows - row
@@ -182,6 +203,39 @@ def _multiply_tile(j: Any, rows: int, x16: int, depth: int, tiles: int, scales: 
             add_block_2(x, 2 * depth, codes, scale, out, 4 * width)
         else:
             add_block_1(x, 2 * depth, codes, scale, out, 4 * width)
+
+
+@compiled
+def _multiply_on_tiles(
+    j: Any, thread: int, x16: int, depth: int, codes: int, scales: int, out: int, width: int
+) -> None:
+    """The same for 32 columns and all rows, on matrix tiles; `out` is the address of the first row's first column.
+
+    Totals gather in memory of the thread's own: rows of the product lie multiples of 4 KiB apart, which the first-level
+    cache keeps no more than a dozen of.
+    """
+    weights = j.tile_scratch + thread * j.tile_stride
+    sums = weights + 2 * WEIGHT_BYTES
+    totals = sums + SUM_BYTES
+    blocks = depth // BLOCK
+    unpack_block(codes, weights)
+    for block in range(blocks):
+        if block + 1 < blocks:
+            unpack_block(codes + COLUMNS * BLOCK // 2 * (block + 1), weights + (block + 1) % 2 * WEIGHT_BYTES)
+        for row in range(0, j.num_rows, ROWS):
+            x, rows = x16 + 2 * (row * depth + BLOCK * block), min(ROWS, j.num_rows - row)
+            if rows == ROWS:
+                multiply_rows(x, 2 * depth, weights + block % 2 * WEIGHT_BYTES, sums)
+            else:
+                multiply_rest(x, 2 * depth, weights + block % 2 * WEIGHT_BYTES, sums)
+            for i in range(rows):
+                total = totals + TOTAL_BYTES * (row + i)
+                if block == 0:
+                    set_scaled(sums + TOTAL_BYTES * i, scales, total)
+                else:
+                    add_scaled(sums + TOTAL_BYTES * i, scales + 4 * width * block, total)
+    for row in range(j.num_rows):
+        copy_total(totals + TOTAL_BYTES * row, out + 4 * row * width)
 
 
 @compiled

@@ -34,19 +34,19 @@ class _BFloat(ir.Type):
         return hash(_BFloat)
 
 
-_CODES = ir.VectorType(_I8, 32)
-_WORDS = ir.VectorType(_I16, 32)
+CODES = ir.VectorType(_I8, 32)
+WORDS = ir.VectorType(_I16, 32)
 _LANES = ir.VectorType(_I32, 16)
 _BFLOATS = ir.VectorType(_BFloat(), 32)
-_SUMS = ir.VectorType(_F32, 16)
+SUMS = ir.VectorType(_F32, 16)
 
 
-def _values() -> ir.Constant:
+def nf4_values() -> ir.Constant:
     """The 16 values of NF4 as bfloat16 bits, twice: vpermw looks at five bits of an index."""
     import torch
 
     bits = NF4_VALUES.to(torch.bfloat16).view(torch.int16).tolist()
-    return ir.Constant(_WORDS, [ir.Constant(_I16, value & 0xFFFF) for value in bits * 2])
+    return ir.Constant(WORDS, [ir.Constant(_I16, value & 0xFFFF) for value in bits * 2])
 
 
 def _block_intrinsic(rows: int) -> Any:
@@ -68,46 +68,48 @@ def _block_intrinsic(rows: int) -> Any:
 
 def _emit(builder: Any, rows: int, x: Any, x_stride: Any, codes: Any, scales: Any, out: Any, out_stride: Any) -> None:
     look_up = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_WORDS, [_WORDS, _WORDS]), "llvm.x86.avx512.permvar.hi.512"
+        builder.module, ir.FunctionType(WORDS, [WORDS, WORDS]), "llvm.x86.avx512.permvar.hi.512"
     )
     multiply = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_SUMS, [_SUMS, _BFLOATS, _BFLOATS]), "llvm.x86.avx512bf16.dpbf16ps.512"
+        builder.module, ir.FunctionType(SUMS, [SUMS, _BFLOATS, _BFLOATS]), "llvm.x86.avx512bf16.dpbf16ps.512"
     )
-    values, low_mask, four = _values(), _splat(15), _splat(4)
+    values, low_mask, four = nf4_values(), splat(15), splat(4)
     inputs = [builder.add(x, builder.mul(x_stride, _I64(row))) for row in range(rows)]
-    sums = [[ir.Constant(_SUMS, [0.0] * 16)] * 2 for _ in range(rows)]
+    sums = [[ir.Constant(SUMS, [0.0] * 16)] * 2 for _ in range(rows)]
     for pair in range(PAIRS):
-        words = builder.zext(_load(builder, codes, 32 * pair, _CODES), _WORDS)
+        words = builder.zext(load(builder, codes, 32 * pair, CODES), WORDS)
         halves = (builder.and_(words, low_mask), builder.lshr(words, four))  # columns 0…15, 16…31
         weights = [builder.bitcast(builder.call(look_up, [values, half]), _BFLOATS) for half in halves]
         for row in range(rows):
-            one = _load(builder, inputs[row], 4 * pair, _I32)
+            one = load(builder, inputs[row], 4 * pair, _I32)
             undefined = ir.Constant(_LANES, ir.Undefined)
             lane = builder.insert_element(undefined, one, _I32(0))
             everywhere = builder.shuffle_vector(lane, undefined, ir.Constant(_LANES, [0] * 16))
             pairs = builder.bitcast(everywhere, _BFLOATS)
             sums[row] = [builder.call(multiply, [sums[row][half], pairs, weights[half]]) for half in (0, 1)]
     for half in (0, 1):
-        scale = _load(builder, scales, 64 * half, _SUMS)
+        scale = load(builder, scales, 64 * half, SUMS)
         for row in range(rows):
             address = builder.add(out, builder.mul(out_stride, _I64(row)))
-            pointer = _pointer(builder, address, 64 * half, _SUMS)
-            before = builder.load(pointer)
+            place = pointer(builder, address, 64 * half, SUMS)
+            before = builder.load(place)
             before.align = 4
-            builder.store(builder.fadd(before, builder.fmul(sums[row][half], scale)), pointer).align = 4
+            builder.store(builder.fadd(before, builder.fmul(sums[row][half], scale)), place).align = 4
 
 
-def _splat(value: int) -> ir.Constant:
-    return ir.Constant(_WORDS, [ir.Constant(_I16, value)] * 32)
+def splat(value: int) -> ir.Constant:
+    """That value in each of 32 words."""
+    return ir.Constant(WORDS, [ir.Constant(_I16, value)] * 32)
 
 
-def _pointer(builder: Any, address: Any, offset: int, element: Any) -> Any:
+def pointer(builder: Any, address: Any, offset: int, element: Any) -> Any:
     return builder.inttoptr(builder.add(address, _I64(offset)), element.as_pointer())
 
 
-def _load(builder: Any, address: Any, offset: int, element: Any) -> Any:
-    loaded = builder.load(_pointer(builder, address, offset, element))
-    loaded.align = 1 if element is _CODES else 4
+def load(builder: Any, address: Any, offset: int, element: Any) -> Any:
+    """The vector that lies there; only codes may lie anywhere."""
+    loaded = builder.load(pointer(builder, address, offset, element))
+    loaded.align = 1 if element is CODES else 4
     return loaded
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from hotshoe.kernels.attention_batch import AttentionBatch
 from hotshoe.kernels.cpu.decode_job import BIAS, LAYER_WIDTH, SCALES, TILES
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
+from hotshoe.kernels.cpu.nf4_amx import ROWS, scratch_bytes, tile_config
+from hotshoe.kernels.cpu.nf4_amx import available as has_matrix_tiles
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import ModelSpec
@@ -36,8 +38,22 @@ def can_compile(layers: Sequence["DecoderLayer"]) -> bool:
 class CompiledLayers:
     """Runs steps through all layers in one call."""
 
-    def __init__(self, spec: ModelSpec, layers: Sequence["DecoderLayer"], team: DecodeTeam) -> None:
-        """Takes layers for which `can_compile` holds; their weights must not move."""
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layers: Sequence["DecoderLayer"],
+        team: DecodeTeam,
+        *,
+        matrix_tiles: bool | None = None,
+    ) -> None:
+        """Takes layers for which `can_compile` holds; their weights must not move.
+
+        Args:
+            matrix_tiles: whether to multiply on AMX tiles; where the CPU has them, unless said.
+        """
+        if matrix_tiles and not has_matrix_tiles():
+            raise ValueError("matrix_tiles: this CPU has none")
+        self._tile_configs: list[Tensor] = []  # by a step's rows modulo those of a tile
         self._spec = spec
         self._team = team
         self._kept: list[object] = [layers]  # whatever a job has the address of
@@ -58,6 +74,8 @@ class CompiledLayers:
             layers=self._keep(self._layers),
             starts=self._keep(starts),
         )
+        if has_matrix_tiles() if matrix_tiles is None else matrix_tiles:
+            self._tile_configs = [torch.from_numpy(tile_config(rows)) for rows in range(ROWS)]
 
     def run(
         self,
@@ -90,6 +108,8 @@ class CompiledLayers:
         self._use_cache(kv)
         self._reserve(hidden.shape[0], slots.shape[1], terms)
         self._set(num_rows=hidden.shape[0], max_context=slots.shape[1], hidden=hidden.data_ptr())
+        if self._tile_configs:
+            self._set(tile_config=self._tile_configs[hidden.shape[0] % ROWS].data_ptr())
         self._set(**{name: tensor.data_ptr() for name, tensor in inputs.items()})
         self._set(**(terms.addresses if terms else _NO_TERMS))
         self._team.run()
@@ -146,6 +166,9 @@ class CompiledLayers:
         self._scratch_of("probabilities", group * team * stride, torch.float32)
         self._set(probabilities_stride=stride)
         rows = max(rows, _ROWS_AT_FIRST)
+        if self._tile_configs:
+            self._scratch_of("tile_scratch", team * scratch_bytes(rows), torch.uint8)
+            self._set(tile_stride=scratch_bytes(rows))
         for name, size, dtype in (
             ("normed", team * rows * spec.hidden_size, torch.float32),
             ("normed16", team * rows * spec.hidden_size, torch.bfloat16),
