@@ -18,6 +18,10 @@ from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.loader import LoadedBase, load_base
 
 pytest.importorskip("numba")
+from hotshoe.kernels.cpu import nf4_amx
+from hotshoe.kernels.cpu.decode_team import DecodeTeam
+from hotshoe.server.model.compiled_layers import CompiledLayers
+
 pytestmark = pytest.mark.skipif(nf4_linear.kernel() is None, reason="needs AVX512-BF16")
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -38,14 +42,23 @@ def team(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["vectors", "matrix tiles"])
+def matrix_tiles(request: pytest.FixtureRequest) -> bool:
+    if request.param == "matrix tiles" and not nf4_amx.available():
+        pytest.skip("needs AMX")
+    return request.param == "matrix tiles"
+
+
 @pytest.fixture(params=FAMILIES)
-def base(request: pytest.FixtureRequest, team: int, tmp_path: Path) -> LoadedBase:
+def base(request: pytest.FixtureRequest, team: int, matrix_tiles: bool, tmp_path: Path) -> LoadedBase:
     fields = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32, **FAMILIES[request.param]}
     if request.param == "qwen2":
         del fields["head_dim"]
     write_tiny_model(tmp_path / "model", request.param, **fields)
     loaded = load_base(str(tmp_path / "model"), cache=tmp_path / "bases", device="cpu", backend="cpu_nf4")
-    assert loaded.decoder._compiled is not None
+    decoder = loaded.decoder
+    assert decoder._compiled is not None
+    decoder._compiled = CompiledLayers(decoder.spec, decoder._layers, DecodeTeam(team), matrix_tiles=matrix_tiles)
     return loaded
 
 
