@@ -12,7 +12,8 @@ def test_every_package_is_listed():
     found = {
         ".".join(("hotshoe", *path.parent.relative_to(ROOT).parts))
         for folder in FOLDERS
-        for path in (ROOT / folder).rglob("*.py")
-        if path.name == "__init__.py" or not path.parent.samefile(ROOT / "protos")
+        for name in ("*.py", "adapter_config.json")
+        for path in (ROOT / folder).rglob(name)
+        if path.name != "generate.py"
     }
     assert found == set(listed)
