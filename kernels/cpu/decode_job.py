@@ -15,7 +15,7 @@ SPINS = 4_000  # pauses, some 40 µs, before a waiting thread lets another have 
 
 _NUMBERS = (
     "num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms shrunk_stride "
-    "probabilities_stride tile_stride barrier_base"
+    "probabilities_stride tile_stride tile_blocks barrier_base"
 )
 _ADDRESSES = (
     # the model: [layers, LAYER_WIDTH] and, by site, where each thread's columns begin, [sites, team + 1]; int64

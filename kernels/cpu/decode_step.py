@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from hotshoe.kernels.cpu.amx import BLOCK_BYTES, ROWS, SUM_BYTES, configure, release
 from hotshoe.kernels.cpu.decode_attention import attend, cache_row
 from hotshoe.kernels.cpu.decode_job import (
     ATTENTION_OUT,
@@ -37,20 +38,18 @@ from hotshoe.kernels.cpu.decode_job import (
 from hotshoe.kernels.cpu.decode_low_rank import expand, shrink
 from hotshoe.kernels.cpu.jit import atomic_add, atomic_load, call_1, call_6, compiled, exp, f32, i64, pause, u16
 from hotshoe.kernels.cpu.nf4_amx import (
-    ROWS,
-    SUM_BYTES,
-    TOTAL_BYTES,
-    WEIGHT_BYTES,
+    MANY,
     add_scaled,
-    configure,
-    copy_total,
-    multiply_rest,
-    multiply_rows,
-    release,
+    copy_totals,
+    multiply_16,
+    multiply_32,
+    multiply_short,
     set_scaled,
     unpack_block,
 )
 from hotshoe.kernels.cpu.nf4_block import COLUMNS, add_block_1, add_block_2, add_block_4, add_block_8
+
+CODE_BYTES = COLUMNS * BLOCK // 2  # of a block of 64 inputs by 32 columns
 
 
 @compiled
@@ -194,7 +193,7 @@ def _multiply_tile(j: Any, rows: int, x16: int, depth: int, tiles: int, scales: 
         for i in range(COLUMNS):
             sums[i] = np.float32(0.0)
     for block in range(depth // BLOCK):
-        x, codes, scale = x16 + 2 * BLOCK * block, tiles + COLUMNS * BLOCK // 2 * block, scales + 4 * width * block
+        x, codes, scale = x16 + 2 * BLOCK * block, tiles + CODE_BYTES * block, scales + 4 * width * block
         if rows == 8:
             add_block_8(x, 2 * depth, codes, scale, out, 4 * width)
         elif rows == 4:
@@ -215,27 +214,58 @@ def _multiply_on_tiles(
     cache keeps no more than a dozen of.
     """
     weights = j.tile_scratch + thread * j.tile_stride
-    sums = weights + 2 * WEIGHT_BYTES
-    totals = sums + SUM_BYTES
+    sums = weights + j.tile_blocks * BLOCK_BYTES
+    totals = sums + MANY * SUM_BYTES
+    if j.num_rows < MANY:
+        _multiply_few(j, x16, depth, codes, scales, width, weights, sums, totals)
+        copy_totals(totals, out, 4 * width, j.num_rows)
+        return
+    for block in range(depth // BLOCK):
+        unpack_block(codes + CODE_BYTES * block, weights + BLOCK_BYTES * block)
+    for row in range(0, j.num_rows, MANY):
+        rows = min(MANY, j.num_rows - row)
+        _multiply_group(rows, x16 + 2 * row * depth, depth, scales, width, weights, sums, totals)
+        copy_totals(totals, out + 4 * row * width, 4 * width, rows)
+
+
+@compiled
+def _multiply_few(
+    j: Any, x16: int, depth: int, codes: int, scales: int, width: int, weights: int, sums: int, totals: int
+) -> None:
+    """All rows, fewer than MANY: each block is unpacked while the one before is multiplied by."""
     blocks = depth // BLOCK
     unpack_block(codes, weights)
     for block in range(blocks):
         if block + 1 < blocks:
-            unpack_block(codes + COLUMNS * BLOCK // 2 * (block + 1), weights + (block + 1) % 2 * WEIGHT_BYTES)
+            unpack_block(codes + CODE_BYTES * (block + 1), weights + (block + 1) % 2 * BLOCK_BYTES)
+        unpacked, scale = weights + block % 2 * BLOCK_BYTES, scales + 4 * width * block
         for row in range(0, j.num_rows, ROWS):
             x, rows = x16 + 2 * (row * depth + BLOCK * block), min(ROWS, j.num_rows - row)
             if rows == ROWS:
-                multiply_rows(x, 2 * depth, weights + block % 2 * WEIGHT_BYTES, sums)
+                multiply_16(x, 2 * depth, unpacked, sums)
             else:
-                multiply_rest(x, 2 * depth, weights + block % 2 * WEIGHT_BYTES, sums)
-            for i in range(rows):
-                total = totals + TOTAL_BYTES * (row + i)
-                if block == 0:
-                    set_scaled(sums + TOTAL_BYTES * i, scales, total)
-                else:
-                    add_scaled(sums + TOTAL_BYTES * i, scales + 4 * width * block, total)
-    for row in range(j.num_rows):
-        copy_total(totals + TOTAL_BYTES * row, out + 4 * row * width)
+                multiply_short(x, 2 * depth, unpacked, sums)
+            if block == 0:
+                set_scaled(sums, scale, totals + SUM_BYTES * row, rows)
+            else:
+                add_scaled(sums, scale, totals + SUM_BYTES * row, rows)
+
+
+@compiled
+def _multiply_group(
+    rows: int, x16: int, depth: int, scales: int, width: int, weights: int, sums: int, totals: int
+) -> None:
+    """Up to MANY rows by blocks that are all unpacked. What lies behind the rows is multiplied too, and left there."""
+    for block in range(depth // BLOCK):
+        x, unpacked = x16 + 2 * BLOCK * block, weights + BLOCK_BYTES * block
+        if rows > ROWS:
+            multiply_32(x, 2 * depth, unpacked, sums)
+        else:
+            multiply_16(x, 2 * depth, unpacked, sums)
+        if block == 0:
+            set_scaled(sums, scales, totals, rows)
+        else:
+            add_scaled(sums, scales + 4 * width * block, totals, rows)
 
 
 @compiled

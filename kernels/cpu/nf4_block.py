@@ -12,13 +12,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hotshoe.kernels.cpu.vectors import FLOATS, I8, I16, I32, I64, load_floats, pointer, store_floats
 from hotshoe.kernels.weights import NF4_VALUES
 
 PAIRS = 32  # pairs of inputs in a block
 COLUMNS = 32
-
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_F32 = ir.FloatType()
 
 
 class _BFloat(ir.Type):
@@ -34,19 +32,18 @@ class _BFloat(ir.Type):
         return hash(_BFloat)
 
 
-CODES = ir.VectorType(_I8, 32)
-WORDS = ir.VectorType(_I16, 32)
-_LANES = ir.VectorType(_I32, 16)
+_CODES = ir.VectorType(I8, 32)
+WORDS = ir.VectorType(I16, 32)
+_LANES = ir.VectorType(I32, 16)
 _BFLOATS = ir.VectorType(_BFloat(), 32)
-SUMS = ir.VectorType(_F32, 16)
 
 
-def nf4_values() -> ir.Constant:
+def _nf4_values() -> ir.Constant:
     """The 16 values of NF4 as bfloat16 bits, twice: vpermw looks at five bits of an index."""
     import torch
 
     bits = NF4_VALUES.to(torch.bfloat16).view(torch.int16).tolist()
-    return ir.Constant(WORDS, [ir.Constant(_I16, value & 0xFFFF) for value in bits * 2])
+    return ir.Constant(WORDS, [ir.Constant(I16, value & 0xFFFF) for value in bits * 2])
 
 
 def _block_intrinsic(rows: int) -> Any:
@@ -67,50 +64,41 @@ def _block_intrinsic(rows: int) -> Any:
 
 
 def _emit(builder: Any, rows: int, x: Any, x_stride: Any, codes: Any, scales: Any, out: Any, out_stride: Any) -> None:
-    look_up = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(WORDS, [WORDS, WORDS]), "llvm.x86.avx512.permvar.hi.512"
-    )
     multiply = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(SUMS, [SUMS, _BFLOATS, _BFLOATS]), "llvm.x86.avx512bf16.dpbf16ps.512"
+        builder.module, ir.FunctionType(FLOATS, [FLOATS, _BFLOATS, _BFLOATS]), "llvm.x86.avx512bf16.dpbf16ps.512"
     )
-    values, low_mask, four = nf4_values(), splat(15), splat(4)
-    inputs = [builder.add(x, builder.mul(x_stride, _I64(row))) for row in range(rows)]
-    sums = [[ir.Constant(SUMS, [0.0] * 16)] * 2 for _ in range(rows)]
+    inputs = [builder.add(x, builder.mul(x_stride, I64(row))) for row in range(rows)]
+    sums = [[ir.Constant(FLOATS, [0.0] * 16)] * 2 for _ in range(rows)]
     for pair in range(PAIRS):
-        words = builder.zext(load(builder, codes, 32 * pair, CODES), WORDS)
-        halves = (builder.and_(words, low_mask), builder.lshr(words, four))  # columns 0…15, 16…31
-        weights = [builder.bitcast(builder.call(look_up, [values, half]), _BFLOATS) for half in halves]
+        weights = [builder.bitcast(half, _BFLOATS) for half in look_up(builder, codes, pair)]
         for row in range(rows):
-            one = load(builder, inputs[row], 4 * pair, _I32)
+            one = builder.load(pointer(builder, inputs[row], 4 * pair, I32))
             undefined = ir.Constant(_LANES, ir.Undefined)
-            lane = builder.insert_element(undefined, one, _I32(0))
+            lane = builder.insert_element(undefined, one, I32(0))
             everywhere = builder.shuffle_vector(lane, undefined, ir.Constant(_LANES, [0] * 16))
             pairs = builder.bitcast(everywhere, _BFLOATS)
             sums[row] = [builder.call(multiply, [sums[row][half], pairs, weights[half]]) for half in (0, 1)]
     for half in (0, 1):
-        scale = load(builder, scales, 64 * half, SUMS)
+        scale = load_floats(builder, scales, 64 * half)
         for row in range(rows):
-            address = builder.add(out, builder.mul(out_stride, _I64(row)))
-            place = pointer(builder, address, 64 * half, SUMS)
-            before = builder.load(place)
-            before.align = 4
-            builder.store(builder.fadd(before, builder.fmul(sums[row][half], scale)), place).align = 4
+            address = builder.add(out, builder.mul(out_stride, I64(row)))
+            before = load_floats(builder, address, 64 * half)
+            store_floats(builder, builder.fadd(before, builder.fmul(sums[row][half], scale)), address, 64 * half)
 
 
-def splat(value: int) -> ir.Constant:
-    """That value in each of 32 words."""
-    return ir.Constant(WORDS, [ir.Constant(_I16, value)] * 32)
+def look_up(builder: Any, codes: Any, pair: int) -> tuple[Any, Any]:
+    """The weights of a pair of inputs, [16 columns, 2] bfloat16 as words of 16 bits: columns 0 … 15, then 16 … 31."""
+    function_type = ir.FunctionType(WORDS, [WORDS, WORDS])
+    permute = cgutils.get_or_insert_function(builder.module, function_type, "llvm.x86.avx512.permvar.hi.512")
+    found = builder.load(pointer(builder, codes, 32 * pair, _CODES))
+    found.align = 1
+    words, values = builder.zext(found, WORDS), _nf4_values()
+    low, high = builder.and_(words, _splat(15)), builder.lshr(words, _splat(4))
+    return builder.call(permute, [values, low]), builder.call(permute, [values, high])
 
 
-def pointer(builder: Any, address: Any, offset: int, element: Any) -> Any:
-    return builder.inttoptr(builder.add(address, _I64(offset)), element.as_pointer())
-
-
-def load(builder: Any, address: Any, offset: int, element: Any) -> Any:
-    """The vector that lies there; only codes may lie anywhere."""
-    loaded = builder.load(pointer(builder, address, offset, element))
-    loaded.align = 1 if element is CODES else 4
-    return loaded
+def _splat(value: int) -> ir.Constant:
+    return ir.Constant(WORDS, [ir.Constant(I16, value)] * 32)
 
 
 add_block_1 = _block_intrinsic(1)

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.kernels.attention_batch import AttentionBatch
-from hotshoe.kernels.cpu.decode_job import BIAS, LAYER_WIDTH, SCALES, TILES
+from hotshoe.kernels.cpu.amx import ROWS, tile_config
+from hotshoe.kernels.cpu.amx import available as has_matrix_tiles
+from hotshoe.kernels.cpu.decode_job import BIAS, BLOCK, LAYER_WIDTH, SCALES, TILES
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
-from hotshoe.kernels.cpu.nf4_amx import ROWS, scratch_bytes, tile_config
-from hotshoe.kernels.cpu.nf4_amx import available as has_matrix_tiles
+from hotshoe.kernels.cpu.nf4_amx import MANY, scratch_bytes
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import ModelSpec
@@ -75,7 +76,7 @@ class CompiledLayers:
             starts=self._keep(starts),
         )
         if has_matrix_tiles() if matrix_tiles is None else matrix_tiles:
-            self._tile_configs = [torch.from_numpy(tile_config(rows)) for rows in range(ROWS)]
+            self._tile_configs = [torch.from_numpy(tile_config(rows or ROWS)) for rows in range(ROWS)]
 
     def run(
         self,
@@ -109,7 +110,8 @@ class CompiledLayers:
         self._reserve(hidden.shape[0], slots.shape[1], terms)
         self._set(num_rows=hidden.shape[0], max_context=slots.shape[1], hidden=hidden.data_ptr())
         if self._tile_configs:
-            self._set(tile_config=self._tile_configs[hidden.shape[0] % ROWS].data_ptr())
+            short = hidden.shape[0] % ROWS if hidden.shape[0] < MANY else 0
+            self._set(tile_config=self._tile_configs[short].data_ptr())
         self._set(**{name: tensor.data_ptr() for name, tensor in inputs.items()})
         self._set(**(terms.addresses if terms else _NO_TERMS))
         self._team.run()
@@ -167,17 +169,18 @@ class CompiledLayers:
         self._set(probabilities_stride=stride)
         rows = max(rows, _ROWS_AT_FIRST)
         if self._tile_configs:
-            self._scratch_of("tile_scratch", team * scratch_bytes(rows), torch.uint8)
-            self._set(tile_stride=scratch_bytes(rows))
+            deepest = max(heads, spec.hidden_size, intermediate)
+            self._scratch_of("tile_scratch", team * scratch_bytes(deepest), torch.uint8)
+            self._set(tile_stride=scratch_bytes(deepest), tile_blocks=deepest // BLOCK)
         for name, size, dtype in (
             ("normed", team * rows * spec.hidden_size, torch.float32),
-            ("normed16", team * rows * spec.hidden_size, torch.bfloat16),
+            ("normed16", (team * rows + MANY) * spec.hidden_size, torch.bfloat16),
             ("query", team * group * spec.head_dim, torch.float32),
             ("product", rows * widest, torch.float32),
             ("attended", rows * heads, torch.float32),
-            ("attended16", rows * heads, torch.bfloat16),
+            ("attended16", (rows + MANY) * heads, torch.bfloat16),
             ("activated", rows * intermediate, torch.float32),
-            ("activated16", rows * intermediate, torch.bfloat16),
+            ("activated16", (rows + MANY) * intermediate, torch.bfloat16),
             ("shrunk", (terms.num_terms * terms.shrunk_stride if terms else 0), torch.float32),
         ):
             self._scratch_of(name, size, dtype)

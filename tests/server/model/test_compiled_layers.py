@@ -18,7 +18,7 @@ from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.loader import LoadedBase, load_base
 
 pytest.importorskip("numba")
-from hotshoe.kernels.cpu import nf4_amx
+from hotshoe.kernels.cpu import amx
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
 from hotshoe.server.model.compiled_layers import CompiledLayers
 
@@ -44,7 +44,7 @@ def team(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture(params=["vectors", "matrix tiles"])
 def matrix_tiles(request: pytest.FixtureRequest) -> bool:
-    if request.param == "matrix tiles" and not nf4_amx.available():
+    if request.param == "matrix tiles" and not amx.available():
         pytest.skip("needs AMX")
     return request.param == "matrix tiles"
 
