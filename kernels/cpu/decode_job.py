@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from hotshoe.kernels.cpu.jit import compiled, f32, i64, to_bf16
+from hotshoe.kernels.cpu.jit import atomic_add, atomic_load, call_1, compiled, f32, i64, pause, to_bf16
 
+END, LAYERS, HEAD = range(3)  # what a job asks for
 UNIT = 16  # ranks of one unit of a low-rank table
 QKV, ATTENTION_OUT, GATE_UP, DOWN = range(4)
 NUM_SITES = 4
@@ -14,8 +15,8 @@ BLOCK = 64  # inputs that share a scale
 SPINS = 4_000  # pauses, some 40 µs, before a waiting thread lets another have its core
 
 _NUMBERS = (
-    "num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms shrunk_stride "
-    "probabilities_stride tile_stride tile_blocks barrier_base"
+    "program num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms "
+    "shrunk_stride probabilities_stride tile_stride tile_blocks vocab_size num_logits barrier_base"
 )
 _ADDRESSES = (
     # the model: [layers, LAYER_WIDTH] and, by site, where each thread's columns begin, [sites, team + 1]; int64
@@ -30,6 +31,9 @@ _ADDRESSES = (
     "term_rows term_units term_adapters weights ranks tables site_terms "
     # addresses of float32 vectors, int64 [rows, layers, sites]; 0 if no row has any
     "input_scales output_scales bias_deltas "
+    # the head: its blocks, the final norm, int64 [logits] the rows that are asked about, their bfloat16 parts
+    # [logits, hidden], sums of each thread, and float32 [logits, vocab_size]
+    "head final_norm logit_rows high low head_sums logits "
     # matrix tiles: their configuration, 0 where the CPU has none, and scratch memory of each thread
     "tile_config tile_scratch "
     # a C function, and where the team meets
@@ -67,3 +71,17 @@ def round_row(x: Any, out: Any, scale: int) -> None:
         s = f32(scale, x.size)
         for i in range(x.size):
             out[i] = to_bf16(x[i] * s[i])
+
+
+@compiled
+def meet(j: Any, team: int, meeting: int) -> int:
+    """Waits until all threads are here; gives the number of the next meeting."""
+    meeting += team
+    atomic_add(j.barrier, 1)
+    spins = 0
+    while atomic_load(j.barrier) < meeting:
+        pause()
+        spins += 1
+        if spins > SPINS:
+            call_1(j.yield_core, (0,))
+    return meeting

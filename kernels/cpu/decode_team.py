@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotshoe.kernels.cpu.decode_job import JOB
-from hotshoe.kernels.cpu.decode_step import announce, help_team, run_layers
+from hotshoe.kernels.cpu.decode_job import END, JOB
+from hotshoe.kernels.cpu.decode_program import announce, help_team, run_program
 
 Job = NDArray[np.void]
 
@@ -41,20 +41,26 @@ class DecodeTeam:
         ]
         for helper in self._threads:
             helper.start()
-        run_layers(0, size, self.job)  # a job without layers: nothing but the compilation
+        run_program(0, size, self.job)  # END: nothing but the compilation
         self._finalizer = weakref.finalize(self, _dismiss, self.job, self._counters, self._orders, self._futex)
 
-    def run(self) -> None:
-        """Runs `job` and returns when its rows have gone through all layers."""
+    def set(self, **fields: float) -> None:
+        """Writes fields of the job; addresses must stay valid until it has run."""
+        for name, value in fields.items():
+            self.job[name] = value
+
+    def run(self, program: int) -> None:
+        """Runs a program, LAYERS or HEAD, on what `job` says, and returns when it is done."""
+        self.job["program"] = program
         self.job["barrier_base"] = self._counters[0]
         if self.size > 1:
             announce(self._orders, self._futex)
-        run_layers(0, self.size, self.job)
+        run_program(0, self.size, self.job)
 
 
 def _dismiss(job: Job, counters: NDArray[np.int64], orders: int, futex: int) -> None:
     """Ends the helpers; keeps what they read alive until then."""
-    job["num_layers"] = 0
+    job["program"] = END
     announce(orders, futex)
 
 

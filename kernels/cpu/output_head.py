@@ -1,7 +1,8 @@
 """The output head on the CPU: every logit from a bfloat16 product, the likeliest ones again in float32.
 
 oneDNN rounds a bfloat16 product's result to bfloat16, a step of 1/8 for logits of 16 to 32: enough to swap the two
-likeliest tokens in one of a hundred steps. The few that decide are worth a second, exact look.
+likeliest tokens in one of a hundred steps. The few that decide are worth a second, exact look. On matrix tiles inputs
+are not rounded, and no second look is needed: compiled steps do it that way.
 """
 
 from dataclasses import dataclass
@@ -23,12 +24,25 @@ class PackedHead:
     shape: tuple[int, int]
     packed: PackedDense | Tensor
     rows: Tensor  # [vocab, hidden]; the embedding itself, if the head is tied
+    blocks: Tensor | None = None  # the same as `dense_amx` has it, where the CPU has matrix tiles
 
 
 def pack(weight: Tensor) -> PackedHead:
     """A bfloat16 head [vocab, hidden] for `linear`."""
-    rows = weight.to(torch.bfloat16)
-    return PackedHead((weight.shape[0], weight.shape[1]), dense_linear.pack(rows, torch.bfloat16), rows)
+    rows, shape = weight.to(torch.bfloat16), (weight.shape[0], weight.shape[1])
+    blocks = _blocks(rows)
+    if blocks is not None:
+        return PackedHead(shape, rows, rows, blocks)
+    return PackedHead(shape, dense_linear.pack(rows, torch.bfloat16), rows)
+
+
+def _blocks(rows: Tensor) -> Tensor | None:
+    """The rows for compiled steps, None where those cannot use them."""
+    try:
+        from hotshoe.kernels.cpu import amx, dense_amx
+    except ImportError:  # no numba
+        return None
+    return dense_amx.pack(rows) if amx.available() and dense_amx.fits(rows) else None
 
 
 def linear(x: Tensor, head: PackedHead) -> Tensor:

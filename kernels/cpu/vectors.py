@@ -84,3 +84,10 @@ def registers(builder: Any, count: int) -> list[Any]:
     for variable in variables:
         builder.store(zeros(), variable)
     return variables
+
+
+def prefetch(builder: Any, address: Any, offset: int = 0) -> None:
+    """Asks for the cache line of an address, which may lie anywhere."""
+    kinds = [I8.as_pointer(), *[I32] * 3]
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0")
+    builder.call(function, [pointer(builder, address, offset, I8), *map(I32, (0, 3, 1))])  # read, keep, data

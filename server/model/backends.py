@@ -30,7 +30,7 @@ class Backend:
     attention: AttentionKind
     pack: Callable[[Sequence[LinearTensor]], Sequence[Any]]  # a site's linears → weights for ops.linear, in order
     pack_head: Callable[[Tensor], Any]
-    compile_layers: Callable[..., Any] | None = None  # (spec, layers) → CompiledLayers, or None if they cannot be
+    compile_steps: Callable[..., Any] | None = None  # (spec, layers, norm=, head=) → CompiledSteps, None if they cannot
 
 
 def reference_backend() -> Backend:
@@ -80,18 +80,17 @@ def cpu_nf4_backend(*, dense_copy_bytes: int = 1 << 30) -> Backend:
             for part in parts
         ]
 
-    return replace(_cpu_backend("cpu_nf4", pack, cpu_head.pack), compile_layers=_compile_layers)
+    return replace(_cpu_backend("cpu_nf4", pack, cpu_head.pack), compile_steps=_compile_steps)
 
 
-def _compile_layers(spec: Any, layers: Any) -> Any:
-    """The layers for compiled decode steps, on as many threads as torch has; None where numba or the shapes lack."""
+def _compile_steps(spec: Any, layers: Any, *, norm: Tensor, head: Any) -> Any:
+    """Compiled steps on as many threads as torch has; None where numba or the shapes lack."""
     try:
-        from hotshoe.kernels.cpu.decode_team import DecodeTeam
-        from hotshoe.server.model.compiled_layers import CompiledLayers, can_compile
+        from hotshoe.server.model.compiled_steps import compile_steps
     except ImportError:
         _LOG.warning("numba is not installed: decode steps run operation by operation, at a fraction of the speed")
         return None
-    return CompiledLayers(spec, layers, DecodeTeam(torch.get_num_threads())) if can_compile(layers) else None
+    return compile_steps(spec, layers, norm=norm, head=head, threads=torch.get_num_threads())
 
 
 def cpu_dense_backend() -> Backend:

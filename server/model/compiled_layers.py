@@ -11,7 +11,7 @@ from torch import Tensor
 from hotshoe.kernels.attention_batch import AttentionBatch
 from hotshoe.kernels.cpu.amx import ROWS, tile_config
 from hotshoe.kernels.cpu.amx import available as has_matrix_tiles
-from hotshoe.kernels.cpu.decode_job import BIAS, BLOCK, LAYER_WIDTH, SCALES, TILES
+from hotshoe.kernels.cpu.decode_job import BIAS, BLOCK, LAYER_WIDTH, LAYERS, SCALES, TILES
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
 from hotshoe.kernels.cpu.nf4_amx import MANY, scratch_bytes
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
@@ -45,12 +45,14 @@ class CompiledLayers:
         layers: Sequence["DecoderLayer"],
         team: DecodeTeam,
         *,
-        matrix_tiles: bool | None = None,
+        matrix_tiles: bool,
     ) -> None:
         """Takes layers for which `can_compile` holds; their weights must not move.
 
         Args:
-            matrix_tiles: whether to multiply on AMX tiles; where the CPU has them, unless said.
+            matrix_tiles: whether to multiply on AMX tiles.
+        Raises:
+            ValueError: `matrix_tiles`, but this CPU has none.
         """
         if matrix_tiles and not has_matrix_tiles():
             raise ValueError("matrix_tiles: this CPU has none")
@@ -64,7 +66,7 @@ class CompiledLayers:
         self._sizes = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, gate.shape[0] // 2)
         self._layers = self._layer_table(layers)
         starts = self._starts()
-        self._set(
+        self._team.set(
             num_layers=spec.num_layers,
             hidden_size=spec.hidden_size,
             intermediate_size=self._sizes[2],
@@ -75,7 +77,7 @@ class CompiledLayers:
             layers=self._keep(self._layers),
             starts=self._keep(starts),
         )
-        if has_matrix_tiles() if matrix_tiles is None else matrix_tiles:
+        if matrix_tiles:
             self._tile_configs = [torch.from_numpy(tile_config(rows or ROWS)) for rows in range(ROWS)]
 
     def run(
@@ -108,17 +110,13 @@ class CompiledLayers:
         inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
         self._use_cache(kv)
         self._reserve(hidden.shape[0], slots.shape[1], terms)
-        self._set(num_rows=hidden.shape[0], max_context=slots.shape[1], hidden=hidden.data_ptr())
+        self._team.set(num_rows=hidden.shape[0], max_context=slots.shape[1], hidden=hidden.data_ptr())
         if self._tile_configs:
             short = hidden.shape[0] % ROWS if hidden.shape[0] < MANY else 0
-            self._set(tile_config=self._tile_configs[short].data_ptr())
-        self._set(**{name: tensor.data_ptr() for name, tensor in inputs.items()})
-        self._set(**(terms.addresses if terms else _NO_TERMS))
-        self._team.run()
-
-    def _set(self, **values: float) -> None:
-        for name, value in values.items():
-            self._team.job[name] = value
+            self._team.set(tile_config=self._tile_configs[short].data_ptr())
+        self._team.set(**{name: tensor.data_ptr() for name, tensor in inputs.items()})
+        self._team.set(**(terms.addresses if terms else _NO_TERMS))
+        self._team.run(LAYERS)
 
     def _keep(self, array: NDArray[Any]) -> int:
         self._kept.append(array)
@@ -166,12 +164,12 @@ class CompiledLayers:
         widest = max(heads + 2 * kv, 2 * intermediate, spec.hidden_size)
         stride = _grown(self._scratch.get("probabilities"), group * team, max_context, _CONTEXT_AT_FIRST)
         self._scratch_of("probabilities", group * team * stride, torch.float32)
-        self._set(probabilities_stride=stride)
+        self._team.set(probabilities_stride=stride)
         rows = max(rows, _ROWS_AT_FIRST)
         if self._tile_configs:
             deepest = max(heads, spec.hidden_size, intermediate)
             self._scratch_of("tile_scratch", team * scratch_bytes(deepest), torch.uint8)
-            self._set(tile_stride=scratch_bytes(deepest), tile_blocks=deepest // BLOCK)
+            self._team.set(tile_stride=scratch_bytes(deepest), tile_blocks=deepest // BLOCK)
         for name, size, dtype in (
             ("normed", team * rows * spec.hidden_size, torch.float32),
             ("normed16", (team * rows + MANY) * spec.hidden_size, torch.bfloat16),
@@ -189,7 +187,7 @@ class CompiledLayers:
         have = self._scratch.get(name)
         if have is None or have.numel() < size:
             have = self._scratch[name] = torch.empty(size, dtype=dtype)
-            self._set(**{name: have.data_ptr()})
+            self._team.set(**{name: have.data_ptr()})
 
 
 def _contexts(attention: AttentionBatch) -> tuple[Tensor, Tensor, Tensor]:

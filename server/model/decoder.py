@@ -54,7 +54,8 @@ class Decoder:
         self._norm = norm
         self._head = head
         self._frequencies = spec.rope.inverse_frequencies(spec.head_dim).to(backend.device)
-        self._compiled = backend.compile_layers(spec, self._layers) if backend.compile_layers else None
+        compile_steps = backend.compile_steps
+        self._compiled = compile_steps(spec, self._layers, norm=norm, head=head) if compile_steps else None
 
     def new_kv_cache(self, num_slots: int) -> KvCache:
         """A zeroed cache of that many positions; the first page of slots must stay unused."""
@@ -75,11 +76,16 @@ class Decoder:
             [R, vocab] float32, on the backend's device: an inference tensor, so change it under inference_mode only.
         """
         self._check(inputs)
-        device = self.backend.device
         hidden = self._embed(inputs)
         if not self._run_compiled(hidden, inputs, kv, adapters):
             self._run_layers(hidden, inputs, kv, adapters)
-        rows = hidden.index_select(0, inputs.logit_rows.to(device))
+        return self._logits(hidden, inputs.logit_rows)
+
+    def _logits(self, hidden: Tensor, logit_rows: Tensor) -> Tensor:
+        if self._compiled is not None and self._compiled.head is not None:
+            logits: Tensor = self._compiled.head.logits(hidden, logit_rows)
+            return logits
+        rows = hidden.index_select(0, logit_rows.to(hidden.device))
         return ops.linear(ops.rms_norm(rows, self._norm, self.spec.norm_eps), self._head).float()
 
     def _run_compiled(self, hidden: Tensor, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None") -> bool:
@@ -92,7 +98,7 @@ class Decoder:
             return False
         angles = inputs.positions[:, None].float() * self._frequencies
         factor = self.spec.rope.attention_factor
-        self._compiled.run(
+        self._compiled.layers.run(
             hidden,
             kv,
             cos=angles.cos() * factor,

@@ -19,8 +19,7 @@ from hotshoe.server.model.loader import LoadedBase, load_base
 
 pytest.importorskip("numba")
 from hotshoe.kernels.cpu import amx
-from hotshoe.kernels.cpu.decode_team import DecodeTeam
-from hotshoe.server.model.compiled_layers import CompiledLayers
+from hotshoe.server.model.compiled_steps import compile_steps
 
 pytestmark = pytest.mark.skipif(nf4_linear.kernel() is None, reason="needs AVX512-BF16")
 
@@ -58,7 +57,9 @@ def base(request: pytest.FixtureRequest, team: int, matrix_tiles: bool, tmp_path
     loaded = load_base(str(tmp_path / "model"), cache=tmp_path / "bases", device="cpu", backend="cpu_nf4")
     decoder = loaded.decoder
     assert decoder._compiled is not None
-    decoder._compiled = CompiledLayers(decoder.spec, decoder._layers, DecodeTeam(team), matrix_tiles=matrix_tiles)
+    decoder._compiled = compile_steps(
+        decoder.spec, decoder._layers, norm=decoder._norm, head=decoder._head, threads=team, matrix_tiles=matrix_tiles
+    )
     return loaded
 
 

@@ -1,0 +1,49 @@
+"""The final norm and the output head in compiled steps, on matrix tiles: logits of the rows that are asked about."""
+
+from typing import Any
+
+import numpy as np
+
+from hotshoe.kernels.cpu.amx import BLOCK_BYTES, ROWS, SUM_BYTES, configure, release
+from hotshoe.kernels.cpu.decode_job import BLOCK, meet
+from hotshoe.kernels.cpu.dense_amx import COLUMNS, multiply_column, store_column
+from hotshoe.kernels.cpu.jit import compiled, f32, from_bf16, i64, to_bf16, u16
+
+
+@compiled
+def run_head(thread: int, team: int, job: Any) -> None:
+    """Writes a job's logits, as one of `team` threads that all call this; each computes some of the vocabulary."""
+    j = job[0]
+    size, width = j.hidden_size, 4 * j.vocab_size
+    for row in range(thread, j.num_logits, team):
+        _normalize(j, row)
+    meet(j, team, j.barrier_base)
+
+    configure(j.tile_config)
+    sums, blocks, columns = j.head_sums + thread * 2 * ROWS * SUM_BYTES, size // BLOCK, j.vocab_size // COLUMNS
+    for column in range(columns * thread // team, columns * (thread + 1) // team):
+        weights = j.head + column * blocks * BLOCK_BYTES
+        for row in range(0, j.num_logits, ROWS):
+            inputs = 2 * row * size
+            multiply_column(j.high + inputs, j.low + inputs, 2 * size, weights, blocks, sums)
+            out = j.logits + row * width + 4 * COLUMNS * column
+            store_column(sums, out, width, min(ROWS, j.num_logits - row))
+    release()
+    meet(j, team, j.barrier_base + team)
+
+
+@compiled
+def _normalize(j: Any, row: int) -> None:
+    """RMSNorm of the row whose logits come at `row`, as the sum of two bfloat16 numbers."""
+    size = j.hidden_size
+    x = f32(j.hidden + 4 * i64(j.logit_rows + 8 * row, 1)[0] * size, size)
+    weight = f32(j.final_norm, size)
+    high, low = u16(j.high + 2 * row * size, size), u16(j.low + 2 * row * size, size)
+    total = np.float32(0.0)
+    for i in range(size):
+        total += x[i] * x[i]
+    inverse = np.float32(1.0) / np.sqrt(total / np.float32(size) + j.eps)
+    for i in range(size):
+        y = x[i] * inverse * weight[i]
+        high[i] = to_bf16(y)
+        low[i] = to_bf16(y - from_bf16(high[i]))
