@@ -103,7 +103,7 @@ def paged_attention(query: Tensor, kv: Tensor, plan: AttentionPlan, *, scale: fl
     """Attention of each row of query [rows, heads, head_dim] over its sequence's part of the cache.
 
     Args:
-        kv: [num_slots, 2, kv_heads, head_dim]: keys and values, in query's dtype.
+        kv: [num_slots, 2, kv_heads, head_dim]: keys and values, in query's dtype or in float16.
     Returns:
         [rows, heads, head_dim].
     """
@@ -111,8 +111,8 @@ def paged_attention(query: Tensor, kv: Tensor, plan: AttentionPlan, *, scale: fl
         raise ValueError(f"query: expected {plan.num_rows} rows, not {query.shape[0]}")
     if kv.ndim != 4 or kv.shape[1] != 2 or kv.shape[3] != query.shape[2] or query.shape[1] % kv.shape[2]:
         raise ValueError(f"kv: {list(kv.shape)} does not fit query {list(query.shape)}")
-    if kv.dtype != query.dtype:
-        raise ValueError(f"kv: expected {query.dtype}, not {kv.dtype}")
+    if kv.dtype not in (query.dtype, torch.float16):
+        raise ValueError(f"kv: expected {query.dtype} or torch.float16, not {kv.dtype}")
     if isinstance(plan, ReferencePlan):
         return reference.paged_attention(query, kv[:, 0], kv[:, 1], plan.batch, scale=scale, window=plan.window)
     return sdpa_attention.paged_attention(query, kv, plan, scale=scale)

@@ -143,7 +143,12 @@ def _prefill_mask(
 def _decode(query: Tensor, kv: Tensor, group: DecodeGroup, scale: float) -> Tensor:
     rows, heads, head_dim = query.shape
     kv_heads = kv.shape[2]
-    context = kv.index_select(0, group.slots).view(rows, group.length, 2, kv_heads, head_dim).permute(2, 0, 3, 1, 4)
+    context = (
+        kv.index_select(0, group.slots)
+        .to(query.dtype)
+        .view(rows, group.length, 2, kv_heads, head_dim)
+        .permute(2, 0, 3, 1, 4)
+    )
     grouped = query.reshape(rows, kv_heads, heads // kv_heads, head_dim)
     out = F.scaled_dot_product_attention(grouped, context[0], context[1], attn_mask=group.mask, scale=scale)
     return out.reshape(rows, heads, head_dim)
@@ -153,7 +158,7 @@ def _prefill(query: Tensor, kv: Tensor, prefill: PrefillPlan, scale: float) -> T
     rows, heads, head_dim = query.shape
     kv_heads = kv.shape[2]
     group = heads // kv_heads
-    context = kv.index_select(0, prefill.slots).permute(1, 2, 0, 3)  # [2, kv_heads, context, head_dim]
+    context = kv.index_select(0, prefill.slots).to(query.dtype).permute(1, 2, 0, 3)  # [2, kv_heads, context, head_dim]
     # kv heads as the batch, so that the query heads that share one see it through a stride of 0
     keys, values = (part[:, None].expand(-1, group, -1, -1) for part in context)
     grouped = query.reshape(rows, kv_heads, group, head_dim).permute(1, 2, 0, 3)

@@ -1,10 +1,11 @@
-"""The two inner loops of attention on vector registers: a query against keys, and probabilities against values.
+"""The two inner loops of attention on vector registers: queries against keys, and probabilities against values.
 
 numba's own loops over a head's few dozen numbers spend most of their time before and after the vector part; here the
-query, or the sum of the values, stays in registers while the positions go by.
+queries, or the sums of the values, stay in registers while the positions go by. Query heads that share keys and values
+go together, so that each is read and widened once for all of them.
 
-Keys and values are float32, those of a position at `cache + row_bytes · slots[position]`. Sums run over positions in
-order, and within a position over its lanes in an order that is always the same.
+Keys and values are float16, those of a position at `cache + row_bytes · slots[position]`; everything else is float32.
+Sums run over positions in order, and within a position over its lanes in an order that is always the same.
 """
 
 from typing import Any
@@ -14,43 +15,67 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 16
+from hotshoe.kernels.cpu.vectors import (
+    F32,
+    FLOATS,
+    I64,
+    LANES,
+    element_of,
+    load_floats,
+    load_halves,
+    load_spread,
+    multiply_add,
+    prefetch,
+    registers,
+    store_floats,
+    store_halves,
+)
+
+MEMBERS = 4  # query heads at most that go together
 AHEAD = 8  # positions
-_F32, _I64 = ir.FloatType(), ir.IntType(64)
-_VECTOR = ir.VectorType(_F32, LANES)
-_SIGNATURE = types.void(*[types.int64] * 7)
+_SIGNATURE = types.void(*[types.int64] * 9)
 
 
-def _scores_intrinsic(vectors: int) -> Any:
+def _scores_intrinsic(members: int, vectors: int) -> Any:
     @intrinsic
     def add_scores(
         typing_context: Any,
-        query: Any,
-        cache: Any,
+        queries: Any,
+        query_bytes: Any,
+        keys: Any,
         row_bytes: Any,
         slots: Any,
         first: Any,
         last: Any,
         scores: Any,
+        score_bytes: Any,
     ) -> Any:
-        """scores[position] += Σ query · key, over 16 · vectors numbers of a head, for positions first … last - 1."""
+        """scores[member, position] += Σ query · key, over 16 · vectors numbers of a head, for positions first … last−1.
+
+        Members' queries lie query_bytes apart, and their scores score_bytes.
+        """
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            query, cache, row_bytes, slots, first, last, scores = arguments
-            queries = [_load(builder, query, 64 * i) for i in range(vectors)]
+            queries, query_bytes, keys, row_bytes, slots, first, last, scores, score_bytes = arguments
+            query = [
+                [load_floats(builder, _member(builder, queries, query_bytes, member), 64 * i) for i in range(vectors)]
+                for member in range(members)
+            ]
+            rows = [_member(builder, scores, score_bytes, member) for member in range(members)]
             add = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(_F32, [_F32, _VECTOR]), "llvm.vector.reduce.fadd.v16f32"
+                builder.module, ir.FunctionType(F32, [F32, FLOATS]), "llvm.vector.reduce.fadd.v16f32"
             )
-            with cgutils.for_range_slice(builder, first, last, _I64(1)) as (position, _):
-                key = _row(builder, cache, row_bytes, slots, position)
-                _prefetch(builder, vectors, cache, row_bytes, slots, position, last)
-                total = builder.fmul(queries[0], _load(builder, key, 0))
-                for i in range(1, vectors):
-                    product = builder.fmul(queries[i], _load(builder, key, 64 * i), flags=("contract",))
-                    total = builder.fadd(total, product, flags=("contract",))
-                place = _element(builder, scores, position, 4, _F32)
-                before = builder.load(place)
-                builder.store(builder.call(add, [before, total], fastmath=("reassoc",)), place)
+            with cgutils.for_range_slice(builder, first, last, I64(1)) as (position, _):
+                row = _row(builder, keys, row_bytes, slots, position)
+                _prefetch_later(builder, vectors, keys, row_bytes, slots, position, last)
+                key = [load_halves(builder, row, 32 * i) for i in range(vectors)]
+                for member in range(members):
+                    total = builder.fmul(query[member][0], key[0])
+                    for i in range(1, vectors):
+                        total = multiply_add(builder, query[member][i], key[i], total)
+                    place = element_of(builder, rows[member], position, 4, F32)
+                    before = builder.load(place)
+                    builder.store(builder.call(add, [before, total], fastmath=("reassoc",)), place)
             return context.get_dummy_value()
 
         return _SIGNATURE, generate
@@ -58,36 +83,38 @@ def _scores_intrinsic(vectors: int) -> Any:
     return add_scores
 
 
-def _values_intrinsic(vectors: int) -> Any:
+def _values_intrinsic(members: int, vectors: int) -> Any:
     @intrinsic
     def mix_values(
         typing_context: Any,
         probabilities: Any,
-        cache: Any,
+        probability_bytes: Any,
+        values: Any,
         row_bytes: Any,
         slots: Any,
         first: Any,
         last: Any,
         out: Any,
+        out_bytes: Any,
     ) -> Any:
-        """out = Σ probabilities[position] · value, 16 · vectors numbers of a head, for positions first … last - 1."""
+        """out[member] = Σ probabilities[member, position] · value, over 16 · vectors numbers of a head."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            probabilities, cache, row_bytes, slots, first, last, out = arguments
-            zero = ir.Constant(_VECTOR, [0.0] * LANES)
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)]
-            for register in sums:  # anew at each call: an alloca is the function's own
-                builder.store(zero, register)
-            with cgutils.for_range_slice(builder, first, last, _I64(1)) as (position, _):
-                value = _row(builder, cache, row_bytes, slots, position)
-                _prefetch(builder, vectors, cache, row_bytes, slots, position, last)
-                one = builder.load(_element(builder, probabilities, position, 4, _F32))
-                everywhere = _splat(builder, one)
-                for i, register in enumerate(sums):
-                    product = builder.fmul(everywhere, _load(builder, value, 64 * i), flags=("contract",))
-                    builder.store(builder.fadd(builder.load(register), product, flags=("contract",)), register)
-            for i, register in enumerate(sums):
-                builder.store(builder.load(register), _vector_at(builder, out, 64 * i)).align = 4
+            probabilities, probability_bytes, values, row_bytes, slots, first, last, out, out_bytes = arguments
+            sums = [registers(builder, vectors) for _ in range(members)]
+            rows = [_member(builder, probabilities, probability_bytes, member) for member in range(members)]
+            with cgutils.for_range_slice(builder, first, last, I64(1)) as (position, _):
+                row = _row(builder, values, row_bytes, slots, position)
+                _prefetch_later(builder, vectors, values, row_bytes, slots, position, last)
+                value = [load_halves(builder, row, 32 * i) for i in range(vectors)]
+                offset = builder.mul(position, I64(4))
+                for member in range(members):
+                    probability = load_spread(builder, builder.add(rows[member], offset))
+                    for i, total in enumerate(sums[member]):
+                        builder.store(multiply_add(builder, probability, value[i], builder.load(total)), total)
+            for member in range(members):
+                for i, total in enumerate(sums[member]):
+                    store_floats(builder, builder.load(total), _member(builder, out, out_bytes, member), 64 * i)
             return context.get_dummy_value()
 
         return _SIGNATURE, generate
@@ -95,42 +122,43 @@ def _values_intrinsic(vectors: int) -> Any:
     return mix_values
 
 
+def _member(builder: Any, base: Any, stride: Any, member: int) -> Any:
+    return builder.add(base, builder.mul(stride, I64(member)))
+
+
 def _row(builder: Any, cache: Any, row_bytes: Any, slots: Any, position: Any) -> Any:
-    slot = builder.load(_element(builder, slots, position, 8, _I64))
+    """Where a position's key or value lies."""
+    slot = builder.load(element_of(builder, slots, position, 8, I64))
     return builder.add(cache, builder.mul(slot, row_bytes))
 
 
-def _prefetch(builder: Any, vectors: int, cache: Any, row_bytes: Any, slots: Any, position: Any, last: Any) -> None:
+def _prefetch_later(
+    builder: Any, vectors: int, cache: Any, row_bytes: Any, slots: Any, position: Any, last: Any
+) -> None:
     """Asks for the lines of a later position: those of a head lie too far apart for the CPU to foresee."""
-    later, end = builder.add(position, _I64(AHEAD)), builder.sub(last, _I64(1))
+    later, end = builder.add(position, I64(AHEAD)), builder.sub(last, I64(1))
     later = builder.select(builder.icmp_signed("<", later, end), later, end)
     row = _row(builder, cache, row_bytes, slots, later)
-    kinds = [ir.IntType(8).as_pointer(), *[ir.IntType(32)] * 3]
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0")
-    for i in range(vectors):
-        place = builder.inttoptr(builder.add(row, _I64(64 * i)), kinds[0])
-        builder.call(function, [place, *(ir.IntType(32)(value) for value in (0, 3, 1))])  # read, keep, data
+    for line in range(0, 2 * LANES * vectors, 64):
+        prefetch(builder, row, line)
 
 
-def _element(builder: Any, array: Any, index: Any, size: int, element: Any) -> Any:
-    return builder.inttoptr(builder.add(array, builder.mul(index, _I64(size))), element.as_pointer())
+@intrinsic
+def narrow(typing_context: Any, source: Any, target: Any, vectors: Any) -> Any:
+    """target[16 · vectors] float16 = source[16 · vectors] float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, target, vectors = arguments
+        with cgutils.for_range(builder, vectors) as loop:
+            floats = load_floats(builder, builder.add(source, builder.mul(loop.index, I64(4 * LANES))))
+            store_halves(builder, floats, builder.add(target, builder.mul(loop.index, I64(2 * LANES))))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
 
 
-def _vector_at(builder: Any, address: Any, offset: int) -> Any:
-    return builder.inttoptr(builder.add(address, _I64(offset)), _VECTOR.as_pointer())
-
-
-def _load(builder: Any, address: Any, offset: int) -> Any:
-    loaded = builder.load(_vector_at(builder, address, offset))
-    loaded.align = 4
-    return loaded
-
-
-def _splat(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
-    lane = builder.insert_element(undefined, value, ir.IntType(32)(0))
-    return builder.shuffle_vector(lane, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
-
-
-add_scores_1, add_scores_4 = _scores_intrinsic(1), _scores_intrinsic(4)
-mix_values_1, mix_values_4 = _values_intrinsic(1), _values_intrinsic(4)
+add_scores_1, mix_values_1 = _scores_intrinsic(1, 1), _values_intrinsic(1, 1)  # 16 numbers of one head
+add_scores_1x4, mix_values_1x4 = _scores_intrinsic(1, 4), _values_intrinsic(1, 4)  # 64 numbers of one, two, … heads
+add_scores_2x4, mix_values_2x4 = _scores_intrinsic(2, 4), _values_intrinsic(2, 4)
+add_scores_3x4, mix_values_3x4 = _scores_intrinsic(3, 4), _values_intrinsic(3, 4)
+add_scores_4x4, mix_values_4x4 = _scores_intrinsic(4, 4), _values_intrinsic(4, 4)

@@ -4,9 +4,25 @@ from typing import Any
 
 import numpy as np
 
-from hotshoe.kernels.cpu.attention_block import LANES, add_scores_1, add_scores_4, mix_values_1, mix_values_4
+from hotshoe.kernels.cpu.attention_block import (
+    MEMBERS,
+    add_scores_1,
+    add_scores_1x4,
+    add_scores_2x4,
+    add_scores_3x4,
+    add_scores_4x4,
+    mix_values_1,
+    mix_values_1x4,
+    mix_values_2x4,
+    mix_values_3x4,
+    mix_values_4x4,
+    narrow,
+)
 from hotshoe.kernels.cpu.decode_job import ATTENTION_OUT, QKV, round_row, site_width, vector_of
 from hotshoe.kernels.cpu.jit import compiled, exp, f32, i64, u16
+from hotshoe.kernels.cpu.vectors import LANES
+
+WIDE = 4 * LANES
 
 
 @compiled
@@ -28,17 +44,16 @@ def _rotate(j: Any, layer_norm: int, head: int, row: int, source: Any, out: Any,
 
 
 @compiled
-def cache_row(j: Any, layer: int, row: int, kv_head: int, fields: Any) -> None:
+def cache_row(j: Any, row: int, kv_head: int, thread: int, fields: Any) -> None:
     """Writes a row's key and value of one kv head into its slot."""
     dim = j.head_dim
     source = j.product + 4 * row * site_width(j, QKV)
-    own = fields[3] + 4 * (2 * i64(j.kv_slots + 8 * row, 1)[0] * j.kv_heads + kv_head) * dim
-    key = f32(source + 4 * (j.heads + kv_head) * dim, dim)
-    _rotate(j, fields[2], j.heads + kv_head, row, key, f32(own, dim), np.float32(1.0))
-    value = f32(source + 4 * (j.heads + j.kv_heads + kv_head) * dim, dim)
-    cached = f32(own + 4 * j.kv_heads * dim, dim)
-    for i in range(dim):
-        cached[i] = value[i]
+    own = fields[3] + 2 * (2 * i64(j.kv_slots + 8 * row, 1)[0] * j.kv_heads + kv_head) * dim
+    key = source + 4 * (j.heads + kv_head) * dim
+    rotated = j.query + 4 * thread * (j.heads // j.kv_heads) * dim
+    _rotate(j, fields[2], j.heads + kv_head, row, f32(key, dim), f32(rotated, dim), np.float32(1.0))
+    narrow(rotated, own, dim // LANES)
+    narrow(source + 4 * (j.heads + j.kv_heads + kv_head) * dim, own + 2 * j.kv_heads * dim, dim // LANES)
 
 
 @compiled
@@ -57,17 +72,20 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
         head = kv_head * group + member
         source = f32(j.product + 4 * (row * width + head * dim), dim)
         _rotate(j, fields[2], head, row, source, f32(query + 4 * member * dim, dim), factor)
-    slot_addresses = j.slots + 8 * i64(j.sequences + 8 * row, 1)[0] * j.max_context
-    keys, values = kv + 4 * kv_head * dim, kv + 4 * (j.kv_heads + kv_head) * dim
-    for member in range(group):
-        q = query + 4 * member * dim
-        score = scores + 4 * member * j.probabilities_stride
-        p = f32(score + 4 * begin, length - begin)
-        for i in range(length - begin):
-            p[i] = np.float32(0.0)
-        _compare(q, keys, 4 * row_size, slot_addresses, begin, length, score, dim)
-        _softmax(p)
-        _mix(score, values, 4 * row_size, slot_addresses, begin, length, q, dim)
+    slots = j.slots + 8 * i64(j.sequences + 8 * row, 1)[0] * j.max_context
+    row_bytes, stride = 2 * row_size, 4 * j.probabilities_stride
+    keys, values = kv + 2 * kv_head * dim, kv + 2 * (j.kv_heads + kv_head) * dim
+    for first in range(0, group, MEMBERS):
+        members = min(MEMBERS, group - first)
+        q, score = query + 4 * first * dim, scores + stride * first
+        for member in range(members):
+            p = f32(score + stride * member + 4 * begin, length - begin)
+            for i in range(length - begin):
+                p[i] = np.float32(0.0)
+        _compare(members, q, keys, row_bytes, slots, begin, length, score, stride, dim)
+        for member in range(members):
+            _softmax(f32(score + stride * member + 4 * begin, length - begin))
+        _mix(members, score, stride, values, row_bytes, slots, begin, length, q, dim)
 
     start = row * j.heads * dim + kv_head * group * dim
     attended = f32(j.attended + 4 * start, group * dim)
@@ -79,41 +97,65 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
 
 
 @compiled
-def _compare(query: int, keys: int, row_bytes: int, slots: int, begin: int, end: int, scores: int, dim: int) -> None:
-    """scores[position] += query · key."""
-    done = 0
-    while done + 4 * LANES <= dim:
-        add_scores_4(query + 4 * done, keys + 4 * done, row_bytes, slots, begin, end, scores)
-        done += 4 * LANES
-    while done + LANES <= dim:
-        add_scores_1(query + 4 * done, keys + 4 * done, row_bytes, slots, begin, end, scores)
-        done += LANES
-    if done < dim:
-        q, s = f32(query, dim), f32(scores, end)
-        for position in range(begin, end):
-            k = f32(keys + row_bytes * i64(slots + 8 * position, 1)[0], dim)
-            for i in range(done, dim):
-                s[position] += q[i] * k[i]
+def _compare(
+    members: int,
+    query: int,
+    keys: int,
+    row_bytes: int,
+    slots: int,
+    begin: int,
+    end: int,
+    scores: int,
+    stride: int,
+    dim: int,
+) -> None:
+    """scores[member, position] += query[member] · key."""
+    whole = dim // WIDE * WIDE
+    for done in range(0, whole, WIDE):
+        q, k = query + 4 * done, keys + 2 * done
+        if members == 4:
+            add_scores_4x4(q, 4 * dim, k, row_bytes, slots, begin, end, scores, stride)
+        elif members == 3:
+            add_scores_3x4(q, 4 * dim, k, row_bytes, slots, begin, end, scores, stride)
+        elif members == 2:
+            add_scores_2x4(q, 4 * dim, k, row_bytes, slots, begin, end, scores, stride)
+        else:
+            add_scores_1x4(q, 4 * dim, k, row_bytes, slots, begin, end, scores, stride)
+    for done in range(whole, dim, LANES):
+        for member in range(members):
+            q, score = query + 4 * (member * dim + done), scores + member * stride
+            add_scores_1(q, 0, keys + 2 * done, row_bytes, slots, begin, end, score, 0)
 
 
 @compiled
-def _mix(probabilities: int, values: int, row_bytes: int, slots: int, begin: int, end: int, out: int, dim: int) -> None:
-    """out = Σ probabilities[position] · value."""
-    done = 0
-    while done + 4 * LANES <= dim:
-        mix_values_4(probabilities, values + 4 * done, row_bytes, slots, begin, end, out + 4 * done)
-        done += 4 * LANES
-    while done + LANES <= dim:
-        mix_values_1(probabilities, values + 4 * done, row_bytes, slots, begin, end, out + 4 * done)
-        done += LANES
-    if done < dim:
-        p, mixed = f32(probabilities, end), f32(out, dim)
-        for i in range(done, dim):
-            mixed[i] = np.float32(0.0)
-        for position in range(begin, end):
-            v = f32(values + row_bytes * i64(slots + 8 * position, 1)[0], dim)
-            for i in range(done, dim):
-                mixed[i] += p[position] * v[i]
+def _mix(
+    members: int,
+    probabilities: int,
+    stride: int,
+    values: int,
+    row_bytes: int,
+    slots: int,
+    begin: int,
+    end: int,
+    out: int,
+    dim: int,
+) -> None:
+    """out[member] = Σ probabilities[member, position] · value."""
+    whole = dim // WIDE * WIDE
+    for done in range(0, whole, WIDE):
+        v, o = values + 2 * done, out + 4 * done
+        if members == 4:
+            mix_values_4x4(probabilities, stride, v, row_bytes, slots, begin, end, o, 4 * dim)
+        elif members == 3:
+            mix_values_3x4(probabilities, stride, v, row_bytes, slots, begin, end, o, 4 * dim)
+        elif members == 2:
+            mix_values_2x4(probabilities, stride, v, row_bytes, slots, begin, end, o, 4 * dim)
+        else:
+            mix_values_1x4(probabilities, stride, v, row_bytes, slots, begin, end, o, 4 * dim)
+    for done in range(whole, dim, LANES):
+        for member in range(members):
+            p, o = probabilities + member * stride, out + 4 * (member * dim + done)
+            mix_values_1(p, 0, values + 2 * done, row_bytes, slots, begin, end, o, 0)
 
 
 @compiled

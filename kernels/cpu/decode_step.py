@@ -55,7 +55,7 @@ def run_layers(thread: int, team: int, job: Any) -> None:
         meeting = meet(j, team, meeting)
 
         for task in range(thread, j.num_rows * j.kv_heads, team):
-            cache_row(j, layer, task // j.kv_heads, task % j.kv_heads, fields)
+            cache_row(j, task // j.kv_heads, task % j.kv_heads, thread, fields)
         meeting = meet(j, team, meeting)
         for task in range(thread, j.num_rows * j.kv_heads, team):
             attend(j, layer, task // j.kv_heads, task % j.kv_heads, thread, fields)

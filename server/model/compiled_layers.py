@@ -15,6 +15,7 @@ from hotshoe.kernels.cpu.decode_job import BIAS, BLOCK, LAYER_WIDTH, LAYERS, SCA
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
 from hotshoe.kernels.cpu.nf4_amx import MANY, scratch_bytes
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
+from hotshoe.kernels.cpu.vectors import LANES
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import ModelSpec
 
@@ -27,9 +28,9 @@ _TILE = 32  # columns that cannot be split between threads
 _ROWS_AT_FIRST, _CONTEXT_AT_FIRST = 32, 1024
 
 
-def can_compile(layers: Sequence["DecoderLayer"]) -> bool:
-    """Whether every site is one packed NF4 weight, which is what the compiled step multiplies by."""
-    return all(
+def can_compile(spec: ModelSpec, layers: Sequence["DecoderLayer"]) -> bool:
+    """Whether every site is one packed NF4 weight, and heads are whole vectors: what compiled steps are made for."""
+    return spec.head_dim % LANES == 0 and all(
         len(layer.sites[site].weights) == 1 and isinstance(layer.sites[site].weights[0], PackedNf4)
         for layer in layers
         for site in SITE_NAMES

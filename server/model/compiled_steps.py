@@ -43,7 +43,7 @@ def compile_steps(
     Raises:
         ValueError: `matrix_tiles`, but this CPU has none.
     """
-    if not can_compile(layers):
+    if not can_compile(spec, layers):
         return None
     if matrix_tiles is None:
         matrix_tiles = amx.available()

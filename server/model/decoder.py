@@ -64,7 +64,7 @@ class Decoder:
             num_layers=self.spec.num_layers,
             kv_heads=self.spec.num_kv_heads,
             head_dim=self.spec.head_dim,
-            dtype=self.backend.dtype,
+            dtype=self.backend.kv_dtype or self.backend.dtype,
             device=self.backend.device,
         )
 
@@ -168,7 +168,7 @@ class Decoder:
             query_and_key.copy_(ops.rms_norm(query_and_key, norm, spec.norm_eps))
         ops.rope_(query_and_key, *rotation)
         new = heads[:, spec.num_heads :].view(heads.shape[0], 2, spec.num_kv_heads, spec.head_dim)
-        kv.layers[index].index_copy_(0, slots, new)
+        kv.layers[index].index_copy_(0, slots, new.to(kv.layers[index].dtype))
         out = ops.paged_attention(heads[:, : spec.num_heads], kv.layers[index], plan, scale=spec.head_dim**-0.5)
         return out.view(out.shape[0], spec.num_heads * spec.head_dim)
 
