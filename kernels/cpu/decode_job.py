@@ -16,7 +16,7 @@ SPINS = 4_000  # pauses, some 40 µs, before a waiting thread lets another have 
 
 _NUMBERS = (
     "program num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms "
-    "shrunk_stride probabilities_stride tile_stride tile_blocks vocab_size num_logits barrier_base"
+    "num_blocks shrunk_stride probabilities_stride tile_stride tile_blocks vocab_size num_logits barrier_base"
 )
 _ADDRESSES = (
     # the model: [layers, LAYER_WIDTH] and, by site, where each thread's columns begin, [sites, team + 1]; int64
@@ -26,9 +26,10 @@ _ADDRESSES = (
     "hidden cos sin kv_slots lengths sequences slots "
     # scratch: of each thread, then shared; …16 are bfloat16
     "normed normed16 query probabilities product attended attended16 activated activated16 shrunk "
-    # low-rank terms: int64 [terms] three times, float32 [terms], int64 [adapters, layers, sites, targets],
-    # [layers, sites, 2] addresses of a and b, [layers, sites] whether any term is there
-    "term_rows term_units term_adapters weights ranks tables site_terms "
+    # low-rank terms: int64 [terms] three times, float32 [terms], int64 [blocks + 1] where each block of them begins,
+    # [adapters, layers, sites, targets], [layers, sites, 2] addresses of a and b, [layers, sites] whether any is there,
+    # scratch of each thread
+    "term_rows term_units term_adapters weights term_blocks ranks tables site_terms low_rank_values "
     # addresses of float32 vectors, int64 [rows, layers, sites]; 0 if no row has any
     "input_scales output_scales bias_deltas "
     # the head: its blocks, the final norm, int64 [logits] the rows that are asked about, their bfloat16 parts

@@ -1,11 +1,36 @@
-"""Low-rank terms of compiled steps: each is one adapter's on one row, and reads that adapter's own units."""
+"""Low-rank terms of compiled steps: each is one adapter's on one row, and reads that adapter's own units.
+
+Consecutive terms of one adapter form blocks of up to four, which read its factors once. Inputs are halved, so that
+two threads can share even a single term; their sums meet in `expand`.
+"""
 
 from typing import Any
 
-import numpy as np
-
 from hotshoe.kernels.cpu.decode_job import GATE_UP, MAX_TARGETS, NUM_SITES, QKV, UNIT, site_width
-from hotshoe.kernels.cpu.jit import compiled, f32, from_bf16, i64, u16
+from hotshoe.kernels.cpu.jit import compiled, f32, i64
+from hotshoe.kernels.cpu.low_rank_block import (
+    ROWS,
+    WIDE,
+    expand_1x1,
+    expand_1x4,
+    expand_2x1,
+    expand_2x4,
+    expand_4x1,
+    expand_4x4,
+    shrink_1x1,
+    shrink_1x2,
+    shrink_1x3,
+    shrink_2x1,
+    shrink_2x2,
+    shrink_2x3,
+    shrink_4x1,
+    shrink_4x2,
+    shrink_4x3,
+)
+from hotshoe.kernels.cpu.vectors import LANES
+
+HALVES = 2
+VALUES_BYTES = 4 * ROWS * UNIT  # of a thread, for what `expand` multiplies by
 
 
 @compiled
@@ -34,81 +59,108 @@ def _ranks(j: Any, layer: int, site: int, term: int) -> Any:
 
 
 @compiled
-def shrink(j: Any, layer: int, site: int, term: int, x: int, depth: int) -> None:
-    """A term's x A for all targets of a site."""
-    ranks = _ranks(j, layer, site, term)
+def shrink(j: Any, layer: int, site: int, block: int, half: int, x: int, depth: int) -> None:
+    """What half of the inputs x give of x A, for all targets of a site and the terms of a block."""
+    first, last = i64(j.term_blocks + 8 * block, 2)
+    ranks = _ranks(j, layer, site, first)
     units = (max(ranks[0], ranks[1], ranks[2]) + UNIT - 1) // UNIT
-    columns = num_targets(site) * UNIT
-    unit = i64(j.term_units + 8 * term, 1)[0]
+    targets = num_targets(site)
+    columns, inputs = targets * UNIT, depth // HALVES
     a = i64(j.tables + 8 * (layer * NUM_SITES + site) * 2, 1)[0]
-    inputs = f32(x + 4 * i64(j.term_rows + 8 * term, 1)[0] * depth, depth)
+    rows = i64(j.term_rows + 8 * first, last - first)
+    begin = x + 4 * half * inputs
+    x0, x1 = begin + 4 * rows[0] * depth, begin + 4 * rows[min(1, rows.size - 1)] * depth
+    x2, x3 = begin + 4 * rows[min(2, rows.size - 1)] * depth, begin + 4 * rows[rows.size - 1] * depth
+    unit = i64(j.term_units + 8 * first, 1)[0]
     for u in range(units):
-        out = f32(j.shrunk + 4 * (term * j.shrunk_stride + u * columns), columns)
-        for c in range(columns):
-            out[c] = np.float32(0.0)
-        for k in range(0, depth, 4):  # four at a time, so that the sums are read and written less often
-            x0, x1, x2, x3 = inputs[k], inputs[k + 1], inputs[k + 2], inputs[k + 3]
-            row = u16(a + 2 * ((unit + u) * depth + k) * columns, 4 * columns)
-            r0, r1, r2, r3 = (
-                row[:columns],
-                row[columns : 2 * columns],
-                row[2 * columns : 3 * columns],
-                row[3 * columns :],
-            )
-            for c in range(columns):
-                out[c] += (x0 * from_bf16(r0[c]) + x1 * from_bf16(r1[c])) + (
-                    x2 * from_bf16(r2[c]) + x3 * from_bf16(r3[c])
-                )
+        factor = a + 2 * ((unit + u) * depth + half * inputs) * columns
+        out = j.shrunk + 4 * ((half * j.num_terms + first) * j.shrunk_stride + u * columns)
+        _shrink_block(rows.size, targets, x0, x1, x2, x3, factor, inputs, out, 4 * j.shrunk_stride)
 
 
 @compiled
-def expand(j: Any, layer: int, site: int, term: int, first: int, last: int) -> None:
-    """Adds weight · (x A) B of a term to some columns of its row."""
-    targets, width = num_targets(site), site_width(j, site)
-    ranks = _ranks(j, layer, site, term)
-    unit = i64(j.term_units + 8 * term, 1)[0]
+def _shrink_block(
+    rows: int, targets: int, x0: int, x1: int, x2: int, x3: int, factor: int, inputs: int, out: int, stride: int
+) -> None:
+    if targets == 1:
+        if rows == 4:
+            shrink_4x1(x0, x1, x2, x3, factor, inputs, out, stride)
+        elif rows == 2:
+            shrink_2x1(x0, x1, x2, x3, factor, inputs, out, stride)
+        else:
+            shrink_1x1(x0, x1, x2, x3, factor, inputs, out, stride)
+    elif targets == 2:
+        if rows == 4:
+            shrink_4x2(x0, x1, x2, x3, factor, inputs, out, stride)
+        elif rows == 2:
+            shrink_2x2(x0, x1, x2, x3, factor, inputs, out, stride)
+        else:
+            shrink_1x2(x0, x1, x2, x3, factor, inputs, out, stride)
+    else:
+        if rows == 4:
+            shrink_4x3(x0, x1, x2, x3, factor, inputs, out, stride)
+        elif rows == 2:
+            shrink_2x3(x0, x1, x2, x3, factor, inputs, out, stride)
+        else:
+            shrink_1x3(x0, x1, x2, x3, factor, inputs, out, stride)
+
+
+@compiled
+def expand(j: Any, layer: int, site: int, block: int, thread: int, low: int, high: int) -> None:
+    """Adds weight · (x A) B of a block's terms to some columns of their rows."""
+    first, last = i64(j.term_blocks + 8 * block, 2)
+    ranks, targets, width = _ranks(j, layer, site, first), num_targets(site), site_width(j, site)
+    unit = i64(j.term_units + 8 * first, 1)[0]
     b = i64(j.tables + 8 * ((layer * NUM_SITES + site) * 2 + 1), 1)[0]
-    weight = f32(j.weights + 4 * term, 1)[0]
-    row = i64(j.term_rows + 8 * term, 1)[0]
+    values = j.low_rank_values + thread * VALUES_BYTES
     for target in range(targets):
-        low = max(first, target_start(j, site, target))
-        high = last if target + 1 == targets else min(last, target_start(j, site, target + 1))
-        if high <= low:
+        begin = max(low, target_start(j, site, target))
+        end = high if target + 1 == targets else min(high, target_start(j, site, target + 1))
+        if end <= begin:
             continue
-        out = f32(j.product + 4 * (row * width + low), high - low)
-        rank = 0
-        while rank + 4 <= ranks[target]:
-            v0, b0 = _factor(j, term, rank, target, targets, weight, b, unit, width, low, high)
-            v1, b1 = _factor(j, term, rank + 1, target, targets, weight, b, unit, width, low, high)
-            v2, b2 = _factor(j, term, rank + 2, target, targets, weight, b, unit, width, low, high)
-            v3, b3 = _factor(j, term, rank + 3, target, targets, weight, b, unit, width, low, high)
-            for i in range(high - low):
-                out[i] += (v0 * from_bf16(b0[i]) + v1 * from_bf16(b1[i])) + (
-                    v2 * from_bf16(b2[i]) + v3 * from_bf16(b3[i])
-                )
-            rank += 4
-        while rank < ranks[target]:
-            v0, b0 = _factor(j, term, rank, target, targets, weight, b, unit, width, low, high)
-            for i in range(high - low):
-                out[i] += v0 * from_bf16(b0[i])
-            rank += 1
+        for u in range((ranks[target] + UNIT - 1) // UNIT):
+            _gather(j, first, last - first, (u * targets + target) * UNIT, values)
+            factor = b + 2 * (unit + u) * UNIT * width
+            _expand_block(
+                j, first, last - first, values, factor, width, min(UNIT, ranks[target] - u * UNIT), begin, end
+            )
 
 
 @compiled
-def _factor(
-    j: Any,
-    term: int,
-    rank: int,
-    target: int,
-    targets: int,
-    weight: Any,
-    b: int,
-    unit: int,
-    width: int,
-    low: int,
-    high: int,
-) -> Any:
-    """weight · (x A) of one rank, and that rank's part of B in columns low … high−1."""
-    place = (rank // UNIT * targets + target) * UNIT + rank % UNIT
-    value = weight * f32(j.shrunk + 4 * (term * j.shrunk_stride + place), 1)[0]
-    return value, u16(b + 2 * ((unit * UNIT + rank) * width + low), high - low)
+def _gather(j: Any, first: int, rows: int, place: int, values: int) -> None:
+    """values[rows, 16] = weight · (x A) of the block's terms at one unit and target."""
+    for i in range(rows):
+        term = first + i
+        weight = f32(j.weights + 4 * term, 1)[0]
+        one = f32(j.shrunk + 4 * (term * j.shrunk_stride + place), UNIT)
+        other = f32(j.shrunk + 4 * ((j.num_terms + term) * j.shrunk_stride + place), UNIT)
+        out = f32(values + 4 * UNIT * i, UNIT)
+        for rank in range(UNIT):
+            out[rank] = weight * (one[rank] + other[rank])
+
+
+@compiled
+def _expand_block(
+    j: Any, first: int, count: int, values: int, factor: int, width: int, ranks: int, begin: int, end: int
+) -> None:
+    """y += values · B in columns begin … end−1, whole vectors of them."""
+    rows = i64(j.term_rows + 8 * first, count)
+    y0, y1 = j.product + 4 * rows[0] * width, j.product + 4 * rows[min(1, count - 1)] * width
+    y2, y3 = j.product + 4 * rows[min(2, count - 1)] * width, j.product + 4 * rows[count - 1] * width
+    whole = begin + (end - begin) // (WIDE * LANES) * (WIDE * LANES)
+    for column in range(begin, whole, WIDE * LANES):
+        c, b = 4 * column, factor + 2 * column
+        if count == 4:
+            expand_4x4(values, b, 2 * width, ranks, y0 + c, y1 + c, y2 + c, y3 + c)
+        elif count == 2:
+            expand_2x4(values, b, 2 * width, ranks, y0 + c, y1 + c, y2 + c, y3 + c)
+        else:
+            expand_1x4(values, b, 2 * width, ranks, y0 + c, y1 + c, y2 + c, y3 + c)
+    for column in range(whole, end, LANES):
+        c, b = 4 * column, factor + 2 * column
+        if count == 4:
+            expand_4x1(values, b, 2 * width, ranks, y0 + c, y1 + c, y2 + c, y3 + c)
+        elif count == 2:
+            expand_2x1(values, b, 2 * width, ranks, y0 + c, y1 + c, y2 + c, y3 + c)
+        else:
+            expand_1x1(values, b, 2 * width, ranks, y0 + c, y1 + c, y2 + c, y3 + c)

@@ -32,7 +32,7 @@ from hotshoe.kernels.cpu.decode_job import (
     site_width,
     vector_of,
 )
-from hotshoe.kernels.cpu.decode_low_rank import expand, shrink
+from hotshoe.kernels.cpu.decode_low_rank import HALVES, expand, shrink
 from hotshoe.kernels.cpu.decode_product import multiply
 from hotshoe.kernels.cpu.jit import compiled, exp, f32, i64, u16
 
@@ -100,17 +100,17 @@ def _run_site(
         multiply(j, site, thread, x16, depth, second + first, second + last, fields)
     terms = j.num_terms > 0 and i64(j.site_terms + 8 * (layer * NUM_SITES + site), 1)[0] != 0
     if terms:
-        for term in range(thread, j.num_terms, team):
-            shrink(j, layer, site, term, x, depth)
+        for task in range(thread, HALVES * j.num_blocks, team):
+            shrink(j, layer, site, task // HALVES, task % HALVES, x, depth)
         meeting = meet(j, team, meeting)
     _finish(j, layer, site, fields[BIAS + site], first, last)
     if second:
         _finish(j, layer, site, fields[BIAS + site], second + first, second + last)
     if terms:
-        for term in range(j.num_terms):
-            expand(j, layer, site, term, first, last)
+        for block in range(j.num_blocks):
+            expand(j, layer, site, block, thread, first, last)
             if second:
-                expand(j, layer, site, term, second + first, second + last)
+                expand(j, layer, site, block, thread, second + first, second + last)
     return meeting
 
 

@@ -1,6 +1,8 @@
 """What a step's adapters add to its rows, as flat arrays that compiled code reads."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -35,25 +37,28 @@ class RowTerms:
         self._kept: list[object] = [tables]  # whatever `addresses` points into
         adapters = list({adapter: None for _, _, stack in segments for adapter, _ in stack if adapter.ranks})
         place = {adapter: index for index, adapter in enumerate(adapters)}
+        # A row's terms keep the order of its stack, whatever the neighbours; rows of one adapter lie together.
         terms = [
-            (start, end, adapter, weight)
+            (position, place[adapter], row, adapter.first_unit, weight)
             for start, end, stack in segments
-            for adapter, weight in stack
-            if adapter.ranks
+            for position, (adapter, weight) in enumerate((a, w) for a, w in stack if a.ranks)
+            for row in range(start, end)
         ]
-        lengths = [end - start for start, end, _, _ in terms]
-        self.num_terms = sum(lengths)
+        terms.sort(key=itemgetter(0, 1))
+        self.num_terms = len(terms)
         ranks = np.array([adapter.rank_table for adapter in adapters], np.int64)  # [adapters, layers, sites, targets]
         units = -(-int(ranks.max(initial=0)) // UNIT_RANK)
         self.shrunk_stride = units * UNIT_RANK * MAX_TARGETS
-        rows = [np.arange(start, end, dtype=np.int64) for start, end, _, _ in terms]
+        blocks = _block_starts([term[:2] for term in terms])
         self.addresses: dict[str, int] = {
             "num_terms": self.num_terms,
             "shrunk_stride": self.shrunk_stride,
-            "term_rows": self._keep(np.concatenate(rows) if rows else np.zeros(0, np.int64)),
-            "term_units": self._keep(np.repeat([adapter.first_unit for _, _, adapter, _ in terms], lengths)),
-            "term_adapters": self._keep(np.repeat([place[adapter] for _, _, adapter, _ in terms], lengths)),
-            "weights": self._keep(np.repeat([np.float32(weight) for *_, weight in terms], lengths), np.float32),
+            "num_blocks": len(blocks) - 1,
+            "term_blocks": self._keep(np.array(blocks)),
+            "term_adapters": self._keep(np.array([place for _, place, *_ in terms])),
+            "term_rows": self._keep(np.array([row for _, _, row, _, _ in terms])),
+            "term_units": self._keep(np.array([unit for *_, unit, _ in terms])),
+            "weights": self._keep(np.array([weight for *_, weight in terms]), np.float32),
             "ranks": self._keep(ranks),
             "tables": self._keep(_table_addresses(tables, num_layers)),
             "site_terms": self._keep(ranks.any(axis=(0, 3)) if len(ranks) else np.zeros((num_layers, len(SITES)))),
@@ -81,6 +86,18 @@ class RowTerms:
         kept = vector.to(torch.float32).contiguous()
         self._kept.append(kept)
         return kept.data_ptr()
+
+
+def _block_starts(keys: Sequence[object]) -> list[int]:
+    """Where blocks of 4, 2 or 1 consecutive terms with equal keys begin, and where the last one ends."""
+    starts = [0]
+    for _, group in groupby(keys):
+        left = len(list(group))
+        while left:
+            size = 4 if left >= 4 else 2 if left >= 2 else 1
+            starts.append(starts[-1] + size)
+            left -= size
+    return starts
 
 
 def _table_addresses(tables: Mapping[SiteId, LowRankTable], num_layers: int) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from hotshoe.kernels.attention_batch import AttentionBatch
 from hotshoe.kernels.cpu.amx import ROWS, tile_config
 from hotshoe.kernels.cpu.amx import available as has_matrix_tiles
 from hotshoe.kernels.cpu.decode_job import BIAS, BLOCK, LAYER_WIDTH, LAYERS, SCALES, TILES
+from hotshoe.kernels.cpu.decode_low_rank import HALVES, VALUES_BYTES
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
 from hotshoe.kernels.cpu.nf4_amx import MANY, scratch_bytes
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
@@ -180,7 +181,8 @@ class CompiledLayers:
             ("attended16", (rows + MANY) * heads, torch.bfloat16),
             ("activated", rows * intermediate, torch.float32),
             ("activated16", (rows + MANY) * intermediate, torch.bfloat16),
-            ("shrunk", (terms.num_terms * terms.shrunk_stride if terms else 0), torch.float32),
+            ("shrunk", (HALVES * terms.num_terms * terms.shrunk_stride if terms else 0), torch.float32),
+            ("low_rank_values", team * VALUES_BYTES, torch.uint8),
         ):
             self._scratch_of(name, size, dtype)
 
