@@ -17,6 +17,7 @@ from hotshoe.kernels.cpu.vectors import (
     load_floats,
     load_spread,
     multiply_add,
+    prefetch,
     registers,
     store_floats,
 )
@@ -24,6 +25,7 @@ from hotshoe.kernels.cpu.vectors import (
 ROWS = 4  # at most that go together
 SPLITS = {1: 4, 2: 2, 3: 2}  # by targets: sums that a row keeps, so that one need not wait for the last
 STEP = 4  # inputs; divides by all of those
+SHRINK_AHEAD, EXPAND_AHEAD = 4096, 512  # bytes
 WIDE = 4  # vectors of columns
 
 
@@ -47,6 +49,8 @@ def _shrink_intrinsic(rows: int, targets: int) -> Any:
                 offset = builder.mul(first, I64(2 * targets * LANES))
                 places = [builder.add(x, builder.mul(first, I64(4))) for x in xs[:rows]]
                 line = builder.add(factor, offset)
+                for ahead in range(0, 2 * STEP * targets * LANES, 64):
+                    prefetch(builder, line, SHRINK_AHEAD + ahead)
                 for step in range(STEP):
                     vectors = [
                         load_bfloats(builder, line, 2 * LANES * (step * targets + target)) for target in range(targets)
@@ -88,6 +92,8 @@ def _expand_intrinsic(rows: int, vectors: int) -> Any:
                     builder.store(load_floats(builder, ys[row], 4 * LANES * i), sums[row][i])
             with cgutils.for_range(builder, ranks) as loop:
                 line = builder.add(factor, builder.mul(loop.index, width))
+                for ahead in range(0, 2 * LANES * vectors, 64):
+                    prefetch(builder, line, EXPAND_AHEAD + ahead)
                 columns = [load_bfloats(builder, line, 2 * LANES * i) for i in range(vectors)]
                 place = builder.add(values, builder.mul(loop.index, I64(4)))
                 for row in range(rows):

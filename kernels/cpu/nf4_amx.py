@@ -24,8 +24,9 @@ from hotshoe.kernels.cpu.amx import (
     store_tile,
 )
 from hotshoe.kernels.cpu.nf4_block import PAIRS, WORDS, look_up
-from hotshoe.kernels.cpu.vectors import I64, load_floats, pointer, store_floats
+from hotshoe.kernels.cpu.vectors import I64, load_floats, pointer, prefetch, store_floats
 
+AHEAD = 4096  # bytes of codes
 MANY = 2 * ROWS  # rows of a large group
 
 
@@ -40,6 +41,8 @@ def unpack_block(typing_context: Any, codes: Any, weights: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, target = arguments
+        for line in range(0, 32 * PAIRS, 64):
+            prefetch(builder, source, AHEAD + line)
         for pair in range(PAIRS):
             for half, weights in enumerate(look_up(builder, source, pair)):
                 row = (pair // ROWS * 2 + half) * ROWS + pair % ROWS
