@@ -19,7 +19,7 @@ from hotshoe.kernels.cpu.nf4_amx import (
 )
 from hotshoe.kernels.cpu.nf4_block import COLUMNS, add_block_1, add_block_2, add_block_4, add_block_8
 
-CODE_BYTES = COLUMNS * BLOCK // 2  # of a block of 64 inputs by 32 columns
+CODE_BYTES, SCALE_BYTES = COLUMNS * BLOCK // 2, 4 * COLUMNS  # of a block of 64 inputs by 32 columns
 
 
 @compiled
@@ -28,7 +28,7 @@ def multiply(j: Any, site: int, thread: int, x16: int, depth: int, first: int, l
     width = site_width(j, site)
     for column in range(first, last, COLUMNS):
         tiles = fields[TILES + site] + column * (depth // 2)
-        scales = fields[SCALES + site] + 4 * column
+        scales = fields[SCALES + site] + 4 * column * (depth // BLOCK)
         if j.tile_config:
             _multiply_on_tiles(j, thread, x16, depth, tiles, scales, j.product + 4 * column, width)
             continue
@@ -48,7 +48,7 @@ def _multiply_tile(j: Any, rows: int, x16: int, depth: int, tiles: int, scales: 
         for i in range(COLUMNS):
             sums[i] = np.float32(0.0)
     for block in range(depth // BLOCK):
-        x, codes, scale = x16 + 2 * BLOCK * block, tiles + CODE_BYTES * block, scales + 4 * width * block
+        x, codes, scale = x16 + 2 * BLOCK * block, tiles + CODE_BYTES * block, scales + SCALE_BYTES * block
         if rows == 8:
             add_block_8(x, 2 * depth, codes, scale, out, 4 * width)
         elif rows == 4:
@@ -93,7 +93,7 @@ def _multiply_few(
     for block in range(blocks):
         if block + 1 < blocks:
             unpack_block(codes + CODE_BYTES * (block + 1), weights + (block + 1) % 2 * BLOCK_BYTES)
-        unpacked, scale = weights + block % 2 * BLOCK_BYTES, scales + 4 * width * block
+        unpacked, scale = weights + block % 2 * BLOCK_BYTES, scales + SCALE_BYTES * block
         for row in range(0, j.num_rows, ROWS):
             x, rows = x16 + 2 * (row * depth + BLOCK * block), min(ROWS, j.num_rows - row)
             if rows == ROWS:
@@ -120,4 +120,4 @@ def _multiply_group(
         if block == 0:
             set_scaled(sums, scales, totals, rows)
         else:
-            add_scaled(sums, scales + 4 * width * block, totals, rows)
+            add_scaled(sums, scales + SCALE_BYTES * block, totals, rows)

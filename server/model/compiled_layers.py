@@ -134,7 +134,7 @@ class CompiledLayers:
             for site, name in enumerate(SITE_NAMES):
                 linear = layer.sites[name]
                 table[index, TILES + site] = linear.weights[0].tiles.data_ptr()
-                table[index, SCALES + site] = self._float32(linear.weights[0].exact_scales)
+                table[index, SCALES + site] = self._float32(_by_tile(linear.weights[0].exact_scales))
                 table[index, BIAS + site] = self._float32(linear.bias)
         return table
 
@@ -191,6 +191,11 @@ class CompiledLayers:
         if have is None or have.numel() < size:
             have = self._scratch[name] = torch.empty(size, dtype=dtype)
             self._team.set(**{name: have.data_ptr()})
+
+
+def _by_tile(scales: Tensor) -> Tensor:
+    """Scales [blocks, out_features] as they are read: [tiles, blocks, _TILE]."""
+    return scales.unflatten(1, (-1, _TILE)).transpose(0, 1)
 
 
 def _contexts(attention: AttentionBatch) -> tuple[Tensor, Tensor, Tensor]:
