@@ -10,29 +10,35 @@ Sums run over positions in order, and within a position over its lanes in an ord
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hotshoe.kernels.cpu.vectors import (
     F32,
-    FLOATS,
     I64,
     LANES,
+    across_lanes,
+    add_four,
     element_of,
+    exponential,
     load_floats,
     load_halves,
     load_spread,
+    maximum,
     multiply_add,
     prefetch,
     registers,
+    spread,
     store_floats,
     store_halves,
+    sum_lanes,
+    zeros,
 )
 
 MEMBERS = 4  # query heads at most that go together
-AHEAD = 8  # positions
+TOGETHER = 4  # positions whose products are summed over lanes at once
+AHEAD = 32  # positions
 _SIGNATURE = types.void(*[types.int64] * 9)
 
 
@@ -52,7 +58,8 @@ def _scores_intrinsic(members: int, vectors: int) -> Any:
     ) -> Any:
         """scores[member, position] += Σ query · key, over 16 · vectors numbers of a head, for positions first … last−1.
 
-        Members' queries lie query_bytes apart, and their scores score_bytes.
+        Members' queries lie query_bytes apart, and their scores score_bytes. Up to three scores behind the last
+        position are written too.
         """
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -61,21 +68,19 @@ def _scores_intrinsic(members: int, vectors: int) -> Any:
                 [load_floats(builder, _member(builder, queries, query_bytes, member), 64 * i) for i in range(vectors)]
                 for member in range(members)
             ]
-            rows = [_member(builder, scores, score_bytes, member) for member in range(members)]
-            add = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(F32, [F32, FLOATS]), "llvm.vector.reduce.fadd.v16f32"
-            )
-            with cgutils.for_range_slice(builder, first, last, I64(1)) as (position, _):
-                row = _row(builder, keys, row_bytes, slots, position)
-                _prefetch_later(builder, vectors, keys, row_bytes, slots, position, last)
-                key = [load_halves(builder, row, 32 * i) for i in range(vectors)]
+            with cgutils.for_range_slice(builder, first, last, I64(TOGETHER)) as (begin, _):
+                sums = []
+                for i in range(TOGETHER):
+                    position = _at_most(builder, builder.add(begin, I64(i)), builder.sub(last, I64(1)))
+                    row = _row(builder, keys, row_bytes, slots, position)
+                    _prefetch_later(builder, vectors, keys, row_bytes, slots, position, last)
+                    key = [load_halves(builder, row, 32 * part) for part in range(vectors)]
+                    sums.append([_product(builder, query[member], key) for member in range(members)])
+                lanes = [one[member] for member in range(members) for one in sums]
+                totals = sum_lanes(builder, lanes + [zeros()] * (LANES - len(lanes)))
                 for member in range(members):
-                    total = builder.fmul(query[member][0], key[0])
-                    for i in range(1, vectors):
-                        total = multiply_add(builder, query[member][i], key[i], total)
-                    place = element_of(builder, rows[member], position, 4, F32)
-                    before = builder.load(place)
-                    builder.store(builder.call(add, [before, total], fastmath=("reassoc",)), place)
+                    place = element_of(builder, _member(builder, scores, score_bytes, member), begin, 4, F32)
+                    add_four(builder, totals, TOGETHER * member, place)
             return context.get_dummy_value()
 
         return _SIGNATURE, generate
@@ -122,6 +127,18 @@ def _values_intrinsic(members: int, vectors: int) -> Any:
     return mix_values
 
 
+def _product(builder: Any, query: list[Any], key: list[Any]) -> Any:
+    """The lanes of query · key."""
+    total = builder.fmul(query[0], key[0])
+    for mine, other in zip(query[1:], key[1:], strict=True):
+        total = multiply_add(builder, mine, other, total)
+    return total
+
+
+def _at_most(builder: Any, value: Any, limit: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", value, limit), value, limit)
+
+
 def _member(builder: Any, base: Any, stride: Any, member: int) -> Any:
     return builder.add(base, builder.mul(stride, I64(member)))
 
@@ -136,11 +153,32 @@ def _prefetch_later(
     builder: Any, vectors: int, cache: Any, row_bytes: Any, slots: Any, position: Any, last: Any
 ) -> None:
     """Asks for the lines of a later position: those of a head lie too far apart for the CPU to foresee."""
-    later, end = builder.add(position, I64(AHEAD)), builder.sub(last, I64(1))
-    later = builder.select(builder.icmp_signed("<", later, end), later, end)
+    later = _at_most(builder, builder.add(position, I64(AHEAD)), builder.sub(last, I64(1)))
     row = _row(builder, cache, row_bytes, slots, later)
     for line in range(0, 2 * LANES * vectors, 64):
         prefetch(builder, row, line)
+
+
+@intrinsic
+def softmax(typing_context: Any, scores: Any, vectors: Any) -> Any:
+    """scores[16 · vectors] = e^(score − the largest); returns their sum. Masked scores are −∞."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scores, vectors = arguments
+        largest, total = registers(builder, 2)
+        builder.store(load_floats(builder, scores), largest)
+        with cgutils.for_range(builder, vectors) as loop:
+            one = load_floats(builder, builder.add(scores, builder.mul(loop.index, I64(4 * LANES))))
+            builder.store(maximum(builder, builder.load(largest), one), largest)
+        limit = spread(builder, across_lanes(builder, "fmax", builder.load(largest)))
+        with cgutils.for_range(builder, vectors) as loop:
+            place = builder.add(scores, builder.mul(loop.index, I64(4 * LANES)))
+            power = exponential(builder, builder.fsub(load_floats(builder, place), limit))
+            store_floats(builder, power, place)
+            builder.store(builder.fadd(builder.load(total), power), total)
+        return across_lanes(builder, "fadd", builder.load(total))
+
+    return types.float32(*[types.int64] * 2), generate
 
 
 @intrinsic

@@ -17,9 +17,10 @@ from hotshoe.kernels.cpu.attention_block import (
     mix_values_3x4,
     mix_values_4x4,
     narrow,
+    softmax,
 )
 from hotshoe.kernels.cpu.decode_job import ATTENTION_OUT, QKV, round_row, site_width, vector_of
-from hotshoe.kernels.cpu.jit import compiled, exp, f32, i64, u16
+from hotshoe.kernels.cpu.jit import compiled, f32, i64, u16
 from hotshoe.kernels.cpu.vectors import LANES
 
 WIDE = 4 * LANES
@@ -68,6 +69,7 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
     factor = np.float32(1.0) / np.sqrt(np.float32(dim))
     query = j.query + 4 * thread * group * dim
     scores = j.probabilities + 4 * thread * group * j.probabilities_stride
+    totals = f32(j.totals + 4 * thread * group, group)
     for member in range(group):
         head = kv_head * group + member
         source = f32(j.product + 4 * (row * width + head * dim), dim)
@@ -78,20 +80,26 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
     for first in range(0, group, MEMBERS):
         members = min(MEMBERS, group - first)
         q, score = query + 4 * first * dim, scores + stride * first
+        vectors = (length - begin + LANES - 1) // LANES
         for member in range(members):
-            p = f32(score + stride * member + 4 * begin, length - begin)
-            for i in range(length - begin):
+            p = f32(score + stride * member + 4 * begin, LANES * vectors)
+            for i in range(p.size):
                 p[i] = np.float32(0.0)
         _compare(members, q, keys, row_bytes, slots, begin, length, score, stride, dim)
         for member in range(members):
-            _softmax(f32(score + stride * member + 4 * begin, length - begin))
+            p = f32(score + stride * member + 4 * begin, LANES * vectors)
+            for i in range(length - begin, p.size):
+                p[i] = -np.float32(np.inf)
+            totals[first + member] = softmax(score + stride * member + 4 * begin, vectors)
         _mix(members, score, stride, values, row_bytes, slots, begin, length, q, dim)
 
     start = row * j.heads * dim + kv_head * group * dim
     attended = f32(j.attended + 4 * start, group * dim)
     mixed = f32(query, group * dim)
-    for i in range(group * dim):
-        attended[i] = mixed[i]
+    for member in range(group):
+        inverse = np.float32(1.0) / totals[member]
+        for i in range(member * dim, (member + 1) * dim):
+            attended[i] = mixed[i] * inverse
     scale = vector_of(j.input_scales, j, row, layer, ATTENTION_OUT)
     round_row(attended, u16(j.attended16 + 2 * start, group * dim), scale + 4 * kv_head * group * dim if scale else 0)
 
@@ -156,17 +164,3 @@ def _mix(
         for member in range(members):
             p, o = probabilities + member * stride, out + 4 * (member * dim + done)
             mix_values_1(p, 0, values + 2 * done, row_bytes, slots, begin, end, o, 0)
-
-
-@compiled
-def _softmax(p: Any) -> None:
-    largest = p[0]
-    for i in range(p.size):
-        largest = max(largest, p[i])
-    total = np.float32(0.0)
-    for i in range(p.size):
-        p[i] = exp(p[i] - largest)
-        total += p[i]
-    inverse = np.float32(1.0) / total
-    for i in range(p.size):
-        p[i] *= inverse

@@ -25,7 +25,7 @@ _ADDRESSES = (
     # slots [sequences, max_context] that is the row's own sequence
     "hidden cos sin kv_slots lengths sequences slots "
     # scratch: of each thread, then shared; …16 are bfloat16
-    "normed normed16 query probabilities product attended attended16 activated activated16 shrunk "
+    "normed normed16 query probabilities totals product attended attended16 activated activated16 shrunk "
     # low-rank terms: int64 [terms] three times, float32 [terms], int64 [blocks + 1] where each block of them begins,
     # [adapters, layers, sites, targets], [layers, sites, 2] addresses of a and b, [layers, sites] whether any is there,
     # scratch of each thread

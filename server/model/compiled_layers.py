@@ -164,7 +164,7 @@ class CompiledLayers:
         heads, kv, intermediate = self._sizes
         group = spec.num_heads // spec.num_kv_heads
         widest = max(heads + 2 * kv, 2 * intermediate, spec.hidden_size)
-        stride = _grown(self._scratch.get("probabilities"), group * team, max_context, _CONTEXT_AT_FIRST)
+        stride = _grown(self._scratch.get("probabilities"), group * team, max_context + LANES, _CONTEXT_AT_FIRST)
         self._scratch_of("probabilities", group * team * stride, torch.float32)
         self._team.set(probabilities_stride=stride)
         rows = max(rows, _ROWS_AT_FIRST)
@@ -175,6 +175,7 @@ class CompiledLayers:
         for name, size, dtype in (
             ("normed", team * rows * spec.hidden_size, torch.float32),
             ("normed16", (team * rows + MANY) * spec.hidden_size, torch.bfloat16),
+            ("totals", team * group, torch.float32),
             ("query", team * group * spec.head_dim, torch.float32),
             ("product", rows * widest, torch.float32),
             ("attended", rows * heads, torch.float32),
