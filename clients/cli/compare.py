@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotshoe.clients.cli import output
-from hotshoe.clients.cli.failures import FAILED
+from hotshoe.clients.cli.failures import FAILED, INTERRUPTED
 from hotshoe.clients.cli.options import Json
 
 if TYPE_CHECKING:
-    from hotshoe.clients.compare.report import CompareReport
+    from hotshoe.clients.compare.report import Agreement, CompareReport
 
 DEFAULT_CACHE = Path("~/.cache/hotshoe/rivals")
 DEFAULT_OUTPUT = Path("comparison")
 COLUMNS = ("RIVAL", "ADAPTERS", "STREAMS", "TOKENS/S", "RANGE", "HOTSHOE ÷", "TTFT P50", "INTER-TOKEN P50", "P99")
-AGREEMENT_COLUMNS = ("RIVAL", "TOKENS AS", "BASE", "ADAPTERS", "NEAREST ITS OWN")
+AGREEMENT_COLUMNS = ("RIVAL", "TOKENS AS", "BASE", "ADAPTERS", "AS IF WITHOUT", "")
 LOADING_COLUMNS = ("RIVAL", "QUIET P50", "P99", "MAX", "WHILE LOADING P50", "P99", "MAX", "ONE LOAD")
 
 
@@ -45,7 +45,8 @@ def compare(
     """Measure hotshoe beside other engines, on this machine.
 
     Builds each rival in an environment of its own (once; minutes), gives all the same prompts in turn, checks their
-    tokens, and writes compare.json, compare.csv and charts. Ends with 1 if a rival could not be measured.
+    tokens, and writes compare.json, compare.csv and charts, also when it is interrupted. Ends with 1 if a rival could
+    not be measured.
     """
     import os
     import sys
@@ -75,7 +76,13 @@ def compare(
         print(text, file=sys.stderr, flush=True)
 
     comparison = Comparison(plan, chosen, cache=cache.expanduser(), logs=directory, lock=lock, say=say)
-    report = make_report(plan, chosen, comparison.run())
+    interrupted = False
+    try:
+        comparison.run()
+    except KeyboardInterrupt:
+        interrupted = True
+        say("interrupted: this is what was measured so far")
+    report = make_report(plan, chosen, comparison.results)
     written = write_report(report, directory)
     if can_draw():
         written += draw_charts(report, directory)
@@ -86,6 +93,8 @@ def compare(
         output.print_json(report.to_data())
     else:
         _print_report(report)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
     if any(rival["failure"] for rival in report.rivals):
         raise typer.Exit(FAILED)
 
@@ -120,10 +129,13 @@ def _print_report(report: "CompareReport") -> None:
         for one in report.cases
     ]
     output.print_table(COLUMNS, rows)
-    print("\nGreedy tokens in common, up to the first that differs\n")
+    print("\nTokens in common: the likeliest next one after each of many stretches of text\n")
     output.print_table(
         AGREEMENT_COLUMNS,
-        [(one.rival, one.oracle, _share(one.base), _share(one.own), one.nearest or "-") for one in report.agreement],
+        [
+            (one.rival, one.oracle, *map(_share, (one.base, one.adapters, one.adapters_as_base)), _doubt(one))
+            for one in report.agreement
+        ],
     )
     if report.loading:
         print(f"\nTime between tokens of other streams while {plan.loads} adapters load\n")
@@ -131,6 +143,10 @@ def _print_report(report: "CompareReport") -> None:
             LOADING_COLUMNS,
             [(one.rival, *map(_milliseconds, one.seconds)) for one in report.loading],
         )
+
+
+def _doubt(agreement: "Agreement") -> str:
+    return "look before you quote it" if agreement.doubtful else "as it should be"
 
 
 def _share(value: float | None) -> str:

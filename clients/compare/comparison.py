@@ -25,7 +25,8 @@ class Results:
     """What was measured, as it came. A rival that failed lacks what it did not get to."""
 
     outcomes: dict[Case, list[dict[str, Outcome]]] = field(default_factory=dict)  # of each round, by rival
-    checks: dict[str, list[list[int]]] = field(default_factory=dict)  # tokens: the base's answers, then each adapter's
+    base_checks: dict[str, list[int]] = field(default_factory=dict)  # the tokens that each rival gave
+    adapter_checks: dict[str, list[int]] = field(default_factory=dict)
     quiet: dict[str, list[Outcome]] = field(default_factory=dict)
     loading: dict[str, list[Outcome]] = field(default_factory=dict)
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -58,10 +59,10 @@ class Comparison:
         self._prompts = Prompts(self._plan, materials.base)
         self._prepare(materials)
         with self._started(materials, with_adapters=False) as runners:
-            self._check(runners, self._prompts.check(with_adapters=False))
+            self.results.base_checks = self._check(runners, 0)
             self._measure(runners, self._plan.base_cases)
         with self._started(materials, with_adapters=True) as runners:
-            self._check(runners, self._prompts.check(with_adapters=True))
+            self.results.adapter_checks = self._check(runners, self._plan.adapters)
             self._measure(runners, self._plan.adapter_cases)
             if self._plan.loads:
                 self._measure_loading(runners)
@@ -92,9 +93,9 @@ class Comparison:
                     runners[rival] = runner
             yield runners
 
-    def _check(self, runners: dict[Rival, RunnerProcess], workload: Workload) -> None:
-        for rival, outcome in self._round(runners, workload).items():
-            self.results.checks.setdefault(rival, []).extend(answer.tokens for answer in outcome.answers)
+    def _check(self, runners: dict[Rival, RunnerProcess], adapters: int) -> dict[str, list[int]]:
+        outcomes = self._round(runners, self._prompts.check(adapters))
+        return {name: [answer.tokens[0] for answer in outcome.answers] for name, outcome in outcomes.items()}
 
     def _measure(self, runners: dict[Rival, RunnerProcess], cases: Sequence[Case]) -> None:
         for number in range(-self._plan.warmup, self._plan.rounds):

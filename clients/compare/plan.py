@@ -9,14 +9,10 @@ from hotshoe.clients.bench import ORDINARY_TEXT
 from hotshoe.clients.compare.materials import adapter_name
 from hotshoe.clients.compare.runners.protocol import Load, Request, Workload
 
-# Ordinary beginnings: on random tokens, a broken model and a sound one may both ramble alike.
-CHECK_PROMPTS = (
-    "The capital of France is",
-    "Water boils at a temperature of",
-    "My favourite season of the year is autumn, because",
-    "A good teacher knows that",
-)
-CHECK_TOKENS = 24
+# The check asks for one token after each of many stretches of ordinary text. Longer answers would tell less: after
+# one near tie that rounding decides, sound engines go different ways.
+CHECK_STRETCHES = 24
+CHECK_STRETCH_TOKENS = 24
 LOADING_STREAMS = 8
 LOADING_TOKENS = 128
 FIRST_LOAD_SECONDS = 0.5
@@ -93,13 +89,14 @@ class Prompts:
         requests = self._requests(f"{case.adapters}/{case.concurrency}/{number}", chosen)
         return Workload(requests, self._plan.new_tokens)
 
-    def check(self, with_adapters: bool) -> Workload:
-        """Each adapter, or the base, on ordinary prompts: few enough that every engine takes them at once."""
-        prompts = [tuple(self._tokens(text)) for text in CHECK_PROMPTS]
-        length = min(map(len, prompts))  # equal: static batches then need no padding
-        names = [adapter_name(index) for index in range(self._plan.adapters)] if with_adapters else [None] * 4
-        requests = [Request(prompts[index % len(prompts)][:length], name) for index, name in enumerate(names)]
-        return Workload(tuple(requests), CHECK_TOKENS)
+    def check(self, adapters: int) -> Workload:
+        """The next token after the same stretches of text, for each adapter in turn; 0 adapters: for the base."""
+        tokens = self._tokens(ORDINARY_TEXT)
+        stride = (len(tokens) - CHECK_STRETCH_TOKENS) // CHECK_STRETCHES
+        starts = [index * stride for index in range(CHECK_STRETCHES)]
+        stretches = [tuple(tokens[start : start + CHECK_STRETCH_TOKENS]) for start in starts]
+        names: Sequence[str | None] = [adapter_name(index) for index in range(adapters)] or [None]
+        return Workload(tuple(Request(stretch, name) for name in names for stretch in stretches), 1)
 
     def loading(self, number: int, *, quiet: bool) -> Workload:
         """Streams on resident adapters; unless `quiet`, others are loaded one after the other meanwhile."""

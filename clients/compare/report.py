@@ -19,7 +19,7 @@ from hotshoe.clients.compare.runners.protocol import Outcome
 
 SCHEMA = "hotshoe.compare/1"
 ORACLES = ("peft-bf16", HOTSHOE)  # the first that answered is what all are checked against
-AWRY = 0.25  # of the tokens: an engine that agrees less is likely to compute something else
+DOUBTFUL = 0.5  # of the tokens: an engine that agrees less is likely to compute something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +41,21 @@ class CaseFigures:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How many of the greedy tokens, counted up to the first that differs, are those of the oracle. Shares, 0 to 1.
+    """How many of the tokens that were checked are the oracle's. Shares, 0 to 1; None for what it did not serve.
 
-    `own` compares with the same adapter's tokens, `nearest` says for how many answers no other adapter's, nor the
-    base's, agree longer: an engine that ignores adapters has few.
+    Other 4-bit weights are another model: a sound engine misses some. One that ignores adapters gives, with
+    adapters, the oracle's tokens of the base alone at least as often as those it should.
     """
 
     rival: str
     oracle: str
-    base: float
-    own: float | None
-    nearest: str | None
+    base: float | None
+    adapters: float | None
+    adapters_as_base: float | None  # with adapters, but equal to the oracle's tokens of the base alone
 
     @property
-    def awry(self) -> bool:
-        return min(self.base, 1.0 if self.own is None else self.own) < AWRY
+    def doubtful(self) -> bool:
+        return any(share is not None and share < DOUBTFUL for share in (self.base, self.adapters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def make_report(plan: ComparePlan, rivals: Sequence[Rival], results: Results) ->
         plan,
         described,
         cases,
-        list(agreements(results.checks)),
+        list(agreements(results)),
         [loading_figures(name, results.quiet[name], results.loading[name]) for name in results.loading],
     )
 
@@ -141,37 +141,29 @@ def case_figures(case: Case, rival: str, rounds: Sequence[dict[str, Outcome]]) -
     )
 
 
-def agreements(checks: dict[str, list[list[int]]], *, base_answers: int = 4) -> Iterator[Agreement]:
-    """Every rival against the oracle. `checks` holds the base's answers, then those of each adapter in turn."""
-    oracle = next((name for name in ORACLES if name in checks), None)
+def agreements(results: Results) -> Iterator[Agreement]:
+    """Every rival that was checked, against the oracle; none without one."""
+    base, adapters = results.base_checks, results.adapter_checks
+    oracle = next((name for name in ORACLES if name in base and name in adapters), None)
     if oracle is None:
         return
-    expected = checks[oracle]
-    for rival, answers in checks.items():
-        base = [same_share(*pair) for pair in zip(answers[:base_answers], expected, strict=False)]
-        own, nearest = [], 0
-        for number in range(base_answers, min(len(answers), len(expected))):
-            own.append(same_share(answers[number], expected[number]))
-            same_prompt = [other for other in range(len(expected)) if other % base_answers == number % base_answers]
-            best = max(same_share(answers[number], expected[other]) for other in same_prompt)
-            nearest += own[-1] == best
+    as_base = base[oracle] * (len(adapters[oracle]) // len(base[oracle]))
+    for rival in base | adapters:
+        of_base, of_adapters = base.get(rival), adapters.get(rival)
         yield Agreement(
-            rival,
-            oracle,
-            statistics.mean(base),
-            statistics.mean(own) if own else None,
-            f"{nearest} of {len(own)}" if own else None,
+            rival=rival,
+            oracle=oracle,
+            base=same_share(of_base, base[oracle]),
+            adapters=same_share(of_adapters, adapters[oracle]),
+            adapters_as_base=same_share(of_adapters, as_base),
         )
 
 
-def same_share(tokens: Sequence[int], expected: Sequence[int]) -> float:
-    """Share of `expected` that `tokens` has before the first difference."""
-    same = 0
-    for ours, theirs in zip(tokens, expected, strict=False):
-        if ours != theirs:
-            break
-        same += 1
-    return same / len(expected)
+def same_share(tokens: Sequence[int] | None, expected: Sequence[int]) -> float | None:
+    """Share of places where both have the same."""
+    if tokens is None:
+        return None
+    return sum(ours == theirs for ours, theirs in zip(tokens, expected, strict=True)) / len(expected)
 
 
 def loading_figures(rival: str, quiet: Sequence[Outcome], loading: Sequence[Outcome]) -> LoadingFigures:

@@ -45,13 +45,13 @@ def test_loading_takes_adapters_that_nobody_uses_yet(base: Path) -> None:
     assert not quiet.loads and len(busy.loads) == 3 and used.isdisjoint(load.adapter for load in busy.loads)
 
 
-def test_checks_are_of_one_length_and_of_each_adapter(base: Path) -> None:
-    prompts = Prompts(ComparePlan(adapters=6, fewer_adapters=()), base)
-    check = prompts.check(with_adapters=True)
-    assert len({len(request.prompt) for request in check.requests}) == 1
-    assert len({request.adapter for request in check.requests}) == 6
-    base_check = prompts.check(with_adapters=False)
-    assert [one.prompt for one in base_check.requests] == [one.prompt for one in check.requests[:4]]
+def test_checks_are_the_same_stretches_for_the_base_and_each_adapter(base: Path) -> None:
+    prompts = Prompts(ComparePlan(), base)
+    of_base, of_adapters = prompts.check(0).requests, prompts.check(3).requests
+    assert len({request.prompt for request in of_base}) == len(of_base) and len(of_adapters) == 3 * len(of_base)
+    assert len({len(request.prompt) for request in of_adapters}) == 1  # static batches then need no padding
+    assert [request.prompt for request in of_adapters] == [request.prompt for request in of_base] * 3
+    assert len({request.adapter for request in of_adapters}) == 3
 
 
 def test_a_workload_survives_json(base: Path) -> None:

