@@ -12,7 +12,7 @@ def test_every_package_is_listed():
     found = {
         ".".join(("hotshoe", *path.parent.relative_to(ROOT).parts))
         for folder in FOLDERS
-        for name in ("*.py", "adapter_config.json")
+        for name in ("*.py", "*.txt", "adapter_config.json")
         for path in (ROOT / folder).rglob(name)
         if path.name != "generate.py"
     }

@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from hotshoe.clients.cli.bench import bench
 from hotshoe.clients.cli.chat import chat
+from hotshoe.clients.cli.compare import compare
 from hotshoe.clients.cli.demo import demo
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
 from hotshoe.clients.cli.load import load
@@ -34,7 +35,7 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)  # in the order of a first day's use, not of the alphabet
+        return [verb.__name__ for verb in VERBS]  # in the order of a first day's use, not of the alphabet
 
 
 def command_line() -> typer.Typer:
@@ -49,10 +50,19 @@ def command_line() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for verb in VERBS:
+        if verb is bench:  # a verb of its own, with another below it
+            app.add_typer(_bench_verbs(), name="bench")
+            continue
         passes_on = verb is serve  # the server reads its own arguments, --help too
         settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
         app.command(context_settings=settings if passes_on else None, add_help_option=not passes_on)(verb)
     return app
+
+
+def _bench_verbs() -> typer.Typer:
+    verbs = typer.Typer(callback=bench, invoke_without_command=True, rich_markup_mode=None)
+    verbs.command()(compare)
+    return verbs
 
 
 def main() -> None:
