@@ -20,8 +20,12 @@ class EngineConfig:
     max_running_requests: int = _setting(32, "sequences in one step")
     max_waiting_requests: int = _setting(256, "requests in the admission queue; more are refused")
     max_step_tokens: int = _setting(512, "rows of one step: decodes first, then chunks of prompts")
-    max_prefill_tokens_with_decodes: int = _setting(
-        128, "rows of prompts in a step that has decodes too: fewer keep the streams even, more start requests sooner"
+    max_prefill_tokens_with_decodes: int = _setting(128, "rows of prompts at most in a step that has decodes too")
+    max_step_stretch: float = _setting(
+        2.5,
+        "how many times as long prompts may make a step that has decodes: "
+        "less keeps the streams even, more starts requests sooner",
+        metavar="X",
     )
     max_overtakes: int = _setting(
         64, "requests that may pass one that waits for an adapter slot, by using adapters that are on the device"
@@ -34,6 +38,8 @@ class EngineConfig:
         for name in ("max_running_requests", "max_waiting_requests", "max_step_tokens", "kv_tokens", "page_tokens"):
             _require_positive(self, name)
         _require_positive(self, "max_prefill_tokens_with_decodes")
+        if not (math.isfinite(self.max_step_stretch) and self.max_step_stretch > 1.0):
+            raise ValueError(f"max_step_stretch: must be more than 1, not {self.max_step_stretch}")
         if self.max_overtakes < 0:
             raise ValueError(f"max_overtakes: must be at least 0, not {self.max_overtakes}")
         if self.max_step_tokens < self.max_running_requests:
@@ -52,11 +58,16 @@ class ResidencyConfig:
     max_rank: int = _setting(256, "largest rank of an adapter")
     max_adapter_bytes: int = _setting(512 * MEBIBYTE, "largest adapter, in bytes")
     loader_threads: int = _setting(2, "adapters loaded at the same time")
+    loader_share: float = _setting(
+        0.05, "share of one core that loads may take while requests decode; 1: as much as they can", metavar="X"
+    )
     allow_other_base: bool = _setting(False, "serve adapters published against another base of the same shape")
 
     def __post_init__(self) -> None:
         for name in ("adapter_slots", "device_bytes", "host_bytes", "max_rank", "max_adapter_bytes", "loader_threads"):
             _require_positive(self, name)
+        if not self.loader_share > 0:
+            raise ValueError(f"loader_share: must be above 0, not {self.loader_share}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,9 @@ def _add_flag(group: "argparse._ArgumentGroup", setting: "Field[Any]", hint: Any
         dest=setting.name,
         type=_parser_of(setting.name, hint),
         choices=setting.metadata.get("choices"),
-        metavar=None if "choices" in setting.metadata else _metavar(setting.name, hint),
+        metavar=None
+        if "choices" in setting.metadata
+        else setting.metadata.get("metavar") or _metavar(setting.name, hint),
         help=text,
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hotshoe.server.config import EngineConfig
 from hotshoe.server.engine.kv_blocks import KvBlocks
+from hotshoe.server.engine.prompt_budget import PromptBudget
 from hotshoe.server.engine.sequence import Sequence, SequenceStatus
 from hotshoe.server.engine.slot_line import SlotLine
 from hotshoe.server.engine.tenant_shares import TenantShares
@@ -97,6 +98,9 @@ class Scheduler:
         self._adapter_slots = adapter_slots
         self._base_digest = base_digest
         self._max_sequence_length = max_sequence_length
+        self._prompt_budget = PromptBudget(
+            max_rows=config.max_prefill_tokens_with_decodes, max_stretch=config.max_step_stretch
+        )
         self._changes = 0  # of pages or adapters: a reason to try again what could not start
 
     def add(self, sequence: Sequence) -> None:
@@ -106,6 +110,12 @@ class Scheduler:
     def note_change(self) -> None:
         """Adapters came or went: sequences that could not start may be able to now."""
         self._changes += 1
+
+    def note_step(self, plan: StepPlan, seconds: float) -> None:
+        """A plan was run, in so much time: what prompts may add to the next step follows from it."""
+        if plan.num_decodes:
+            rows = plan.num_rows - plan.num_decodes
+            self._prompt_budget.note_step(num_decodes=plan.num_decodes, num_prompt_rows=rows, seconds=seconds)
 
     def finish(self, sequence: Sequence, *, soiled: bool = False) -> None:
         """Takes a sequence out, wherever it is; with `soiled`, its own pages are cleared before they are used again."""
@@ -287,7 +297,7 @@ class Scheduler:
         """Rows that may still be planned; prompts may not make a step long for those who decode in it."""
         rows = self._config.max_step_tokens
         if plan.num_decodes:
-            rows = min(rows, plan.num_decodes + self._config.max_prefill_tokens_with_decodes)
+            rows = min(rows, plan.num_decodes + self._prompt_budget.rows(plan.num_decodes))
         return rows - plan.num_rows
 
     def _requeue(self, sequence: Sequence) -> None:
