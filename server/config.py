@@ -2,14 +2,19 @@
 
 import ipaddress
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 MEBIBYTE = 1 << 20
+_METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # as gRPC passes it on: lower case
 
 
 def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"help": help, **metadata})
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -31,6 +36,7 @@ class EngineConfig:
         64, "requests that may pass one that waits for an adapter slot, by using adapters that are on the device"
     )
     kv_tokens: int = _setting(16_384, "capacity of the key-value cache, in tokens")
+    share_prefixes: bool = _setting(False, "let requests of different tenants share cached prefixes")
     page_tokens: int = _setting(16, "tokens of one page: what the prefix cache shares")
     check_every_step: bool = _setting(False, "check pages and slots after each step: for tests")
 
@@ -122,6 +128,12 @@ class ServerConfig:
         "auto", "kernels; reference is plain torch in float32: slow and exact", choices=("auto", "reference")
     )
     threads: int | None = _setting(None, "torch's compute threads (default: torch's own choice)")
+    tenant_metadata: str = _setting(
+        "", "metadata key in which a proxy that authenticates names a request's tenant ('': all requests are one's)"
+    )
+    tenant_weights: Mapping[str, float] = _setting(
+        {}, "shares of the batch, 1 for each tenant that is not named", metavar="NAME=X,…"
+    )
     reflection: bool = _setting(False, "offer gRPC server reflection")
     grace_seconds: float = _setting(30.0, "seconds that running requests get after SIGTERM", flag="--grace")
     stream_buffer_tokens: int = _setting(4096, "tokens kept for a client that does not read its stream, then it is cut")
@@ -138,6 +150,11 @@ class ServerConfig:
         if self.threads is not None:
             _require_positive(self, "threads")
         _require_positive(self, "stream_buffer_tokens")
+        if self.tenant_metadata and not _METADATA_KEY.fullmatch(self.tenant_metadata):
+            raise ValueError(f"tenant_metadata: {self.tenant_metadata!r} is not a key of gRPC's metadata")
+        for tenant, weight in self.tenant_weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"tenant_weights: {tenant!r} must have a weight above 0, not {weight}")
         if not (math.isfinite(self.grace_seconds) and self.grace_seconds >= 0):
             raise ValueError(f"grace: must be 0 or more seconds, not {self.grace_seconds}")
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -207,6 +207,7 @@ class Server:
             base_digest=base.digest,
             eos_token_ids=base.tokenizer.eos_token_ids,
             on_step=self.dispatcher.on_step,
+            tenant_weights=config.tenant_weights,
         )
 
     def _describe_metrics(self) -> None:
@@ -240,6 +241,7 @@ class Server:
                 tokenizer=self.base.tokenizer,
                 metrics=self.metrics,
                 model_info=self._model_info(),
+                tenant_metadata=self.config.tenant_metadata,
                 stream_buffer_tokens=self.config.stream_buffer_tokens,
                 executor=self._executor("mapping", _MAPPING_THREADS),
             )
