@@ -253,6 +253,7 @@ class Engine:
             outputs += self._live.fail(sequence.request.request_id, error)
         if plan.failed:  # a sibling of a failed answer may be in the plan
             plan.chunks = [chunk for chunk in plan.chunks if chunk.sequence.status is SequenceStatus.RUNNING]
+            plan.tail_copies = [c for c in plan.tail_copies if c.sequence.status is SequenceStatus.RUNNING]
             plan.prefix_writes = [w for w in plan.prefix_writes if w.sequence.status is SequenceStatus.RUNNING]
         return outputs
 
