@@ -15,6 +15,7 @@ from hotshoe.clients.cli.ps import ps
 from hotshoe.clients.cli.publish import publish
 from hotshoe.clients.cli.pull import pull
 from hotshoe.clients.cli.run import run
+from hotshoe.clients.cli.scenario import scenario
 from hotshoe.clients.cli.serve import serve
 from hotshoe.clients.cli.show import show
 from hotshoe.clients.cli.tag import tag
@@ -49,10 +50,21 @@ def command_line() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for verb in VERBS:
+        if verb is bench:
+            app.add_typer(_bench())
+            continue
         passes_on = verb is serve  # the server reads its own arguments, --help too
         settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
         app.command(context_settings=settings if passes_on else None, add_help_option=not passes_on)(verb)
     return app
+
+
+def _bench() -> typer.Typer:
+    """`hotshoe bench`, which measures by itself, and the verbs below it."""
+    below = typer.Typer(name="bench", rich_markup_mode=None)
+    below.callback(invoke_without_command=True)(bench)
+    below.command()(scenario)
+    return below
 
 
 def main() -> None:

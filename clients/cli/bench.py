@@ -16,6 +16,7 @@ COLUMNS = ("STREAMS", "TOKENS/S", "RANGE", "TTFT P50", "TTFT P99", "INTER-TOKEN 
 
 
 def bench(
+    context: typer.Context,
     concurrency: Annotated[str, typer.Option(metavar="N,…", help="Streams at a time; each is measured.")] = "1,8,16",
     adapters: Annotated[str, typer.Option(metavar="REF,…", help="Adapters to mix; base is the model alone.")] = "base",
     pattern: Annotated[
@@ -35,6 +36,8 @@ def bench(
 
     Tokens per second end to end, time to first token, time between tokens. Ends with 1 if a request failed.
     """
+    if context.invoked_subcommand is not None:
+        return
     import asyncio
 
     from hotshoe.clients.bench import BenchPlan, Pattern, run_bench
