@@ -65,7 +65,9 @@ class ResidencyConfig:
     max_adapter_bytes: int = _setting(512 * MEBIBYTE, "largest adapter, in bytes")
     loader_threads: int = _setting(2, "adapters loaded at the same time")
     loader_share: float = _setting(
-        0.05, "share of one core that loads may take while requests decode; 1: as much as they can", metavar="X"
+        0.05,
+        "share of one core that a load may take while requests decode; loads that wait add as much; 1: all of it",
+        metavar="X",
     )
     allow_other_base: bool = _setting(False, "serve adapters published against another base of the same shape")
 

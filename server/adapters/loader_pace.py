@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 SLICE_SECONDS = 0.0005  # of work at a time: how long a loader may be in the way
 MAX_SLEEP_SECONDS = 0.01  # at a time, so that what is owed is forgotten soon when the engine falls idle
@@ -10,12 +11,14 @@ MAX_SLEEP_SECONDS = 0.01  # at a time, so that what is owed is forgotten soon wh
 class LoaderPace:
     """Loader threads call `pause` between pieces of work, and sleep there as long as they have to.
 
-    All threads share the share. While the engine has nothing to decode, nobody sleeps.
+    All threads share the share. It is for one load; each that waits behind it adds as much, for requests that stand
+    still lose more than those that go on a little slower. While the engine has nothing to decode, nobody sleeps.
     """
 
-    def __init__(self, share: float) -> None:
-        """`share`: of one core's time, above 0; with 1 or more nobody ever sleeps."""
+    def __init__(self, share: float, *, backlog: Callable[[], int] = lambda: 0) -> None:
+        """`share`: of one core's time, above 0; with 1 or more nobody sleeps. `backlog`: loads that wait to begin."""
         self._share = share
+        self._backlog = backlog
         self._decoding = False
         self._lock = threading.Lock()
         self._free_at = 0.0  # time.monotonic() seconds: when the work done so far has been paid for
@@ -36,11 +39,12 @@ class LoaderPace:
         if worked < SLICE_SECONDS:
             return
         self._own.used = used
-        if self._share >= 1.0 or not self._decoding:
+        share = self._share * (1 + self._backlog())
+        if share >= 1.0 or not self._decoding:
             return
         with self._lock:
             now = time.monotonic()
-            until = self._free_at = max(now, self._free_at) + worked * (1.0 / self._share - 1.0)
+            until = self._free_at = max(now, self._free_at) + worked * (1.0 / share - 1.0)
         while self._decoding and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, MAX_SLEEP_SECONDS))
         if not self._decoding:

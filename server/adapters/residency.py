@@ -57,12 +57,13 @@ class AdapterResidency:
         self._slots = slots
         self._config = config
         self._events = ObserverEvents(observer)
-        self.pace = LoaderPace(config.loader_share)  # the engine tells it whether requests decode
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # loaders wait for something to do
         self._progress = threading.Condition(self._lock)  # load() waits for loaders
         self._state = ResidencyState(config, clear=slots.clear, evicted=self._events.evicted)
         self._queue = LoadQueue(self._state)
+        # The engine tells it whether requests decode.
+        self.pace = LoaderPace(config.loader_share, backlog=lambda: self._queue.num_unread)
         self._quarantined: dict[str, str] = {}  # digest → why
         self._closed = False
         self._threads = [

@@ -67,6 +67,15 @@ def test_small_pieces_are_saved_up_and_paid_for_together(clock: Clock) -> None:
     assert load(pace, clock, pieces=1000, seconds=0.0001) == pytest.approx(1000 * 0.0001 / 0.1, rel=0.01)
 
 
+def test_loads_that_wait_add_to_the_share(clock: Clock) -> None:
+    waiting = 3
+    pace = LoaderPace(0.1, backlog=lambda: waiting)
+    pace.set_decoding(True)
+    assert load(pace, clock) == pytest.approx(100 * 0.0007 / 0.4)
+    waiting = 20
+    assert load(pace, clock) == pytest.approx(100 * 0.0007), "never more than there is"
+
+
 def test_what_a_thread_did_before_its_load_is_not_counted(clock: Clock) -> None:
     pace = LoaderPace(0.1)
     pace.set_decoding(True)
