@@ -102,8 +102,8 @@ class House:
         self.registry.close()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
+def until(condition: Callable[[], bool], *, seconds: float = WAIT) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)

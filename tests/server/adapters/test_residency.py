@@ -302,7 +302,7 @@ def test_two_thousand_adapters_lie_on_the_host_and_any_of_them_is_served(new_hou
     residency = house.residency = house.new_residency()
     for digest in house.digests:
         residency.prefetch(digest)
-    until(lambda: len(residency.residents()) == 2000)
+    until(lambda: len(residency.residents()) == 2000, seconds=10 * WAIT)
     assert len(house.observer.loads) == 2000, "each is read once"
     weights = [1 / rank for rank in range(1, 2001)]
     for digest in random.Random(5).choices(house.digests, weights, k=300):
