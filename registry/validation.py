@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Self
@@ -72,6 +72,13 @@ class TensorEntry:
         return math.prod(self.shape)
 
 
+Pause = Callable[[], None]
+
+
+def go_on() -> None:
+    """What `pause` does for those who are in no one's way."""
+
+
 class TensorFile:
     """An open safetensors file whose header has been checked in full; close it, or use it as a context manager.
 
@@ -79,8 +86,12 @@ class TensorFile:
         InvalidAdapter: the header or the sizes are wrong; nothing past the offending part has been read.
     """
 
-    def __init__(self, file: BinaryIO, *, name: str = "adapter_model.safetensors", max_bytes: int) -> None:
+    def __init__(
+        self, file: BinaryIO, *, name: str = "adapter_model.safetensors", max_bytes: int, pause: Pause = go_on
+    ) -> None:
+        """`pause` is called between the header's entries, so that the caller may spread the work over time."""
         self._file = file
+        self._pause = pause
         self._name = name
         self.size_bytes = file.seek(0, os.SEEK_END)
         if self.size_bytes > max_bytes:
@@ -88,11 +99,11 @@ class TensorFile:
         self.entries: Mapping[str, TensorEntry] = self._read_header()
 
     @classmethod
-    def open(cls, path: Path, *, max_bytes: int) -> Self:
+    def open(cls, path: Path, *, max_bytes: int, pause: Pause = go_on) -> Self:
         """Opens and checks the file at that path."""
         file = open(path, "rb", buffering=0)  # unbuffered: not a byte is read before its check
         try:
-            return cls(file, max_bytes=max_bytes)
+            return cls(file, max_bytes=max_bytes, pause=pause)
         except BaseException:
             file.close()
             raise
@@ -146,7 +157,10 @@ class TensorFile:
         self._check_metadata(table.pop("__metadata__", {}))
         if not 1 <= len(table) <= MAX_TENSORS:
             self._refuse(f"expected 1 to {MAX_TENSORS} tensors, found {len(table)}")
-        entries = [_parse_entry(name, value, data_start=8 + length) for name, value in table.items()]
+        entries = []
+        for name, value in table.items():
+            self._pause()
+            entries.append(_parse_entry(name, value, data_start=8 + length))
         self._check_coverage(entries, data_start=8 + length)
         return {entry.name: entry for entry in entries}
 

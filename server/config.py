@@ -2,14 +2,19 @@
 
 import ipaddress
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 MEBIBYTE = 1 << 20
+_METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # as gRPC passes it on: lower case
 
 
 def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"help": help, **metadata})
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -20,13 +25,18 @@ class EngineConfig:
     max_running_requests: int = _setting(32, "sequences in one step")
     max_waiting_requests: int = _setting(256, "requests in the admission queue; more are refused")
     max_step_tokens: int = _setting(512, "rows of one step: decodes first, then chunks of prompts")
-    max_prefill_tokens_with_decodes: int = _setting(
-        128, "rows of prompts in a step that has decodes too: fewer keep the streams even, more start requests sooner"
+    max_prefill_tokens_with_decodes: int = _setting(128, "rows of prompts at most in a step that has decodes too")
+    max_step_stretch: float = _setting(
+        2.5,
+        "how many times as long prompts may make a step that has decodes: "
+        "less keeps the streams even, more starts requests sooner",
+        metavar="X",
     )
     max_overtakes: int = _setting(
         64, "requests that may pass one that waits for an adapter slot, by using adapters that are on the device"
     )
     kv_tokens: int = _setting(16_384, "capacity of the key-value cache, in tokens")
+    share_prefixes: bool = _setting(False, "let requests of different tenants share cached prefixes")
     page_tokens: int = _setting(16, "tokens of one page: what the prefix cache shares")
     check_every_step: bool = _setting(False, "check pages and slots after each step: for tests")
 
@@ -34,6 +44,8 @@ class EngineConfig:
         for name in ("max_running_requests", "max_waiting_requests", "max_step_tokens", "kv_tokens", "page_tokens"):
             _require_positive(self, name)
         _require_positive(self, "max_prefill_tokens_with_decodes")
+        if not (math.isfinite(self.max_step_stretch) and self.max_step_stretch > 1.0):
+            raise ValueError(f"max_step_stretch: must be more than 1, not {self.max_step_stretch}")
         if self.max_overtakes < 0:
             raise ValueError(f"max_overtakes: must be at least 0, not {self.max_overtakes}")
         if self.max_step_tokens < self.max_running_requests:
@@ -52,11 +64,18 @@ class ResidencyConfig:
     max_rank: int = _setting(256, "largest rank of an adapter")
     max_adapter_bytes: int = _setting(512 * MEBIBYTE, "largest adapter, in bytes")
     loader_threads: int = _setting(2, "adapters loaded at the same time")
+    loader_share: float = _setting(
+        0.05,
+        "share of one core that a load may take while requests decode; loads that wait add as much; 1: all of it",
+        metavar="X",
+    )
     allow_other_base: bool = _setting(False, "serve adapters published against another base of the same shape")
 
     def __post_init__(self) -> None:
         for name in ("adapter_slots", "device_bytes", "host_bytes", "max_rank", "max_adapter_bytes", "loader_threads"):
             _require_positive(self, name)
+        if not self.loader_share > 0:
+            raise ValueError(f"loader_share: must be above 0, not {self.loader_share}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +130,12 @@ class ServerConfig:
         "auto", "kernels; reference is plain torch in float32: slow and exact", choices=("auto", "reference")
     )
     threads: int | None = _setting(None, "torch's compute threads (default: torch's own choice)")
+    tenant_metadata: str = _setting(
+        "", "metadata key in which a proxy that authenticates names a request's tenant ('': all requests are one's)"
+    )
+    tenant_weights: Mapping[str, float] = _setting(
+        {}, "shares of the batch, 1 for each tenant that is not named", metavar="NAME=X,…"
+    )
     reflection: bool = _setting(False, "offer gRPC server reflection")
     grace_seconds: float = _setting(30.0, "seconds that running requests get after SIGTERM", flag="--grace")
     stream_buffer_tokens: int = _setting(4096, "tokens kept for a client that does not read its stream, then it is cut")
@@ -127,6 +152,11 @@ class ServerConfig:
         if self.threads is not None:
             _require_positive(self, "threads")
         _require_positive(self, "stream_buffer_tokens")
+        if self.tenant_metadata and not _METADATA_KEY.fullmatch(self.tenant_metadata):
+            raise ValueError(f"tenant_metadata: {self.tenant_metadata!r} is not a key of gRPC's metadata")
+        for tenant, weight in self.tenant_weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"tenant_weights: {tenant!r} must have a weight above 0, not {weight}")
         if not (math.isfinite(self.grace_seconds) and self.grace_seconds >= 0):
             raise ValueError(f"grace: must be 0 or more seconds, not {self.grace_seconds}")
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -5,7 +5,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,16 @@ def _add_flag(group: "argparse._ArgumentGroup", setting: "Field[Any]", hint: Any
     if hint is bool:
         group.add_argument(flag, dest=setting.name, action="store_true", help=text)
         return
-    if setting.default is not None and setting.name not in ("registry", "base_cache"):
+    if setting.default not in (None, MISSING, "") and setting.name not in ("registry", "base_cache"):
         text += f" (default: {_shown(setting)})"
     group.add_argument(
         flag,
         dest=setting.name,
         type=_parser_of(setting.name, hint),
         choices=setting.metadata.get("choices"),
-        metavar=None if "choices" in setting.metadata else _metavar(setting.name, hint),
+        metavar=None
+        if "choices" in setting.metadata
+        else setting.metadata.get("metavar") or _metavar(setting.name, hint),
         help=text,
     )
 
@@ -69,6 +71,8 @@ def _add_flag(group: "argparse._ArgumentGroup", setting: "Field[Any]", hint: Any
 def _parser_of(name: str, hint: Any) -> Callable[[str], Any]:
     if name.endswith("_bytes"):
         return _described(parse_bytes)
+    if name == "tenant_weights":
+        return _described(parse_weights)
     if hint == Address | None:
         return _described(lambda text: Address.parse(text) if text else None)
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
@@ -93,6 +97,20 @@ def parse_bytes(text: str) -> int:
     if not match or match[2].upper() not in _BYTE_UNITS:
         raise ValueError(f"{text!r} is not a size: a whole number, then nothing or KiB, MiB, GiB, KB, MB, GB")
     return int(match[1]) * _BYTE_UNITS[match[2].upper()]
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Reads "name=2,other=0.5". Raises ValueError."""
+    weights = {}
+    for part in filter(None, text.split(",")):
+        name, equals, number = part.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise ValueError(f"{part!r} is not NAME=WEIGHT")
+    return weights
 
 
 def _shown(setting: "Field[Any]") -> str:

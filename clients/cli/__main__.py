@@ -16,6 +16,7 @@ from hotshoe.clients.cli.ps import ps
 from hotshoe.clients.cli.publish import publish
 from hotshoe.clients.cli.pull import pull
 from hotshoe.clients.cli.run import run
+from hotshoe.clients.cli.scenario import scenario
 from hotshoe.clients.cli.serve import serve
 from hotshoe.clients.cli.show import show
 from hotshoe.clients.cli.tag import tag
@@ -50,7 +51,7 @@ def command_line() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for verb in VERBS:
-        if verb is bench:  # a verb of its own, with another below it
+        if verb is bench:  # a verb of its own, with others below it
             app.add_typer(_bench_verbs(), name="bench")
             continue
         passes_on = verb is serve  # the server reads its own arguments, --help too
@@ -62,6 +63,7 @@ def command_line() -> typer.Typer:
 def _bench_verbs() -> typer.Typer:
     verbs = typer.Typer(callback=bench, invoke_without_command=True, rich_markup_mode=None)
     verbs.command()(compare)
+    verbs.command()(scenario)
     return verbs
 
 

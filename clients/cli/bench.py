@@ -37,7 +37,7 @@ def bench(
     Tokens per second end to end, time to first token, time between tokens. Ends with 1 if a request failed.
     """
     if context.invoked_subcommand is not None:
-        return  # bench compare
+        return  # compare, or scenario
     import asyncio
 
     from hotshoe.clients.bench import BenchPlan, Pattern, run_bench

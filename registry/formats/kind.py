@@ -14,7 +14,7 @@ from hotshoe.registry.formats.peft_config import NULL, TEXT, Config, either
 from hotshoe.registry.formats.plan import Format, Plan, Tensors
 from hotshoe.registry.formats.prefix_tuning import plan_prefix_tuning
 from hotshoe.registry.formats.prompt_tuning import plan_prompt_tuning
-from hotshoe.registry.validation import AdapterLimits, TensorEntry, TensorFile, read_config, shown
+from hotshoe.registry.validation import AdapterLimits, Pause, TensorEntry, TensorFile, go_on, read_config, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,9 +77,16 @@ def inspect_adapter(
 
 
 def lower_adapter(
-    files: Mapping[str, Path], base: BaseWeights, limits: AdapterLimits = DEFAULT_LIMITS
+    files: Mapping[str, Path],
+    base: BaseWeights,
+    limits: AdapterLimits = DEFAULT_LIMITS,
+    *,
+    pause: Pause = go_on,
 ) -> LoweredAdapter:
     """Checks an adapter as `inspect_adapter` does, and gives its canonical form on that base.
+
+    Args:
+        pause: called between tensors, so that the caller may spread the work over time.
 
     Returns:
         Float32 tensors on the CPU.
@@ -90,11 +97,12 @@ def lower_adapter(
     import torch
 
     checked = _check_config(files)
-    with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes) as tensor_file:
-        plan = checked.plan(tensor_file, base.shape, limits)
+    with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes, pause=pause) as tensor_file:
+        plan = checked.plan(tensor_file, base.shape, limits, pause)
         unread = set(tensor_file.entries)
 
         def read(entry: TensorEntry, *, scale: float = 1.0) -> "Tensor":
+            pause()
             unread.remove(entry.name)
             return torch.from_numpy(tensor_file.read(entry, scale=scale))
 
@@ -111,8 +119,8 @@ class _CheckedConfig:
     base_model: str
     fields: Config
 
-    def plan(self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits) -> Plan:
-        tensors = Tensors(tensor_file.entries, shape)
+    def plan(self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on) -> Plan:
+        tensors = Tensors(tensor_file.entries, shape, pause)
         plan = ADAPTER_KINDS[self.kind](self.fields, tensors, shape)
         tensors.close()
         if plan.rank > limits.max_rank:

@@ -12,7 +12,7 @@ from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.formats.peft_config import Config
 from hotshoe.registry.formats.target_modules import targets_of
-from hotshoe.registry.validation import TensorEntry
+from hotshoe.registry.validation import Pause, TensorEntry, go_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,19 +53,23 @@ class Plan(Protocol):
 class Tensors:
     """The tensors of a file that no one has claimed yet. Each is claimed exactly once, or the adapter is refused."""
 
-    def __init__(self, entries: Mapping[str, TensorEntry], base: BaseShape) -> None:
+    def __init__(self, entries: Mapping[str, TensorEntry], base: BaseShape, pause: Pause = go_on) -> None:
+        """`pause` is called at each tensor, so that the caller may spread the work over time."""
         self._entries = dict(entries)
         self._base = base
+        self._pause = pause
         self._modules = {shape.module for shape in base.linears.values()}
 
     def require_known_modules(self) -> None:
         """Refuses a tensor that is of no decoder linear of the base, as `base_model.model.<module>.<…>` names it."""
         for name in self._entries:
+            self._pause()
             if not self._is_of_linear(name):
                 self._refuse_unknown(name)
 
     def take(self, name: str, *, reason: str) -> TensorEntry:
         """Claims that tensor; InvalidAdapter if it is missing, with the reason why it was expected."""
+        self._pause()
         entry = self._entries.pop(name, None)
         if entry is None:
             raise InvalidAdapter(name, f"missing: {reason}")

@@ -1,6 +1,7 @@
 """From the registry to a checked adapter in canonical form, in host memory."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.manifest import AdapterRecord
-from hotshoe.registry.validation import AdapterLimits
+from hotshoe.registry.validation import AdapterLimits, Pause, go_on
 from hotshoe.server.adapters.resident import AdapterSource, LoadStage
 from hotshoe.server.config import ResidencyConfig
 
@@ -28,9 +29,14 @@ class AdapterReader:
         self._limits = AdapterLimits(max_rank=config.max_rank, max_bytes=config.max_adapter_bytes)
 
     def read(
-        self, digest: str, on_stage: Callable[[LoadStage, AdapterRecord], None]
+        self,
+        digest: str,
+        on_stage: Callable[[LoadStage, AdapterRecord], None],
+        *,
+        pause: Pause = go_on,
     ) -> tuple[AdapterRecord, LoweredAdapter, dict[str, float]]:
-        """Resolves, verifies and lowers an adapter; `on_stage` hears of each stage as it begins.
+        """Resolves, verifies and lowers an adapter; `on_stage` hears of each stage as it begins, `pause` is called
+        between tensors.
 
         Returns:
             Its record, its canonical form, and the seconds of each stage.
@@ -49,7 +55,8 @@ class AdapterReader:
         files = self._source.adapter_files(digest)
         verified = time.perf_counter()
         on_stage(LoadStage.LOADING, record)
-        lowered = lower_adapter(files, self._base, self._limits)
+        lowered = lower_adapter(files, self._base, self._limits, pause=pause)
+        pause()
         check_finite(lowered)
         lowered_at = time.perf_counter()
         return record, lowered, {"verify": verified - started, "lower": lowered_at - verified}
@@ -67,6 +74,8 @@ class AdapterReader:
 
 def check_finite(adapter: LoweredAdapter) -> None:
     """Raises InvalidAdapter unless every number is finite: scales can overflow what the files hold."""
-    norms = torch._foreach_norm(list(adapter.tensors()), float("inf"))
-    if norms and not torch.stack(list(norms)).isfinite().all():
+    tensors = list(adapter.tensors())
+    norms = torch._foreach_norm(tensors)  # cheap; a sum of squares may overflow where no number does
+    doubtful = [tensor for tensor, norm in zip(tensors, norms, strict=True) if not math.isfinite(float(norm))]
+    if not all(bool(tensor.isfinite().all()) for tensor in doubtful):
         raise InvalidAdapter("tensors", "expected finite numbers, found NaN or infinity after lowering")

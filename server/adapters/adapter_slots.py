@@ -14,7 +14,9 @@ from hotshoe.kernels.low_rank import LowRankKind
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
+from hotshoe.server.adapters.factor_layout import FactorLayout, pieces_of, places_of
 from hotshoe.server.adapters.packed_adapter import PackedAdapter, pack_adapter
 from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SoftPrompt
 from hotshoe.server.adapters.rank_units import RankUnits
@@ -52,6 +54,7 @@ class AdapterSlots:
         self._num_layers = base.num_layers
         self._placed: list[PlacedAdapter | None] = [None] * num_slots
         self._tables: Mapping[SiteId, LowRankTable] = {}
+        self._places: dict[int, tuple[FactorLayout, list[list[Tensor]]]] = {}  # by first unit: views of the tables
         self._capacity = 0  # units that every table holds
         # On a CPU memory that was never written to is free, so the tables seldom have to grow.
         self._first_capacity = 2 * num_slots if self.device.type == "cpu" else _FIRST_CAPACITY
@@ -78,13 +81,15 @@ class AdapterSlots:
 
     # Loader threads.
 
-    def pack(self, adapter: LoweredAdapter) -> PackedAdapter:
-        """Lays an adapter out in host memory as the tables hold it, so that `place_packed` is quick.
+    def pack(self, adapter: LoweredAdapter, *, pause: Pause = go_on) -> PackedAdapter:
+        """Lays an adapter out in host memory in the tables' dtype, so that `place_packed` is quick.
+
+        `pause` is called between its parts, here and there, so that the caller may spread the work over time.
 
         Raises:
             ValueError: the adapter does not fit the base; the message names the linear.
         """
-        return pack_adapter(adapter, self._shapes, self.dtype)
+        return pack_adapter(adapter, self._shapes, self.dtype, pause=pause)
 
     def place(self, slot: int, adapter: LoweredAdapter) -> None:
         """Packs an adapter and places it.
@@ -94,22 +99,22 @@ class AdapterSlots:
         """
         self.place_packed(slot, self.pack(adapter))
 
-    def place_packed(self, slot: int, adapter: PackedAdapter) -> None:
-        """Copies an adapter to the device, into a slot that is clear."""
+    def place_packed(self, slot: int, adapter: PackedAdapter, *, pause: Pause = go_on) -> None:
+        """Copies an adapter to the device in layer order, into a slot that is clear."""
         if self._placed[slot] is not None:
             raise AssertionError(f"adapter slot {slot} is not clear")
         vectors = {site: found.to(self.device) for site, found in adapter.vectors.items()}
         soft_prompt = adapter.soft_prompt.to(self.device)
         with self._writing:
-            first_unit = self._write(adapter) if adapter.ranks else 0
+            first_unit = self._write(adapter, pause) if adapter.layout.sites else 0
         self._placed[slot] = PlacedAdapter(
             first_unit=first_unit,
-            num_units=adapter.num_units,
-            ranks=adapter.ranks,
-            rank_table=PlacedAdapter.tabulated(adapter.ranks, self._num_layers),
+            num_units=adapter.layout.num_units,
+            ranks=adapter.layout.ranks,
+            rank_table=adapter.layout.rank_table(self._num_layers),
             vectors=vectors,
             soft_prompt=soft_prompt,
-            size_bytes=adapter.size_bytes,
+            size_bytes=adapter.device_bytes,
         )
 
     def clear(self, slot: int) -> None:
@@ -174,15 +179,16 @@ class AdapterSlots:
 
     # Writing the tables, under `_writing`.
 
-    def _write(self, adapter: PackedAdapter) -> int:
+    def _write(self, adapter: PackedAdapter, pause: Pause) -> int:
+        num_units = adapter.layout.num_units
         with self._units_lock:
-            first_unit = self._units.take(adapter.num_units)
+            first_unit = self._units.take(num_units)
         try:
-            self._reserve(adapter.factors)
-            self._copy(adapter.factors, first_unit)
+            self._reserve(adapter.layout.ranks)
+            self._copy(adapter, first_unit, pause)
         except BaseException:
             with self._units_lock:
-                self._units.give_back(first_unit, adapter.num_units)
+                self._units.give_back(first_unit, num_units)
             raise
         return first_unit
 
@@ -197,6 +203,7 @@ class AdapterSlots:
             tables = {site: self._grown(site, table) for site, table in tables.items()}
         for site in missing:
             tables[site] = self._new_table(site)
+        self._places.clear()
         self._tables = tables
 
     def _new_table(self, site: SiteId) -> LowRankTable:
@@ -213,14 +220,19 @@ class AdapterSlots:
         new.b[: old.b.shape[0]] = old.b
         return new
 
-    def _copy(self, factors: Mapping[SiteId, LowRankTable], first_unit: int) -> None:
-        targets: list[Tensor] = []
-        sources: list[Tensor] = []
-        for site, own in factors.items():
-            units, table = own.a.shape[0], self._tables[site]
-            first_row = first_unit * UNIT_RANK
-            targets += (table.a[first_unit : first_unit + units], table.b[first_row : first_row + own.b.shape[0]])
-            sources += (own.a, own.b)
-        torch._foreach_copy_(targets, sources)  # one call, so that this thread does not take the GIL for each
+    def _copy(self, adapter: PackedAdapter, first_unit: int, pause: Pause) -> None:
+        factors = adapter.factors.to(self.device)  # at once: on a device, many small copies would take longer
+        places = self._places_of(adapter.layout, first_unit)
+        for (_, pairs), targets in zip(adapter.layout.by_site(factors), places, strict=True):
+            torch._foreach_copy_(targets, pieces_of(pairs))  # one call, so that this thread does not take the GIL again
+            pause()
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
+
+    def _places_of(self, layout: FactorLayout, first_unit: int) -> list[list[Tensor]]:
+        """Views of the tables where factors of a layout go; kept for the next adapter that is placed there."""
+        kept_layout, places = self._places.get(first_unit, (None, []))
+        if kept_layout is not layout:
+            places = [places_of(ranks, self._tables[site], first_unit) for site, ranks in layout.ranks.items()]
+            self._places[first_unit] = layout, places
+        return places

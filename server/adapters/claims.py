@@ -28,6 +28,8 @@ class Claims:
 
     def __init__(self) -> None:
         self._claims: dict[frozenset[str], Claim] = {}  # in their order
+        self._by_digest: dict[str, dict[frozenset[str], Claim]] = {}  # the same for each adapter
+        self._looked = 0.0  # when old ones were looked for last
         self._orders = itertools.count()
 
     def renew(self, digests: Collection[str], *, lease_until: float | None = None) -> bool:
@@ -39,15 +41,16 @@ class Claims:
         if claim is not None:
             claim.lease_until = max(claim.lease_until, until)
             return False
-        self._claims[key] = Claim(key, next(self._orders), until)
+        claim = self._claims[key] = Claim(key, next(self._orders), until)
+        for digest in key:
+            self._by_digest.setdefault(digest, {})[key] = claim
         return True
 
     def extend(self, digest: str) -> None:
         """An adapter came: whoever waits for it gets time to take it."""
         until = time.monotonic() + LEASE_SECONDS
-        for claim in self._claims.values():
-            if digest in claim.digests:
-                claim.lease_until = max(claim.lease_until, until)
+        for claim in self._by_digest.get(digest, {}).values():
+            claim.lease_until = max(claim.lease_until, until)
 
     def end_load(self, digest: str, *, requested: bool) -> None:
         """Nobody waits for an adapter in `load` any more; if it is requested, it is kept for a moment."""
@@ -61,11 +64,17 @@ class Claims:
 
     def drop(self, digests: Collection[str]) -> None:
         """A stack was taken, or never can be."""
-        self._claims.pop(frozenset(digests), None)
+        key = frozenset(digests)
+        if self._claims.pop(key, None) is None:
+            return
+        for digest in key:
+            del self._by_digest[digest][key]
+            if not self._by_digest[digest]:
+                del self._by_digest[digest]
 
     def order_of(self, digest: str) -> float:
         """The place of the first claim on an adapter; infinite if there is none."""
-        return next((claim.order for claim in self._claims.values() if digest in claim.digests), math.inf)
+        return next((claim.order for claim in self._by_digest.get(digest, {}).values()), math.inf)
 
     def kept_from(self, order: float) -> set[str]:
         """What whoever has this place may not evict: all that it, and those before it, claim."""
@@ -82,6 +91,10 @@ class Claims:
         return {digest for claim in self._claims.values() if claim.lease_until > now for digest in claim.digests}
 
     def _forget_old(self) -> None:
-        old = time.monotonic() - FORGET_SECONDS
-        for claim in [claim for claim in self._claims.values() if claim.lease_until < old]:
-            del self._claims[claim.digests]
+        """Now and then: hundreds of requests may wait, and each renews its claim whenever something changes."""
+        now = time.monotonic()
+        if now - self._looked < FORGET_SECONDS / 10:
+            return
+        self._looked = now
+        for claim in [claim for claim in self._claims.values() if claim.lease_until < now - FORGET_SECONDS]:
+            self.drop(claim.digests)

@@ -13,11 +13,13 @@ class LoadQueue:
     def __init__(self, state: ResidencyState) -> None:
         self._state = state
         self._pending: dict[Entry, None] = {}
+        self.num_unread = 0  # of those, QUEUED
         self._asked = 0.0  # time.monotonic() seconds
 
     def put(self, entry: Entry, phase: Phase) -> None:
         entry.phase = phase
         self._pending[entry] = None
+        self.num_unread += phase is Phase.QUEUED
 
     def take(self) -> Entry | None:
         """The first in line that can go on: PLACING, with its slot reserved, or READING. None if none can."""
@@ -33,6 +35,7 @@ class LoadQueue:
             return None
         del self._pending[entry]
         entry.phase = Phase.READING
+        self.num_unread -= 1
         return entry
 
     def seconds_until_asking(self) -> float | None:
@@ -46,6 +49,9 @@ class LoadQueue:
         self._asked = time.monotonic()
 
     def check_integrity(self) -> None:
+        """Raises AssertionError unless what is pending waits."""
+        if self.num_unread != sum(entry.phase is Phase.QUEUED for entry in self._pending):
+            raise AssertionError(f"{self.num_unread} unread loads do not add up")
         for entry in self._pending:
             if entry.phase not in (Phase.QUEUED, Phase.AWAITING_SLOT):
                 raise AssertionError(f"{entry.digest} is pending, but {entry.phase.value}")

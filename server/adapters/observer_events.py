@@ -1,7 +1,9 @@
 """What happened under a lock, told to the observer after it."""
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hotshoe.server.adapters.resident import ResidencyObserver
@@ -33,6 +35,19 @@ class ObserverEvents:
         """What has happened since the last call."""
         events, self._events = self._events, []
         return events
+
+    @contextmanager
+    def told_after(self, lock: threading.Lock) -> Iterator[None]:
+        """Holds the lock; then tells the observer what happened in the block."""
+        events: list[Event] = []
+        try:
+            with lock:
+                try:
+                    yield
+                finally:
+                    events = self.take()
+        finally:
+            self.tell(events)
 
     def tell(self, events: list[Event]) -> None:
         if self._observer is None:

@@ -1,4 +1,4 @@
-"""An adapter made ready for the device: its factors as the tables hold them, so that placing it only copies bytes."""
+"""An adapter made ready for the device: its factors at their true ranks, so that placing it only copies bytes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,51 +6,63 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable, units_of
 from hotshoe.registry.formats.base import LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.validation import Pause, go_on
+from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
 from hotshoe.server.adapters.placed_adapter import SiteVectors, SoftPrompt
 from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter in host memory, in the layout and dtype of the device's tables."""
+    """An adapter in host memory, in the dtype of the device's tables."""
 
-    num_units: int
-    factors: Mapping[SiteId, LowRankTable]  # its own units only, at the sites where it has a rank
-    ranks: Mapping[SiteId, tuple[int, ...]]  # of each target there
+    factors: Tensor  # [layout.num_elements], flat
+    layout: FactorLayout
     vectors: Mapping[SiteId, SiteVectors]
     soft_prompt: SoftPrompt
-    size_bytes: int  # here, and on the device
+    size_bytes: int  # here
+    device_bytes: int  # on the device, where ranks are rounded up to units
 
 
-def pack_adapter(adapter: LoweredAdapter, shapes: Mapping[SiteId, SiteShape], dtype: torch.dtype) -> PackedAdapter:
-    """Groups an adapter's linears by site and lays their factors out in units.
+def pack_adapter(
+    adapter: LoweredAdapter,
+    shapes: Mapping[SiteId, SiteShape],
+    dtype: torch.dtype,
+    *,
+    pause: Pause = go_on,
+) -> PackedAdapter:
+    """Groups an adapter's linears by site and lays their factors out one behind the other; calls `pause` at each site.
 
     Raises:
         ValueError: a linear is not the base's, or a tensor does not fit it; the message names it.
     """
     sites = _by_site(adapter, shapes)
     ranks = {site: tuple(linear.rank for linear in linears) for site, linears in sites.items()}
-    ranks = {site: found for site, found in ranks.items() if any(found)}
-    factors = {site: _pack_factors(sites[site], shapes[site], dtype) for site in ranks}
+    layout = factor_layout(tuple((site, shapes[site], found) for site, found in ranks.items() if any(found)))
+    factors = torch.empty(layout.num_elements, dtype=dtype)
+    for site, pairs in layout.by_site(factors):
+        linears = [linear for linear in sites[site] if linear.rank]
+        targets = [tensor for pair in pairs for tensor in (pair.a, pair.b)]
+        torch._foreach_copy_(targets, [tensor.t() for linear in linears for tensor in (linear.a, linear.b)])  # type: ignore[union-attr]
+        pause()
     vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
     soft_prompt = SoftPrompt(adapter.kv_prefix, adapter.prompt_embeddings)
-    tensors = [tensor for table in factors.values() for tensor in (table.a, table.b)]
-    tensors += [tensor for found in vectors.values() for tensor in found.tensors()]
+    others = [tensor for found in vectors.values() for tensor in found.tensors()]
+    other_bytes = sum(tensor.nbytes for tensor in (*others, *soft_prompt.tensors()))
     return PackedAdapter(
-        num_units=units_of(adapter.rank),
         factors=factors,
-        ranks=ranks,
+        layout=layout,
         vectors=vectors,
         soft_prompt=soft_prompt,
-        size_bytes=sum(tensor.nbytes for tensor in (*tensors, *soft_prompt.tensors())),
+        size_bytes=factors.nbytes + other_bytes,
+        device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,
     )
 
 
 def _by_site(adapter: LoweredAdapter, shapes: Mapping[SiteId, SiteShape]) -> dict[SiteId, list[LoweredLinear]]:
-    """The linears of each site in the order of its targets, empty ones where the adapter has none."""
+    """The linears of each site in the order of its targets, empty ones where it has none; sites in layer order."""
     sites: dict[SiteId, list[LoweredLinear]] = {}
     for linear_id, linear in adapter.linears.items():
         site, target = SITE_OF_TARGET.get(linear_id.target, ("", 0))
@@ -59,7 +71,8 @@ def _by_site(adapter: LoweredAdapter, shapes: Mapping[SiteId, SiteShape]) -> dic
             raise ValueError(f"{linear_id}: the base has no such linear")
         _check_shapes(linear_id, linear, shape.in_features, shape.widths[target])
         sites.setdefault((linear_id.layer, site), [LoweredLinear()] * len(SITES[site]))[target] = linear
-    return sites
+    order = list(SITES)
+    return dict(sorted(sites.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
 
 
 def _check_shapes(linear_id: LinearId, linear: LoweredLinear, in_features: int, out_features: int) -> None:
@@ -76,20 +89,6 @@ def _check_shapes(linear_id: LinearId, linear: LoweredLinear, in_features: int, 
         tensor: Tensor | None = getattr(linear, name)
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{linear_id}.{name}: expected {list(shape)}, not {list(tensor.shape)}")
-
-
-def _pack_factors(linears: Sequence[LoweredLinear], shape: SiteShape, dtype: torch.dtype) -> LowRankTable:
-    units = units_of(max(linear.rank for linear in linears))
-    a = torch.zeros(units, shape.in_features, len(linears) * UNIT_RANK, dtype=dtype)
-    b = torch.zeros(units * UNIT_RANK, sum(shape.widths), dtype=dtype)
-    table = LowRankTable(a, b, shape.widths)
-    for target, linear in enumerate(linears):
-        if linear.a is None or linear.b is None:
-            continue
-        table.b_of(0, target, linear.rank).copy_(linear.b.t())
-        for unit, rows in enumerate(torch.split(linear.a, UNIT_RANK)):
-            table.a_of(unit, target, rows.shape[0]).copy_(rows.t())
-    return table
 
 
 def _site_vectors(linears: Sequence[LoweredLinear], shape: SiteShape) -> SiteVectors | None:

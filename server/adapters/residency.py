@@ -4,11 +4,11 @@ The engine's thread asks with `acquire` and never waits; a request whose adapter
 `on_change`. One lock guards the bookkeeping; no file is read and no tensor copied while it is held.
 """
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
@@ -16,8 +16,9 @@ from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_queue import LoadQueue
-from hotshoe.server.adapters.observer_events import Event, ObserverEvents
-from hotshoe.server.adapters.one_core import use_one_core
+from hotshoe.server.adapters.loader_pace import LoaderPace
+from hotshoe.server.adapters.observer_events import ObserverEvents
+from hotshoe.server.adapters.one_core import let_others_first, use_one_core
 from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
 from hotshoe.server.adapters.resident import (
     AdapterSource,
@@ -61,6 +62,8 @@ class AdapterResidency:
         self._progress = threading.Condition(self._lock)  # load() waits for loaders
         self._state = ResidencyState(config, clear=slots.clear, evicted=self._events.evicted)
         self._queue = LoadQueue(self._state)
+        # The engine tells it whether requests decode.
+        self.pace = LoaderPace(config.loader_share, backlog=lambda: self._queue.num_unread)
         self._quarantined: dict[str, str] = {}  # digest → why
         self._closed = False
         self._threads = [
@@ -186,7 +189,8 @@ class AdapterResidency:
             self._quarantined.pop(digest, None)
             entry = self._state.find(digest)
             if entry is not None:
-                entry.pinned, entry.drop_when_idle = None, True
+                self._state.unpin(entry)
+                entry.drop_when_idle = True
                 if entry.is_free:
                     self._state.drop(entry, "unload")
                 self._work.notify()
@@ -265,7 +269,6 @@ class AdapterResidency:
             self._check_open()
             if tier is Tier.DEVICE:
                 self._state.check_fits([entry])
-            if tier is Tier.DEVICE:
                 self._state.claims.renew([entry.digest], lease_until=deadline)
             self._start(entry, tier)
             step = entry.progress()
@@ -281,7 +284,7 @@ class AdapterResidency:
     def _finish_wait(self, entry: Entry, *, tier: Tier, pin: bool) -> LoadProgress:
         if pin:
             self._progress.notify_all()  # other loads may never fit now
-            entry.pinned = max(tier, entry.pinned or tier, key=list(Tier).index)
+            self._state.pin(entry, tier)
         entry.drop_when_idle = False
         self._state.touch(entry)
         return entry.progress(ready=True)
@@ -294,24 +297,17 @@ class AdapterResidency:
         if self._closed:
             raise Draining("the server is shutting down")
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AbstractContextManager[None]:
         """Holds the lock; then tells the observer what happened."""
-        events: list[Event] = []
-        try:
-            with self._lock:
-                try:
-                    yield
-                finally:
-                    events = self._events.take()
-        finally:
-            self._events.tell(events)
+        return self._events.told_after(self._lock)
 
     # Loader threads.
 
     def _run_loader(self) -> None:
         use_one_core()
+        let_others_first()
         while (entry := self._next_job()) is not None:
+            self.pace.begin()
             try:
                 self._read(entry) if entry.phase is Phase.READING else self._place(entry)
             except Exception as error:
@@ -342,12 +338,12 @@ class AdapterResidency:
                 entry.stage, entry.record = stage, record
                 self._progress.notify_all()
 
-        record, lowered, seconds = self._reader.read(entry.digest, on_stage)
+        record, lowered, seconds = self._reader.read(entry.digest, on_stage, pause=self.pace.pause)
         started = time.perf_counter()
-        packed = self._slots.pack(lowered)
+        packed = self._slots.pack(lowered, pause=self.pace.pause)
         seconds["lower"] += time.perf_counter() - started
-        if packed.size_bytes > self._config.device_bytes:
-            raise AdapterUnusable(f"takes {packed.size_bytes} bytes of the device's {self._config.device_bytes}")
+        if packed.device_bytes > self._config.device_bytes:
+            raise AdapterUnusable(f"takes {packed.device_bytes} bytes of the device's {self._config.device_bytes}")
         with self._locked():
             entry.record, entry.read_seconds = record, seconds
             self._state.keep_on_host(entry, packed)
@@ -365,7 +361,7 @@ class AdapterResidency:
         """Host → device, where every load has ended."""
         assert entry.slot is not None and entry.host is not None
         started = time.perf_counter()
-        self._slots.place_packed(entry.slot, entry.host)
+        self._slots.place_packed(entry.slot, entry.host, pause=self.pace.pause)
         seconds = {**entry.read_seconds, "place": time.perf_counter() - started}
         with self._locked():
             self._finish(entry, "disk" if entry.read_seconds else "host", seconds)

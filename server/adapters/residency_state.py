@@ -4,6 +4,7 @@ import enum
 import itertools
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -98,6 +99,9 @@ class Entry:
 class ResidencyState:
     """The entries and the budgets. Not thread-safe.
 
+    Thousands of adapters may lie on the host: what is done for each request or load looks at those few only that are on
+    the device, pinned or failed, and at the oldest on the host.
+
     Args:
         clear: frees a slot's tensors; quick.
         evicted: told digest, tier and reason of each eviction.
@@ -111,6 +115,10 @@ class ResidencyState:
         self._evicted = evicted
         self._entries: dict[str, Entry] = {}
         self._free_slots = list(range(config.adapter_slots))
+        self._holders: dict[int, Entry] = {}  # of the other slots
+        self._pinned: dict[Entry, None] = {}
+        self._failed: dict[Entry, None] = {}
+        self._on_host: OrderedDict[Entry, None] = OrderedDict()  # the least recently used first
         self._device_used = 0
         self._host_used = 0
         self.claims = Claims()
@@ -130,11 +138,24 @@ class ResidencyState:
         return entry
 
     def residents(self) -> Iterator[Entry]:
-        return (entry for entry in self._entries.values() if entry.on_device or entry.host is not None)
+        on_device = [entry for entry in self._holders.values() if entry.on_device]
+        yield from on_device
+        yield from (entry for entry in self._on_host if not entry.on_device)
 
     def touch(self, entry: Entry) -> None:
         """It was used now."""
         entry.used, entry.last_use = next(self._uses), time.time()
+        if entry in self._on_host:
+            self._on_host.move_to_end(entry)
+
+    def pin(self, entry: Entry, tier: Tier) -> None:
+        """Keeps it in that tier, or in a faster one where it is kept already."""
+        entry.pinned = max(tier, entry.pinned or tier, key=list(Tier).index)
+        self._pinned[entry] = None
+
+    def unpin(self, entry: Entry) -> None:
+        entry.pinned = None
+        self._pinned.pop(entry, None)
 
     def fail(self, entry: Entry, error: Exception) -> None:
         """Its load ended in an error."""
@@ -142,6 +163,7 @@ class ResidencyState:
             self._give_back_slot(entry)
         entry.phase, entry.prefetched = Phase.IDLE, False
         entry.failure, entry.failed_at = error, time.monotonic()
+        self._failed[entry] = None
         if entry.host is not None:
             self.drop_host(entry)
 
@@ -150,7 +172,7 @@ class ResidencyState:
         if entry.failure is None:
             return
         if time.monotonic() - entry.failed_at >= RETRY_SECONDS:
-            entry.failure = None
+            self._forget_failure(entry)
             return
         raise AdapterUnusable(f"adapter {entry.digest}: {entry.failure}") from entry.failure
 
@@ -158,7 +180,7 @@ class ResidencyState:
 
     def check_fits(self, entries: Collection[Entry]) -> None:
         """Raises AdapterSlotsFull if pinned adapters leave too little for these ever to be on the device together."""
-        pinned = [e for e in self._all() if e.holds_slot and e not in entries]
+        pinned = [e for e in self._pinned if e.holds_slot and e not in entries]
         slots = self._config.adapter_slots - len(pinned)
         if len(entries) > slots:
             raise AdapterSlotsFull(f"{len(entries)} adapter slots are needed, {slots} are not pinned")
@@ -185,6 +207,7 @@ class ResidencyState:
         for victim in victims:
             self.leave_device(victim, "lru")
         entry.slot = self._free_slots.pop()
+        self._holders[entry.slot] = entry
         entry.phase = Phase.PLACING
         self._device_used += entry.device_bytes
         return True
@@ -192,7 +215,8 @@ class ResidencyState:
     def leases_hold(self) -> bool:
         """Whether an idle adapter is kept for a request that has yet to take it."""
         leased = self.claims.leased()
-        return any(e.on_device and e.is_free and not e.holds_slot and e.digest in leased for e in self._all())
+        holders = self._holders.values()
+        return any(e.on_device and e.is_free and not e.holds_slot and e.digest in leased for e in holders)
 
     def leave_device(self, entry: Entry, reason: str) -> None:
         """Frees the slot of an adapter that nobody uses."""
@@ -203,13 +227,14 @@ class ResidencyState:
 
     def _evictable(self, claimant: Entry) -> Iterator[Entry]:
         kept = self.claims.kept_from(self.claims.order_of(claimant.digest))
-        for entry in self._entries.values():
+        for entry in self._holders.values():
             if entry.on_device and entry.is_free and not entry.holds_slot and entry.digest not in kept:
                 yield entry
 
     def _give_back_slot(self, entry: Entry) -> None:
         assert entry.slot is not None
         self._clear(entry.slot)
+        del self._holders[entry.slot]
         self._free_slots.append(entry.slot)
         self._device_used -= entry.device_bytes
         entry.slot = None
@@ -218,30 +243,35 @@ class ResidencyState:
 
     def keep_on_host(self, entry: Entry, adapter: PackedAdapter) -> None:
         """It was read."""
-        entry.host, entry.device_bytes = adapter, adapter.size_bytes
+        entry.host, entry.device_bytes = adapter, adapter.device_bytes
         self._host_used += adapter.size_bytes
+        self._on_host[entry] = None
+        self.touch(entry)
 
     def host_has_room(self) -> bool:
         """Whether what must stay on the host leaves room to read more."""
-        held = sum(e.host.size_bytes for e in self._all() if e.host is not None and not self._may_leave_host(e))
+        if self._host_used < self._config.host_bytes:
+            return True
+        held = sum(e.host.size_bytes for e in self._on_host if e.host is not None and not self._may_leave_host(e))
         return held < self._config.host_bytes
 
     def trim_host(self) -> None:
         """Drops host copies, least recently used first, until the rest fits."""
-        if self._host_used <= self._config.host_bytes:
-            return
-        for entry in sorted(filter(self._may_leave_host, self._all()), key=lambda e: e.used):
+        for entry in tuple(self._on_host) if self._host_used > self._config.host_bytes else ():
+            if self._host_used <= self._config.host_bytes:
+                return
+            if not self._may_leave_host(entry):
+                continue
             self.drop_host(entry)
             if not entry.on_device:
                 self._evicted(entry.digest, Tier.HOST, "lru")
                 self.forget_if_gone(entry)
-            if self._host_used <= self._config.host_bytes:
-                return
 
     def drop_host(self, entry: Entry) -> None:
         assert entry.host is not None
         self._host_used -= entry.host.size_bytes
         entry.host = None
+        del self._on_host[entry]
 
     def _may_leave_host(self, entry: Entry) -> bool:
         busy = entry.phase is not Phase.IDLE or (entry.waiters and not entry.on_device)
@@ -264,12 +294,17 @@ class ResidencyState:
         """Forgets an adapter that is nowhere and that nobody asks for."""
         if entry.is_free and not entry.on_device and entry.host is None and entry.failure is None:
             self._entries.pop(entry.digest, None)
+            self._pinned.pop(entry, None)
 
     def _forget_failures(self) -> None:
         old = time.monotonic() - RETRY_SECONDS
-        for entry in [e for e in self._all() if e.failure is not None and e.failed_at < old and e.is_free]:
-            entry.failure = None
+        for entry in [e for e in self._failed if e.failed_at < old and e.is_free]:
+            self._forget_failure(entry)
             self.forget_if_gone(entry)
+
+    def _forget_failure(self, entry: Entry) -> None:
+        entry.failure = None
+        self._failed.pop(entry, None)
 
     def _all(self) -> list[Entry]:
         return list(self._entries.values())
@@ -280,7 +315,11 @@ class ResidencyState:
         """Raises AssertionError unless slots, bytes and references add up."""
         owners = {entry.slot: entry for entry in self._all() if entry.slot is not None}
         claims = [entry for entry in self._all() if entry.slot is not None]
-        _require(len(owners) == len(claims), "two adapters share a slot")
+        _require(len(owners) == len(claims) and owners == self._holders, "two adapters share a slot")
+        _require({e for e in self._all() if e.pinned is not None} == set(self._pinned), "pins do not add up")
+        _require({e for e in self._all() if e.failure is not None} == set(self._failed), "failures do not add up")
+        _require({e for e in self._all() if e.host is not None} == set(self._on_host), "the host's do not add up")
+        _require(sorted(self._on_host, key=lambda e: e.used) == list(self._on_host), "the host's are not by use")
         _require(
             sorted([*owners, *self._free_slots]) == list(range(self._config.adapter_slots)),
             f"slots in use {sorted(owners)} and free {sorted(self._free_slots)} are not all slots",

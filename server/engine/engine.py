@@ -197,6 +197,7 @@ class Engine:
         self._heartbeat = started = time.monotonic()
         outputs = self._take_messages() + self._live.expire(started)
         plan = self._scheduler.plan()
+        self._residency.pace.set_decoding(plan.num_decodes > 0)
         outputs += self._fail_unstartable(plan)
         if plan.chunks:
             outputs += self._compute(plan)
@@ -215,6 +216,7 @@ class Engine:
             logger.exception("a step of %d rows failed", plan.num_rows)
             return self._recover(plan, error)
         now = time.monotonic()
+        self._scheduler.note_step(plan, now - self._heartbeat)
         outputs: list[AnswerOutput] = []
         for chunk, outcome in zip(plan.chunks, outcomes, strict=True):
             outputs += self._commit(chunk, outcome, now)
@@ -251,6 +253,7 @@ class Engine:
             outputs += self._live.fail(sequence.request.request_id, error)
         if plan.failed:  # a sibling of a failed answer may be in the plan
             plan.chunks = [chunk for chunk in plan.chunks if chunk.sequence.status is SequenceStatus.RUNNING]
+            plan.tail_copies = [c for c in plan.tail_copies if c.sequence.status is SequenceStatus.RUNNING]
             plan.prefix_writes = [w for w in plan.prefix_writes if w.sequence.status is SequenceStatus.RUNNING]
         return outputs
 

@@ -84,6 +84,8 @@ class KvBlocks:
             self._references[page] -= 1
             if self._references[page]:
                 continue
+            if soiled and not self.cache.is_full(page):
+                self.cache.forget(page)  # what follows its beginning is not fit to be used
             if page in self.cache:
                 self.cache.set_idle(page)
                 continue

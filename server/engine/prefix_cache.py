@@ -1,11 +1,14 @@
 """Which page of the key-value cache holds which tokens, so that equal prefixes are computed once.
 
-Only full pages are cached. A page's key is a SHA-256 hash chain over everything that its keys and values depend on:
+A page's key is a SHA-256 hash chain over everything that its keys and values depend on:
 
     seed  = H(base digest, adapter stack as (digest, weight)…, tenant)
     key_0 = H(seed, tokens of page 0),   key_i = H(key_{i−1}, tokens of page i)
 
 so that no two adapters, weights or tenants can share a page, and a page is only found behind the pages before it.
+
+Several answers to one prompt, or several choices, also share the prompt's end that does not fill a page: it is cached
+as a tail, under the key of just those tokens, and copied by who finds it, for each goes on in it by its own.
 """
 
 import hashlib
@@ -44,12 +47,17 @@ class PrefixCache:
     def __init__(self) -> None:
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
+        self._tails_of: dict[int, list[bytes]] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._page_of)
 
     def __contains__(self, page: int) -> bool:
+        return page in self._key_of or page in self._tails_of
+
+    def is_full(self, page: int) -> bool:
+        """Whether a page is cached as a whole, not only by its beginning."""
         return page in self._key_of
 
     @property
@@ -78,9 +86,15 @@ class PrefixCache:
         self._page_of[key] = page
         self._key_of[page] = key
 
+    def insert_tail(self, key: bytes, page: int) -> None:
+        """Remembers that a referenced page begins with what `key` says; whatever follows there may change."""
+        if key not in self._page_of:
+            self._page_of[key] = page
+            self._tails_of.setdefault(page, []).append(key)
+
     def set_idle(self, page: int) -> None:
         """A cached page lost its last reference: it may be evicted, after those that lost theirs before."""
-        assert page in self._key_of, f"page {page} is not cached"
+        assert page in self, f"page {page} is not cached"
         self._idle[page] = None
 
     def set_busy(self, page: int) -> None:
@@ -90,11 +104,20 @@ class PrefixCache:
     def evict(self) -> int:
         """Forgets the least recently used unreferenced page, and gives it back for other use."""
         page, _ = self._idle.popitem(last=False)
-        del self._page_of[self._key_of.pop(page)]
+        self.forget(page)
         return page
+
+    def forget(self, page: int) -> None:
+        """No key finds a page any more that is not idle."""
+        keys = self._tails_of.pop(page, [])
+        if page in self._key_of:
+            keys.append(self._key_of.pop(page))
+        for key in keys:
+            del self._page_of[key]
 
     def clear(self) -> None:
         """Forgets every page."""
         self._page_of.clear()
         self._key_of.clear()
+        self._tails_of.clear()
         self._idle.clear()

@@ -1,5 +1,6 @@
 """Runs the decoder over a step's plan. The only part of the engine that touches the device's key-value cache."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.server.engine.kv_blocks import KvBlocks
-from hotshoe.server.engine.scheduler import PrefixWrite, StepPlan
+from hotshoe.server.engine.scheduler import PrefixWrite, StepPlan, TailCopy
 from hotshoe.server.engine.step_batch import build_step_batch, page_slots, position_slots
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Runner:
         soiled = self._blocks.take_soiled()
         if soiled:
             self._zero(page_slots(self._blocks, soiled))
+        if plan.tail_copies:
+            self._copy_tails(plan.tail_copies)
         for write in plan.prefix_writes:
             self._write_prefix(write)
         batch = build_step_batch(plan.chunks, self._blocks)
@@ -45,6 +48,15 @@ class Runner:
 
     def _zero(self, slots: NDArray[np.int64]) -> None:
         self._kv.zero(torch.from_numpy(slots))
+
+    def _copy_tails(self, copies: Sequence[TailCopy]) -> None:
+        """All are read before any is written: a page that is copied from may be one that is copied to."""
+        sources, targets = [], []
+        for copy in copies:
+            assert copy.sequence.table is not None, "only running sequences have tails copied"
+            targets.append(position_slots(self._blocks, copy.sequence.table, copy.start, copy.end))
+            sources.append(page_slots(self._blocks, [copy.page])[: copy.end - copy.start])
+        self._kv.copy(torch.from_numpy(np.concatenate(sources)), torch.from_numpy(np.concatenate(targets)))
 
     def _write_prefix(self, write: PrefixWrite) -> None:
         table = write.sequence.table

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hotshoe.server.config import EngineConfig
 from hotshoe.server.engine.kv_blocks import KvBlocks
+from hotshoe.server.engine.prompt_budget import PromptBudget
 from hotshoe.server.engine.sequence import Sequence, SequenceStatus
 from hotshoe.server.engine.slot_line import SlotLine
 from hotshoe.server.engine.tenant_shares import TenantShares
@@ -52,10 +53,21 @@ class PrefixWrite:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class TailCopy:
+    """Positions start … end−1 of a sequence are in that page of the cache, to be copied before the step."""
+
+    sequence: Sequence
+    page: int
+    start: int
+    end: int
+
+
 @dataclass(slots=True)
 class StepPlan:
-    """What one step does: write learned prefixes, then compute the chunks."""
+    """What one step does: copy tails, then write learned prefixes, then compute the chunks."""
 
+    tail_copies: list[TailCopy] = field(default_factory=list)  # their pages may be other sequences' by now
     prefix_writes: list[PrefixWrite] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)  # those of one row first
     failed: list[tuple[Sequence, ServerError]] = field(default_factory=list)  # could not start, and never will
@@ -96,7 +108,11 @@ class Scheduler:
         self._residency = residency
         self._adapter_slots = adapter_slots
         self._base_digest = base_digest
+        self._scope = "" if config.share_prefixes else None  # of cached prefixes; None: the request's tenant
         self._max_sequence_length = max_sequence_length
+        self._prompt_budget = PromptBudget(
+            max_rows=config.max_prefill_tokens_with_decodes, max_stretch=config.max_step_stretch
+        )
         self._changes = 0  # of pages or adapters: a reason to try again what could not start
 
     def add(self, sequence: Sequence) -> None:
@@ -106,6 +122,12 @@ class Scheduler:
     def note_change(self) -> None:
         """Adapters came or went: sequences that could not start may be able to now."""
         self._changes += 1
+
+    def note_step(self, plan: StepPlan, seconds: float) -> None:
+        """A plan was run, in so much time: what prompts may add to the next step follows from it."""
+        if plan.num_decodes:
+            rows = plan.num_rows - plan.num_decodes
+            self._prompt_budget.note_step(num_decodes=plan.num_decodes, num_prompt_rows=rows, seconds=seconds)
 
     def finish(self, sequence: Sequence, *, soiled: bool = False) -> None:
         """Takes a sequence out, wherever it is; with `soiled`, its own pages are cleared before they are used again."""
@@ -132,11 +154,13 @@ class Scheduler:
             sequence.prompt_computed = True
         full = chunk.end // self.blocks.page_tokens
         if full > sequence.offered_pages:
-            keys = sequence.page_keys(full, page_tokens=self.blocks.page_tokens, base_digest=self._base_digest)
+            keys = self._page_keys(sequence, full)
             pages = self.blocks.pages(sequence.table)[:full].tolist()
             for page in range(sequence.offered_pages, full):
                 self.blocks.cache.insert(keys[page], pages[page])
             sequence.offered_pages = full
+        if sequence.has_siblings and sequence.leader is None and chunk.start < sequence.shared_positions <= chunk.end:
+            self._offer_tail(sequence)
 
     def reset(self) -> None:
         """After a step that failed: every running sequence waits again, every page is free, nothing is cached."""
@@ -236,9 +260,9 @@ class Scheduler:
     def _open_table(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Takes cached pages for its beginning and free ones for the rest; False, and nothing taken, if too few."""
         blocks, page_tokens = self.blocks, self.blocks.page_tokens
-        reusable = int(min(sequence.target - 1, sequence.first_logit_position)) // page_tokens
-        keys = sequence.page_keys(reusable, page_tokens=page_tokens, base_digest=self._base_digest)
-        cached = blocks.cache.find(keys)
+        reusable = sequence.shared_positions // page_tokens
+        cached = blocks.cache.find(self._page_keys(sequence, reusable))
+        tail = self._find_tail(sequence) if len(cached) == reusable and sequence.has_siblings else None
         table = blocks.open_table(cached)
         spare = len(self.running)  # a page for the next token of each that runs: else it might be preempted at once
         missing = blocks.pages_for(sequence.target) - len(cached)
@@ -246,6 +270,9 @@ class Scheduler:
             blocks.close_table(table)
             return False
         sequence.table, sequence.offered_pages, sequence.computed = table, len(cached), len(cached) * page_tokens
+        if tail is not None:
+            plan.tail_copies.append(TailCopy(sequence, tail, sequence.computed, sequence.shared_positions))
+            sequence.computed = sequence.shared_positions
         hits = max(0, sequence.computed - sequence.virtual_tokens)
         if sequence.prefix_tokens > sequence.computed:
             plan.prefix_writes.append(PrefixWrite(sequence, sequence.computed, sequence.prefix_tokens))
@@ -255,6 +282,33 @@ class Scheduler:
         if sequence.started is None:  # preempted ones would find pages of their own
             sequence.cached_prompt_tokens = min(hits, sequence.num_prompt)
         return True
+
+    def _page_keys(self, sequence: Sequence, count: int) -> list[bytes]:
+        return sequence.page_keys(
+            count, page_tokens=self.blocks.page_tokens, base_digest=self._base_digest, scope=self._scope
+        )
+
+    def _tail_key(self, sequence: Sequence) -> bytes | None:
+        """The key of what siblings share behind their full pages; None if there is nothing."""
+        page_tokens, end = self.blocks.page_tokens, sequence.shared_positions
+        if end % page_tokens == 0:
+            return None
+        keys = self._page_keys(sequence, end // page_tokens)
+        return sequence.tail_key(keys, end, page_tokens=page_tokens, base_digest=self._base_digest, scope=self._scope)
+
+    def _offer_tail(self, sequence: Sequence) -> None:
+        """A leader has computed what its siblings share."""
+        key = self._tail_key(sequence)
+        if key is not None:
+            assert sequence.table is not None
+            page = self.blocks.pages(sequence.table)[sequence.shared_positions // self.blocks.page_tokens]
+            self.blocks.cache.insert_tail(key, int(page))
+
+    def _find_tail(self, sequence: Sequence) -> int | None:
+        """The page in which a leader left what this sequence needs."""
+        key = self._tail_key(sequence)
+        found = [] if key is None else self.blocks.cache.find([key])
+        return found[0] if found else None
 
     def _grow(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Makes room for its next position, if need be by preempting the newest; False if that is itself."""
@@ -287,7 +341,7 @@ class Scheduler:
         """Rows that may still be planned; prompts may not make a step long for those who decode in it."""
         rows = self._config.max_step_tokens
         if plan.num_decodes:
-            rows = min(rows, plan.num_decodes + self._config.max_prefill_tokens_with_decodes)
+            rows = min(rows, plan.num_decodes + self._prompt_budget.rows(plan.num_decodes))
         return rows - plan.num_rows
 
     def _requeue(self, sequence: Sequence) -> None:

@@ -116,6 +116,15 @@ class Sequence:
         leader = self.leader
         return leader is None or leader.prompt_computed or leader.status is SequenceStatus.FINISHED
 
+    @property
+    def shared_positions(self) -> int:
+        """How many leading positions its siblings have too: all of whose logits nobody wants."""
+        return int(min(self.target - 1, self.first_logit_position))
+
+    @property
+    def has_siblings(self) -> bool:
+        return self.request.n > 1 or len(self.request.choices) > 1
+
     def take_charge(self, end: int) -> int:
         """How many input tokens before position `end` are not charged yet; they are now."""
         charged, self.charged = self.charged, max(self.charged, min(end - self.virtual_tokens, self._num_input))
@@ -150,14 +159,24 @@ class Sequence:
             return self.tokens[start - self.virtual_tokens : end - self.virtual_tokens]
         return [VIRTUAL_TOKEN] * virtual + self.tokens[: max(0, end - self.virtual_tokens)]
 
-    def page_keys(self, count: int, *, page_tokens: int, base_digest: str) -> list[bytes]:
-        """The prefix cache's keys of its first `count` pages, which must be full."""
+    def page_keys(self, count: int, *, page_tokens: int, base_digest: str, scope: str | None = None) -> list[bytes]:
+        """The prefix cache's keys of its first `count` pages, which must be full.
+
+        `scope`: who may share them, its tenant if not given. All calls must agree.
+        """
         while len(self._keys) < count:
             page = len(self._keys)
-            previous = self._keys[-1] if page else self._seed(base_digest)
+            previous = self._keys[-1] if page else self._seed(base_digest, scope)
             self._keys.append(page_key(previous, self.tokens_at(page * page_tokens, (page + 1) * page_tokens)))
         return self._keys[:count]
 
-    def _seed(self, base_digest: str) -> bytes:
+    def tail_key(
+        self, page_keys: Items[bytes], end: int, *, page_tokens: int, base_digest: str, scope: str | None
+    ) -> bytes:
+        """The prefix cache's key of what follows its first full pages, up to position `end`, in the next page."""
+        previous = page_keys[-1] if page_keys else self._seed(base_digest, scope)
+        return page_key(previous, self.tokens_at(len(page_keys) * page_tokens, end))
+
+    def _seed(self, base_digest: str, scope: str | None) -> bytes:
         adapters = [(use.digest, use.weight) for use in self.request.adapters]
-        return chain_seed(base_digest, adapters, self.request.tenant)
+        return chain_seed(base_digest, adapters, self.request.tenant if scope is None else scope)

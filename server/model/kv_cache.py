@@ -56,6 +56,11 @@ class KvCache:
         for layer, key, value in zip(self.layers, keys, values, strict=True):
             layer.index_copy_(0, slots.to(layer.device), torch.stack((key, value), dim=1).to(layer))
 
+    def copy(self, sources: Tensor, targets: Tensor) -> None:
+        """Copies slots `sources` [n] to slots `targets` [n], both int64, in every layer; all are read first."""
+        for layer in self.layers:
+            layer.index_copy_(0, targets.to(layer.device), layer.index_select(0, sources.to(layer.device)))
+
     def zero(self, slots: Tensor) -> None:
         """Clears slots [n] int64 in every layer."""
         for layer in self.layers:

@@ -27,6 +27,7 @@ from hotshoe.server.services.rpc import Context
 from hotshoe.server.services.status import REQUEST_ID_KEY, row_of
 
 MAX_TOKENIZE_BYTES = 1 << 20
+MAX_TENANT_CHARS = 128
 
 _T = TypeVar("_T")
 
@@ -41,6 +42,7 @@ class GenerationParts:
     tokenizer: Tokenizer
     metrics: Metrics
     model_info: generation_pb2.GetModelInfoResponse
+    tenant_metadata: str  # the key that names a request's tenant; "": all are one tenant's
     stream_buffer_tokens: int
     executor: Executor  # for what checks and tokenizes
 
@@ -125,6 +127,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
         request = await self._in_executor(partial(mapping, request_id=request_id, deadline=deadline))
+        if self._parts.tenant_metadata:
+            request = replace(request, tenant=_tenant(context, self._parts.tenant_metadata))
         unused = self._parts.dispatcher.unused_id(request_id)
         if unused != request_id:
             request = replace(request, request_id=unused)
@@ -189,6 +193,17 @@ def _identify(given: str, context: Context) -> str:
     request_id = request_id_of(given)
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     return request_id
+
+
+def _tenant(context: Context, key: str) -> str:
+    """The tenant that the metadata names, "" if none. Raises InvalidRequest if it names two: whose would it be?"""
+    named = {value for name, value in context.invocation_metadata() or () if name == key}
+    if len(named) > 1:
+        raise InvalidRequest(key, "names more than one tenant")
+    tenant = str(named.pop()) if named else ""
+    if len(tenant) > MAX_TENANT_CHARS:
+        raise InvalidRequest(key, f"at most {MAX_TENANT_CHARS} characters")
+    return tenant
 
 
 def _softmax(logprobs: list[float]) -> list[float]:

@@ -15,7 +15,7 @@ from hotshoe.registry.formats.base import BaseShape, LinearId
 from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency
-from hotshoe.server.adapters.resident import Tier
+from hotshoe.server.adapters.resident import AdapterSource, Tier
 from hotshoe.server.config import ResidencyConfig
 
 WAIT = 20.0  # seconds, for what takes milliseconds
@@ -65,6 +65,7 @@ class House:
     def __init__(self, root: Path, *, adapters: int = 3, rank: int = 4, **config: int | bool) -> None:
         self.base = canonical.small_shape()
         self.registry = Registry(root)
+        self.registry_source: AdapterSource = self.registry  # what residency reads from
         self.digests = [
             publish(self.registry, f"adapter-{i}", lora_bytes(self.base, seed=i, rank=rank), base=self.base)[0].digest
             for i in range(adapters)
@@ -77,7 +78,7 @@ class House:
 
     def new_residency(self, base: BaseShape | None = None) -> AdapterResidency:
         residency = AdapterResidency(
-            registry=self.registry,
+            registry=self.registry_source,
             base=Weights(base or self.base),
             slots=self.slots,
             config=self.config,
@@ -101,8 +102,8 @@ class House:
         self.registry.close()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
+def until(condition: Callable[[], bool], *, seconds: float = WAIT) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)

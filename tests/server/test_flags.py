@@ -18,6 +18,12 @@ def test_without_arguments_every_setting_has_its_default() -> None:
     assert config.residency == ResidencyConfig()
 
 
+def test_tenants_have_weights_by_name() -> None:
+    config = parse_arguments(["--tenant-metadata", "x-tenant", "--tenant-weights", "gold=3,a=b=0.5"], {})
+    assert config.tenant_metadata == "x-tenant" and config.tenant_weights == {"gold": 3.0, "a=b": 0.5}
+    assert parse_arguments([], {}).tenant_weights == {}
+
+
 def test_the_registry_lies_in_the_home_directory_without_xdg() -> None:
     assert parse_arguments([], {}).registry == Path.home() / ".local/share/hotshoe/registry"
 
@@ -63,6 +69,15 @@ def test_flags_set_the_fields_they_are_named_after() -> None:
         ("--threads 0", "--threads: must be at least 1"),
         ("--device tpu", "--device: invalid choice"),
         ("--host-bytes 3x", "--host-bytes: '3x' is not a size"),
+        ("--loader-share 0", "--loader-share: must be above 0"),
+        ("--max-step-stretch 1", "--max-step-stretch: must be more than 1"),
+        ("--max-step-stretch nan", "--max-step-stretch: must be more than 1"),
+        ("--tenant-metadata X-Tenant", "--tenant-metadata: 'X-Tenant' is not a key of gRPC's metadata"),
+        ("--tenant-metadata grpc-tenant", "--tenant-metadata: 'grpc-tenant' is not a key"),
+        ("--tenant-metadata tenant-bin", "--tenant-metadata: 'tenant-bin' is not a key"),
+        ("--tenant-weights a=0", "--tenant-weights: 'a' must have a weight above 0"),
+        ("--tenant-weights a", "--tenant-weights: 'a' is not NAME=WEIGHT"),
+        ("--tenant-weights a=b", "--tenant-weights: 'a=b' is not NAME=WEIGHT"),
         ("--grace nan", "--grace: must be 0 or more"),
         ("--listen 50051", "--listen: '50051' is not HOST:PORT"),
         ("--listen ::1:50051", "write an IPv6 address in brackets"),

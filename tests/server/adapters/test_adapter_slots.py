@@ -55,11 +55,44 @@ def test_a_slot_takes_the_bytes_of_its_own_rank_rounded_to_units(rank: int) -> N
     slots, adapter = new_slots(), canonical.lora(rank)
     units = -(-rank // UNIT_RANK)
     factors = sum(out + in_features for out, in_features in canonical.LINEAR_SHAPES.values())
-    assert slots.pack(adapter).size_bytes == 4 * canonical.LAYERS * units * UNIT_RANK * factors
+    packed = slots.pack(adapter)
+    assert packed.device_bytes == 4 * canonical.LAYERS * units * UNIT_RANK * factors
     slots.place(3, adapter)
-    assert slots.slot_bytes(3) == slots.pack(adapter).size_bytes
+    assert slots.slot_bytes(3) == packed.device_bytes
     slots.clear(3)
     assert slots.slot_bytes(3) == 0
+
+
+@pytest.mark.parametrize("rank", (1, 4, 16, 17, 64))
+def test_host_memory_follows_the_rank_and_not_a_maximum(rank: int) -> None:
+    adapter = canonical.lora(rank)
+    packed = new_slots().pack(adapter)
+    factors = sum(out + in_features for out, in_features in canonical.LINEAR_SHAPES.values())
+    assert packed.size_bytes == 4 * canonical.LAYERS * rank * factors == adapter.size_bytes
+    assert packed.factors.untyped_storage().nbytes() == packed.size_bytes, "what is counted is what is held"
+
+
+def test_targets_without_a_rank_take_no_host_memory() -> None:
+    slots = new_slots()
+    some = slots.pack(canonical.lora(4, targets=("q_proj", "v_proj")))
+    shapes = [canonical.LINEAR_SHAPES[target] for target in ("q_proj", "v_proj")]
+    assert some.size_bytes == 4 * canonical.LAYERS * 4 * sum(map(sum, shapes))
+
+
+def test_adapters_of_equal_ranks_share_one_layout() -> None:
+    """One tensor each: thousands of adapters on the host are few objects for the garbage collector to visit."""
+    slots = new_slots()
+    one, two = slots.pack(canonical.lora(4, seed=1)), slots.pack(canonical.lora(4, seed=2))
+    assert one.layout is two.layout is not slots.pack(canonical.lora(5)).layout
+
+
+def test_an_adapter_is_copied_in_layer_order_with_a_pause_at_each_site() -> None:
+    slots, pauses = new_slots(), []
+    packed = slots.pack(canonical.lora(4))
+    assert [layer for (layer, _), _, _ in packed.layout.sites] == sorted(layer for layer, _ in packed.layout.ranks)
+    slots.place_packed(0, packed, pause=lambda: pauses.append(slots._placed[0]))
+    assert pauses == [None] * len(packed.layout.sites), "nobody sees it before it is whole"
+    assert slots.slot_bytes(0) == packed.device_bytes
 
 
 def test_vectors_and_soft_prompts_count_too() -> None:

@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import canonical_adapters as canonical
@@ -14,6 +15,8 @@ from residency_house import WAIT, House, Weights, run_threads, tiers, until
 from store_adapters import publish
 
 from hotshoe.registry.formats.base import LinearId
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.resident import LoadProgress, LoadStage, Tier
 from hotshoe.server.errors import AdapterSlotsFull, AdapterUnusable, Draining
 
@@ -165,7 +168,7 @@ def test_unloading_what_is_not_here_does_nothing(new_house: Callable[..., House]
 
 
 def test_an_adapter_pinned_to_the_host_survives_its_budget(new_house: Callable[..., House]) -> None:
-    house = new_house(adapters=4, adapter_slots=1, host_bytes=100_000)
+    house = new_house(adapters=4, adapter_slots=1, host_bytes=20_000)  # two of them
     house.residency.load(house.digests[0], tier=Tier.HOST, pin=True)
     for digest in house.digests[1:]:
         house.acquire(digest)
@@ -235,7 +238,7 @@ def test_acquire_and_release_do_not_wait_for_files(
 
 def test_a_storm_of_everything_leaves_no_reference_and_no_byte(new_house: Callable[..., House]) -> None:
     """16 threads acquire, release, load, pin, unload and prefetch 12 adapters over 4 slots and a tight host."""
-    host_bytes = 250_000  # five of them
+    host_bytes = 50_000  # five of them
     house = new_house(adapters=12, adapter_slots=4, host_bytes=host_bytes, loader_threads=3)
     residency, served = house.residency, [0] * 16
 
@@ -274,4 +277,38 @@ def test_a_storm_of_everything_leaves_no_reference_and_no_byte(new_house: Callab
         residency.unload(digest)
     until(lambda: not residency.residents())
     assert all(house.slots.slot_bytes(slot) == 0 for slot in range(4))
+    residency.check_integrity()
+
+
+class Shelf:
+    """A source of thousands of adapters, which are the files of one: digests and entries count here, not bytes."""
+
+    def __init__(self, registry: Registry, digest: str) -> None:
+        self._registry = registry
+        self._digest = digest
+
+    def adapter_record(self, digest: str) -> AdapterRecord:
+        return replace(self._registry.adapter_record(self._digest), digest=digest)
+
+    def adapter_files(self, digest: str) -> dict[str, Path]:
+        return self._registry.adapter_files(self._digest)
+
+
+def test_two_thousand_adapters_lie_on_the_host_and_any_of_them_is_served(new_house: Callable[..., House]) -> None:
+    house = new_house(adapters=1, adapter_slots=8, rank=1)
+    house.registry_source = Shelf(house.registry, house.digests[0])
+    house.digests = [f"sha256:{number:064x}" for number in range(2000)]
+    house.residency.close()
+    residency = house.residency = house.new_residency()
+    for digest in house.digests:
+        residency.prefetch(digest)
+    until(lambda: len(residency.residents()) == 2000, seconds=10 * WAIT)
+    assert len(house.observer.loads) == 2000, "each is read once"
+    weights = [1 / rank for rank in range(1, 2001)]
+    for digest in random.Random(5).choices(house.digests, weights, k=300):
+        house.acquire(digest)
+        residency.release([digest])
+    assert {source for _, source in house.observer.loads[2000:]} == {"host"}
+    assert {tier for _, tier, _ in house.observer.evictions} == {"device"}, "the slots are few, the host is large"
+    assert len(residency.residents()) == 2000
     residency.check_integrity()

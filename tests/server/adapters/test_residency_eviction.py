@@ -54,8 +54,9 @@ def test_a_request_that_waits_for_a_slot_gets_the_one_that_is_released(new_house
 
 def test_byte_budgets_hold_on_device_and_host(new_house: Callable[..., House]) -> None:
     like_those = canonical.lora(4, targets=("q_proj", "v_proj", "down_proj"))
-    size = AdapterSlots(1, canonical.small_shape()).pack(like_those).size_bytes
-    house = new_house(adapters=6, adapter_slots=6, device_bytes=2 * size, host_bytes=3 * size)
+    packed = AdapterSlots(1, canonical.small_shape()).pack(like_those)
+    size = packed.device_bytes
+    house = new_house(adapters=6, adapter_slots=6, device_bytes=2 * size, host_bytes=3 * packed.size_bytes)
     for digest in house.digests:
         house.acquire(digest)
         house.residency.release([digest])

@@ -104,7 +104,7 @@ def test_a_device_that_cannot_take_an_adapter_leaves_nothing_behind(
 ) -> None:
     house = new_house()
 
-    def full(slot: int, adapter: object) -> None:
+    def full(slot: int, adapter: object, **_: object) -> None:
         raise MemoryError("out of memory")
 
     monkeypatch.setattr(house.slots, "place_packed", full)

@@ -115,3 +115,16 @@ def test_random_histories_keep_the_books(seed: int) -> None:
         blocks.close_table(table)
     blocks.check_integrity()
     assert blocks.num_available == blocks.num_pages
+
+
+def test_a_page_with_nothing_but_a_tail_is_given_up_when_what_follows_is_soiled() -> None:
+    blocks = KvBlocks(num_pages=4, page_tokens=4, max_sequences=2, max_table_pages=4)
+    table = blocks.open_table()
+    assert blocks.grow(table, 8)
+    whole, begun = blocks.pages(table).tolist()
+    blocks.cache.insert(b"whole", whole)
+    blocks.cache.insert_tail(b"begun", begun)
+    blocks.close_table(table, soiled=True)
+    assert blocks.cache.find([b"whole"]) == [whole] and blocks.cache.find([b"begun"]) == []
+    assert blocks.take_soiled() == [begun]
+    blocks.check_integrity()

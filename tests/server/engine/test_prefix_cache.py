@@ -87,3 +87,19 @@ def test_eviction_takes_the_least_recently_used_idle_page() -> None:
     assert cache.find([keys(3)[2]]) == []
     with pytest.raises(KeyError):
         cache.evict()
+
+
+def test_a_tail_is_found_until_its_page_is_evicted_or_forgotten() -> None:
+    cache = PrefixCache()
+    tail, other, whole = keys(3)
+    cache.insert_tail(tail, 4)
+    cache.insert_tail(other, 5)
+    assert cache.find([tail]) == [4] and 4 in cache and not cache.is_full(4)
+    cache.insert(whole, 4)
+    assert cache.find([tail]) == cache.find([whole]) == [4] and cache.is_full(4)
+    cache.set_idle(4)
+    assert cache.evict() == 4
+    assert cache.find([tail]) == cache.find([whole]) == [] and 4 not in cache
+    cache.forget(5)
+    assert cache.find([other]) == [] and len(cache) == 0
+    cache.forget(5)

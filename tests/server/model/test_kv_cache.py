@@ -28,6 +28,16 @@ def test_zeroed_slots_are_zero_and_the_others_stay() -> None:
     assert float(kv.values[0].sum()) == 30 * 12
 
 
+def test_slots_are_all_read_before_one_is_written() -> None:
+    kv = cache()
+    keys, values = torch.randn(2, 3, 3, 4), torch.randn(2, 3, 3, 4)
+    kv.write(torch.tensor([4, 5, 6]), keys, values)
+    kv.copy(torch.tensor([4, 5, 6]), torch.tensor([5, 6, 20]))
+    for layer in range(2):
+        assert torch.equal(kv.keys[layer][[4, 5, 6, 20]], keys[layer][[0, 0, 1, 2]])
+        assert torch.equal(kv.values[layer][[4, 5, 6, 20]], values[layer][[0, 0, 1, 2]])
+
+
 def test_keys_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected \[2, 3, 3, 4\]"):
         cache().write(torch.arange(3), torch.zeros(2, 3, 4, 3), torch.zeros(2, 3, 4, 3))

@@ -1,0 +1,118 @@
+"""Where the low-rank factors of adapters with the same ranks lie in one flat tensor each, at their true ranks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable, units_of
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter
+from hotshoe.server.adapters.sites import SiteId, SiteShape
+
+
+@dataclass(frozen=True, slots=True)
+class FactorPair:
+    """One linear's Aᵀ and Bᵀ, as views."""
+
+    target: int  # of the site
+    rank: int
+    a: Tensor  # [in_features, rank]
+    b: Tensor  # [rank, out_features]
+
+
+@dataclass(frozen=True)
+class FactorLayout:
+    """The order and the sizes of factors: by site in layer order, then by target, Aᵀ before Bᵀ.
+
+    One tensor for each adapter, and one layout for all with the same ranks: thousands of adapters on the host cost
+    Python's garbage collector next to nothing.
+    """
+
+    sites: tuple[tuple[SiteId, SiteShape, tuple[int, ...]], ...]  # and the rank of each target, where one is not 0
+
+    @cached_property
+    def ranks(self) -> Mapping[SiteId, tuple[int, ...]]:
+        return {site: ranks for site, _, ranks in self.sites}
+
+    @cached_property
+    def num_units(self) -> int:
+        """Units of the device's tables that each site takes."""
+        return units_of(max((max(ranks) for _, _, ranks in self.sites), default=0))
+
+    @cached_property
+    def num_elements(self) -> int:
+        return sum(self._sizes)
+
+    @cached_property
+    def num_device_elements(self) -> int:
+        """The same on the device, where a site's ranks are rounded up to units for all its targets."""
+        return sum(
+            units_of(max(ranks)) * UNIT_RANK * (len(ranks) * shape.in_features + sum(shape.widths))
+            for _, shape, ranks in self.sites
+        )
+
+    def by_site(self, flat: Tensor) -> Iterator[tuple[SiteId, list[FactorPair]]]:
+        """The factors in a flat tensor of `num_elements`, as views, one site after another."""
+        parts = iter(flat.split(self._sizes))
+        for site, shape, ranks in self.sites:
+            yield (
+                site,
+                [
+                    FactorPair(
+                        target,
+                        rank,
+                        next(parts).view(shape.in_features, rank),
+                        next(parts).view(rank, shape.widths[target]),
+                    )
+                    for target, rank in enumerate(ranks)
+                    if rank
+                ],
+            )
+
+    def rank_table(self, num_layers: int) -> NDArray[np.int64]:
+        """`PlacedAdapter.rank_table`, shared by all adapters of this layout."""
+        return _rank_table(self, num_layers)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [
+            size
+            for _, shape, ranks in self.sites
+            for target, rank in enumerate(ranks)
+            if rank
+            for size in (shape.in_features * rank, rank * shape.widths[target])
+        ]
+
+
+@lru_cache(maxsize=256)
+def factor_layout(sites: tuple[tuple[SiteId, SiteShape, tuple[int, ...]], ...]) -> FactorLayout:
+    """The layout of these sites and ranks: one object for all who ask."""
+    return FactorLayout(sites)
+
+
+@lru_cache(maxsize=256)
+def _rank_table(layout: FactorLayout, num_layers: int) -> NDArray[np.int64]:
+    return PlacedAdapter.tabulated(layout.ranks, num_layers)
+
+
+def pieces_of(pairs: Sequence[FactorPair]) -> list[Tensor]:
+    """A site's factors in pieces that each fit one unit of the device's tables: views, in the order of `places_of`."""
+    pieces: list[Tensor] = []
+    for pair in pairs:
+        pieces += (pair.a,) if pair.rank <= UNIT_RANK else pair.a.split(UNIT_RANK, dim=1)
+        pieces.append(pair.b)
+    return pieces
+
+
+def places_of(ranks: Sequence[int], table: LowRankTable, first_unit: int) -> list[Tensor]:
+    """Where the pieces of a site with these ranks go in its table, from `first_unit` on: views."""
+    places: list[Tensor] = []
+    for target, rank in enumerate(ranks):
+        for unit in range(units_of(rank)):
+            places.append(table.a_of(first_unit + unit, target, min(UNIT_RANK, rank - unit * UNIT_RANK)))
+        if rank:
+            places.append(table.b_of(first_unit, target, rank))
+    return places

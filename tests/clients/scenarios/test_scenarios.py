@@ -1,0 +1,56 @@
+"""Scenarios against real servers of a tiny base: that they measure what they say. How fast is no test's matter."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from model_directories import write_tiny_model
+
+from hotshoe.clients.cli import scenario as verb
+from hotshoe.clients.scenarios.random_adapters import DecoderShape
+from hotshoe.clients.scenarios.report import ScenarioReport
+from hotshoe.clients.scenarios.stage import StageSettings
+from hotshoe.clients.scenarios.table import SCENARIOS, run_scenario
+
+SHAPE = DecoderShape(layers=2, hidden=64, intermediate=128, kv=32)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("base")
+    write_tiny_model(directory)
+    return directory
+
+
+def run(name: str, base: Path, directory: Path, *, scale: float) -> ScenarioReport:
+    arguments = ("--base", str(base), "--backend", "reference", "--device", "cpu", "--threads", "1")
+    settings = StageSettings(directory=directory, server_arguments=arguments, shape=SHAPE, scale=scale)
+    return asyncio.run(run_scenario(name, settings))
+
+
+def test_every_scenario_can_be_named_on_the_command_line() -> None:
+    assert tuple(SCENARIOS) == verb.NAMES
+
+
+def test_slots_serves_each_adapter_in_every_order(base: Path, tmp_path: Path) -> None:
+    report = run("slots", base, tmp_path, scale=0.01)
+    assert report.errors == {}
+    served = [bar for bar in report.bars if bar.promise.startswith("adapters served")]
+    assert [bar.measured for bar in served] == [16, 16] and all(bar.met for bar in served)
+    assert report.figures["zipf_best_tokens_per_second"] > 0
+
+
+def test_prefix_finds_what_is_shared_and_nothing_of_another_tenant(base: Path, tmp_path: Path) -> None:
+    report = run("prefix", base, tmp_path, scale=0.1)
+    assert report.errors == {}
+    hits, *_, stranger = report.bars
+    assert hits.measured == pytest.approx(1.0) and stranger.measured == 0
+
+
+def test_many_adapters_compares_rounds_of_few_and_of_all(base: Path, tmp_path: Path) -> None:
+    report = run("many-adapters", base, tmp_path, scale=0.02)
+    assert report.errors == {} and report.conditions["adapters"] == 20
+    [bar] = report.bars
+    assert report.figures["lowest_ratio"] <= bar.measured <= report.figures["highest_ratio"]
+    again = run("many-adapters", base, tmp_path, scale=0.02)
+    assert again.errors == {}, "what was published before is found again"
