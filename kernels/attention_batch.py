@@ -1,8 +1,13 @@
 """Who attends to what in one step, as tensors: made by the engine, read by the attention kernels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+PREFILL_ROWS = 16  # positions of a prompt in one tile of `tile_sequences`
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +38,35 @@ class AttentionBatch:
     @property
     def num_rows(self) -> int:
         return self.prefills[-1].end if self.prefills else self.num_decodes
+
+
+@dataclass(frozen=True, slots=True)
+class PagedBatch:
+    """The same by pages: position p of a sequence has the slot tables[its line, p // page_tokens] · page_tokens +
+    p % page_tokens. Lines are sequences in the order of their rows; those of one row come first."""
+
+    page_tokens: int
+    tables: NDArray[np.int32]  # [sequences, pages], 0 past a sequence's end: page 0 is the null page
+    rows: tuple[int, ...]  # of each sequence in this step
+    contexts: tuple[int, ...]  # of each sequence, these rows included
+
+    @property
+    def num_decodes(self) -> int:
+        return sum(rows == 1 for rows in self.rows)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.rows)
+
+
+def tile_sequences(rows: Sequence[int], contexts: Sequence[int]) -> NDArray[np.int32]:
+    """[tiles, 4]: first row of the step, rows, sequence, and how many positions the first row sees, itself included.
+
+    A sequence of one row is a tile, so a step's first tiles are its decodes; others are cut every `PREFILL_ROWS` rows.
+    """
+    tiles, row = [], 0
+    for sequence, (count, context) in enumerate(zip(rows, contexts, strict=True)):
+        for start in range(0, count, PREFILL_ROWS):
+            tiles.append((row + start, min(PREFILL_ROWS, count - start), sequence, context - count + start + 1))
+        row += count
+    return np.array(tiles, np.int32).reshape(len(tiles), 4)

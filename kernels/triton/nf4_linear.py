@@ -8,15 +8,15 @@ launch, and how many there are follows from the weight alone, so a row's bits do
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
-from hotshoe.kernels.triton.add_low_rank import TILE_ROWS, LowRankTiles, expand_entries, shrink, target_ends
+from hotshoe.kernels.row_tiles import RowTiles
+from hotshoe.kernels.site_updates import SiteUpdates
+from hotshoe.kernels.triton.epilogue import Epilogue, apply_updates, epilogue
 from hotshoe.kernels.triton.precision import dot_type
 from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, Nf4Weight
 
@@ -92,16 +92,19 @@ def num_splits(shape: tuple[int, int]) -> int:
 def nf4_linear(
     x: Tensor,
     weight: TritonNf4 | Nf4Weight,
+    bias: Tensor | None = None,
+    updates: SiteUpdates | None = None,
+    tiles: RowTiles | None = None,
     *,
-    table: LowRankTable | None = None,
-    tiles: LowRankTiles | None = None,
     even_first: bool = False,
 ) -> Tensor:
-    """x Wᵀ, plus the rows' low-rank terms if a table and a step's tiles are given: [rows, out_features] in x's dtype.
+    """x Wᵀ + bias, with the rows' updates as `site_updates` defines them: [rows, out_features] in x's dtype.
 
     Args:
         x: [rows, in_features], columns contiguous; float32, float16 or bfloat16.
         weight: as `pack` made it; one that is not packed is packed on the way.
+        bias: [out_features].
+        updates, tiles: both or neither; input scales are none of its business.
         even_first: x's even columns come before its odd ones, as `rms_norm` and `silu_mul` write on request.
     Raises:
         ValueError: shapes disagree.
@@ -111,35 +114,19 @@ def nf4_linear(
     out_features, in_features = weight.shape
     if x.ndim != 2 or x.shape[1] != in_features or x.stride(1) != 1:
         raise ValueError(f"x: expected [rows, {in_features}] with contiguous columns, not {list(x.shape)}")
-    if (table is None) != (tiles is None):
-        raise ValueError("table, tiles: expected both or neither")
-    if table is not None and (table.in_features != in_features or table.b.shape[1] != out_features):
-        raise ValueError(f"table: {table.in_features} → {table.widths} is not the weight's shape {list(weight.shape)}")
+    if bias is not None and bias.shape != (out_features,):
+        raise ValueError(f"bias: expected [{out_features}], not {list(bias.shape)}")
+    if (updates is None) != (tiles is None):
+        raise ValueError("updates, tiles: expected both or neither")
+    if updates is not None and (updates.table.in_features, updates.table.b.shape[1]) != (in_features, out_features):
+        raise ValueError(f"updates: {updates.table.in_features} → {updates.table.widths} is not {list(weight.shape)}")
     if tiles is not None and tiles.row_entries.shape[0] != x.shape[0]:
         raise ValueError(f"tiles: planned for {tiles.row_entries.shape[0]} rows, not {x.shape[0]}")
-    return _launch(x, weight, _low_rank_part(x, table, tiles, even_first), even_first)
+    after = epilogue(x, bias, updates, tiles, even_first=even_first)
+    return _launch(x, weight, after, None if tiles is None else tiles.row_entries, even_first)
 
 
-@dataclass(frozen=True, slots=True)
-class _LowRankPart:
-    """The epilogue's arguments; without low-rank terms, none of them is read."""
-
-    tensors: tuple[Tensor | None, ...]
-    b_stride: int
-    constants: dict[str, Any]
-
-
-def _low_rank_part(x: Tensor, table: LowRankTable | None, tiles: LowRankTiles | None, even_first: bool) -> _LowRankPart:
-    constants: dict[str, Any] = {"TILE_ROWS": TILE_ROWS, "UNIT_RANK": UNIT_RANK}
-    if table is None or tiles is None or tiles.entries.shape[0] == 0:
-        return _LowRankPart((None,) * 6, 0, constants | {"LOW_RANK": False, "TARGETS": 0, "MAX_RANK": 0})
-    shrunk, ends = shrink(x, table, tiles, even_first=even_first), target_ends(table.widths, x.device)
-    tensors = table.b, shrunk, ends, tiles.entries, tiles.weights, tiles.row_entries
-    constants |= {"LOW_RANK": True, "TARGETS": len(table.widths), "MAX_RANK": tiles.max_rank}
-    return _LowRankPart(tensors, table.b.stride(0), constants)
-
-
-def _launch(x: Tensor, weight: TritonNf4, low_rank: _LowRankPart, even_first: bool) -> Tensor:
+def _launch(x: Tensor, weight: TritonNf4, after: Epilogue, row_entries: Tensor | None, even_first: bool) -> Tensor:
     rows, (out_features, in_features) = x.shape[0], weight.shape
     block_rows = 16 if rows <= 16 else 32 if rows <= 32 else 64
     splits = num_splits(weight.shape)
@@ -148,27 +135,29 @@ def _launch(x: Tensor, weight: TritonNf4, low_rank: _LowRankPart, even_first: bo
     parts = torch.empty((splits, rows, out_features), dtype=torch.float32, device=x.device) if splits > 1 else y
     _nf4_linear[grid](
         x, weight.codes, weight.quant_map, weight.absmax, weight.absmax_code, weight.nested_absmax,
-        weight.first_block, weight.offset, parts, *low_rank.tensors, rows, x.stride(0), low_rank.b_stride,
+        weight.first_block, weight.offset, parts, row_entries, *after.tensors, rows, x.stride(0), *after.strides,
         OUT=out_features, IN=in_features, SPLITS=splits, BLOCK_ROWS=block_rows, BLOCK_OUT=BLOCK_OUT,
-        NESTED=weight.absmax_code is not None, EVEN_FIRST=even_first, **low_rank.constants, DOT=dot_type(x.dtype),
+        NESTED=weight.absmax_code is not None, EVEN_FIRST=even_first, **after.constants, DOT=dot_type(x.dtype),
         num_warps=4,
     )  # fmt: skip
     if splits > 1:
         _add_parts[grid[:2]](
-            parts, y, *low_rank.tensors, rows, low_rank.b_stride,
+            parts, y, row_entries, *after.tensors, rows, *after.strides,
             OUT=out_features, SPLITS=splits, BLOCK_ROWS=block_rows, BLOCK_OUT=BLOCK_OUT,
-            **low_rank.constants, DOT=dot_type(x.dtype), num_warps=4,
+            **after.constants, DOT=dot_type(x.dtype), num_warps=4,
         )  # fmt: skip
     return y
 
 
 @triton.jit
 def _nf4_linear(
-    x, codes, quant_map, absmax, absmax_code, nested_absmax, first_block, offset, out,
-    b, shrunk, ends, entries, weights, row_entries, rows, x_stride, b_stride,
+    x, codes, quant_map, absmax, absmax_code, nested_absmax, first_block, offset, out, row_entries,
+    bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
+    rows, x_stride, b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,
     OUT: tl.constexpr, IN: tl.constexpr, SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    NESTED: tl.constexpr, EVEN_FIRST: tl.constexpr, LOW_RANK: tl.constexpr, TARGETS: tl.constexpr,
-    MAX_RANK: tl.constexpr, TILE_ROWS: tl.constexpr, UNIT_RANK: tl.constexpr, DOT: tl.constexpr,
+    NESTED: tl.constexpr, EVEN_FIRST: tl.constexpr, UPDATES: tl.constexpr, VECTORS: tl.constexpr,
+    TARGETS: tl.constexpr, MAX_RANK: tl.constexpr, SHRINK_SPLITS: tl.constexpr, TILE_ROWS: tl.constexpr,
+    UNIT_RANK: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_BIAS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     columns_from, rows_from, split = tl.program_id(0) * BLOCK_OUT, tl.program_id(1) * BLOCK_ROWS, tl.program_id(2)
     n, m, byte = columns_from + tl.arange(0, BLOCK_OUT), rows_from + tl.arange(0, BLOCK_ROWS), tl.arange(0, 32)
@@ -195,12 +184,17 @@ def _nf4_linear(
             scale = tl.load(absmax_code + scale.to(tl.int32)) * outer + shift
         total += part * scale[:, None]
     result = tl.trans(total)
-    if LOW_RANK and SPLITS == 1:
-        last = tl.minimum(rows_from + BLOCK_ROWS, rows) - 1
-        result = expand_entries(
-            result, tl.load(row_entries + rows_from * 2), tl.load(row_entries + last * 2 + 1), m, columns_from,
-            b, shrunk, ends, entries, weights, b_stride,
-            TARGETS, MAX_RANK, TILE_ROWS, UNIT_RANK, BLOCK_OUT, DOT,
+    if SPLITS == 1:
+        start, end = 0, 0
+        if UPDATES:
+            start = tl.load(row_entries + rows_from * 2)
+            end = tl.load(row_entries + (tl.minimum(rows_from + BLOCK_ROWS, rows) - 1) * 2 + 1)
+        result = apply_updates(
+            result, start, end, m, columns_from,
+            bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
+            b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,
+            OUT, UPDATES, VECTORS, TARGETS, MAX_RANK, SHRINK_SPLITS, TILE_ROWS, UNIT_RANK, HAS_OUTPUT, HAS_BIAS,
+            BLOCK_OUT, DOT,
         )  # fmt: skip
     place = out + (split.to(tl.int64) * rows + m)[:, None] * OUT + n[None, :]
     tl.store(place, result.to(out.dtype.element_ty), mask=of_rows[:, None] & of_out[None, :])
@@ -208,10 +202,12 @@ def _nf4_linear(
 
 @triton.jit
 def _add_parts(
-    parts, y, b, shrunk, ends, entries, weights, row_entries, rows, b_stride,
+    parts, y, row_entries, bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
+    rows, b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,
     OUT: tl.constexpr, SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    LOW_RANK: tl.constexpr, TARGETS: tl.constexpr, MAX_RANK: tl.constexpr, TILE_ROWS: tl.constexpr,
-    UNIT_RANK: tl.constexpr, DOT: tl.constexpr,
+    UPDATES: tl.constexpr, VECTORS: tl.constexpr, TARGETS: tl.constexpr, MAX_RANK: tl.constexpr,
+    SHRINK_SPLITS: tl.constexpr, TILE_ROWS: tl.constexpr, UNIT_RANK: tl.constexpr, HAS_OUTPUT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     columns_from, rows_from = tl.program_id(0) * BLOCK_OUT, tl.program_id(1) * BLOCK_ROWS
     n, m = columns_from + tl.arange(0, BLOCK_OUT), rows_from + tl.arange(0, BLOCK_ROWS)
@@ -220,11 +216,15 @@ def _add_parts(
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
     for split in range(0, SPLITS):
         total += tl.load(parts + place + split * rows.to(tl.int64) * OUT, mask=mask, other=0.0)
-    if LOW_RANK:
-        last = tl.minimum(rows_from + BLOCK_ROWS, rows) - 1
-        total = expand_entries(
-            total, tl.load(row_entries + rows_from * 2), tl.load(row_entries + last * 2 + 1), m, columns_from,
-            b, shrunk, ends, entries, weights, b_stride,
-            TARGETS, MAX_RANK, TILE_ROWS, UNIT_RANK, BLOCK_OUT, DOT,
-        )  # fmt: skip
+    start, end = 0, 0
+    if UPDATES:
+        start = tl.load(row_entries + rows_from * 2)
+        end = tl.load(row_entries + (tl.minimum(rows_from + BLOCK_ROWS, rows) - 1) * 2 + 1)
+    total = apply_updates(
+        total, start, end, m, columns_from,
+        bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
+        b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,
+        OUT, UPDATES, VECTORS, TARGETS, MAX_RANK, SHRINK_SPLITS, TILE_ROWS, UNIT_RANK, HAS_OUTPUT, HAS_BIAS,
+        BLOCK_OUT, DOT,
+    )  # fmt: skip
     tl.store(y + place, total.to(y.dtype.element_ty), mask=mask)
