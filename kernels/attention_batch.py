@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,6 +40,16 @@ class AttentionBatch:
     def num_rows(self) -> int:
         return self.prefills[-1].end if self.prefills else self.num_decodes
 
+    def by_pages(self) -> "PagedBatch":
+        """The same, with pages of one token."""
+        lists = [*self.decode_slots, *(segment.slots for segment in self.prefills)]
+        tables = np.zeros((len(lists), max((len(slots) for slots in lists), default=0)), np.int32)
+        for line, slots in enumerate(lists):
+            tables[line, : len(slots)] = slots.cpu().numpy()
+        rows = [1] * self.num_decodes + [segment.end - segment.start for segment in self.prefills]
+        contexts = self.decode_lengths.tolist() + [segment.slots.shape[0] for segment in self.prefills]
+        return PagedBatch(1, tables, tuple(rows), tuple(contexts))
+
 
 @dataclass(frozen=True, slots=True)
 class PagedBatch:
@@ -57,6 +68,21 @@ class PagedBatch:
     @property
     def num_rows(self) -> int:
         return sum(self.rows)
+
+    def by_slots(self) -> AttentionBatch:
+        """The same, slot by slot."""
+        decodes, longest = self.num_decodes, max(self.contexts[: self.num_decodes], default=0)
+        position = np.arange(max(self.contexts, default=0))
+        slots = self.tables[:, position // self.page_tokens].astype(np.int64) * self.page_tokens
+        slots += position % self.page_tokens
+        slots[np.arange(slots.shape[1]) >= np.array(self.contexts)[:, None]] = 0
+        prefills, row = [], decodes
+        for line in range(decodes, len(self.rows)):
+            end = row + self.rows[line]
+            prefills.append(PrefillSegment(row, end, torch.from_numpy(slots[line, : self.contexts[line]])))
+            row = end
+        lengths = torch.tensor(self.contexts[:decodes], dtype=torch.int64)
+        return AttentionBatch(decodes, torch.from_numpy(slots[:decodes, :longest]), lengths, tuple(prefills))
 
 
 def tile_sequences(rows: Sequence[int], contexts: Sequence[int]) -> NDArray[np.int32]:

@@ -97,6 +97,7 @@ def nf4_linear(
     tiles: RowTiles | None = None,
     *,
     even_first: bool = False,
+    unscaled: Tensor | None = None,
 ) -> Tensor:
     """x Wᵀ + bias, with the rows' updates as `site_updates` defines them: [rows, out_features] in x's dtype.
 
@@ -104,7 +105,8 @@ def nf4_linear(
         x: [rows, in_features], columns contiguous; float32, float16 or bfloat16.
         weight: as `pack` made it; one that is not packed is packed on the way.
         bias: [out_features].
-        updates, tiles: both or neither; input scales are none of its business.
+        updates, tiles: both or neither. Input scales are none of its business:
+        unscaled: what the low-rank factors multiply where x was scaled; as x, which it is if left out.
         even_first: x's even columns come before its odd ones, as `rms_norm` and `silu_mul` write on request.
     Raises:
         ValueError: shapes disagree.
@@ -122,7 +124,9 @@ def nf4_linear(
         raise ValueError(f"updates: {updates.table.in_features} → {updates.table.widths} is not {list(weight.shape)}")
     if tiles is not None and tiles.row_entries.shape[0] != x.shape[0]:
         raise ValueError(f"tiles: planned for {tiles.row_entries.shape[0]} rows, not {x.shape[0]}")
-    after = epilogue(x, bias, updates, tiles, even_first=even_first)
+    if unscaled is not None and (unscaled.shape != x.shape or unscaled.stride(1) != 1):
+        raise ValueError(f"unscaled: expected {list(x.shape)}, not {list(unscaled.shape)}")
+    after = epilogue(x if unscaled is None else unscaled, bias, updates, tiles, even_first=even_first)
     return _launch(x, weight, after, None if tiles is None else tiles.row_entries, even_first)
 
 

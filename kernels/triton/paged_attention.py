@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotshoe.kernels.attention_batch import PREFILL_ROWS, AttentionBatch, tile_sequences
+from hotshoe.kernels.attention_batch import PREFILL_ROWS, AttentionBatch, PagedBatch, tile_sequences
 from hotshoe.kernels.triton.precision import dot_type
 
 BLOCK_KEYS = 64
@@ -34,16 +34,12 @@ class AttentionTiles:
     window: int | None
 
 
-def plan_tiles(batch: AttentionBatch, *, window: int | None, device: torch.device) -> AttentionTiles:
-    """The tables of a step whose slots are listed one by one: pages of one token."""
-    lists = [*(slots for slots in batch.decode_slots), *(segment.slots for segment in batch.prefills)]
-    tables = torch.zeros(len(lists), max((len(slots) for slots in lists), default=0), dtype=torch.int32)
-    for line, slots in enumerate(lists):
-        tables[line, : len(slots)] = slots
-    rows = [1] * batch.num_decodes + [segment.end - segment.start for segment in batch.prefills]
-    contexts = batch.decode_lengths.tolist() + [segment.slots.shape[0] for segment in batch.prefills]
-    tiles = torch.from_numpy(tile_sequences(rows, contexts))
-    return AttentionTiles(batch.num_rows, batch.num_decodes, tiles.to(device), tables.to(device), 1, window)
+def plan_tiles(batch: AttentionBatch | PagedBatch, *, window: int | None, device: torch.device) -> AttentionTiles:
+    """The tables of a step."""
+    paged = batch.by_pages() if isinstance(batch, AttentionBatch) else batch
+    tiles = torch.from_numpy(tile_sequences(paged.rows, paged.contexts)).to(device)
+    tables = torch.from_numpy(paged.tables).to(device)
+    return AttentionTiles(paged.num_rows, batch.num_decodes, tiles, tables, paged.page_tokens, window)
 
 
 def paged_attention(

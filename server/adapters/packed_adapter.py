@@ -22,7 +22,8 @@ class PackedAdapter:
     ranks: Mapping[SiteId, tuple[int, ...]]  # of each target there
     vectors: Mapping[SiteId, SiteVectors]
     soft_prompt: SoftPrompt
-    size_bytes: int  # here, and on the device
+    size_bytes: int
+    device_bytes: int  # of those that the device has for adapters
 
 
 def pack_adapter(adapter: LoweredAdapter, shapes: Mapping[SiteId, SiteShape], dtype: torch.dtype) -> PackedAdapter:
@@ -39,13 +40,15 @@ def pack_adapter(adapter: LoweredAdapter, shapes: Mapping[SiteId, SiteShape], dt
     soft_prompt = SoftPrompt(adapter.kv_prefix, adapter.prompt_embeddings)
     tensors = [tensor for table in factors.values() for tensor in (table.a, table.b)]
     tensors += [tensor for found in vectors.values() for tensor in found.tensors()]
+    size_bytes = sum(tensor.nbytes for tensor in (*tensors, *soft_prompt.tensors()))
     return PackedAdapter(
         num_units=units_of(adapter.rank),
         factors=factors,
         ranks=ranks,
         vectors=vectors,
         soft_prompt=soft_prompt,
-        size_bytes=sum(tensor.nbytes for tensor in (*tensors, *soft_prompt.tensors())),
+        size_bytes=size_bytes,
+        device_bytes=size_bytes,
     )
 
 

@@ -346,8 +346,8 @@ class AdapterResidency:
         started = time.perf_counter()
         packed = self._slots.pack(lowered)
         seconds["lower"] += time.perf_counter() - started
-        if packed.size_bytes > self._config.device_bytes:
-            raise AdapterUnusable(f"takes {packed.size_bytes} bytes of the device's {self._config.device_bytes}")
+        if packed.device_bytes > self._config.device_bytes:
+            raise AdapterUnusable(f"takes {packed.device_bytes} bytes of the device's {self._config.device_bytes}")
         with self._locked():
             entry.record, entry.read_seconds = record, seconds
             self._state.keep_on_host(entry, packed)

@@ -218,7 +218,7 @@ class ResidencyState:
 
     def keep_on_host(self, entry: Entry, adapter: PackedAdapter) -> None:
         """It was read."""
-        entry.host, entry.device_bytes = adapter, adapter.size_bytes
+        entry.host, entry.device_bytes = adapter, adapter.device_bytes
         self._host_used += adapter.size_bytes
 
     def host_has_room(self) -> bool:
