@@ -312,11 +312,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(case: Case, limits: Limits) -> dict[str, str | float]:
-    """A row of the table: milliseconds of the floor, of the kernel and of each alternative."""
+def measure(case: Case, limits: Limits, time_ms: Callable[[Run], float] = median_ms) -> dict[str, str | float]:
+    """A row of the table: milliseconds of the floor, of the kernel and of each alternative, as `time_ms` takes them."""
     row: dict[str, str | float] = {"op": case.op, "shape": case.shape, "floor": limits.floor_ms(case)}
-    row["ours"] = median_ms(case.run)
-    return row | {name: median_ms(run) for name, run in case.alternatives.items()}
+    row["ours"] = time_ms(case.run)
+    return row | {name: time_ms(run) for name, run in case.alternatives.items()}
 
 
 def line(row: dict[str, str | float]) -> str:

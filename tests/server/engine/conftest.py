@@ -1,6 +1,5 @@
 """A tiny base, a real registry and real residency, and engines over them."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from model_directories import write_tiny_model
 from running_engine import RunningEngine
 from tiny_models import base_shape
@@ -20,14 +18,12 @@ from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.config import ResidencyConfig
 from hotshoe.server.engine.request import AdapterUse
-from hotshoe.server.model.backends import reference_backend, triton_backend
+from hotshoe.server.model.backends import reference_backend
 from hotshoe.server.model.base_weights import CheckpointWeights
 from hotshoe.server.model.checkpoints import DirectoryCheckpoint
 from hotshoe.server.model.decoder import Decoder
 from hotshoe.server.model.decoder_reader import read_decoder
 from hotshoe.server.model.families import spec_from_config
-
-BACKEND = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "reference"  # `test_on_triton.py` sets it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
     directory = tmp_path_factory.mktemp("base")
     model = write_tiny_model(directory, seed=3)
     checkpoint = DirectoryCheckpoint(directory)
-    backend = triton_backend(torch.device("cpu")) if BACKEND == "triton" else reference_backend()
-    decoder = read_decoder(checkpoint, spec_from_config(checkpoint.config), backend)
+    decoder = read_decoder(checkpoint, spec_from_config(checkpoint.config), reference_backend())
     shape = base_shape(model)
     return TinyBase(model, directory, decoder, CheckpointWeights(checkpoint, shape), shape)
 
@@ -86,11 +81,17 @@ def publish(registry: Registry, base: TinyBase) -> Callable[..., AdapterUse]:
 
 @pytest.fixture
 def start_engine(base: TinyBase, registry: Registry) -> Iterator[Callable[..., RunningEngine]]:
-    """Makes engines: `adapter_slots` goes to the residency, everything else to `RunningEngine`."""
+    """Makes engines: `adapter_slots` goes to the residency, everything else to `RunningEngine`.
+
+    `decoder` is another one of the base's weights than the reference's.
+    """
     opened = []
 
-    def make_engine(*, adapter_slots: int = 16, **config: Any) -> RunningEngine:
-        slots = AdapterSlots.for_base(base.shape, num_slots=adapter_slots, backend=BACKEND)
+    def make_engine(*, adapter_slots: int = 16, decoder: Decoder = base.decoder, **config: Any) -> RunningEngine:
+        backend = decoder.backend
+        slots = AdapterSlots.for_base(
+            base.shape, num_slots=adapter_slots, backend=backend.name, device=backend.device, max_rank=32
+        )
         residency = AdapterResidency(
             registry=registry,
             base=base.weights,
@@ -98,7 +99,7 @@ def start_engine(base: TinyBase, registry: Registry) -> Iterator[Callable[..., R
             config=ResidencyConfig(adapter_slots=adapter_slots, allow_other_base=True),
         )
         opened.append(residency)
-        return RunningEngine(base.decoder, slots=slots, residency=residency, **config)
+        return RunningEngine(decoder, slots=slots, residency=residency, **config)
 
     yield make_engine
     for residency in opened:

@@ -9,7 +9,7 @@ from triton_base import FAMILIES, Part, TritonBase, relative_error, run_step, tr
 
 from hotshoe.server.model import triton_layers
 
-TOLERANCE = {"cpu": 1e-5, "cuda": 3e-2}  # float32 in the interpreter, bfloat16 on a GPU
+TOLERANCE = {"cpu": 1e-5, "cuda": 4e-2}  # float32 in the interpreter, bfloat16 on a GPU
 PROMPTS = [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61], [77, 12, 4], list(range(100, 121)), [8, 8, 8, 9]
 PAGES = [1, 5], [2], [3, 6], [4]
 STACKS = ((0, 1.0),), ((1, 1.0), (2, -0.5)), (), ((3, 1.0),)
@@ -45,7 +45,7 @@ def test_logits_are_the_references(family: str, tmp_path: Path, device: torch.de
 def test_any_operation_may_be_a_librarys(ops: str, tmp_path: Path, device: torch.device) -> None:
     base = triton_base(tmp_path, "qwen3", device, ops=ops)
     stacks = [((4, 1.0),), *STACKS[1:]]
-    tolerance = 2e-2 if "bitsandbytes" in ops else TOLERANCE[device.type]
+    tolerance = max(TOLERANCE[device.type], 2e-2 if "bitsandbytes" in ops else 0.0)
     assert relative_error(logits(base, "triton", stacks), logits(base, "reference", stacks)) < tolerance
 
 
