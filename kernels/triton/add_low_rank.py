@@ -59,7 +59,7 @@ def finish_linear(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _finish(
     y, row_entries, bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
     rows, y_stride, b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,

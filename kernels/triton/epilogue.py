@@ -36,7 +36,7 @@ def shrink(x: Tensor, updates: SiteUpdates, tiles: RowTiles, *, even_first: bool
     targets, splits = len(table.widths), num_splits(table.in_features)
     shrunk = torch.empty((splits, entries, targets, TILE_ROWS, updates.max_rank), dtype=torch.float32, device=x.device)
     if entries:
-        _shrink[(entries, targets * updates.units.shape[1], splits)](
+        _shrink[(entries, targets, splits)](  # a program for each unit would be a thousand that find none
             x, table.a, tiles.count, tiles.entries, updates.ranks, updates.units, shrunk,
             entries, x.stride(0), updates.ranks.stride(0), updates.units.stride(0),
             IN_FEATURES=table.in_features, TARGETS=targets, MAX_RANK=updates.max_rank, TILE_ROWS=TILE_ROWS,
@@ -90,39 +90,37 @@ def target_ends(widths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(ends, dtype=torch.int32, device=device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_entries"])
 def _shrink(
     x, a, count, entries, ranks, units, shrunk, num_entries, x_stride, rank_stride, unit_stride,
     IN_FEATURES: tl.constexpr, TARGETS: tl.constexpr, MAX_RANK: tl.constexpr, TILE_ROWS: tl.constexpr,
     UNIT_RANK: tl.constexpr, BLOCK_IN: tl.constexpr, SPLITS: tl.constexpr, EVEN_FIRST: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    entry, split = tl.program_id(0), tl.program_id(2)
-    max_units: tl.constexpr = MAX_RANK // UNIT_RANK
-    target, unit = tl.program_id(1) // max_units, tl.program_id(1) % max_units
+    entry, target, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if entry >= tl.load(count):
         return
     update = tl.load(entries + entry * 3 + 2)
-    if unit * UNIT_RANK >= tl.load(ranks + update * rank_stride + target):
-        return
+    rank = tl.load(ranks + update * rank_stride + target)
     i, r = tl.arange(0, TILE_ROWS), tl.arange(0, UNIT_RANK)
     row = (tl.load(entries + entry * 3) + i).to(tl.int64)
     of_tile = i < tl.load(entries + entry * 3 + 1)
-    place = tl.load(units + update * unit_stride + unit).to(tl.int64)
-    a += place * IN_FEATURES * TARGETS * UNIT_RANK + target * UNIT_RANK
-    total = tl.zeros((TILE_ROWS, UNIT_RANK), tl.float32)
-    for start in range(split * BLOCK_IN, IN_FEATURES, SPLITS * BLOCK_IN):
-        k = start + tl.arange(0, BLOCK_IN)
-        inside = k < IN_FEATURES
-        column = k
-        if EVEN_FIRST:
-            column = (k % 2) * (IN_FEATURES // 2) + k // 2
-        rows = tl.load(
-            x + row[:, None] * x_stride + column[None, :], mask=of_tile[:, None] & inside[None, :], other=0.0
-        )
-        factor = tl.load(a + k[:, None] * (TARGETS * UNIT_RANK) + r[None, :], mask=inside[:, None], other=0.0)
-        total = tl.dot(rows.to(DOT), factor.to(DOT), acc=total, input_precision="ieee")
     out = shrunk + ((split.to(tl.int64) * num_entries + entry) * TARGETS + target) * TILE_ROWS * MAX_RANK
-    tl.store(out + i[:, None] * MAX_RANK + unit * UNIT_RANK + r[None, :], total)
+    for first in range(0, rank, UNIT_RANK):
+        unit = tl.load(units + update * unit_stride + first // UNIT_RANK).to(tl.int64)
+        from_a = a + unit * IN_FEATURES * TARGETS * UNIT_RANK + target * UNIT_RANK
+        total = tl.zeros((TILE_ROWS, UNIT_RANK), tl.float32)
+        for start in range(split * BLOCK_IN, IN_FEATURES, SPLITS * BLOCK_IN):
+            k = start + tl.arange(0, BLOCK_IN)
+            inside = k < IN_FEATURES
+            column = k
+            if EVEN_FIRST:
+                column = (k % 2) * (IN_FEATURES // 2) + k // 2
+            rows = tl.load(
+                x + row[:, None] * x_stride + column[None, :], mask=of_tile[:, None] & inside[None, :], other=0.0
+            )
+            factor = tl.load(from_a + k[:, None] * (TARGETS * UNIT_RANK) + r[None, :], mask=inside[:, None], other=0.0)
+            total = tl.dot(rows.to(DOT), factor.to(DOT), acc=total, input_precision="ieee")
+        tl.store(out + i[:, None] * MAX_RANK + first + r[None, :], total)
 
 
 @triton.jit

@@ -153,7 +153,7 @@ def _launch(x: Tensor, weight: TritonNf4, after: Epilogue, row_entries: Tensor |
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # else one row, or 16, compile kernels of their own
 def _nf4_linear(
     x, codes, quant_map, absmax, absmax_code, nested_absmax, first_block, offset, out, row_entries,
     bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
@@ -204,7 +204,7 @@ def _nf4_linear(
     tl.store(place, result.to(out.dtype.element_ty), mask=of_rows[:, None] & of_out[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_parts(
     parts, y, row_entries, bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
     rows, b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,

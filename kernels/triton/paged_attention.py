@@ -106,7 +106,7 @@ def _shape(query: Tensor, kv: Tensor) -> dict[str, int]:
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "page_stride"])
 def _attend(
     query, kv, out, sums, tiles, tables, scale, window, table_stride, page_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,

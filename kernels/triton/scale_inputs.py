@@ -37,7 +37,7 @@ def scale_inputs(
     return scaled
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _scale_inputs(
     x, inputs, flags, entries, weights, row_entries, scaled, rows, x_stride, input_stride, target_stride, flag_stride,
     FEATURES: tl.constexpr, BLOCK: tl.constexpr, EVEN_FIRST: tl.constexpr, HAS_INPUT: tl.constexpr,

@@ -2,6 +2,8 @@
 
 import importlib.util
 import logging
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -176,8 +178,9 @@ def triton_backend(device: torch.device, ops: str = "") -> Backend:
 
 
 def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton is installed, and the C compiler that it builds launchers with."""
+    compilers = (os.environ.get("CC", ""), "gcc", "clang")
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -12,19 +13,19 @@ from torch import Tensor
 
 from hotshoe.kernels import ops
 from hotshoe.kernels.attention_batch import PagedBatch
+from hotshoe.kernels.row_tiles import tile_rows
 from hotshoe.kernels.triton.paged_attention import AttentionTiles
-from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales
+from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales, SlotBatch
 from hotshoe.server.model.backends import Backend
 from hotshoe.server.model.decoder import Decoder, DecoderLayer
 from hotshoe.server.model.decoder_input import DecoderInput
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import ModelSpec
-from hotshoe.server.model.step_buffers import StepBuffers, paged, sizes_of
+from hotshoe.server.model.step_buffers import NOWHERE, StepBuffers, paged, sizes_of
 from hotshoe.server.model.step_graphs import GraphLimits, StepGraphs
-from hotshoe.server.model.triton_layers import LayerStep, StepAdapters, TritonLayers
+from hotshoe.server.model.triton_layers import DENSE_ROWS, LayerStep, StepAdapters, TritonLayers
 
-if TYPE_CHECKING:
-    from hotshoe.server.adapters.fixed_adapter_slots import SlotBatch
+WARM_UP_ROWS = (2, 20, 40, DENSE_ROWS)  # one for each size of tile, and one for the library's GEMM
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,13 @@ class TritonDecoder(Decoder):
     def record_steps(self, kv: KvCache, slots: FixedAdapterSlots, limits: GraphLimits) -> StepGraphs | None:
         """From now on plays decode steps over this cache and these slots from graphs; None if an operation forbids it.
 
-        On a GPU the first of them are recorded here, which also compiles their kernels: the cache must be empty.
+        On a GPU the first of them are recorded here, and what prompts launch is compiled, so that no request waits
+        for a compiler. Nothing is written to the cache.
         """
+        on_gpu = self.backend.device.type == "cuda"
+        if on_gpu:
+            for rows in WARM_UP_ROWS:
+                self.warm_up(kv, slots, rows=rows, page_tokens=limits.page_tokens)
         if self._choices["attention"] != "triton":
             return None
 
@@ -70,12 +76,21 @@ class TritonDecoder(Decoder):
             return self._compute(buffers, kv, _Batch(buffers.sizes.rows, limits.page_tokens), slots, scales)
 
         self._graphs, self._recorded_kv = StepGraphs(compute, limits, self.backend.device), kv
-        if self.backend.device.type == "cuda":
+        if on_gpu:
             with torch.inference_mode():
                 self._graphs.record_first(slots)
         return self._graphs
 
-    def forward(self, inputs: DecoderInput, kv: KvCache, adapters: "SlotBatch | None" = None) -> Tensor:
+    def warm_up(self, kv: KvCache, slots: FixedAdapterSlots, *, rows: int, page_tokens: int) -> None:
+        """Runs prompts of that many rows over the null page, base only and with a slot, and writes nothing."""
+        batch = PagedBatch(page_tokens, np.zeros((1, -(-rows // page_tokens)), np.int32), (rows,), (rows,))
+        zeros = torch.zeros(rows, dtype=torch.int64)
+        inputs = DecoderInput(zeros, zeros, torch.full((rows,), NOWHERE), batch, logit_rows=torch.tensor([rows - 1]))
+        segments = ((0, rows, ((0, 1.0),)),)
+        self.step(inputs, kv)
+        self.step(inputs, kv, SlotBatch(slots, segments, tile_rows(segments, rows), InputScales.NONE))
+
+    def forward(self, inputs: DecoderInput, kv: KvCache, adapters: SlotBatch | None = None) -> Tensor:
         return self.step(inputs, kv, adapters)[0]
 
     @torch.inference_mode()
@@ -83,7 +98,7 @@ class TritonDecoder(Decoder):
         self,
         inputs: DecoderInput,
         kv: KvCache,
-        adapters: "SlotBatch | None" = None,
+        adapters: SlotBatch | None = None,
         riders: NDArray[Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Runs one step.

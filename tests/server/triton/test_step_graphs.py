@@ -135,3 +135,10 @@ def test_what_is_not_recorded_is_computed_at_once(base: TritonBase) -> None:
     deep = tuple((slot, 0.1) for slot in range(5))
     assert not taken(decodes([deep, deep[:4]]))  # more entries
     assert taken(decodes([deep]))
+
+
+def test_warming_up_writes_nothing(base: TritonBase) -> None:
+    slots, kv = base.slots("triton"), filled_cache(base)
+    before = [layer.clone() for layer in kv.layers]
+    base.decoder.warm_up(kv, slots, rows=18, page_tokens=PAGE)
+    assert all(torch.equal(*pair) for pair in zip(kv.layers, before, strict=True))
