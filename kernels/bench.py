@@ -88,6 +88,7 @@ def nf4_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
                 f"{out}×{features}, {rows} rows",
                 lambda x=x, w=ours: nf4_linear(x, w),  # type: ignore[misc]
                 {
+                    "permuted lookup": lambda x=x, w=ours: nf4_linear(x, w, permute=True),  # type: ignore[misc,dict-item]
                     "bitsandbytes": lambda x=x, w=theirs: bnb_linear.linear(x, w),  # type: ignore[misc,dict-item]
                     "cuBLAS, dense": lambda x=x, w=dense: F.linear(x, w),  # type: ignore[misc,dict-item]
                 },

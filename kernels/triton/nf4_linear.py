@@ -17,12 +17,14 @@ from torch import Tensor
 from hotshoe.kernels.row_tiles import RowTiles
 from hotshoe.kernels.site_updates import SiteUpdates
 from hotshoe.kernels.triton.epilogue import Epilogue, apply_updates, epilogue
-from hotshoe.kernels.triton.precision import dot_type
-from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, Nf4Weight
+from hotshoe.kernels.triton.nf4_lookup import look_up_nf4
+from hotshoe.kernels.triton.precision import dot_type, interpreted
+from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, NF4_VALUES, Nf4Weight
 
 BLOCK_OUT = 64
 PROGRAMS = 264  # as many fill a Hopper GPU's 132 multiprocessors twice
 MAX_SPLITS = 8
+PERMUTE = False  # which lookup is faster has to be measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +39,7 @@ class TritonNf4:
     nested_absmax: Tensor | None  # float32: the parts' one after the other
     first_block: Tensor | None  # [out] int32: 256 · (its part's first nested scale) + the row's first block in its part
     offset: Tensor | None  # [out] float32: its part's
+    permutable: bool  # its values are NF4's
 
 
 def fits(weight: Nf4Weight) -> bool:
@@ -62,13 +65,12 @@ def pack(parts: Sequence[Nf4Weight], device: torch.device) -> TritonNf4:
     out_features = sum(part.out_features for part in parts)
     codes, absmax = torch.cat([part.codes for part in parts]), torch.cat([part.absmax for part in parts])
     shape = out_features, head.in_features
+    permutable = torch.equal(head.quant_map.cpu().bfloat16(), NF4_VALUES.bfloat16())
+    tensors = codes.to(device), head.quant_map.to(device), absmax.to(device)
     if head.absmax_code is None:
-        return TritonNf4(shape, codes.to(device), head.quant_map.to(device), absmax.to(device), None, None, None, None)
-    nested, first_block, offset = _nested_scales(parts)
-    return TritonNf4(
-        shape, codes.to(device), head.quant_map.to(device), absmax.to(device), head.absmax_code.to(device),
-        nested.to(device), first_block.to(device), offset.to(device),
-    )  # fmt: skip
+        return TritonNf4(shape, *tensors, None, None, None, None, permutable)
+    nested = (tensor.to(device) for tensor in _nested_scales(parts))
+    return TritonNf4(shape, *tensors, head.absmax_code.to(device), *nested, permutable)
 
 
 def _nested_scales(parts: Sequence[Nf4Weight]) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,6 +100,7 @@ def nf4_linear(
     *,
     even_first: bool = False,
     unscaled: Tensor | None = None,
+    permute: bool | None = None,
 ) -> Tensor:
     """x Wᵀ + bias, with the rows' updates as `site_updates` defines them: [rows, out_features] in x's dtype.
 
@@ -108,11 +111,15 @@ def nf4_linear(
         updates, tiles: both or neither. Input scales are none of its business:
         unscaled: what the low-rank factors multiply where x was scaled; as x, which it is if left out.
         even_first: x's even columns come before its odd ones, as `rms_norm` and `silu_mul` write on request.
+        permute: whether values are permuted out of registers rather than read from a table; where left out,
+            `PERMUTE` says. Needs a GPU, bfloat16 and NF4's own values.
     Raises:
         ValueError: shapes disagree.
     """
     if isinstance(weight, Nf4Weight):
         weight = pack([weight], x.device)
+    permute = PERMUTE if permute is None else permute
+    permute = permute and weight.permutable and x.dtype == torch.bfloat16 and not interpreted()
     out_features, in_features = weight.shape
     if x.ndim != 2 or x.shape[1] != in_features or x.stride(1) != 1:
         raise ValueError(f"x: expected [rows, {in_features}] with contiguous columns, not {list(x.shape)}")
@@ -127,10 +134,11 @@ def nf4_linear(
     if unscaled is not None and (unscaled.shape != x.shape or unscaled.stride(1) != 1):
         raise ValueError(f"unscaled: expected {list(x.shape)}, not {list(unscaled.shape)}")
     after = epilogue(x if unscaled is None else unscaled, bias, updates, tiles, even_first=even_first)
-    return _launch(x, weight, after, None if tiles is None else tiles.row_entries, even_first)
+    row_entries = None if tiles is None else tiles.row_entries
+    return _launch(x, weight, after, row_entries, {"EVEN_FIRST": even_first, "PERMUTE": permute})
 
 
-def _launch(x: Tensor, weight: TritonNf4, after: Epilogue, row_entries: Tensor | None, even_first: bool) -> Tensor:
+def _launch(x: Tensor, weight: TritonNf4, after: Epilogue, row_entries: Tensor | None, how: dict[str, bool]) -> Tensor:
     rows, (out_features, in_features) = x.shape[0], weight.shape
     block_rows = 16 if rows <= 16 else 32 if rows <= 32 else 64
     splits = num_splits(weight.shape)
@@ -141,7 +149,7 @@ def _launch(x: Tensor, weight: TritonNf4, after: Epilogue, row_entries: Tensor |
         x, weight.codes, weight.quant_map, weight.absmax, weight.absmax_code, weight.nested_absmax,
         weight.first_block, weight.offset, parts, row_entries, *after.tensors, rows, x.stride(0), *after.strides,
         OUT=out_features, IN=in_features, SPLITS=splits, BLOCK_ROWS=block_rows, BLOCK_OUT=BLOCK_OUT,
-        NESTED=weight.absmax_code is not None, EVEN_FIRST=even_first, **after.constants, DOT=dot_type(x.dtype),
+        NESTED=weight.absmax_code is not None, **how, **after.constants, DOT=dot_type(x.dtype),
         num_warps=4,
     )  # fmt: skip
     if splits > 1:
@@ -159,7 +167,7 @@ def _nf4_linear(
     bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
     rows, x_stride, b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,
     OUT: tl.constexpr, IN: tl.constexpr, SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    NESTED: tl.constexpr, EVEN_FIRST: tl.constexpr, UPDATES: tl.constexpr, VECTORS: tl.constexpr,
+    NESTED: tl.constexpr, EVEN_FIRST: tl.constexpr, PERMUTE: tl.constexpr, UPDATES: tl.constexpr, VECTORS: tl.constexpr,
     TARGETS: tl.constexpr, MAX_RANK: tl.constexpr, SHRINK_SPLITS: tl.constexpr, TILE_ROWS: tl.constexpr,
     UNIT_RANK: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_BIAS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -176,10 +184,14 @@ def _nf4_linear(
         shift = tl.load(offset + n, mask=of_out, other=0.0)
     total = tl.zeros((BLOCK_OUT, BLOCK_ROWS), tl.float32)
     for block in range(split, blocks, SPLITS):
-        pair = tl.load(code + block * 32, mask=of_out[:, None], other=0).to(tl.int32)
+        pair = tl.load(code + block * 32, mask=of_out[:, None], other=0)
         even = tl.load(x_even + block * x_step, mask=of_rows[None, :], other=0.0)
         odd = tl.load(x_even + block * x_step + x_odd, mask=of_rows[None, :], other=0.0)
-        high, low = tl.load(quant_map + (pair >> 4)), tl.load(quant_map + (pair & 15))
+        if PERMUTE:
+            high, low = look_up_nf4(pair)
+        else:
+            pair = pair.to(tl.int32)
+            high, low = tl.load(quant_map + (pair >> 4)), tl.load(quant_map + (pair & 15))
         part = tl.dot(high.to(DOT), even.to(DOT), input_precision="ieee")
         part = tl.dot(low.to(DOT), odd.to(DOT), acc=part, input_precision="ieee")
         scale = tl.load(absmax + n * blocks + block, mask=of_out, other=0)

@@ -64,8 +64,8 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Callable[[Callable[
     return build_launches
 
 
-@pytest.mark.parametrize("rows", [1, 64])
-def test_the_nf4_linear_feeds_the_tensor_cores_from_registers(rows: int, build: Any) -> None:
+@pytest.mark.parametrize(("rows", "permute"), [(1, False), (64, False), (64, True)])
+def test_the_nf4_linear_feeds_the_tensor_cores_from_registers(rows: int, permute: bool, build: Any) -> None:
     out, blocks = sum(WIDTHS), sum(WIDTHS) * HIDDEN // BLOCK
     weight = Nf4Weight(
         out, HIDDEN, empty(out * HIDDEN // 2, dtype=torch.uint8), NF4_VALUES, empty(blocks, dtype=torch.uint8),
@@ -80,8 +80,11 @@ def test_the_nf4_linear_feeds_the_tensor_cores_from_registers(rows: int, build: 
         torch.zeros(count, dtype=torch.int32),
     )  # fmt: skip
     updates = dataclasses.replace(updates, vectors=vectors)
-    built = build(lambda: nf4_linear.nf4_linear(empty(rows, HIDDEN), weight, empty(out), updates, tiles))
+    built = build(
+        lambda: nf4_linear.nf4_linear(empty(rows, HIDDEN), weight, empty(out), updates, tiles, permute=permute)
+    )
     assert set(built) == {"_shrink", "_nf4_linear", "_add_parts"}
+    assert ("prmt.b32" in built["_nf4_linear"].asm["ptx"]) or not permute
     products = [line for line in built["_nf4_linear"].asm["ptx"].splitlines() if "wgmma.mma_async" in line]
     assert products
     assert all(line.count("{") == 2 for line in products)  # the sums and the weights; x alone lies in shared memory

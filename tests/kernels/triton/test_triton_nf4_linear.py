@@ -13,6 +13,7 @@ from hotshoe.kernels.site_updates import HAS_BIAS, HAS_OUTPUT, UpdateVectors, pl
 from hotshoe.kernels.triton import epilogue
 from hotshoe.kernels.triton import nf4_linear as module
 from hotshoe.kernels.triton.nf4_linear import nf4_linear, pack
+from hotshoe.kernels.triton.precision import interpreted
 from hotshoe.server.model.quantize import quantize_nf4
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -28,12 +29,13 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.parametrize("permute", [False] if interpreted() else [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("rows", [1, 5, 17, 40])
-def test_it_equals_the_reference(rows: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_it_equals_the_reference(rows: int, dtype: torch.dtype, permute: bool, device: torch.device) -> None:
     weight = random_nf4(draw(device), 96, IN)
     x = torch.randn(rows, IN, device=device).to(dtype)
-    y = nf4_linear(x, weight)
+    y = nf4_linear(x, weight, permute=permute)
     assert y.dtype == dtype
     assert relative_error(y, reference.nf4_linear(x.double(), weight)) < TOLERANCE[dtype]
 
