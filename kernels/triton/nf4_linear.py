@@ -69,8 +69,8 @@ def pack(parts: Sequence[Nf4Weight], device: torch.device) -> TritonNf4:
     tensors = codes.to(device), head.quant_map.to(device), absmax.to(device)
     if head.absmax_code is None:
         return TritonNf4(shape, *tensors, None, None, None, None, permutable)
-    nested = (tensor.to(device) for tensor in _nested_scales(parts))
-    return TritonNf4(shape, *tensors, head.absmax_code.to(device), *nested, permutable)
+    nested, first_block, offset = (tensor.to(device) for tensor in _nested_scales(parts))
+    return TritonNf4(shape, *tensors, head.absmax_code.to(device), nested, first_block, offset, permutable)
 
 
 def _nested_scales(parts: Sequence[Nf4Weight]) -> tuple[Tensor, Tensor, Tensor]:

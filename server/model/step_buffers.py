@@ -15,6 +15,7 @@ from hotshoe.server.model.decoder_input import DecoderInput
 if TYPE_CHECKING:
     from hotshoe.server.adapters.fixed_adapter_slots import SlotBatch
 
+_ALIGNMENT = 16
 NOWHERE = -1  # the kv slot of a row that only fills a bucket
 
 
@@ -54,9 +55,10 @@ class StepBuffers:
     def __init__(self, sizes: StepSizes, device: torch.device) -> None:
         self.sizes = sizes
         fields = sizes.fields()
-        self._bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in fields.values())
-        self._host = torch.zeros(self._bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._device = torch.zeros(self._bytes, dtype=torch.uint8, device=device)
+        lengths = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in fields.values()]
+        self._bytes = sum(map(_aligned, lengths[:-1])) + lengths[-1]
+        self._host = torch.empty(self._bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._device = torch.empty(self._bytes, dtype=torch.uint8, device=device)
         self.host: dict[str, NDArray[np.generic]] = {}
         self.device: dict[str, Tensor] = {}
         offset = 0
@@ -65,14 +67,18 @@ class StepBuffers:
             kind = getattr(torch, dtype.name)
             self.host[name] = self._host[offset : offset + size].view(kind).view(shape).numpy()
             self.device[name] = self._device[offset : offset + size].view(kind).view(shape)
-            offset += size
-        self._idle(rows=0, tiles=0)
-        self._device.copy_(self._host)
+            offset += _aligned(size)
 
     @property
     def row_tiles(self) -> RowTiles:
         found = self.device
         return RowTiles(found["count"], found["entries"], found["weights"], found["row_entries"])
+
+    def clear(self) -> None:
+        """Fills the block with rows that do nothing, on the device too."""
+        self._host.zero_()
+        self._idle(rows=0, tiles=0)
+        self._device.copy_(self._host)
 
     def write(self, inputs: DecoderInput, adapters: "SlotBatch | None", riders: NDArray[np.float64] | None) -> None:
         """Fills the block with a step that fits, the rest with rows that do nothing, and begins the copy.
@@ -111,6 +117,11 @@ class StepBuffers:
         host["kv_slots"][rows:] = NOWHERE
         idle = np.arange(tiles, self.sizes.tiles)
         host["attention"][tiles:] = np.stack((idle, idle * 0 + 1, idle, idle * 0 + 1), axis=1)
+
+
+def _aligned(size: int) -> int:
+    """Kernels are compiled anew for addresses that 16 does not divide: here there are none."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def paged(attention: AttentionBatch | PagedBatch) -> PagedBatch:

@@ -102,6 +102,7 @@ class StepGraphs:
     def _buffers_of(self, bucket: int) -> StepBuffers:
         if bucket not in self._buffers:
             self._buffers[bucket] = StepBuffers(self.limits.sizes(bucket), self._device)
+            self._buffers[bucket].clear()
         return self._buffers[bucket]
 
     def _graph(self, bucket: int, slots: FixedAdapterSlots | None, scales: InputScales) -> Graph:
