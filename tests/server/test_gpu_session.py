@@ -13,6 +13,7 @@ from hotshoe.server.gpu_session.report import read_rows  # noqa: E402
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_dry_run_measures_everything_and_says_so_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = session.main(["--dry-run", "--out", str(tmp_path)])
     assert status == 0, {path.name: path.read_text()[-2000:] for path in tmp_path.glob("*.log")}
