@@ -21,6 +21,7 @@ from hotshoe.kernels import bnb_linear, sdpa_attention, segmented_low_rank
 from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment
 from hotshoe.kernels.kernel_tasks import TASKS, Draw, random_nf4
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankSegment, LowRankTable, LowRankTerm
+from hotshoe.kernels.site_updates import plan_updates
 from hotshoe.kernels.triton import KERNELS
 
 Run = Callable[[], Any]
@@ -87,6 +88,7 @@ def nf4_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
                 f"{out}×{features}, {rows} rows",
                 lambda x=x, w=ours: nf4_linear(x, w),  # type: ignore[misc]
                 {
+                    "permuted lookup": lambda x=x, w=ours: nf4_linear(x, w, permute=True),  # type: ignore[misc,dict-item]
                     "bitsandbytes": lambda x=x, w=theirs: bnb_linear.linear(x, w),  # type: ignore[misc,dict-item]
                     "cuBLAS, dense": lambda x=x, w=dense: F.linear(x, w),  # type: ignore[misc,dict-item]
                 },
@@ -97,7 +99,6 @@ def nf4_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
 
 def epilogue_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
     """The qkv linear with an adapter a row, against the same without: what adapters cost."""
-    from hotshoe.kernels.triton.add_low_rank import plan_tiles
     from hotshoe.kernels.triton.nf4_linear import nf4_linear, pack
 
     widths, features, most = sizes.widths, sizes.hidden, max(sizes.adapters)
@@ -107,13 +108,13 @@ def epilogue_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
     for rows in sizes.adapters:
         terms = [LowRankTerm(row, (UNIT_RANK,) * len(widths)) for row in range(rows)]
         segments = [LowRankSegment(row, row + 1, (term,)) for row, term in enumerate(terms)]
-        tiles = plan_tiles(segments, num_rows=rows, num_targets=len(widths), device=draw.device)
+        updates = plan_updates(table, segments, num_rows=rows)
         x = draw.normal(rows, features)
         factors = rows * UNIT_RANK * (features * len(widths) + sum(widths))
         yield Case(
             "nf4_linear",
             f"{sum(widths)}×{features}, {rows} rows, an adapter each",
-            lambda x=x, tiles=tiles: nf4_linear(x, weight, table=table, tiles=tiles),  # type: ignore[misc]
+            lambda x=x, updates=updates: nf4_linear(x, weight, None, *updates),  # type: ignore[misc]
             {"without adapters": lambda x=x: nf4_linear(x, weight)},  # type: ignore[misc,dict-item]
             bytes=sum(widths) * features * 33 // 64 + (factors + rows * (features + sum(widths))) * x.element_size(),
             flops=2 * (rows * sum(widths) * features + factors),
@@ -122,7 +123,7 @@ def epilogue_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
 
 def low_rank_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
     """Low-rank updates, over batches and adapters."""
-    from hotshoe.kernels.triton.add_low_rank import add_low_rank, plan_tiles
+    from hotshoe.kernels.triton.add_low_rank import finish_linear
 
     widths, features, rank = sizes.widths, sizes.hidden, UNIT_RANK
     table = LowRankTable(
@@ -138,13 +139,13 @@ def low_rank_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
         segments = [
             LowRankSegment(i * each, (i + 1) * each, (LowRankTerm(i, (rank,) * len(widths)),)) for i in range(adapters)
         ]
-        tiles = plan_tiles(segments, num_rows=rows, num_targets=len(widths), device=draw.device)
+        updates = plan_updates(table, segments, num_rows=rows)
         x, y = draw.normal(rows, features), draw.normal(rows, sum(widths))
         factors = adapters * rank * (features * len(widths) + sum(widths))
         yield Case(
             "add_low_rank",
             f"{features} → {sum(widths)}, rank {rank}, {shape}",
-            lambda x=x, y=y, t=tiles: add_low_rank(y, x, table, t),  # type: ignore[misc]
+            lambda x=x, y=y, u=updates: finish_linear(y, x, None, *u),  # type: ignore[misc]
             {"torch": lambda x=x, y=y, s=segments: segmented_low_rank.add_low_rank(y, x, table, s)},  # type: ignore[misc,dict-item]
             bytes=(factors + rows * (features + 2 * sum(widths))) * x.element_size(),
             flops=2 * rows * rank * (features * len(widths) + sum(widths)),
@@ -224,9 +225,48 @@ def pointwise_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
             )
 
 
+def dequantize_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
+    """A weight decoded into memory, which products of many rows begin with."""
+    from hotshoe.kernels.triton.dequantize_nf4 import dequantize_nf4
+    from hotshoe.kernels.triton.nf4_linear import pack
+
+    out, features = 2 * sizes.intermediate, sizes.hidden
+    weight = random_nf4(draw, out, features)
+    ours = pack([weight], draw.device)
+    yield Case(
+        "dequantize_nf4",
+        f"{out}×{features}",
+        lambda: dequantize_nf4(ours, draw.dtype),
+        {"bitsandbytes": lambda: TASKS["dequantize_nf4"].run_alternative({"weight": weight})},
+        bytes=out * features * 33 // 64 + out * features * draw.dtype.itemsize,
+    )
+
+
+def stats_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
+    """What surrounds the linears of few steps: scaled inputs, and what sampling needs of logits."""
+    from hotshoe.kernels.triton.logit_stats import logit_stats
+    from hotshoe.kernels.triton.scale_inputs import scale_inputs
+
+    kernels: dict[str, Callable[..., Any]] = {"scale_inputs": scale_inputs, "logit_stats": logit_stats}
+    for op, kernel in kernels.items():
+        task = TASKS[op]
+        inputs = task.inputs(draw)
+        rows, columns = inputs["x" if op == "scale_inputs" else "logits"].shape
+        passes, itemsize = (3, draw.dtype.itemsize) if op == "scale_inputs" else (2, 4)
+        yield Case(
+            op,
+            f"{rows} rows of {columns}",
+            lambda kernel=kernel, inputs=inputs: kernel(**inputs),  # type: ignore[misc]
+            {"torch": lambda task=task, inputs=inputs: task.run_alternative(inputs)},  # type: ignore[misc,dict-item]
+            bytes=passes * rows * columns * itemsize,
+        )
+
+
 def cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
     """Every kernel at every shape; inputs of one case are free again when the next is asked for."""
-    for kind in (nf4_cases, epilogue_cases, low_rank_cases, attention_cases, pointwise_cases):
+    for kind in (
+        nf4_cases, dequantize_cases, epilogue_cases, low_rank_cases, attention_cases, pointwise_cases, stats_cases
+    ):  # fmt: skip
         yield from kind(draw, sizes)
 
 
@@ -273,11 +313,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(case: Case, limits: Limits) -> dict[str, str | float]:
-    """A row of the table: milliseconds of the floor, of the kernel and of each alternative."""
+def measure(case: Case, limits: Limits, time_ms: Callable[[Run], float] = median_ms) -> dict[str, str | float]:
+    """A row of the table: milliseconds of the floor, of the kernel and of each alternative, as `time_ms` takes them."""
     row: dict[str, str | float] = {"op": case.op, "shape": case.shape, "floor": limits.floor_ms(case)}
-    row["ours"] = median_ms(case.run)
-    return row | {name: median_ms(run) for name, run in case.alternatives.items()}
+    row["ours"] = time_ms(case.run)
+    return row | {name: time_ms(run) for name, run in case.alternatives.items()}
 
 
 def line(row: dict[str, str | float]) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor
 from hotshoe.kernels import reference, reference_low_rank
 from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankSegment, LowRankTable, LowRankTerm
+from hotshoe.kernels.row_tiles import RowTiles, tile_rows
+from hotshoe.kernels.site_updates import HAS_INPUT, UpdateVectors
 from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, NF4_VALUES, Nf4Weight
 
 Inputs = dict[str, Any]
@@ -133,11 +135,78 @@ def _nf4_inputs(draw: Draw) -> Inputs:
 def _nf4_bitsandbytes(given: Inputs) -> object:
     from hotshoe.kernels import bnb_linear
 
-    packed = _PACKED.get(id(given["weight"]))
-    if packed is None:
-        _PACKED.clear()
-        packed = _PACKED[id(given["weight"])] = bnb_linear.pack([given["weight"]], given["x"].device)
-    return bnb_linear.linear(given["x"], packed)
+    return bnb_linear.linear(given["x"], _packed(given["weight"]))
+
+
+def _dequantize_bitsandbytes(given: Inputs) -> object:
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed = _packed(given["weight"])
+    return dequantize_4bit(packed.codes, packed.state)
+
+
+def _packed(weight: Nf4Weight) -> Any:
+    """The weight as bitsandbytes takes it; the last one asked for is kept, so that packing is not timed."""
+    from hotshoe.kernels import bnb_linear
+
+    if not _PACKED or _PACKED[0][0] is not weight:
+        _PACKED[:] = [(weight, bnb_linear.pack([weight], weight.codes.device))]
+    return _PACKED[0][1]
+
+
+def _scale_inputs_inputs(draw: Draw) -> Inputs:
+    rows, features, updates = (5, 192, 3) if draw.small else (32, 14336, 8)
+    vectors = UpdateVectors(
+        inputs=draw.normal(updates, 2, features, dtype=torch.float32),
+        outputs=draw.normal(updates, 1, dtype=torch.float32),
+        biases=draw.normal(updates, 1, dtype=torch.float32),
+        flags=(torch.arange(updates, dtype=torch.int32) != 1).int().to(draw.device),  # the second has no scales
+    )
+    stacks = [[(row % updates, 1.0), ((row + 1) % updates, -0.5)][: row % 3] for row in range(rows)]
+    tiles = tile_rows([(row, row + 1, stack) for row, stack in enumerate(stacks)], rows)
+    return {
+        "x": draw.normal(rows, features),
+        "vectors": vectors,
+        "tiles": RowTiles.of(tiles, draw.device),
+        "targets": 2,
+    }
+
+
+def scale_inputs(given: Inputs) -> tuple[Tensor, ...]:
+    """The formula, row by row."""
+    x, vectors, tiles = given["x"], given["vectors"], given["tiles"]
+    scaled = x.expand(given["targets"], -1, -1).clone()
+    for row, (first, end) in enumerate(tiles.row_entries.tolist()):
+        scale = torch.ones(given["targets"], x.shape[1], dtype=x.dtype, device=x.device)
+        for entry in range(first, end):
+            update = int(tiles.entries[entry, 2])
+            if int(vectors.flags[update]) & HAS_INPUT:
+                scale += tiles.weights[entry] * (vectors.inputs[update, : given["targets"]] - 1)
+        scaled[:, row] *= scale
+    return (scaled,)
+
+
+def logit_stats_inputs(draw: Draw) -> Inputs:
+    """Logits with equal ones, and rows that are not finite."""
+    rows, vocab_size = (5, 5000) if draw.small else (32, 128_256)
+    logits = draw.normal(rows, vocab_size, scale=4.0, dtype=torch.float32)
+    logits[:, vocab_size // 3] = logits[:, vocab_size // 2] = logits.max() + 1  # of equal ones the lower counts
+    logits[1, vocab_size - 1], logits[2, 7] = float("inf"), float("nan")
+    return {"logits": logits, "temperatures": torch.tensor([1.0, 1, 1, 0.3, 2], device=draw.device).repeat(rows)[:rows]}
+
+
+def logit_stats(given: Inputs) -> tuple[Tensor, ...]:
+    """The definition; rows that are not finite as they come."""
+    logits, temperatures = given["logits"].double(), given["temperatures"].double()
+    largest = logits.max(dim=1, keepdim=True).values
+    totals = ((logits - largest) / temperatures[:, None]).exp().sum(dim=1)
+    return logits.argmax(dim=1).int(), logits.isfinite().all(dim=1).int(), totals
+
+
+def _finite_logit_stats_inputs(draw: Draw) -> Inputs:
+    given = logit_stats_inputs(draw)
+    given["logits"] = given["logits"].nan_to_num(nan=0.0, posinf=0.0)
+    return given
 
 
 def _low_rank_inputs(draw: Draw) -> Inputs:
@@ -231,7 +300,7 @@ def _upcast(given: Inputs) -> Inputs:
     }
 
 
-_PACKED: dict[int, Any] = {}
+_PACKED: list[tuple[Nf4Weight, Any]] = []
 TASKS: Mapping[str, KernelTask] = {
     task.name: task
     for task in (
@@ -257,6 +326,27 @@ TASKS: Mapping[str, KernelTask] = {
             lambda given: (reference.nf4_linear(given["x"].double(), given["weight"]),),
             "bitsandbytes: matmul_4bit",
             _nf4_bitsandbytes,
+        ),
+        KernelTask(
+            "dequantize_nf4",
+            lambda draw: {"weight": _nf4_inputs(draw)["weight"]},
+            lambda given: (reference.dequantize_nf4(given["weight"], torch.float64),),
+            "bitsandbytes: dequantize_4bit",
+            _dequantize_bitsandbytes,
+        ),
+        KernelTask(
+            "scale_inputs",
+            _scale_inputs_inputs,
+            lambda given: scale_inputs(_upcast(given)),
+            "torch: row by row",
+            scale_inputs,
+        ),
+        KernelTask(
+            "logit_stats",
+            _finite_logit_stats_inputs,
+            logit_stats,
+            "torch: argmax, isfinite, exp, sum",
+            logit_stats,
         ),
         KernelTask(
             "add_low_rank",

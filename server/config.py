@@ -127,7 +127,12 @@ class ServerConfig:
     )
     device: str = _setting("auto", "where the base model lies", choices=("auto", "cpu", "cuda"))
     backend: str = _setting(
-        "auto", "kernels; reference is plain torch in float32: slow and exact", choices=("auto", "reference")
+        "auto",
+        "kernels; reference is plain torch in float32: slow and exact; cuda is torch and bitsandbytes",
+        choices=("auto", "reference", "cuda", "triton"),
+    )
+    ops: str = _setting(
+        "", "what computes an operation of the triton backend instead, e.g. linear=bitsandbytes,attention=sdpa"
     )
     threads: int | None = _setting(None, "torch's compute threads (default: torch's own choice)")
     tenant_metadata: str = _setting(

@@ -182,9 +182,10 @@ class Server:
                 cache=config.base_cache,
                 device=config.device,
                 backend=config.backend,
+                ops=config.ops,
                 threads=config.threads,
             )
-        except (RegistryError, UnsupportedModel, OSError) as error:
+        except (RegistryError, UnsupportedModel, OSError, ValueError) as error:
             raise StartupError(str(error)) from error
 
     def _build_engine(self) -> Engine:
@@ -194,6 +195,8 @@ class Server:
             num_slots=config.residency.adapter_slots,
             backend=base.backend,
             device=base.device,
+            device_bytes=config.residency.device_bytes,
+            max_rank=config.residency.max_rank,
         )
         self.residency = AdapterResidency(
             registry=self.registry, base=base.weights, slots=slots, config=config.residency, observer=self.metrics

@@ -8,21 +8,23 @@ launch, and how many there are follows from the weight alone, so a row's bits do
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
-from hotshoe.kernels.triton.add_low_rank import TILE_ROWS, LowRankTiles, expand_entries, shrink, target_ends
-from hotshoe.kernels.triton.precision import dot_type
-from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, Nf4Weight
+from hotshoe.kernels.row_tiles import RowTiles
+from hotshoe.kernels.site_updates import SiteUpdates
+from hotshoe.kernels.triton.epilogue import Epilogue, apply_updates, epilogue
+from hotshoe.kernels.triton.nf4_lookup import look_up_nf4
+from hotshoe.kernels.triton.precision import dot_type, interpreted
+from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, NF4_VALUES, Nf4Weight
 
 BLOCK_OUT = 64
 PROGRAMS = 264  # as many fill a Hopper GPU's 132 multiprocessors twice
 MAX_SPLITS = 8
+PERMUTE = False  # which lookup is faster has to be measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +39,7 @@ class TritonNf4:
     nested_absmax: Tensor | None  # float32: the parts' one after the other
     first_block: Tensor | None  # [out] int32: 256 · (its part's first nested scale) + the row's first block in its part
     offset: Tensor | None  # [out] float32: its part's
+    permutable: bool  # its values are NF4's
 
 
 def fits(weight: Nf4Weight) -> bool:
@@ -62,13 +65,12 @@ def pack(parts: Sequence[Nf4Weight], device: torch.device) -> TritonNf4:
     out_features = sum(part.out_features for part in parts)
     codes, absmax = torch.cat([part.codes for part in parts]), torch.cat([part.absmax for part in parts])
     shape = out_features, head.in_features
+    permutable = torch.equal(head.quant_map.cpu().bfloat16(), NF4_VALUES.bfloat16())
+    tensors = codes.to(device), head.quant_map.to(device), absmax.to(device)
     if head.absmax_code is None:
-        return TritonNf4(shape, codes.to(device), head.quant_map.to(device), absmax.to(device), None, None, None, None)
-    nested, first_block, offset = _nested_scales(parts)
-    return TritonNf4(
-        shape, codes.to(device), head.quant_map.to(device), absmax.to(device), head.absmax_code.to(device),
-        nested.to(device), first_block.to(device), offset.to(device),
-    )  # fmt: skip
+        return TritonNf4(shape, *tensors, None, None, None, None, permutable)
+    nested, first_block, offset = (tensor.to(device) for tensor in _nested_scales(parts))
+    return TritonNf4(shape, *tensors, head.absmax_code.to(device), nested, first_block, offset, permutable)
 
 
 def _nested_scales(parts: Sequence[Nf4Weight]) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,54 +94,51 @@ def num_splits(shape: tuple[int, int]) -> int:
 def nf4_linear(
     x: Tensor,
     weight: TritonNf4 | Nf4Weight,
+    bias: Tensor | None = None,
+    updates: SiteUpdates | None = None,
+    tiles: RowTiles | None = None,
     *,
-    table: LowRankTable | None = None,
-    tiles: LowRankTiles | None = None,
     even_first: bool = False,
+    unscaled: Tensor | None = None,
+    permute: bool | None = None,
 ) -> Tensor:
-    """x Wᵀ, plus the rows' low-rank terms if a table and a step's tiles are given: [rows, out_features] in x's dtype.
+    """x Wᵀ + bias, with the rows' updates as `site_updates` defines them: [rows, out_features] in x's dtype.
 
     Args:
         x: [rows, in_features], columns contiguous; float32, float16 or bfloat16.
         weight: as `pack` made it; one that is not packed is packed on the way.
+        bias: [out_features].
+        updates, tiles: both or neither. Input scales are none of its business:
+        unscaled: what the low-rank factors multiply where x was scaled; as x, which it is if left out.
         even_first: x's even columns come before its odd ones, as `rms_norm` and `silu_mul` write on request.
+        permute: whether values are permuted out of registers rather than read from a table; where left out,
+            `PERMUTE` says. Needs a GPU, bfloat16 and NF4's own values.
     Raises:
         ValueError: shapes disagree.
     """
     if isinstance(weight, Nf4Weight):
         weight = pack([weight], x.device)
+    permute = PERMUTE if permute is None else permute
+    permute = permute and weight.permutable and x.dtype == torch.bfloat16 and not interpreted()
     out_features, in_features = weight.shape
     if x.ndim != 2 or x.shape[1] != in_features or x.stride(1) != 1:
         raise ValueError(f"x: expected [rows, {in_features}] with contiguous columns, not {list(x.shape)}")
-    if (table is None) != (tiles is None):
-        raise ValueError("table, tiles: expected both or neither")
-    if table is not None and (table.in_features != in_features or table.b.shape[1] != out_features):
-        raise ValueError(f"table: {table.in_features} → {table.widths} is not the weight's shape {list(weight.shape)}")
+    if bias is not None and bias.shape != (out_features,):
+        raise ValueError(f"bias: expected [{out_features}], not {list(bias.shape)}")
+    if (updates is None) != (tiles is None):
+        raise ValueError("updates, tiles: expected both or neither")
+    if updates is not None and (updates.table.in_features, updates.table.b.shape[1]) != (in_features, out_features):
+        raise ValueError(f"updates: {updates.table.in_features} → {updates.table.widths} is not {list(weight.shape)}")
     if tiles is not None and tiles.row_entries.shape[0] != x.shape[0]:
         raise ValueError(f"tiles: planned for {tiles.row_entries.shape[0]} rows, not {x.shape[0]}")
-    return _launch(x, weight, _low_rank_part(x, table, tiles, even_first), even_first)
+    if unscaled is not None and (unscaled.shape != x.shape or unscaled.stride(1) != 1):
+        raise ValueError(f"unscaled: expected {list(x.shape)}, not {list(unscaled.shape)}")
+    after = epilogue(x if unscaled is None else unscaled, bias, updates, tiles, even_first=even_first)
+    row_entries = None if tiles is None else tiles.row_entries
+    return _launch(x, weight, after, row_entries, {"EVEN_FIRST": even_first, "PERMUTE": permute})
 
 
-@dataclass(frozen=True, slots=True)
-class _LowRankPart:
-    """The epilogue's arguments; without low-rank terms, none of them is read."""
-
-    tensors: tuple[Tensor | None, ...]
-    b_stride: int
-    constants: dict[str, Any]
-
-
-def _low_rank_part(x: Tensor, table: LowRankTable | None, tiles: LowRankTiles | None, even_first: bool) -> _LowRankPart:
-    constants: dict[str, Any] = {"TILE_ROWS": TILE_ROWS, "UNIT_RANK": UNIT_RANK}
-    if table is None or tiles is None or tiles.entries.shape[0] == 0:
-        return _LowRankPart((None,) * 6, 0, constants | {"LOW_RANK": False, "TARGETS": 0, "MAX_RANK": 0})
-    shrunk, ends = shrink(x, table, tiles, even_first=even_first), target_ends(table.widths, x.device)
-    tensors = table.b, shrunk, ends, tiles.entries, tiles.weights, tiles.row_entries
-    constants |= {"LOW_RANK": True, "TARGETS": len(table.widths), "MAX_RANK": tiles.max_rank}
-    return _LowRankPart(tensors, table.b.stride(0), constants)
-
-
-def _launch(x: Tensor, weight: TritonNf4, low_rank: _LowRankPart, even_first: bool) -> Tensor:
+def _launch(x: Tensor, weight: TritonNf4, after: Epilogue, row_entries: Tensor | None, how: dict[str, bool]) -> Tensor:
     rows, (out_features, in_features) = x.shape[0], weight.shape
     block_rows = 16 if rows <= 16 else 32 if rows <= 32 else 64
     splits = num_splits(weight.shape)
@@ -148,27 +147,29 @@ def _launch(x: Tensor, weight: TritonNf4, low_rank: _LowRankPart, even_first: bo
     parts = torch.empty((splits, rows, out_features), dtype=torch.float32, device=x.device) if splits > 1 else y
     _nf4_linear[grid](
         x, weight.codes, weight.quant_map, weight.absmax, weight.absmax_code, weight.nested_absmax,
-        weight.first_block, weight.offset, parts, *low_rank.tensors, rows, x.stride(0), low_rank.b_stride,
+        weight.first_block, weight.offset, parts, row_entries, *after.tensors, rows, x.stride(0), *after.strides,
         OUT=out_features, IN=in_features, SPLITS=splits, BLOCK_ROWS=block_rows, BLOCK_OUT=BLOCK_OUT,
-        NESTED=weight.absmax_code is not None, EVEN_FIRST=even_first, **low_rank.constants, DOT=dot_type(x.dtype),
+        NESTED=weight.absmax_code is not None, **how, **after.constants, DOT=dot_type(x.dtype),
         num_warps=4,
     )  # fmt: skip
     if splits > 1:
         _add_parts[grid[:2]](
-            parts, y, *low_rank.tensors, rows, low_rank.b_stride,
+            parts, y, row_entries, *after.tensors, rows, *after.strides,
             OUT=out_features, SPLITS=splits, BLOCK_ROWS=block_rows, BLOCK_OUT=BLOCK_OUT,
-            **low_rank.constants, DOT=dot_type(x.dtype), num_warps=4,
+            **after.constants, DOT=dot_type(x.dtype), num_warps=4,
         )  # fmt: skip
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # else one row, or 16, compile kernels of their own
 def _nf4_linear(
-    x, codes, quant_map, absmax, absmax_code, nested_absmax, first_block, offset, out,
-    b, shrunk, ends, entries, weights, row_entries, rows, x_stride, b_stride,
+    x, codes, quant_map, absmax, absmax_code, nested_absmax, first_block, offset, out, row_entries,
+    bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
+    rows, x_stride, b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,
     OUT: tl.constexpr, IN: tl.constexpr, SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    NESTED: tl.constexpr, EVEN_FIRST: tl.constexpr, LOW_RANK: tl.constexpr, TARGETS: tl.constexpr,
-    MAX_RANK: tl.constexpr, TILE_ROWS: tl.constexpr, UNIT_RANK: tl.constexpr, DOT: tl.constexpr,
+    NESTED: tl.constexpr, EVEN_FIRST: tl.constexpr, PERMUTE: tl.constexpr, UPDATES: tl.constexpr, VECTORS: tl.constexpr,
+    TARGETS: tl.constexpr, MAX_RANK: tl.constexpr, SHRINK_SPLITS: tl.constexpr, TILE_ROWS: tl.constexpr,
+    UNIT_RANK: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_BIAS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     columns_from, rows_from, split = tl.program_id(0) * BLOCK_OUT, tl.program_id(1) * BLOCK_ROWS, tl.program_id(2)
     n, m, byte = columns_from + tl.arange(0, BLOCK_OUT), rows_from + tl.arange(0, BLOCK_ROWS), tl.arange(0, 32)
@@ -183,10 +184,14 @@ def _nf4_linear(
         shift = tl.load(offset + n, mask=of_out, other=0.0)
     total = tl.zeros((BLOCK_OUT, BLOCK_ROWS), tl.float32)
     for block in range(split, blocks, SPLITS):
-        pair = tl.load(code + block * 32, mask=of_out[:, None], other=0).to(tl.int32)
+        pair = tl.load(code + block * 32, mask=of_out[:, None], other=0)
         even = tl.load(x_even + block * x_step, mask=of_rows[None, :], other=0.0)
         odd = tl.load(x_even + block * x_step + x_odd, mask=of_rows[None, :], other=0.0)
-        high, low = tl.load(quant_map + (pair >> 4)), tl.load(quant_map + (pair & 15))
+        if PERMUTE:
+            high, low = look_up_nf4(pair)
+        else:
+            pair = pair.to(tl.int32)
+            high, low = tl.load(quant_map + (pair >> 4)), tl.load(quant_map + (pair & 15))
         part = tl.dot(high.to(DOT), even.to(DOT), input_precision="ieee")
         part = tl.dot(low.to(DOT), odd.to(DOT), acc=part, input_precision="ieee")
         scale = tl.load(absmax + n * blocks + block, mask=of_out, other=0)
@@ -195,23 +200,30 @@ def _nf4_linear(
             scale = tl.load(absmax_code + scale.to(tl.int32)) * outer + shift
         total += part * scale[:, None]
     result = tl.trans(total)
-    if LOW_RANK and SPLITS == 1:
-        last = tl.minimum(rows_from + BLOCK_ROWS, rows) - 1
-        result = expand_entries(
-            result, tl.load(row_entries + rows_from * 2), tl.load(row_entries + last * 2 + 1), m, columns_from,
-            b, shrunk, ends, entries, weights, b_stride,
-            TARGETS, MAX_RANK, TILE_ROWS, UNIT_RANK, BLOCK_OUT, DOT,
+    if SPLITS == 1:
+        start, end = 0, 0
+        if UPDATES:
+            start = tl.load(row_entries + rows_from * 2)
+            end = tl.load(row_entries + (tl.minimum(rows_from + BLOCK_ROWS, rows) - 1) * 2 + 1)
+        result = apply_updates(
+            result, start, end, m, columns_from,
+            bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
+            b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,
+            OUT, UPDATES, VECTORS, TARGETS, MAX_RANK, SHRINK_SPLITS, TILE_ROWS, UNIT_RANK, HAS_OUTPUT, HAS_BIAS,
+            BLOCK_OUT, DOT,
         )  # fmt: skip
     place = out + (split.to(tl.int64) * rows + m)[:, None] * OUT + n[None, :]
     tl.store(place, result.to(out.dtype.element_ty), mask=of_rows[:, None] & of_out[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_parts(
-    parts, y, b, shrunk, ends, entries, weights, row_entries, rows, b_stride,
+    parts, y, row_entries, bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
+    rows, b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,
     OUT: tl.constexpr, SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    LOW_RANK: tl.constexpr, TARGETS: tl.constexpr, MAX_RANK: tl.constexpr, TILE_ROWS: tl.constexpr,
-    UNIT_RANK: tl.constexpr, DOT: tl.constexpr,
+    UPDATES: tl.constexpr, VECTORS: tl.constexpr, TARGETS: tl.constexpr, MAX_RANK: tl.constexpr,
+    SHRINK_SPLITS: tl.constexpr, TILE_ROWS: tl.constexpr, UNIT_RANK: tl.constexpr, HAS_OUTPUT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     columns_from, rows_from = tl.program_id(0) * BLOCK_OUT, tl.program_id(1) * BLOCK_ROWS
     n, m = columns_from + tl.arange(0, BLOCK_OUT), rows_from + tl.arange(0, BLOCK_ROWS)
@@ -220,11 +232,15 @@ def _add_parts(
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
     for split in range(0, SPLITS):
         total += tl.load(parts + place + split * rows.to(tl.int64) * OUT, mask=mask, other=0.0)
-    if LOW_RANK:
-        last = tl.minimum(rows_from + BLOCK_ROWS, rows) - 1
-        total = expand_entries(
-            total, tl.load(row_entries + rows_from * 2), tl.load(row_entries + last * 2 + 1), m, columns_from,
-            b, shrunk, ends, entries, weights, b_stride,
-            TARGETS, MAX_RANK, TILE_ROWS, UNIT_RANK, BLOCK_OUT, DOT,
-        )  # fmt: skip
+    start, end = 0, 0
+    if UPDATES:
+        start = tl.load(row_entries + rows_from * 2)
+        end = tl.load(row_entries + (tl.minimum(rows_from + BLOCK_ROWS, rows) - 1) * 2 + 1)
+    total = apply_updates(
+        total, start, end, m, columns_from,
+        bias, b, shrunk, ends, entries, weights, ranks, units, outputs, biases, flags,
+        b_stride, rank_stride, unit_stride, split_stride, vector_stride, flag_stride,
+        OUT, UPDATES, VECTORS, TARGETS, MAX_RANK, SHRINK_SPLITS, TILE_ROWS, UNIT_RANK, HAS_OUTPUT, HAS_BIAS,
+        BLOCK_OUT, DOT,
+    )  # fmt: skip
     tl.store(y + place, total.to(y.dtype.element_ty), mask=mask)

@@ -12,12 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotshoe.kernels.attention_batch import AttentionBatch
+from hotshoe.kernels.attention_batch import PREFILL_ROWS, AttentionBatch, PagedBatch, tile_sequences
 from hotshoe.kernels.triton.precision import dot_type
 
 BLOCK_KEYS = 64
 DECODE_SPLITS = 8
-PREFILL_ROWS = 16  # positions of a prompt in a tile
 MIN_DOT = 16  # the least rows that tl.dot takes
 
 
@@ -27,35 +26,20 @@ class AttentionTiles:
 
     num_rows: int
     num_decodes: int
-    decodes: Tensor  # [decodes, 4] int64: row, 1, where its slots begin, visible positions of its first row
-    decode_slots: Tensor  # [any] int64
-    prefills: Tensor  # [tiles, 4] int64: first row, rows, where its slots begin, visible positions of its first row
-    prefill_slots: Tensor  # [any] int64
+    tiles: (
+        Tensor  # [tiles, 4] int32, decodes first: first row, rows, line of tables, visible positions of its first row
+    )
+    tables: Tensor  # [sequences, pages] int32, of any strides: where each sequence's positions lie, page by page
+    page_tokens: int
     window: int | None
 
 
-def plan_tiles(batch: AttentionBatch, *, window: int | None, device: torch.device) -> AttentionTiles:
-    """The tables of a step. Decoding lengths stay on the device."""
-    stride = batch.decode_slots.shape[1] if batch.num_decodes else 0
-    row = torch.arange(batch.num_decodes, device=device)
-    decodes = torch.stack((row, torch.ones_like(row), row * stride, batch.decode_lengths.to(device)), dim=1)
-    prefills, start = [], 0
-    for segment in batch.prefills:
-        cached = segment.slots.shape[0] - (segment.end - segment.start)
-        for first in range(segment.start, segment.end, PREFILL_ROWS):
-            rows = min(PREFILL_ROWS, segment.end - first)
-            prefills.append((first, rows, start, cached + first - segment.start + 1))
-        start += segment.slots.shape[0]
-    slots = [segment.slots.to(device) for segment in batch.prefills]
-    return AttentionTiles(
-        batch.num_rows,
-        batch.num_decodes,
-        decodes,
-        batch.decode_slots.to(device).reshape(-1),
-        torch.tensor(prefills, dtype=torch.int64, device=device).view(len(prefills), 4),
-        torch.cat(slots) if slots else torch.empty(0, dtype=torch.int64, device=device),
-        window,
-    )
+def plan_tiles(batch: AttentionBatch | PagedBatch, *, window: int | None, device: torch.device) -> AttentionTiles:
+    """The tables of a step."""
+    paged = batch.by_pages() if isinstance(batch, AttentionBatch) else batch
+    tiles = torch.from_numpy(tile_sequences(paged.rows, paged.contexts)).to(device)
+    tables = torch.from_numpy(paged.tables).to(device)
+    return AttentionTiles(paged.num_rows, batch.num_decodes, tiles, tables, paged.page_tokens, window)
 
 
 def paged_attention(
@@ -83,25 +67,27 @@ def paged_attention(
     out = torch.empty_like(query)
     if batch.num_decodes:
         _decode(query, kv, out, batch, scale)
-    if batch.prefills.shape[0]:
-        grid = batch.prefills.shape[0], kv.shape[2], 1
-        _attend[grid](
-            query, kv, out, None, batch.prefills, batch.prefill_slots, scale, batch.window,
-            ROWS=PREFILL_ROWS, SPLITS=1, **_shape(query, kv), DOT=dot_type(query.dtype), num_warps=4,
+    prefills = batch.tiles[batch.num_decodes :]
+    if prefills.shape[0]:
+        _attend[(prefills.shape[0], kv.shape[2], 1)](
+            query, kv, out, None, prefills, batch.tables, scale, batch.window, *batch.tables.stride(),
+            ROWS=PREFILL_ROWS, SPLITS=1, PAGE=batch.page_tokens, **_shape(query, kv), DOT=dot_type(query.dtype),
+            num_warps=4,
         )  # fmt: skip
     return out
 
 
-def _decode(query: Tensor, kv: Tensor, out: Tensor, tiles: AttentionTiles, scale: float) -> None:
+def _decode(query: Tensor, kv: Tensor, out: Tensor, batch: AttentionTiles, scale: float) -> None:
     heads, head_dim = query.shape[1:]
-    parts_shape = tiles.num_decodes, heads, DECODE_SPLITS
+    parts_shape = batch.num_decodes, heads, DECODE_SPLITS
     parts = torch.empty((*parts_shape, head_dim), dtype=torch.float32, device=query.device)
     sums = torch.empty((*parts_shape, 2), dtype=torch.float32, device=query.device)
-    _attend[(tiles.num_decodes, kv.shape[2], DECODE_SPLITS)](
-        query, kv, parts, sums, tiles.decodes, tiles.decode_slots, scale, tiles.window,
-        ROWS=1, SPLITS=DECODE_SPLITS, **_shape(query, kv), DOT=dot_type(query.dtype), num_warps=4,
+    _attend[(batch.num_decodes, kv.shape[2], DECODE_SPLITS)](
+        query, kv, parts, sums, batch.tiles, batch.tables, scale, batch.window, *batch.tables.stride(),
+        ROWS=1, SPLITS=DECODE_SPLITS, PAGE=batch.page_tokens, **_shape(query, kv), DOT=dot_type(query.dtype),
+        num_warps=4,
     )  # fmt: skip
-    _combine[(tiles.num_decodes, heads)](
+    _combine[(batch.num_decodes, heads)](
         parts, sums, out, HEADS=heads, HEAD_DIM=head_dim, BLOCK_DIM=max(MIN_DOT, triton.next_power_of_2(head_dim)),
         SPLITS=DECODE_SPLITS, num_warps=1,
     )  # fmt: skip
@@ -120,25 +106,25 @@ def _shape(query: Tensor, kv: Tensor) -> dict[str, int]:
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "page_stride"])
 def _attend(
-    query, kv, out, sums, tiles, slots, scale, window,
+    query, kv, out, sums, tiles, tables, scale, window, table_stride, page_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
     BLOCK_GROUP: tl.constexpr, BLOCK_KEYS: tl.constexpr, MIN_DOT: tl.constexpr,
-    ROWS: tl.constexpr, SPLITS: tl.constexpr, DOT: tl.constexpr,
+    ROWS: tl.constexpr, SPLITS: tl.constexpr, PAGE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     group: tl.constexpr = HEADS // KV_HEADS
     lines: tl.constexpr = MIN_DOT if ROWS * BLOCK_GROUP < MIN_DOT else ROWS * BLOCK_GROUP
     first_row = tl.load(tiles + tile * 4)
     rows = tl.load(tiles + tile * 4 + 1)
-    slots += tl.load(tiles + tile * 4 + 2)
+    tables += tl.load(tiles + tile * 4 + 2).to(tl.int64) * table_stride
     visible = tl.load(tiles + tile * 4 + 3)
     line, d, j = tl.arange(0, lines), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_KEYS)
     row, head = line // BLOCK_GROUP, kv_head * group + line % BLOCK_GROUP
     used = (row < rows) & (line % BLOCK_GROUP < group)
     of_head = d < HEAD_DIM
-    lies_at = (first_row + row) * HEADS + head
+    lies_at = (first_row + row).to(tl.int64) * HEADS + head
     q = tl.load(query + lies_at[:, None] * HEAD_DIM + d[None, :], mask=used[:, None] & of_head[None, :], other=0.0).to(
         DOT
     )
@@ -156,7 +142,8 @@ def _attend(
     for block in range(start, end, BLOCK_KEYS):
         position = block + j
         inside = position < end
-        slot = tl.load(slots + position, mask=inside, other=0)
+        page = tl.load(tables + (position // PAGE) * page_stride, mask=inside, other=0)
+        slot = page.to(tl.int64) * PAGE + position % PAGE
         source = kv + (slot * 2 * KV_HEADS + kv_head) * HEAD_DIM
         mask = inside[:, None] & of_head[None, :]
         key = tl.load(source[:, None] + d[None, :], mask=mask, other=0.0).to(DOT)

@@ -22,7 +22,7 @@ def rope_write_kv(
         qkv: [rows, (heads + 2 · kv_heads) · head_dim], contiguous.
         cos, sin: [rows, head_dim], contiguous; both halves of a row equal, of which the first is read.
         kv: [num_slots, 2, kv_heads, head_dim], contiguous; changed in place.
-        slots: [rows] int64, all different: where each row's key and value go; a negative one is written nowhere.
+        slots: [rows] int32 or int64, all different: where each row's key and value go; nowhere if negative.
         q_weight, k_weight: [head_dim] of the norms, both or neither.
     Returns:
         The queries, [rows, heads, head_dim] in qkv's dtype.
@@ -74,7 +74,7 @@ def _rope_write_kv(
         tl.store(target + i, first.to(query.dtype.element_ty), mask=inside)
         tl.store(target + HALF + i, second.to(query.dtype.element_ty), mask=inside)
     else:
-        slot = tl.load(slots + row)
+        slot = tl.load(slots + row).to(tl.int64)
         if slot >= 0:
             target = kv + (slot * 2 * KV_HEADS + head - HEADS) * 2 * HALF  # keys of all kv heads, then values
             tl.store(target + i, first.to(kv.dtype.element_ty), mask=inside)

@@ -1,11 +1,8 @@
-"""The adapters on the device: low-rank tables shared by all slots, and what each slot holds beside them.
-
-Loader threads place and clear; the engine's thread reads at the same time, without a lock: whatever it can see is
-complete and does not change while a request uses it.
-"""
+"""The adapters on the device: low-rank tables shared by all slots, and what each slot holds beside them."""
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,22 +10,23 @@ from torch import Tensor
 from hotshoe.kernels.low_rank import LowRankKind
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.formats.lowered import LoweredAdapter
-from hotshoe.registry.validation import Pause, go_on
+from hotshoe.registry.validation import Pause
 from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
+from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
 from hotshoe.server.adapters.factor_layout import FactorLayout, pieces_of, places_of
-from hotshoe.server.adapters.packed_adapter import PackedAdapter, pack_adapter
+from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
+from hotshoe.server.adapters.packed_adapter import PackedAdapter
 from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SoftPrompt
 from hotshoe.server.adapters.rank_units import RankUnits
-from hotshoe.server.adapters.sites import SiteId, site_shapes
+from hotshoe.server.adapters.sites import SiteId
 
 __all__ = ["AdapterSegment", "AdapterSlots", "SoftPrompt"]
 
 _FIRST_CAPACITY = 8  # units that a table has at first, where untouched memory costs something
 
 
-class AdapterSlots:
-    """Places for adapters on the device, and the way from a step's segments to what its rows compute.
+class AdapterSlots(AdapterPlaces[PlacedAdapter]):
+    """Places whose tables grow: memory is taken as adapters come, and moves.
 
     Args:
         num_slots: how many adapters it holds at once.
@@ -46,13 +44,8 @@ class AdapterSlots:
         dtype: torch.dtype = torch.float32,
         kind: LowRankKind = "gathered",
     ) -> None:
-        self.num_slots = num_slots
-        self.device = torch.device(device)
-        self.dtype = dtype
+        super().__init__(num_slots, base, device=device, dtype=dtype)
         self._kind = kind
-        self._shapes = site_shapes(base)
-        self._num_layers = base.num_layers
-        self._placed: list[PlacedAdapter | None] = [None] * num_slots
         self._tables: Mapping[SiteId, LowRankTable] = {}
         self._places: dict[int, tuple[FactorLayout, list[list[Tensor]]]] = {}  # by first unit: views of the tables
         self._capacity = 0  # units that every table holds
@@ -66,89 +59,33 @@ class AdapterSlots:
 
     @classmethod
     def for_base(
-        cls, base: BaseShape, *, num_slots: int, backend: str, device: torch.device | str = "cpu"
-    ) -> "AdapterSlots":
-        """Slots in the precision of a base that `backend` runs.
+        cls,
+        base: BaseShape,
+        *,
+        num_slots: int,
+        backend: str,
+        device: torch.device | str = "cpu",
+        device_bytes: int = 1 << 31,
+        max_rank: int = 256,
+    ) -> "AdapterPlaces[Any]":
+        """Slots in the form and the precision of a base that `backend` runs.
 
         NF4 kernels round activations to bfloat16 themselves, so bfloat16 factors add no error of another class; the
-        backends that compute in float32 get float32 factors.
+        backends that compute in float32 get float32 factors. `device_bytes` and `max_rank` size tables that never move.
         """
+        if backend == "triton":
+            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+            return FixedAdapterSlots(
+                num_slots, base, device=device, dtype=dtype, device_bytes=device_bytes, max_rank=max_rank
+            )
         if backend == "reference":
             return cls(num_slots, base, device=device, kind="reference")
         if torch.device(device).type != "cpu":
             return cls(num_slots, base, device=device, dtype=torch.bfloat16, kind="segmented")
         return cls(num_slots, base, device=device, dtype=torch.bfloat16 if backend == "cpu_nf4" else torch.float32)
 
-    # Loader threads.
-
-    def pack(self, adapter: LoweredAdapter, *, pause: Pause = go_on) -> PackedAdapter:
-        """Lays an adapter out in host memory in the tables' dtype, so that `place_packed` is quick.
-
-        `pause` is called between its parts, here and there, so that the caller may spread the work over time.
-
-        Raises:
-            ValueError: the adapter does not fit the base; the message names the linear.
-        """
-        return pack_adapter(adapter, self._shapes, self.dtype, pause=pause)
-
-    def place(self, slot: int, adapter: LoweredAdapter) -> None:
-        """Packs an adapter and places it.
-
-        Raises:
-            ValueError: the adapter does not fit the base; nothing has changed.
-        """
-        self.place_packed(slot, self.pack(adapter))
-
-    def place_packed(self, slot: int, adapter: PackedAdapter, *, pause: Pause = go_on) -> None:
-        """Copies an adapter to the device in layer order, into a slot that is clear."""
-        if self._placed[slot] is not None:
-            raise AssertionError(f"adapter slot {slot} is not clear")
-        vectors = {site: found.to(self.device) for site, found in adapter.vectors.items()}
-        soft_prompt = adapter.soft_prompt.to(self.device)
-        with self._writing:
-            first_unit = self._write(adapter, pause) if adapter.layout.sites else 0
-        self._placed[slot] = PlacedAdapter(
-            first_unit=first_unit,
-            num_units=adapter.layout.num_units,
-            ranks=adapter.layout.ranks,
-            rank_table=adapter.layout.rank_table(self._num_layers),
-            vectors=vectors,
-            soft_prompt=soft_prompt,
-            size_bytes=adapter.device_bytes,
-        )
-
-    def clear(self, slot: int) -> None:
-        """Frees a slot that no request uses; clearing a clear one does nothing. Takes no time."""
-        placed, self._placed[slot] = self._placed[slot], None
-        if placed is not None and placed.ranks:
-            with self._units_lock:
-                self._units.give_back(placed.first_unit, placed.num_units)
-
-    # The engine's thread.
-
-    def soft_prompt(self, slot: int) -> SoftPrompt:
-        """What the adapter in a slot puts before every sequence."""
-        return self._in_use(slot).soft_prompt
-
-    def slot_bytes(self, slot: int) -> int:
-        """Bytes that a slot fills, 0 if it is clear."""
-        placed = self._placed[slot]
-        return 0 if placed is None else placed.size_bytes
-
     def batch(self, segments: Sequence[AdapterSegment], num_rows: int) -> AdapterBatch | None:
-        """What a step's rows compute beside the base; None if no row has anything to add.
-
-        Args:
-            segments: rows of one sequence each, ascending; those of one row come first.
-
-        Raises:
-            ValueError: segments overlap or exceed `num_rows`, or name a slot that is clear.
-        """
-        end = 0
-        for segment in segments:
-            if not end <= segment.start < segment.end <= num_rows:
-                raise ValueError(f"segments: {segment.start}:{segment.end} after {end}, of {num_rows} rows")
-            end = segment.end
+        check_segments(segments, num_rows)
         key = tuple((segment.start, segment.end, self._stack(segment.stack)) for segment in segments)
         if not any(stack for _, _, stack in key):
             return None
@@ -171,11 +108,26 @@ class AdapterSlots:
         groups = [self._decodes, RowGroup(rest, kind="segmented", tables=tables, shapes=self._shapes)]
         return [group for group in groups if group.has_stacks]
 
-    def _in_use(self, slot: int) -> PlacedAdapter:
-        placed = self._placed[slot]
-        if placed is None:
-            raise ValueError(f"adapter slot {slot} is clear")
-        return placed
+    def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> PlacedAdapter:
+        layout = adapter.layout
+        vectors = {site: found.to(self.device) for site, found in adapter.vectors.items()}
+        soft_prompt = adapter.soft_prompt.to(self.device)
+        with self._writing:
+            first_unit = self._write(adapter, pause) if layout.sites else 0
+        return PlacedAdapter(
+            first_unit=first_unit,
+            num_units=layout.num_units,
+            ranks=layout.ranks,
+            rank_table=layout.rank_table(self._num_layers),
+            vectors=vectors,
+            soft_prompt=soft_prompt,
+            size_bytes=adapter.device_bytes,
+        )
+
+    def _give_back(self, placed: PlacedAdapter) -> None:
+        if placed.ranks:
+            with self._units_lock:
+                self._units.give_back(placed.first_unit, placed.num_units)
 
     # Writing the tables, under `_writing`.
 

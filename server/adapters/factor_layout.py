@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable, units_of
-from hotshoe.server.adapters.placed_adapter import PlacedAdapter
+from hotshoe.server.adapters.placed_adapter import tabulated_ranks
 from hotshoe.server.adapters.sites import SiteId, SiteShape
 
 
@@ -95,7 +95,7 @@ def factor_layout(sites: tuple[tuple[SiteId, SiteShape, tuple[int, ...]], ...]) 
 
 @lru_cache(maxsize=256)
 def _rank_table(layout: FactorLayout, num_layers: int) -> NDArray[np.int64]:
-    return PlacedAdapter.tabulated(layout.ranks, num_layers)
+    return tabulated_ranks(layout.ranks, num_layers)
 
 
 def pieces_of(pairs: Sequence[FactorPair]) -> list[Tensor]:

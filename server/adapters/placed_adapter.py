@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.registry.formats.lowered import KvPrefix
-from hotshoe.server.adapters.sites import MAX_TARGETS, SITES, SiteId
+from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +74,14 @@ class PlacedAdapter:
     soft_prompt: SoftPrompt
     size_bytes: int
 
-    @staticmethod
-    def tabulated(ranks: Mapping[SiteId, tuple[int, ...]], num_layers: int) -> NDArray[np.int64]:
-        """The `rank_table` of some ranks."""
-        places = {site: index for index, site in enumerate(SITES)}
-        table = np.zeros((num_layers, len(SITES), MAX_TARGETS), np.int64)
-        for (layer, site), of_targets in ranks.items():
-            table[layer, places[site], : len(of_targets)] = of_targets
-        return table
-
     @property
     def has_linears(self) -> bool:
         return bool(self.ranks or self.vectors)
+
+
+def tabulated_ranks(ranks: Mapping[SiteId, tuple[int, ...]], num_layers: int) -> NDArray[np.int64]:
+    """The `rank_table` of some ranks."""
+    table = np.zeros((num_layers, len(SITES), MAX_TARGETS), np.int64)
+    for (layer, site), of_targets in ranks.items():
+        table[layer, SITE_INDEX[site], : len(of_targets)] = of_targets
+    return table

@@ -30,6 +30,17 @@ class RankUnits:
         self._taken[start : start + count] = [True] * count
         return start
 
+    def take_scattered(self, count: int, *, limit: int) -> list[int]:
+        """Takes any `count` units below `limit`, the lowest that are free. AssertionError if there are too few."""
+        free = [unit for unit, taken in enumerate(self._taken) if not taken][:count]
+        free += range(len(self._taken), len(self._taken) + count - len(free))
+        if free and free[-1] >= limit:
+            raise AssertionError(f"{count} units are wanted, {self.num_taken} of {limit} are taken")
+        self._taken.extend([False] * (max(free, default=-1) + 1 - len(self._taken)))
+        for unit in free:
+            self._taken[unit] = True
+        return free
+
     def give_back(self, start: int, count: int) -> None:
         if not all(self._taken[start : start + count]):
             raise AssertionError(f"units {start}:{start + count} are not all taken")

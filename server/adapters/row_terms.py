@@ -11,9 +11,7 @@ from torch import Tensor
 
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
 from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SiteVectors
-from hotshoe.server.adapters.sites import MAX_TARGETS, SITES, SiteId
-
-_PLACES = {site: index for index, site in enumerate(SITES)}
+from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
 class RowTerms:
@@ -80,7 +78,7 @@ class RowTerms:
         for (layer, site), found in vectors.items():
             vector = found.inputs[0] if attribute == "inputs" else getattr(found, attribute)
             if vector is not None:
-                rows[:, layer, _PLACES[site]] = self._address(vector)
+                rows[:, layer, SITE_INDEX[site]] = self._address(vector)
 
     def _address(self, vector: Tensor) -> int:
         kept = vector.to(torch.float32).contiguous()
@@ -104,5 +102,5 @@ def _table_addresses(tables: Mapping[SiteId, LowRankTable], num_layers: int) -> 
     """[layers, sites, 2]: where a and b of each table lie."""
     addresses = np.zeros((num_layers, len(SITES), 2), np.int64)
     for (layer, site), table in tables.items():
-        addresses[layer, _PLACES[site]] = table.a.data_ptr(), table.b.data_ptr()
+        addresses[layer, SITE_INDEX[site]] = table.a.data_ptr(), table.b.data_ptr()
     return addresses

@@ -12,6 +12,7 @@ SITES: Mapping[str, tuple[str, ...]] = {
     "gate_up": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
 }
+SITE_INDEX: Mapping[str, int] = {site: index for index, site in enumerate(SITES)}
 MAX_TARGETS = max(map(len, SITES.values()))
 SITE_OF_TARGET: Mapping[str, tuple[str, int]] = {
     target: (site, index) for site, targets in SITES.items() for index, target in enumerate(targets)

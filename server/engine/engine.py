@@ -18,10 +18,10 @@ from hotshoe.server.engine.admission import check_request
 from hotshoe.server.engine.inbox import Inbox
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.live_requests import LiveRequests, new_output
-from hotshoe.server.engine.outcome import Outcome, read_logits
+from hotshoe.server.engine.outcome import Outcome, read_result
 from hotshoe.server.engine.report import StepReport, step_stats
 from hotshoe.server.engine.request import AnswerOutput, FinishReason, Request, RequestTimes
-from hotshoe.server.engine.runner import Runner
+from hotshoe.server.engine.runner import new_runner
 from hotshoe.server.engine.scheduler import Chunk, Scheduler, StepPlan
 from hotshoe.server.engine.sequence import Sequence, SequenceStatus
 from hotshoe.server.errors import AdapterUnusable, Draining, EngineDead, InvalidRequest, QueueFull
@@ -82,7 +82,7 @@ class Engine:
             max_sequence_length=decoder.spec.max_sequence_length,
             tenant_weights=tenant_weights,
         )
-        self._runner = Runner(decoder, adapter_slots=slots, blocks=blocks)
+        self._runner = new_runner(decoder, adapter_slots=slots, blocks=blocks)
         self._live = LiveRequests(self._scheduler, eos_token_ids=eos_token_ids, on_finished=self._forget)
 
         self._inbox = Inbox()
@@ -210,8 +210,7 @@ class Engine:
     def _compute(self, plan: StepPlan) -> list[AnswerOutput]:
         """Runs a plan, draws tokens and commits them; gives the outputs."""
         try:
-            logits = self._runner.run(plan)
-            outcomes = read_logits(plan.chunks, logits)
+            outcomes = read_result(plan.chunks, self._runner.run(plan))
         except Exception as error:
             logger.exception("a step of %d rows failed", plan.num_rows)
             return self._recover(plan, error)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hotshoe.server.engine.logprobs import token_logprobs
 from hotshoe.server.engine.request import TokenLogprob
-from hotshoe.server.engine.sampler import sample
+from hotshoe.server.engine.runner import StepResult
+from hotshoe.server.engine.sampler import SamplingState, sample
 from hotshoe.server.engine.scheduler import Chunk
 
 
@@ -23,16 +24,16 @@ class Outcome:
 
 
 @torch.inference_mode()
-def read_logits(chunks: Sequence[Chunk], logits: Tensor) -> list[Outcome]:
+def read_result(chunks: Sequence[Chunk], result: StepResult) -> list[Outcome]:
     """Draws tokens and takes log-probabilities.
 
     Args:
         chunks: in the order of their rows of logits; their sequences are not changed.
-        logits: [sum of num_logits, vocab_size] float32.
     """
-    finite = _finite_rows(logits)
+    logits, drawn = result.logits, result.draws
+    finite = _finite_rows(logits) if drawn is None else [draw.finite for draw in drawn]
     outcomes = []
-    draws: list[tuple[int, int]] = []  # (row of logits, chunk)
+    rows: list[tuple[int, int]] = []  # (row of logits, chunk) of those that draw
     row = 0
     for index, chunk in enumerate(chunks):
         end = row + chunk.num_logits
@@ -41,9 +42,9 @@ def read_logits(chunks: Sequence[Chunk], logits: Tensor) -> list[Outcome]:
         if outcome.finite:
             outcome.known_logprobs = _known_logprobs(chunk, logits[row:end])
             if chunk.draws:
-                draws.append((end - 1, index))
+                rows.append((end - 1, index))
         row = end
-    _draw(chunks, logits, draws, outcomes)
+    _draw(chunks, result, rows, outcomes)
     return outcomes
 
 
@@ -54,23 +55,31 @@ def _finite_rows(logits: Tensor) -> list[bool]:
 
 
 def _draw(
-    chunks: Sequence[Chunk], logits: Tensor, draws: Sequence[tuple[int, int]], outcomes: Sequence[Outcome]
+    chunks: Sequence[Chunk], result: StepResult, draws: Sequence[tuple[int, int]], outcomes: Sequence[Outcome]
 ) -> None:
-    if not draws:
-        return
-    rows = [row for row, _ in draws]
-    selected = logits if len(rows) == logits.shape[0] else logits[rows]
-    sequences = [chunks[index].sequence for _, index in draws]
-    tokens = sample(selected, [sequence.sampling for sequence in sequences])
-    for (_, index), token in zip(draws, tokens, strict=True):
-        outcomes[index].token_id = token
-    asked = [i for i, sequence in enumerate(sequences) if sequence.request.logprobs is not None]
+    sequences = {row: chunks[index].sequence for row, index in draws}
+    tokens = {row: _device_token(result, row, sequence.sampling) for row, sequence in sequences.items()}
+    left = [row for row, token in tokens.items() if token is None]
+    if left:
+        selected = result.logits if len(left) == result.logits.shape[0] else result.logits[left]
+        tokens |= zip(left, sample(selected, [sequences[row].sampling for row in left]), strict=True)
+    for row, index in draws:
+        outcomes[index].token_id = tokens[row]
+    asked = [(row, index) for row, index in draws if sequences[row].request.logprobs is not None]
     if not asked:
         return
-    counts = [sequences[i].request.logprobs or 0 for i in asked]
-    logprobs = token_logprobs(selected[asked], [tokens[i] for i in asked], counts)
-    for i, logprob in zip(asked, logprobs, strict=True):
-        outcomes[draws[i][1]].logprob = logprob
+    rows = [row for row, _ in asked]
+    counts = [sequences[row].request.logprobs or 0 for row in rows]
+    logprobs = token_logprobs(result.logits[rows], [tokens[row] for row in rows], counts)
+    for (_, index), logprob in zip(asked, logprobs, strict=True):
+        outcomes[index].logprob = logprob
+
+
+def _device_token(result: StepResult, row: int, state: SamplingState) -> int | None:
+    """The token that the device drew; None where it did not, or where the logits are to be edited first."""
+    if result.draws is None or state.edits_logits:
+        return None
+    return result.draws[row].greedy if state.params.greedy else result.draws[row].drawn
 
 
 def _known_logprobs(chunk: Chunk, logits: Tensor) -> list[TokenLogprob]:

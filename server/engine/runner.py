@@ -1,6 +1,7 @@
 """Runs the decoder over a step's plan. The only part of the engine that touches the device's key-value cache."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,13 +9,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hotshoe.server.engine.device_sampler import NUM_RIDERS, Draw, draw_rows, sampling_riders
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.scheduler import PrefixWrite, StepPlan, TailCopy
-from hotshoe.server.engine.step_batch import build_step_batch, page_slots, position_slots
+from hotshoe.server.engine.step_batch import build_step_batch, by_pages, by_slots, page_slots, position_slots
 
 if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_slots import AdapterSlots
+    from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
     from hotshoe.server.model.decoder import Decoder
+    from hotshoe.server.model.triton_decoder import TritonDecoder
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step computed."""
+
+    logits: Tensor  # [sum of num_logits, vocab_size] float32, on the device, until the next step
+    draws: Sequence[Draw] | None = None  # of each row of logits, where the device draws
 
 
 class Runner:
@@ -27,8 +39,8 @@ class Runner:
         self._kv = decoder.new_kv_cache((blocks.num_pages + 1) * blocks.page_tokens)
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> Tensor:
-        """Computes a plan that has chunks; gives their logits, [sum of num_logits, vocab_size] float32, in order."""
+    def run(self, plan: StepPlan) -> StepResult:
+        """Computes a plan that has chunks, whose order it may change; its logits are theirs, in that order."""
         soiled = self._blocks.take_soiled()
         if soiled:
             self._zero(page_slots(self._blocks, soiled))
@@ -36,15 +48,18 @@ class Runner:
             self._copy_tails(plan.tail_copies)
         for write in plan.prefix_writes:
             self._write_prefix(write)
-        batch = build_step_batch(plan.chunks, self._blocks)
-        adapters = self._adapter_slots.batch(batch.segments, batch.num_rows)
-        return self._decoder.forward(batch.inputs, self._kv, adapters)
+        return self._compute(plan)
 
     @torch.inference_mode()
     def reset(self) -> None:
         """Clears the whole cache, as if nothing had been computed. Raises if the device is beyond that."""
         self._zero(np.arange(self._kv.num_slots))
         float(self._kv.layers[0][0].sum())  # a device reports its faults only when it is waited for
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        batch = build_step_batch(plan.chunks, self._blocks, by_slots)
+        adapters = self._adapter_slots.batch(batch.segments, batch.num_rows)
+        return StepResult(self._decoder.forward(batch.inputs, self._kv, adapters))
 
     def _zero(self, slots: NDArray[np.int64]) -> None:
         self._kv.zero(torch.from_numpy(slots))
@@ -66,3 +81,35 @@ class Runner:
         values = torch.cat([prefix.values for prefix in prefixes], dim=1)[:, write.start : write.end]
         slots = position_slots(self._blocks, table, write.start, write.end)
         self._kv.write(torch.from_numpy(slots), keys, values)
+
+
+class DeviceRunner(Runner):
+    """Hands a step over in one copy, draws on the device, and takes tokens back in one copy.
+
+    Whoever reads the result has waited for the step, so pages and slots that are given back afterwards are not in use.
+    """
+
+    def __init__(self, decoder: "TritonDecoder", *, adapter_slots: "FixedAdapterSlots", blocks: KvBlocks) -> None:
+        super().__init__(decoder, adapter_slots=adapter_slots, blocks=blocks)
+        from hotshoe.server.model.step_graphs import GraphLimits
+
+        self._triton = decoder
+        max_sequences, max_pages = blocks.tables.shape
+        limits = GraphLimits(max_sequences, max_pages, blocks.page_tokens, riders=NUM_RIDERS)
+        self.graphs = decoder.record_steps(self._kv, adapter_slots, limits)
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        # rows of one stack side by side: up to 16 of them read its factors once
+        chunks = plan.chunks
+        chunks.sort(key=lambda chunk: (chunk.num_rows > 1, chunk.sequence.stack))
+        batch = build_step_batch(chunks, self._blocks, by_pages)
+        adapters = self._adapter_slots.batch(batch.segments, batch.num_rows)
+        logits, riders = self._triton.step(batch.inputs, self._kv, adapters, sampling_riders(chunks))
+        drawn = any(chunk.draws and not chunk.sequence.sampling.params.greedy for chunk in chunks)
+        return StepResult(logits, draw_rows(logits, riders, drawn=drawn))
+
+
+def new_runner(decoder: "Decoder", *, adapter_slots: "AdapterSlots", blocks: KvBlocks) -> Runner:
+    """The runner of a decoder's backend."""
+    kind = Runner if decoder.backend.ops is None else DeviceRunner
+    return kind(decoder, adapter_slots=adapter_slots, blocks=blocks)

@@ -1,6 +1,6 @@
 """A step's plan as flat arrays: what the decoder and the adapter tables read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment
+from hotshoe.kernels.attention_batch import AttentionBatch, PagedBatch, PrefillSegment
 from hotshoe.server.adapters.adapter_slots import AdapterSegment
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.scheduler import Chunk
@@ -27,8 +27,15 @@ class StepBatch:
         return self.inputs.token_ids.shape[0]
 
 
-def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks) -> StepBatch:
-    """Lays chunks out as rows in their order; those of one row must come first."""
+Attention = Callable[[KvBlocks, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], AttentionBatch | PagedBatch]
+
+
+def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks, attention: Attention) -> StepBatch:
+    """Lays chunks out as rows in their order; those of one row must come first.
+
+    Args:
+        attention: `by_slots` or `by_pages`, as the decoder takes it.
+    """
     starts = np.array([chunk.start for chunk in chunks])
     lengths = np.array([chunk.num_rows for chunk in chunks])
     num_logits = np.array([chunk.num_logits for chunk in chunks])
@@ -41,7 +48,7 @@ def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks) -> StepBatch:
         token_ids=torch.tensor(token_ids).clamp_(min=0),  # VIRTUAL_TOKEN is in no vocabulary
         positions=torch.from_numpy(positions),
         kv_slots=torch.from_numpy(_slots(blocks, np.repeat(tables, lengths), positions)),
-        attention=_attention(blocks, tables, starts, lengths),
+        attention=attention(blocks, tables, starts, lengths),
         logit_rows=torch.from_numpy(_ranges(row_ends - num_logits, num_logits)),
         embedding_rows=embedding_rows,
         embeddings=embeddings,
@@ -72,9 +79,19 @@ def _page_slots(blocks: KvBlocks, pages: NDArray[np.integer]) -> NDArray[np.int6
     return pages.astype(np.int64)[..., None] * blocks.page_tokens + np.arange(blocks.page_tokens)
 
 
-def _attention(
+def by_pages(
+    blocks: KvBlocks, tables: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> PagedBatch:
+    """Who attends to what, by block tables."""
+    contexts = starts + lengths
+    pages = blocks.tables[tables, : blocks.pages_for(int(contexts.max()))]
+    return PagedBatch(blocks.page_tokens, pages, tuple(lengths.tolist()), tuple(contexts.tolist()))
+
+
+def by_slots(
     blocks: KvBlocks, tables: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> AttentionBatch:
+    """Who attends to what, slot by slot."""
     num_decodes = int((lengths == 1).sum())
     contexts = starts + lengths
     longest = int(contexts[:num_decodes].max(initial=0))

@@ -1,7 +1,10 @@
 """How the base's linears are held and run: chosen once, when the base is loaded."""
 
+import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +18,7 @@ from hotshoe.kernels.cpu import output_head as cpu_head
 from hotshoe.kernels.cpu.dense_linear import PackedDense
 from hotshoe.kernels.ops import AttentionKind
 from hotshoe.kernels.weights import Nf4Weight
+from hotshoe.server.model.op_choices import parse_ops
 
 _LOG = logging.getLogger(__name__)
 LinearTensor = Nf4Weight | Tensor  # a linear as a checkpoint holds it
@@ -32,6 +36,7 @@ class Backend:
     pack_head: Callable[[Tensor], Any]
     compile_steps: Callable[..., Any] | None = None  # (spec, layers, norm=, head=) → CompiledSteps, None if they cannot
     kv_dtype: torch.dtype | None = None
+    ops: Mapping[str, str] | None = None  # of a TritonDecoder: what computes each of OP_CHOICES
 
 
 def reference_backend() -> Backend:
@@ -145,32 +150,73 @@ def cuda_backend(device: torch.device) -> Backend:
     )
 
 
+def triton_backend(device: torch.device, ops: str = "") -> Backend:
+    """Our Triton kernels in bfloat16; on the CPU in float32, where Triton's interpreter runs them.
+
+    Args:
+        ops: what computes which operation instead, as `parse_ops` reads it.
+    """
+    from hotshoe.kernels.triton import nf4_linear
+
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    choices = parse_ops(ops)
+    kernel: Any = bnb_linear if choices["linear"] == "bitsandbytes" else nf4_linear
+
+    def pack(parts: Sequence[LinearTensor]) -> Sequence[Any]:
+        fitting = [part for part in parts if isinstance(part, Nf4Weight) and kernel.fits(part)]
+        if len(fitting) == len(parts):
+            return [kernel.pack(fitting, device)]
+        return [torch.cat([dequantized(part) for part in parts]).to(device, dtype)]
+
+    return Backend(
+        name="triton",
+        device=device,
+        dtype=dtype,
+        attention="padded",
+        pack=pack,
+        pack_head=lambda weight: weight.to(device, dtype),
+        ops=choices,
+    )
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed, and the C compiler that it builds launchers with."""
+    compilers = (os.environ.get("CC", ""), "gcc", "clang")
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
+
+
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "reference": reference_backend,
     "cpu_nf4": cpu_nf4_backend,
     "cpu_dense": cpu_dense_backend,
     "cuda": lambda: cuda_backend(torch.device("cuda")),
+    "triton": lambda: triton_backend(torch.device("cuda")),
 }
 
 
-def choose_backend(device: str, name: str) -> Backend:
+def choose_backend(device: str, name: str, ops: str = "") -> Backend:
     """The backend of that name, or the best that this machine has.
 
     Args:
         device: "auto", "cpu" or "cuda".
         name: "auto" or one of BACKENDS.
+        ops: of the triton backend, what computes which operation, as `parse_ops` reads it.
     Raises:
-        ValueError: no such device or backend, or not on this machine, or not together.
+        ValueError: no such device, backend or operation, or not on this machine, or not together.
     """
+    parse_ops(ops)
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: expected auto, cpu or cuda, not {device}")
     if name != "auto" and name not in BACKENDS:
         raise ValueError(f"backend: expected auto or one of {', '.join(BACKENDS)}, not {name}")
     if name == "auto":
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-        name = "cuda" if cuda else "cpu_nf4" if cpu_nf4.kernel() else "cpu_dense"
-    if device != "auto" and (device == "cuda") != (name == "cuda"):
+        on_gpu = "triton" if has_triton() else "cuda"
+        name = on_gpu if cuda else "cpu_nf4" if cpu_nf4.kernel() else "cpu_dense"
+    if device != "auto" and (device == "cuda") != (name in ("cuda", "triton")):
         raise ValueError(f"backend: {name} does not run on device {device}")
-    if name == "cuda" and not torch.cuda.is_available():
+    if ops and name != "triton":
+        raise ValueError(f"ops: only the triton backend has a choice, not {name}")
+    if name in ("cuda", "triton") and not torch.cuda.is_available():
         raise ValueError("device: cuda is not available on this machine")
-    return BACKENDS[name]()
+    return triton_backend(torch.device("cuda"), ops) if name == "triton" else BACKENDS[name]()

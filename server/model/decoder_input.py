@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hotshoe.kernels.attention_batch import AttentionBatch
+from hotshoe.kernels.attention_batch import AttentionBatch, PagedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class DecoderInput:
     token_ids: Tensor  # [T]; not looked at for rows in embedding_rows
     positions: Tensor  # [T]
     kv_slots: Tensor  # [T]: where each row's key and value go
-    attention: AttentionBatch
+    attention: AttentionBatch | PagedBatch  # the latter where a TritonDecoder runs it
     logit_rows: Tensor  # [R]
     embedding_rows: Tensor | None = None  # [E]: rows whose input is given, not looked up
     embeddings: Tensor | None = None  # [E, hidden_size]

@@ -59,7 +59,7 @@ def read_decoder(checkpoint: Checkpoint, spec: ModelSpec, backend: Backend) -> D
     reader = _Reader(checkpoint, spec, backend)
     embedding = reader.tensor(EMBEDDING)
     head = embedding if spec.tied_head else reader.tensor(HEAD)
-    return Decoder(
+    return decoder_class(backend)(
         spec,
         backend,
         embedding=embedding.to(backend.device),
@@ -67,6 +67,15 @@ def read_decoder(checkpoint: Checkpoint, spec: ModelSpec, backend: Backend) -> D
         norm=reader.norm(NORM),
         head=backend.pack_head(head),
     )
+
+
+def decoder_class(backend: Backend) -> type[Decoder]:
+    """What runs a backend; Triton is imported only where it is used."""
+    if backend.ops is None:
+        return Decoder
+    from hotshoe.server.model.triton_decoder import TritonDecoder
+
+    return TritonDecoder
 
 
 class _Reader:

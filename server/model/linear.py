@@ -1,6 +1,6 @@
 """One site of a layer: the base linears that share an input, run as one where the kernel allows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,15 +20,22 @@ class SiteLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [rows, in_features] → [rows, sum of widths], without the bias."""
-        if len(self.weights) == 1:
-            return ops.linear(x, self.weights[0])
-        return torch.cat([ops.linear(x, weight) for weight in self.weights], dim=1)
+        return self._run(x, ops.linear)
 
-    def with_inputs(self, inputs: Sequence[Tensor]) -> Tensor:
-        """As a call, with an input for each target. Costs a full run each: few adapters scale targets apart."""
+    def _run(self, x: Tensor, product: Callable[[Tensor, Any], Tensor]) -> Tensor:
+        if len(self.weights) == 1:
+            return product(x, self.weights[0])
+        return torch.cat([product(x, weight) for weight in self.weights], dim=1)
+
+    def with_inputs(self, inputs: Sequence[Tensor], product: Callable[[Tensor, Any], Tensor] = ops.linear) -> Tensor:
+        """As a call, with an input for each target. Costs a full run each: few adapters scale targets apart.
+
+        Args:
+            product: what multiplies an input by a packed weight.
+        """
         if len(inputs) == 1:
-            return self(inputs[0])
+            return self._run(inputs[0], product)
         if len(inputs) != len(self._widths):
             raise ValueError(f"inputs: expected 1 or {len(self._widths)}, not {len(inputs)}")
-        outputs = [torch.split(self(x), self._widths, dim=1)[target] for target, x in enumerate(inputs)]
+        outputs = [torch.split(self._run(x, product), self._widths, dim=1)[target] for target, x in enumerate(inputs)]
         return torch.cat(outputs, dim=1)

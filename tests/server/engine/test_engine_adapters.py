@@ -296,7 +296,7 @@ def test_neighbours_change_no_bit_of_a_row_s_logits(
 
             def record(plan: Any, run: Any = run, logits: Any = logits) -> Any:
                 out = run(plan)
-                logits.append(out[0].clone())
+                logits.append(out.logits[0].clone())
                 return out
 
             running.engine._runner.run = record  # type: ignore[method-assign]

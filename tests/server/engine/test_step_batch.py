@@ -9,7 +9,7 @@ from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.request import AdapterUse
 from hotshoe.server.engine.scheduler import Chunk
 from hotshoe.server.engine.sequence import Sequence
-from hotshoe.server.engine.step_batch import build_step_batch, page_slots, position_slots
+from hotshoe.server.engine.step_batch import build_step_batch, by_slots, page_slots, position_slots
 
 PAGE = 4
 
@@ -42,7 +42,7 @@ def test_rows_slots_and_logits_are_those_of_each_sequence() -> None:
         make_chunk(blocks, list(range(200, 211)), 2, 11, num_logits=3),
         make_chunk(blocks, list(range(300, 304)), 0, 4, num_logits=4),
     ]
-    batch = build_step_batch(chunks, blocks)
+    batch = build_step_batch(chunks, blocks, by_slots)
     inputs, attention = batch.inputs, batch.inputs.attention
     assert inputs.token_ids.tolist() == [105, 7, *range(202, 211), *range(300, 304)]
     assert inputs.positions.tolist() == [5, 0, *range(2, 11), *range(4)]
@@ -67,7 +67,7 @@ def test_rows_slots_and_logits_are_those_of_each_sequence() -> None:
 
 def test_a_step_without_decodes_has_empty_decode_arrays() -> None:
     blocks = make_blocks()
-    attention = build_step_batch([make_chunk(blocks, [1, 2, 3], 0, 3)], blocks).inputs.attention
+    attention = build_step_batch([make_chunk(blocks, [1, 2, 3], 0, 3)], blocks, by_slots).inputs.attention
     assert attention.num_decodes == 0 and tuple(attention.decode_slots.shape) == (0, 0)
     assert attention.decode_lengths.dtype is torch.int64 and attention.num_rows == 3
 
@@ -87,7 +87,7 @@ def test_learned_embeddings_stand_between_prefix_and_prompt() -> None:
     blocks.grow(sequence.table, 11)
     decode = make_chunk(blocks, [9], 0, 1)
     chunks = [decode, Chunk(sequence, 5, 11, num_logits=1, draws=True, decodes=False)]
-    batch = build_step_batch(chunks, blocks)
+    batch = build_step_batch(chunks, blocks, by_slots)
     assert batch.inputs.positions.tolist() == [0, 5, 6, 7, 8, 9, 10]
     assert batch.inputs.token_ids.tolist() == [9, 0, 0, 0, 0, 50, 51]
     assert batch.inputs.embedding_rows is not None and batch.inputs.embeddings is not None

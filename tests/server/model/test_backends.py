@@ -182,7 +182,7 @@ def test_a_cpu_without_the_kernel_computes_in_float32(quantized: Path, monkeypat
     ("device", "name", "named"),
     [
         ("tpu", "auto", "device: expected auto, cpu or cuda, not tpu"),
-        ("cpu", "fast", "backend: expected auto or one of reference, cpu_nf4, cpu_dense, cuda, not fast"),
+        ("cpu", "fast", "backend: expected auto or one of reference, cpu_nf4, cpu_dense, cuda, triton, not fast"),
         ("cpu", "cuda", "backend: cuda does not run on device cpu"),
         ("cuda", "reference", "backend: reference does not run on device cuda"),
     ],

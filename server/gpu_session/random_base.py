@@ -1,0 +1,68 @@
+"""A base of random weights, made where it is used: NF4 codes are drawn, not quantized, so that 8B take seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, NF4_VALUES, Nf4Weight
+from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.server.model.backends import LinearTensor
+from hotshoe.server.model.decoder_reader import tensor_shapes
+from hotshoe.server.model.families import spec_from_config
+from hotshoe.server.model.spec import ModelSpec
+
+
+class RandomCheckpoint:
+    """A `Checkpoint` that draws each tensor on a device when it is asked for."""
+
+    weight_files: tuple[Path, ...] = ()
+
+    def __init__(self, config: dict[str, Any], device: torch.device) -> None:
+        self.config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **config}
+        self.spec: ModelSpec = spec_from_config(self.config)
+        self._shapes = tensor_shapes(self.spec)
+        self._device = device
+        self._generator = torch.Generator(device).manual_seed(0)
+        self.names = frozenset(self._shapes)
+
+    def tensor(self, name: str) -> Tensor:
+        """Norms of ones, everything else normal with a deviation of 0.02."""
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape, dtype=torch.bfloat16, device=self._device)
+        values = torch.empty(shape, dtype=torch.bfloat16, device=self._device)
+        return values.normal_(std=0.02, generator=self._generator)
+
+    def linear(self, module: str) -> LinearTensor:
+        """Random codes under scales around 0.04: a deviation of about 0.02."""
+        out_features, in_features = self._shapes[f"{module}.weight"]
+        blocks = out_features * in_features // BLOCK
+        return Nf4Weight(
+            out_features,
+            in_features,
+            self._bytes(out_features * in_features // 2),
+            NF4_VALUES.to(self._device),
+            self._bytes(blocks),
+            torch.linspace(-1, 1, 256, device=self._device),
+            torch.full((-(-blocks // NESTED_BLOCK),), 0.01, device=self._device),
+            offset=0.04,
+        )
+
+    def _bytes(self, count: int) -> Tensor:
+        drawn = torch.empty(count, dtype=torch.uint8, device=self._device)
+        return drawn.random_(0, 256, generator=self._generator)
+
+
+def random_lora(spec: ModelSpec, rank: int) -> LoweredAdapter:
+    """A LORA adapter of every linear."""
+    generator = torch.Generator().manual_seed(1)
+    linears = {
+        linear_id: LoweredLinear(
+            a=torch.randn(rank, shape.in_features, generator=generator) * shape.in_features**-0.5,
+            b=torch.randn(shape.out_features, rank, generator=generator) * 0.02,
+        )
+        for linear_id, shape in spec.linears()
+    }
+    return LoweredAdapter("LORA", linears)

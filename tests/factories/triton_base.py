@@ -1,0 +1,142 @@
+"""A tiny NF4 base on the Triton backend beside the reference one, adapters of every kind, and steps over both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from decoder_inputs import PAGE
+from model_directories import write_tiny_model
+from peft_adapters import adapter_files, write_ia3, write_lora
+from torch import Tensor
+
+from hotshoe.kernels.attention_batch import PagedBatch
+from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.server.adapters.adapter_places import AdapterPlaces
+from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
+from hotshoe.server.model.backends import reference_backend, triton_backend
+from hotshoe.server.model.base_weights import CheckpointWeights
+from hotshoe.server.model.checkpoints import DirectoryCheckpoint
+from hotshoe.server.model.decoder import Decoder
+from hotshoe.server.model.decoder_input import DecoderInput
+from hotshoe.server.model.decoder_reader import read_decoder
+from hotshoe.server.model.families import spec_from_config
+from hotshoe.server.model.kv_cache import KvCache
+from hotshoe.server.model.quantize import write_quantized
+from hotshoe.server.model.triton_decoder import TritonDecoder
+
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    "mistral": {"sliding_window": 9, "head_dim": 16},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    "qwen3": {"head_dim": 32},
+}
+PAGES = 40
+
+
+@dataclass(frozen=True)
+class TritonBase:
+    """The same weights twice."""
+
+    decoder: TritonDecoder
+    reference: Decoder
+    shape: BaseShape
+    adapters: tuple[LoweredAdapter, ...]  # LORA of rank 4, of 24 on three targets, with biases; IA3, inputs too; apart
+    device: torch.device
+
+    def slots(self, backend: str, *, num_slots: int = 8, place: Sequence[int] = range(5)) -> AdapterPlaces[Any]:
+        """Slots with those adapters in their order."""
+        device = self.device if backend == "triton" else "cpu"
+        slots = AdapterSlots.for_base(
+            self.shape, num_slots=num_slots, backend=backend, device=device, device_bytes=1 << 23, max_rank=32
+        )
+        for slot, adapter in enumerate(place):
+            slots.place(slot, self.adapters[adapter])
+        return slots
+
+    def cache(self, decoder: Decoder) -> KvCache:
+        return decoder.new_kv_cache(PAGES * PAGE)
+
+
+def triton_base(
+    directory: Path, family: str, device: torch.device, *, ops: str = "", num_layers: int = 1
+) -> TritonBase:
+    """Writes and reads one; the hidden size is 64, so that every row of a weight begins with a block."""
+    fields = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, **FAMILIES[family]}
+    fields["num_hidden_layers"] = num_layers
+    write_tiny_model(directory / "model", family, **fields)
+    (directory / "nf4").mkdir()
+    source = DirectoryCheckpoint(directory / "model")
+    spec = spec_from_config(source.config)
+    write_quantized(source, spec, directory / "nf4")
+    checkpoint = DirectoryCheckpoint(directory / "nf4")
+    shape = spec.base_shape(name="tiny", digest=f"sha256:{'b' * 64}")
+    written = (
+        write_lora(directory / "r4", shape, rank=4, targets=EVERY, seed=1),
+        write_lora(directory / "r24", shape, rank=24, targets=("q_proj", "v_proj", "up_proj"), seed=2),
+        write_lora(directory / "bias", shape, rank=16, targets=EVERY, seed=3, lora_bias=True),
+        write_ia3(directory / "ia3", shape, seed=4),
+        write_ia3(directory / "apart", shape, targets=("k_proj", "v_proj"), feedforward=("v_proj",), seed=6),
+    )
+    weights = CheckpointWeights(checkpoint, shape)
+    decoder = read_decoder(checkpoint, spec, triton_backend(device, ops))
+    assert isinstance(decoder, TritonDecoder)
+    return TritonBase(
+        decoder,
+        read_decoder(checkpoint, spec, reference_backend()),
+        shape,
+        tuple(lower_adapter(adapter_files(path), weights) for path in written),
+        device,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The tokens that a step adds to one sequence, which lies in these pages, and its stack."""
+
+    token_ids: Sequence[int]
+    start: int
+    pages: Sequence[int]
+    stack: tuple[tuple[int, float], ...] = ()
+
+
+def step_of(parts: Sequence[Part], *, paged: bool) -> tuple[DecoderInput, list[AdapterSegment]]:
+    """One step, decodes first, with the logits of each part's last row; and its rows' adapters."""
+    positions = [torch.arange(part.start, part.start + len(part.token_ids)) for part in parts]
+    kv_slots = [
+        torch.tensor(part.pages)[position // PAGE] * PAGE + position % PAGE
+        for part, position in zip(parts, positions, strict=True)
+    ]
+    lengths = [len(part.token_ids) for part in parts]
+    ends = torch.tensor(lengths).cumsum(0)
+    tables = torch.zeros(len(parts), max(len(part.pages) for part in parts), dtype=torch.int32)
+    for line, part in enumerate(parts):
+        tables[line, : len(part.pages)] = torch.tensor(part.pages)
+    contexts = tuple(part.start + length for part, length in zip(parts, lengths, strict=True))
+    batch = PagedBatch(PAGE, tables.numpy(), tuple(lengths), contexts)
+    inputs = DecoderInput(
+        token_ids=torch.tensor([token for part in parts for token in part.token_ids]),
+        positions=torch.cat(positions),
+        kv_slots=torch.cat(kv_slots),
+        attention=batch if paged else batch.by_slots(),
+        logit_rows=ends - 1,
+    )
+    segments = [
+        AdapterSegment(int(end) - length, int(end), part.stack)
+        for part, length, end in zip(parts, lengths, ends, strict=True)
+    ]
+    return inputs, segments
+
+
+def run_step(decoder: Decoder, slots: AdapterPlaces[Any], kv: KvCache, parts: Sequence[Part]) -> Tensor:
+    """The logits of a step, on the CPU."""
+    inputs, segments = step_of(parts, paged=isinstance(decoder, TritonDecoder))
+    return decoder.forward(inputs, kv, slots.batch(segments, inputs.token_ids.shape[0])).clone().cpu()
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()

@@ -1,0 +1,93 @@
+"""Tables that never move: what lies where, what it counts for, and that nothing of a slot's last adapter is left."""
+
+import pytest
+import torch
+from canonical_adapters import TARGETS, ia3, lora, prefix, small_shape
+
+from hotshoe.kernels.site_updates import HAS_BIAS, HAS_INPUT, HAS_OUTPUT
+from hotshoe.registry.formats.base import LinearId
+from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
+from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales
+from hotshoe.server.adapters.sites import SITE_INDEX
+from hotshoe.server.adapters.slot_tables import unit_bytes
+
+
+def slots_of(*, num_units: int = 6, num_slots: int = 4) -> FixedAdapterSlots:
+    shape = small_shape()
+    one = FixedAdapterSlots(1, shape, device="cpu", dtype=torch.float32, device_bytes=1 << 30, max_rank=16)
+    size = unit_bytes(one._shapes, torch.float32)
+    return FixedAdapterSlots(
+        num_slots, shape, device="cpu", dtype=torch.float32, device_bytes=num_units * size, max_rank=64
+    )
+
+
+def test_factors_lie_in_the_units_that_are_free_and_tables_stay_where_they_are() -> None:
+    slots = slots_of()
+    addresses = [slots.tables.site(layer, "qkv").table.a.data_ptr() for layer in range(2)]
+    for slot, rank in enumerate((16, 30, 8)):
+        slots.place(slot, lora(rank, seed=slot))
+    slots.clear(0)
+    slots.clear(2)
+    adapter = lora(40, seed=9)
+    slots.place(2, adapter)
+    assert slots._placed[2].units == (0, 3, 4)  # around those of slot 1
+    site, linear = slots.tables.site(1, "qkv"), adapter.linears[LinearId(1, "v_proj")]
+    a = torch.cat([site.table.a_of(unit, 2, 16) for unit in (0, 3, 4)], dim=1)[:, :40]
+    b = torch.cat([site.table.b_of(unit, 2, 16) for unit in (0, 3, 4)])[:40]
+    assert torch.equal(a, linear.a.T) and torch.equal(b, linear.b.T)
+    assert site.ranks[2].tolist() == [40, 40, 40]
+    assert [slots.tables.site(layer, "qkv").table.a.data_ptr() for layer in range(2)] == addresses
+
+
+def test_whole_units_count_for_the_devices_bytes_so_that_what_fits_is_placed() -> None:
+    slots = slots_of(num_units=3)
+    packed = slots.pack(lora(17, targets=("q_proj",)))
+    assert packed.device_bytes == 2 * slots._unit_bytes > packed.size_bytes
+    slots.place_packed(0, packed)
+    assert slots.slot_bytes(0) == packed.device_bytes
+    with pytest.raises(AssertionError, match="2 units are wanted, 2 of 3 are taken"):
+        slots.place_packed(1, packed)
+    slots.place(1, lora(16))
+    assert slots.pack(prefix(3)).device_bytes == slots.pack(prefix(3)).size_bytes
+
+
+def test_a_slot_shows_nothing_of_what_it_held_before() -> None:
+    slots = slots_of()
+    slots.place(0, lora(16, bias=True))
+    slots.clear(0)
+    slots.place(0, ia3(outputs=("k_proj",), inputs=("down_proj",)))
+    flags = slots.tables._flags[0]
+    assert slots.tables._ranks[0].sum() == 0
+    assert flags[:, SITE_INDEX["qkv"]].tolist() == [HAS_OUTPUT] * 2
+    assert flags[:, SITE_INDEX["down"]].tolist() == [HAS_INPUT] * 2
+    assert flags[:, SITE_INDEX["o"]].tolist() == [0, 0]
+    slots.clear(0)
+    slots.place(0, lora(8, targets=TARGETS[:1], bias=True))
+    assert flags.tolist() == [[HAS_BIAS, 0, 0, 0]] * 2
+
+
+def test_a_step_names_slots_and_how_their_inputs_scale() -> None:
+    slots = slots_of()
+    slots.place(0, lora(16))
+    slots.place(1, ia3())
+    slots.place(2, ia3(outputs=(), inputs=("k_proj",)))
+    slots.place(3, prefix(3))
+    segments = [AdapterSegment(0, 1, ((0, 1.0), (3, 1.0))), AdapterSegment(1, 2, ((0, 1.0),)), AdapterSegment(2, 20)]
+    batch = slots.batch(segments, 20)
+    assert batch.tiles.entries.tolist() == [[0, 2, 0]]  # rows of one stack share a tile; a prefix adds nothing here
+    assert batch.tiles.row_entries.tolist() == [[0, 1]] * 2 + [[1, 1]] * 18
+    assert batch.scales is InputScales.NONE
+    assert slots.batch(segments, 20) is batch
+    assert slots.batch([AdapterSegment(0, 1, ((1, 1.0),))], 1).scales is InputScales.SHARED
+    assert slots.batch([AdapterSegment(0, 1, ((1, 1.0), (2, 0.5)))], 1).scales is InputScales.APART
+    assert slots.batch([AdapterSegment(0, 1, ((3, 1.0),))], 1) is None
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    slots = slots_of()
+    with pytest.raises(ValueError, match="rank 65 is more than the tables hold, 64"):
+        slots.pack(lora(65))
+    with pytest.raises(ValueError, match="adapter slot 0 is clear"):
+        slots.batch([AdapterSegment(0, 1, ((0, 1.0),))], 1)
+    with pytest.raises(ValueError, match="device_bytes: .* needed for 16 ranks"):
+        AdapterSlots.for_base(small_shape(), num_slots=1, backend="triton", device_bytes=100)

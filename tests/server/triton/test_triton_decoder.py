@@ -1,0 +1,75 @@
+"""The decoder in Triton kernels: the reference's logits, for every family, kind of adapter and choice of operations."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from triton_base import FAMILIES, Part, TritonBase, relative_error, run_step, triton_base
+
+from hotshoe.server.model import triton_layers
+
+TOLERANCE = {"cpu": 1e-5, "cuda": 4e-2}  # float32 in the interpreter, bfloat16 on a GPU
+PROMPTS = [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61], [77, 12, 4], list(range(100, 121)), [8, 8, 8, 9]
+PAGES = [1, 5], [2], [3, 6], [4]
+STACKS = ((0, 1.0),), ((1, 1.0), (2, -0.5)), (), ((3, 1.0),)
+
+
+def steps(stacks=STACKS) -> list[list[Part]]:
+    """Prompts, then decodes beside a chunk behind what is cached."""
+    parts = [[PROMPTS[i], 0, PAGES[i], stacks[i]] for i in range(4)]
+    a, b, c, d = parts
+    first = [Part(*b), Part(a[0][:6], 0, *a[2:]), Part(*d)]
+    second = [Part([99], 3, *b[2:]), Part([55], 4, *d[2:]), Part(a[0][6:], 6, *a[2:]), Part(*c)]
+    return [first, second]
+
+
+def logits(base: TritonBase, name: str, stacks=STACKS) -> Tensor:
+    decoder = base.decoder if name == "triton" else base.reference
+    slots, kv = base.slots(name), base.cache(decoder)
+    return torch.cat([run_step(decoder, slots, kv, step) for step in steps(stacks)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_the_references(family: str, tmp_path: Path, device: torch.device) -> None:
+    base = triton_base(tmp_path, family, device, num_layers=2 if family.startswith("qwen") else 1)
+    expected = logits(base, "reference")
+    assert relative_error(logits(base, "triton"), expected) < TOLERANCE[device.type]
+    assert relative_error(logits(base, "triton", [()] * 4), expected) > 0.1
+
+
+@pytest.mark.parametrize(
+    "ops",
+    ["linear=cublas", "norm=torch,rope=torch,activation=torch", "attention=sdpa", "linear=bitsandbytes,norm=torch"],
+)
+def test_any_operation_may_be_a_librarys(ops: str, tmp_path: Path, device: torch.device) -> None:
+    base = triton_base(tmp_path, "qwen3", device, ops=ops)
+    stacks = [((4, 1.0),), *STACKS[1:]]
+    tolerance = max(TOLERANCE[device.type], 2e-2 if "bitsandbytes" in ops else 0.0)
+    assert relative_error(logits(base, "triton", stacks), logits(base, "reference", stacks)) < tolerance
+
+
+def test_many_rows_multiply_by_a_decoded_weight(
+    tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = triton_base(tmp_path, "llama", device)
+    expected = logits(base, "reference")
+    monkeypatch.setattr(triton_layers, "DENSE_ROWS", 8)
+    monkeypatch.setattr(triton_layers, "nf4_linear", _only_below(8))
+    assert relative_error(logits(base, "triton"), expected) < TOLERANCE[device.type]
+
+
+def _only_below(limit: int):
+    real = triton_layers.nf4_linear
+
+    def nf4_linear(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        assert x.shape[0] < limit
+        return real(x, *args, **kwargs)
+
+    return nf4_linear
+
+
+def test_scales_that_differ_between_a_sites_targets(tmp_path: Path, device: torch.device) -> None:
+    base = triton_base(tmp_path, "qwen2", device)
+    stacks = [((4, 1.0),), ((4, 0.5), (3, 1.0), (0, 1.0)), (), ((3, 1.0),)]
+    assert relative_error(logits(base, "triton", stacks), logits(base, "reference", stacks)) < TOLERANCE[device.type]
