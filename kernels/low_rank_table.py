@@ -12,7 +12,8 @@ UNIT_RANK = 16  # ranks that lie and are read together
 class LowRankTable:
     """Low-rank factors for one fused linear, in units of `UNIT_RANK` ranks; an update takes consecutive units.
 
-    Ranks that no update has may hold anything, also NaN: no result reads them.
+    Units of other updates may hold anything, also NaN: no result reads them. Within an update's own units, ranks that
+    it does not have must be finite: libraries' GEMMs may multiply them, by 0.
     """
 
     a: Tensor  # [units, in_features, targets · UNIT_RANK]: [u, :, t · UNIT_RANK + i] is a row of target t's A

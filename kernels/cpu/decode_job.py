@@ -33,8 +33,8 @@ _ADDRESSES = (
     # addresses of float32 vectors, int64 [rows, layers, sites]; 0 if no row has any
     "input_scales output_scales bias_deltas "
     # the head: its blocks, the final norm, int64 [logits] the rows that are asked about, their bfloat16 parts
-    # [logits, hidden], sums of each thread, and float32 [logits, vocab_size]
-    "head final_norm logit_rows high low head_sums logits "
+    # [logits, hidden], sums of each thread, float32 [logits, vocab_size], and what each thread finds in those
+    "head final_norm logit_rows high low head_sums logits head_found "
     # matrix tiles: their configuration, 0 where the CPU has none, and scratch memory of each thread
     "tile_config tile_scratch "
     # a C function, and where the team meets

@@ -7,6 +7,7 @@ memory anyway. Results are float32 sums, so close logits are told apart without 
 from typing import Any
 
 import torch
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -22,9 +23,22 @@ from hotshoe.kernels.cpu.amx import (
     multiply_tiles,
     store_tile,
 )
-from hotshoe.kernels.cpu.vectors import I64, load_floats, prefetch, store_floats
+from hotshoe.kernels.cpu.vectors import (
+    I32,
+    I64,
+    INTEGERS,
+    LANES,
+    load_floats,
+    load_integers,
+    prefetch,
+    spread_integer,
+    store_floats,
+    store_integers,
+    zeros,
+)
 
 COLUMNS = 32
+FOUND_BYTES = 3 * 64  # of what `store_column` notes of a row
 _DEPTH = 64  # inputs of a block
 _AHEAD = 8  # blocks: tile loads alone keep memory waiting
 _HIGH, _LOW, _INPUTS, _WEIGHTS = (0, 1), (2, 3), (4, 5), (6, 7)
@@ -73,18 +87,36 @@ def multiply_column(
 
 
 @intrinsic
-def store_column(typing_context: Any, sums: Any, out: Any, out_stride: Any, rows: Any) -> Any:
-    """out[rows, 32] float32, out_stride bytes apart, = the two parts of `sums` together."""
+def store_column(
+    typing_context: Any, sums: Any, out: Any, out_stride: Any, rows: Any, found: Any, found_stride: Any, column: Any
+) -> Any:
+    """out[rows, 32] float32, out_stride bytes apart, = the two parts of `sums` together.
+
+    `found` is brought up to date, of each row found_stride bytes apart: float32 [16] the largest so far in each lane,
+    int32 [16] its column, where out's first is `column`, and float32 [16] that stay 0 until a number is not finite.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        sums, out, out_stride, rows = arguments
+        sums, out, out_stride, rows, found, found_stride, column = arguments
+        first = spread_integer(builder, builder.trunc(column, I32))
         with cgutils.for_range(builder, rows) as loop:
             parts = builder.add(sums, builder.mul(loop.index, I64(SUM_BYTES)))
             row = builder.add(out, builder.mul(loop.index, out_stride))
+            noted = builder.add(found, builder.mul(loop.index, found_stride))
+            best, places = load_floats(builder, noted), load_integers(builder, noted, 64)
+            spoiled = load_floats(builder, noted, 128)
             for half in (0, 1):
                 high = load_floats(builder, parts, 64 * half)
                 low = load_floats(builder, parts, ROWS * SUM_BYTES + 64 * half)
-                store_floats(builder, builder.fadd(high, low), row, 64 * half)
+                logits = builder.fadd(high, low)
+                store_floats(builder, logits, row, 64 * half)
+                larger = builder.fcmp_ordered(">", logits, best)
+                here = builder.add(first, ir.Constant(INTEGERS, [16 * half + lane for lane in range(LANES)]))
+                best, places = builder.select(larger, logits, best), builder.select(larger, here, places)
+                spoiled = builder.fadd(spoiled, builder.fmul(logits, zeros()))
+            store_floats(builder, best, noted)
+            store_integers(builder, places, noted, 64)
+            store_floats(builder, spoiled, noted, 128)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), generate
+    return types.void(*[types.int64] * 7), generate

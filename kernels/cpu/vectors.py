@@ -12,7 +12,7 @@ F32 = ir.FloatType()
 FLOATS = ir.VectorType(F32, LANES)
 _BITS = ir.VectorType(I16, LANES)  # of bfloat16
 _HALVES = ir.VectorType(ir.HalfType(), LANES)
-_INTEGERS = ir.VectorType(I32, LANES)
+INTEGERS = ir.VectorType(I32, LANES)
 
 
 # of 2**x for x in −½ … ½, the highest power first
@@ -48,7 +48,7 @@ def load_bfloats(builder: Any, address: Any, offset: int = 0) -> Any:
     """16 bfloat16, as float32."""
     bits = builder.load(pointer(builder, address, offset, _BITS))
     bits.align = 2
-    words = builder.shl(builder.zext(bits, _INTEGERS), ir.Constant(_INTEGERS, [16] * LANES))
+    words = builder.shl(builder.zext(bits, INTEGERS), ir.Constant(INTEGERS, [16] * LANES))
     return builder.bitcast(words, FLOATS)
 
 
@@ -57,6 +57,25 @@ def load_halves(builder: Any, address: Any, offset: int = 0) -> Any:
     halves = builder.load(pointer(builder, address, offset, _HALVES))
     halves.align = 2
     return builder.fpext(halves, FLOATS)
+
+
+def load_integers(builder: Any, address: Any, offset: int = 0) -> Any:
+    """16 int32."""
+    loaded = builder.load(pointer(builder, address, offset, INTEGERS))
+    loaded.align = 4
+    return loaded
+
+
+def store_integers(builder: Any, values: Any, address: Any, offset: int = 0) -> None:
+    """16 int32."""
+    builder.store(values, pointer(builder, address, offset, INTEGERS)).align = 4
+
+
+def spread_integer(builder: Any, value: Any) -> Any:
+    """One int32 in every lane."""
+    undefined = ir.Constant(INTEGERS, ir.Undefined)
+    lane = builder.insert_element(undefined, value, I32(0))
+    return builder.shuffle_vector(lane, undefined, ir.Constant(INTEGERS, [0] * LANES))
 
 
 def store_floats(builder: Any, values: Any, address: Any, offset: int = 0) -> None:
@@ -73,7 +92,7 @@ def spread(builder: Any, value: Any) -> Any:
     """One float32 in every lane."""
     undefined = ir.Constant(FLOATS, ir.Undefined)
     lane = builder.insert_element(undefined, value, I32(0))
-    return builder.shuffle_vector(lane, undefined, ir.Constant(_INTEGERS, [0] * LANES))
+    return builder.shuffle_vector(lane, undefined, ir.Constant(INTEGERS, [0] * LANES))
 
 
 def load_spread(builder: Any, address: Any, offset: int = 0) -> Any:
@@ -135,7 +154,7 @@ def _halve(builder: Any, first: Any, second: Any, span: int) -> Any:
     """Adds the halves of each 2 · span lanes; what is left of both vectors lies one behind the other."""
     starts = range(0, 2 * LANES, 2 * span)
     low, high = (
-        ir.Constant(_INTEGERS, [start + half * span + i for start in starts for i in range(span)]) for half in (0, 1)
+        ir.Constant(INTEGERS, [start + half * span + i for start in starts for i in range(span)]) for half in (0, 1)
     )
     return builder.fadd(builder.shuffle_vector(first, second, low), builder.shuffle_vector(first, second, high))
 
@@ -159,8 +178,8 @@ def exponential(builder: Any, values: Any) -> Any:
     fraction, power = builder.fsub(x, whole), _constant(_EXPONENTIAL[0])
     for factor in _EXPONENTIAL[1:]:
         power = multiply_add(builder, power, fraction, _constant(factor))
-    exponent = builder.add(builder.fptosi(whole, _INTEGERS), ir.Constant(_INTEGERS, [127] * LANES))
-    scale = builder.bitcast(builder.shl(exponent, ir.Constant(_INTEGERS, [23] * LANES)), FLOATS)
+    exponent = builder.add(builder.fptosi(whole, INTEGERS), ir.Constant(INTEGERS, [127] * LANES))
+    scale = builder.bitcast(builder.shl(exponent, ir.Constant(INTEGERS, [23] * LANES)), FLOATS)
     return builder.fmul(power, scale)
 
 

@@ -175,7 +175,9 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
     def _copy(self, adapter: PackedAdapter, first_unit: int, pause: Pause) -> None:
         factors = adapter.factors.to(self.device)  # at once: on a device, many small copies would take longer
         places = self._places_of(adapter.layout, first_unit)
-        for (_, pairs), targets in zip(adapter.layout.by_site(factors), places, strict=True):
+        for (site, pairs), targets in zip(adapter.layout.by_site(factors), places, strict=True):
+            if adapter.layout.has_unused_ranks:
+                torch._foreach_zero_(_whole_units(self._tables[site], first_unit, adapter.layout.num_units))
             torch._foreach_copy_(targets, pieces_of(pairs))  # one call, so that this thread does not take the GIL again
             pause()
         if self.device.type == "cuda":
@@ -188,3 +190,8 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
             places = [places_of(ranks, self._tables[site], first_unit) for site, ranks in layout.ranks.items()]
             self._places[first_unit] = layout, places
         return places
+
+
+def _whole_units(table: LowRankTable, first: int, count: int) -> list[Tensor]:
+    """All of some units, unused ranks too: a GEMM may multiply those by 0, and whoever was there may have left NaN."""
+    return [table.a[first : first + count], table.b[first * UNIT_RANK : (first + count) * UNIT_RANK]]

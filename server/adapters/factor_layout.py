@@ -43,6 +43,11 @@ class FactorLayout:
         return units_of(max((max(ranks) for _, _, ranks in self.sites), default=0))
 
     @cached_property
+    def has_unused_ranks(self) -> bool:
+        """Whether a target somewhere has fewer ranks than the units that its site takes."""
+        return any(rank < self.num_units * UNIT_RANK for _, _, ranks in self.sites for rank in ranks)
+
+    @cached_property
     def num_elements(self) -> int:
         return sum(self._sizes)
 

@@ -26,7 +26,7 @@ class StepResult:
     """What a step computed."""
 
     logits: Tensor  # [sum of num_logits, vocab_size] float32, on the device, until the next step
-    draws: Sequence[Draw] | None = None  # of each row of logits, where the device draws
+    draws: Sequence[Draw] | None = None  # of each row of logits, where whoever computed it read it
 
 
 class Runner:
@@ -59,7 +59,11 @@ class Runner:
     def _compute(self, plan: StepPlan) -> StepResult:
         batch = build_step_batch(plan.chunks, self._blocks, by_slots)
         adapters = self._adapter_slots.batch(batch.segments, batch.num_rows)
-        return StepResult(self._decoder.forward(batch.inputs, self._kv, adapters))
+        logits = self._decoder.logits_of(batch.inputs, self._kv, adapters)
+        if logits.finite is None or logits.likeliest is None:
+            return StepResult(logits.values)
+        draws = [Draw(fine, token, None) for fine, token in zip(logits.finite, logits.likeliest, strict=True)]
+        return StepResult(logits.values, draws)
 
     def _zero(self, slots: NDArray[np.int64]) -> None:
         self._kv.zero(torch.from_numpy(slots))

@@ -1,5 +1,6 @@
 """The final norm and the output head as compiled code reads them."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -7,6 +8,8 @@ from hotshoe.kernels.cpu import amx
 from hotshoe.kernels.cpu.amx import ROWS, SUM_BYTES, tile_config
 from hotshoe.kernels.cpu.decode_job import HEAD
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
+from hotshoe.kernels.cpu.dense_amx import FOUND_BYTES
+from hotshoe.server.model.step_logits import StepLogits
 
 
 class CompiledHead:
@@ -29,8 +32,8 @@ class CompiledHead:
         self._sums = torch.empty(team.size * 2 * ROWS * SUM_BYTES, dtype=torch.uint8)
         self._rounded = torch.empty(0, dtype=torch.bfloat16)  # the rows' high parts, then their low ones
 
-    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """[len(rows), vocab_size] float32.
+    def logits(self, hidden: Tensor, rows: Tensor) -> StepLogits:
+        """The logits of some rows, read while they were written.
 
         Args:
             hidden: [n, hidden_size] float32, as the layers leave it.
@@ -39,7 +42,8 @@ class CompiledHead:
         count, size = rows.shape[0], hidden.shape[1]
         out = torch.empty(count, self._vocab_size)
         if count == 0:
-            return out
+            return StepLogits(out, [], [])
+        found = np.empty((self._team.size, count, FOUND_BYTES // 4), np.float32)
         padded = -(-count // ROWS) * ROWS * size
         if self._rounded.numel() < 2 * padded:
             self._rounded = torch.empty(2 * padded, dtype=torch.bfloat16)
@@ -58,6 +62,10 @@ class CompiledHead:
             head_sums=self._sums.data_ptr(),
             tile_config=self._tile_config.data_ptr(),
             logits=out.data_ptr(),
+            head_found=found.ctypes.data,
         )
         self._team.run(HEAD)
-        return out
+        largest, places, spoiled = np.split(found, 3, axis=2)
+        best = largest.max(axis=(0, 2), keepdims=True)
+        tokens = np.where(largest == best, places.view(np.int32), self._vocab_size - 1).min(axis=(0, 2))
+        return StepLogits(out, np.isfinite(spoiled).all(axis=(0, 2)).tolist(), tokens.tolist())

@@ -16,6 +16,7 @@ from hotshoe.server.model.decoder_input import DecoderInput
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.linear import SiteLinear
 from hotshoe.server.model.spec import ModelSpec
+from hotshoe.server.model.step_logits import StepLogits
 
 if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_batch import AdapterBatch
@@ -75,18 +76,20 @@ class Decoder:
         Returns:
             [R, vocab] float32, on the backend's device: an inference tensor, so change it under inference_mode only.
         """
+        return self.logits_of(inputs, kv, adapters).values
+
+    @torch.inference_mode()
+    def logits_of(self, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None" = None) -> StepLogits:
+        """As `forward`, with what is known of the logits already."""
         self._check(inputs)
         hidden = self._embed(inputs)
         if not self._run_compiled(hidden, inputs, kv, adapters):
             self._run_layers(hidden, inputs, kv, adapters)
-        return self._logits(hidden, inputs.logit_rows)
-
-    def _logits(self, hidden: Tensor, logit_rows: Tensor) -> Tensor:
         if self._compiled is not None and self._compiled.head is not None:
-            logits: Tensor = self._compiled.head.logits(hidden, logit_rows)
-            return logits
-        rows = hidden.index_select(0, logit_rows.to(hidden.device))
-        return ops.linear(ops.rms_norm(rows, self._norm, self.spec.norm_eps), self._head).float()
+            read: StepLogits = self._compiled.head.logits(hidden, inputs.logit_rows)
+            return read
+        rows = hidden.index_select(0, inputs.logit_rows.to(hidden.device))
+        return StepLogits(ops.linear(ops.rms_norm(rows, self._norm, self.spec.norm_eps), self._head).float())
 
     def _run_compiled(self, hidden: Tensor, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None") -> bool:
         """Runs a step in compiled code, where there is some and it pays; says whether it did."""

@@ -126,6 +126,15 @@ def test_cleared_units_are_used_again() -> None:
     assert slots._units.end == end
 
 
+def test_what_was_in_a_unit_before_is_gone_from_unused_ranks_too() -> None:
+    slots = new_slots(num_slots=1)
+    slots.place(0, canonical.poisoned(rank=16))
+    slots.clear(0)
+    slots.place(0, canonical.lora(5))
+    for table in slots._tables.values():  # a GEMM may multiply ranks that nobody asked about by 0
+        assert bool(table.a[0].isfinite().all()) and bool(table.b[:UNIT_RANK].isfinite().all())
+
+
 def test_clearing_twice_does_nothing_and_a_filled_slot_is_not_overwritten() -> None:
     slots = new_slots()
     slots.place(0, canonical.lora(8, seed=1))
