@@ -40,13 +40,13 @@ class Running:
 
     def on_forward(self, before: Callable[[], None]) -> None:
         decoder = self.server.base.decoder
-        forward = type(decoder).forward
+        compute = type(decoder).logits_of
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             before()
-            return forward(decoder, *args, **kwargs)
+            return compute(decoder, *args, **kwargs)
 
-        decoder.forward = wrapped  # type: ignore[method-assign]
+        decoder.logits_of = wrapped  # type: ignore[method-assign]
 
     async def health(self) -> int:
         return int((await self._health.Check(health_pb2.HealthCheckRequest())).status)

@@ -9,7 +9,7 @@ from hotshoe.kernels.triton.dequantize_nf4 import dequantize_nf4
 from hotshoe.kernels.triton.nf4_linear import pack
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter cuts bfloat16 off
 @pytest.mark.parametrize("in_features", [64, 192, 576])
 def test_parts_side_by_side_equal_the_reference(in_features: int, dtype: torch.dtype, device: torch.device) -> None:
     draw = Draw(torch.Generator().manual_seed(0), device, torch.float32, True)
