@@ -70,6 +70,7 @@ def release(typing_context: Any) -> Any:
 
 
 def clear_tile(builder: Any, tile: int) -> None:
+    """tile = 0"""
     _call(builder, "tilezero", (_I8,), _I8(tile))
 
 
@@ -79,6 +80,7 @@ def load_tile(builder: Any, tile: int, address: Any, offset: int, stride: Any) -
 
 
 def store_tile(builder: Any, tile: int, address: Any, offset: int, stride: Any) -> None:
+    """Rows to `address` + `offset`, `stride` bytes apart."""
     _call(builder, "tilestored64", (_I8, _ADDRESS, _I64), _I8(tile), _place(builder, address, offset), stride)
 
 

@@ -107,6 +107,7 @@ def multiply_add(builder: Any, left: Any, right: Any, total: Any) -> Any:
 
 
 def zeros() -> ir.Constant:
+    """16 float32 that are 0."""
     return ir.Constant(FLOATS, [0.0] * LANES)
 
 
