@@ -79,4 +79,5 @@ class LowRankSegment:
 
 
 def units_of(rank: int) -> int:
+    """How many units that many ranks take."""
     return -(-rank // UNIT_RANK)

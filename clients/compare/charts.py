@@ -16,6 +16,7 @@ THEIRS = ("#1f4e79", "#6b8e23", "#b8860b", "#5f5f5f", "#7b4b94", "#2a9d8f")
 
 
 def can_draw() -> bool:
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
