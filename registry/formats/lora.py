@@ -99,7 +99,8 @@ class LoraPlan:
         if part.added_bias is not None:
             added = read(part.added_bias, scale=part.scale)
             bias_delta = added if bias_delta is None else bias_delta + added
-        return LoweredLinear(a=read(part.a), b=read(part.b, scale=part.scale), bias_delta=bias_delta)
+        a, b = read(part.a), read(part.b, scale=part.scale)
+        return LoweredLinear(a=a, b=b, bias_delta=bias_delta, scale=part.scale)
 
 
 def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> LoraPlan:

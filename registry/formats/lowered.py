@@ -27,6 +27,7 @@ class LoweredLinear:
     input_scale: "Tensor | None" = None  # [in_features]
     output_scale: "Tensor | None" = None  # [out_features]
     bias_delta: "Tensor | None" = None  # [out_features], the effective bias less the base's
+    scale: float | None = None  # what of b the config gave, as LORA's alpha / r; None if its kind has no such thing
 
     @property
     def rank(self) -> int:

@@ -149,3 +149,12 @@ def test_equal_seeds_write_equal_bytes(tmp_path):
         first, same, other = (adapter_files(directory) for directory in written)
         assert all(first[name].read_bytes() == same[name].read_bytes() for name in first)
         assert first["adapter_model.safetensors"].read_bytes() != other["adapter_model.safetensors"].read_bytes()
+
+
+def test_a_linear_says_what_scale_was_folded_into_it(tmp_path):
+    model = tiny_llama()
+    directory = write_lora(tmp_path, model, rank=4, alpha=6, use_rslora=True)
+    lowered = lower_adapter(adapter_files(directory), ModelWeights(model))
+    assert {linear.scale for linear in lowered.linears.values()} == {3.0}
+    lowered = lower_adapter(adapter_files(write_ia3(tmp_path / "ia3", model)), ModelWeights(model))
+    assert {linear.scale for linear in lowered.linears.values()} == {None}
