@@ -1,0 +1,277 @@
+"""The doctor: what an adapter's updates Δ do to the base weights W that they are added to, and a grade.
+
+The screen needs W's singular values only, and never forms Δ: where a singular value of Δ passes the threshold θ* of
+its W (`Spectrum`), an intruder dimension is predicted. The exact diagnosis counts them by singular vectors of W + Δ,
+and is the only one for updates that are not of low rank. Source: https://arxiv.org/abs/2410.21228.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from hotshoe.registry.formats.base import BaseWeights, LinearId
+from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.recipes.factors import Factors, singular_values
+from hotshoe.registry.recipes.requantized import kept, nf4_share
+from hotshoe.registry.recipes.spectrum import LEADING, RESEMBLANCE, Spectrum, leading_vectors, weight_spectrum
+from hotshoe.registry.validation import Pause, go_on
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = "hotshoe.doctor/1"
+SAFE_STRENGTH = 0.8  # of the threshold
+USUAL_SCALE = 2.0  # what the paper's adapters are trained with, alpha = 2 r, at every rank
+_DIGITS = 6  # of a figure in a report: equal adapters have equal reports on every machine
+_LOW_RANK = frozenset({"a", "b", "bias_delta", "scale"})
+_SCALES = frozenset({"input_scale", "output_scale"})
+
+Requantize = Callable[["Tensor"], "Tensor"]  # a weight → what its NF4 form stands for, both float32
+
+
+class Grade(StrEnum):
+    """OK: intruders in fewer than 5 % of the linears, and none near its threshold. BAD: in more than 25 %, or one a
+    linear on average, or numbers that are not finite. WARN: between them, or linears whose update is zero."""
+
+    OK = "OK"
+    WARN = "WARN"
+    BAD = "BAD"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearDiagnosis:
+    """One linear. What was not looked at is None; `note` says why, or what is wrong."""
+
+    linear: LinearId
+    rank: int
+    scale: float | None = None  # alpha / r, where the kind has one
+    relative_norm: float | None = None  # ‖Δ‖ / ‖W‖
+    relative_largest: float | None = None  # σ₁(Δ) / σ₁(W)
+    strength: float | None = None  # σ₁(Δ) / θ*
+    stable_rank: float | None = None  # ‖Δ‖² / σ₁(Δ)²
+    predicted: int | None = None  # intruder dimensions, by the screen
+    exact: int | None = None  # intruder dimensions, counted
+    resemblance: float | None = None  # the least of the leading vectors' to any of W's
+    nf4_kept: float | None = None  # share of Δ that W + Δ in NF4 would keep; measured if `exact`, else estimated
+    is_finite: bool = True
+    is_dead: bool = False  # Δ = 0
+    note: str = ""
+
+    @property
+    def intruders(self) -> int | None:
+        """Counted, or else predicted."""
+        return self.predicted if self.exact is None else self.exact
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """An adapter's linears, in base order."""
+
+    linears: tuple[LinearDiagnosis, ...]
+    is_exact: bool
+
+    @property
+    def examined(self) -> Sequence[LinearDiagnosis]:
+        """Those whose intruders are known."""
+        return [one for one in self.linears if one.intruders is not None]
+
+    @property
+    def intruders(self) -> int:
+        return sum(one.intruders or 0 for one in self.linears)
+
+    @property
+    def affected_share(self) -> float:
+        """Share of the examined linears that have intruders."""
+        examined = self.examined
+        return sum(bool(one.intruders) for one in examined) / len(examined) if examined else 0.0
+
+    @property
+    def strength(self) -> float:
+        """The largest of any linear."""
+        return max((one.strength for one in self.linears if one.strength is not None), default=0.0)
+
+    @property
+    def grade(self) -> Grade:
+        examined = self.examined
+        if not all(one.is_finite for one in self.linears):
+            return Grade.BAD
+        if self.affected_share > 0.25 or (examined and self.intruders >= len(examined)):
+            return Grade.BAD
+        is_dead = any(one.is_dead for one in self.linears)
+        return Grade.WARN if self.affected_share >= 0.05 or self.strength >= SAFE_STRENGTH or is_dead else Grade.OK
+
+    @property
+    def headline(self) -> str:
+        """The grade's reasons, on one line."""
+        if not self.linears:
+            return "it changes no linear: there is nothing to examine"
+        affected = sum(bool(one.intruders) for one in self.linears)
+        word = "counted" if self.is_exact else "predicted"
+        parts = [f"{self.intruders} intruder dimensions {word} in {affected} of {len(self.examined)} linears"]
+        if self.strength:
+            parts.append(f"the strongest at {self.strength:.2f} of its threshold")
+        for count, what in (
+            (sum(not one.is_finite for one in self.linears), "not finite"),
+            (sum(one.is_dead for one in self.linears), "without effect"),
+            (len(self.linears) - len(self.examined), "not examined"),
+        ):
+            if count:
+                parts.append(f"{count} {what}")
+        return "; ".join(parts)
+
+    @property
+    def advice(self) -> Sequence[str]:
+        """What would help, if anything is needed."""
+        advice = []
+        if self.strength >= SAFE_STRENGTH:
+            weight = SAFE_STRENGTH / self.strength
+            advice.append(f"a weight of {weight:.2f} brings every linear to {SAFE_STRENGTH} of its threshold or less")
+        if self.intruders:
+            advice.append(
+                "doctor --mitigate shrinks the intruders; training again at a higher rank, alpha = 2 r, has fewer"
+            )
+        large = [one.scale for one in self.linears if one.scale is not None and abs(one.scale) > 2 * USUAL_SCALE]
+        if large:
+            advice.append(f"alpha / r is {max(large, key=abs):g}; {USUAL_SCALE:g} is usual at every rank")
+        return advice
+
+
+def diagnose(
+    adapter: LoweredAdapter,
+    spectrum_of: Callable[[LinearId], Spectrum],
+    *,
+    base: BaseWeights | None = None,
+    requantize: Requantize | None = None,
+    pause: Pause = go_on,
+) -> Diagnosis:
+    """Examines every linear that an adapter changes.
+
+    Args:
+        spectrum_of: of each base weight.
+        base: makes the diagnosis exact: decompositions of every weight, where the screen is a matter of milliseconds.
+        requantize: measures what NF4 would keep, in an exact diagnosis; else it is estimated.
+        pause: called between linears, so that the caller may spread the work over time.
+    """
+    linears = []
+    for linear_id, linear in sorted(adapter.linears.items(), key=lambda item: (item[0].layer, item[0].target)):
+        pause()
+        spectrum = spectrum_of(linear_id)
+        screened = _screen(linear_id, linear, spectrum)
+        if base is not None and screened.is_finite and not screened.is_dead and _unknown_parts(linear) == "":
+            if (update := dense_update(linear, weight := base.weight(linear_id))) is not None:
+                screened = _count(screened, weight, update, spectrum, requantize)
+        linears.append(screened)
+    return Diagnosis(tuple(linears), is_exact=base is not None)
+
+
+def dense_update(linear: LoweredLinear, weight: "Tensor") -> "Tensor | None":
+    """Δ of y = (W + Δ) x + …, [out_features, in_features] float32; None if only the bias changes.
+
+    The linear must consist of low-rank parts and scales.
+    """
+    update = None
+    if linear.a is not None and linear.b is not None:
+        update = linear.b @ linear.a
+    if linear.input_scale is not None or linear.output_scale is not None:
+        scaled = weight
+        if linear.output_scale is not None:
+            scaled = linear.output_scale[:, None] * scaled
+        if linear.input_scale is not None:
+            scaled = scaled * linear.input_scale
+        update = scaled - weight if update is None else scaled - weight + update
+    return update
+
+
+def report_of(diagnosis: Diagnosis) -> dict[str, Any]:
+    """A diagnosis as plain values for JSON; equal diagnoses give equal reports."""
+    return {
+        "schema": SCHEMA,
+        "grade": diagnosis.grade.value,
+        "headline": diagnosis.headline,
+        "advice": list(diagnosis.advice),
+        "exact": diagnosis.is_exact,
+        "intruders": diagnosis.intruders,
+        "affected_share": _rounded(diagnosis.affected_share),
+        "strength": _rounded(diagnosis.strength),
+        "resemblance_threshold": RESEMBLANCE,
+        "leading_vectors": LEADING,
+        "linears": [_linear_report(one) for one in diagnosis.linears],
+    }
+
+
+def _linear_report(one: LinearDiagnosis) -> dict[str, Any]:
+    figures = {name: _rounded(value) for name, value in asdict(one).items() if name != "linear"}
+    return {"layer": one.linear.layer, "target": one.linear.target, **figures}
+
+
+def _rounded(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+
+
+def _screen(linear_id: LinearId, linear: LoweredLinear, spectrum: Spectrum) -> LinearDiagnosis:
+    found = LinearDiagnosis(linear_id, linear.rank, linear.scale)
+    if not all(bool(tensor.isfinite().all()) for tensor in linear.tensors()):
+        return replace(found, is_finite=False, note="holds numbers that are not finite")
+    if unknown := _unknown_parts(linear):
+        return replace(found, note=f"{unknown}: not an update that is examined")
+    if _SCALES & _parts(linear):
+        return replace(found, note="scales the weight: examined only by --exact")
+    if linear.a is None or linear.b is None:
+        return replace(found, note="changes the bias only")
+    values = singular_values(Factors(linear.a, linear.b))
+    largest, norm = float(values[0]), float(values.norm())
+    if largest == 0:
+        return replace(found, is_dead=True, relative_norm=0.0, predicted=0, note="has no effect: B A is zero")
+    return replace(
+        found,
+        relative_norm=_ratio(norm, spectrum.norm),
+        relative_largest=_ratio(largest, spectrum.largest),
+        strength=_ratio(largest, spectrum.threshold),
+        stable_rank=(norm / largest) ** 2,
+        predicted=min(LEADING, int((values > spectrum.threshold).sum())),
+        nf4_kept=nf4_share(_ratio(norm, spectrum.norm)),
+    )
+
+
+def _count(
+    screened: LinearDiagnosis, weight: "Tensor", update: "Tensor", spectrum: Spectrum, requantize: Requantize | None
+) -> LinearDiagnosis:
+    leading = leading_vectors(weight, update)
+    counted = replace(
+        screened,
+        exact=int(leading.intruders.sum()),
+        resemblance=float(leading.resemblance.min()),
+        note="" if screened.predicted is None else screened.note,
+    )
+    if screened.predicted is None:  # not of low rank, so the screen has no figures
+        values = weight_spectrum(update)
+        largest, norm = float(values[0]), float(values.norm())
+        counted = replace(
+            counted,
+            relative_norm=_ratio(norm, spectrum.norm),
+            relative_largest=_ratio(largest, spectrum.largest),
+            stable_rank=(norm / largest) ** 2 if largest else 0.0,
+            nf4_kept=nf4_share(_ratio(norm, spectrum.norm)),
+            is_dead=largest == 0,
+        )
+    if requantize is None:
+        return counted
+    return replace(counted, nf4_kept=kept(weight, update, requantize(weight + update)).share)
+
+
+def _ratio(value: float, reference: float) -> float:
+    """Infinite beside a weight of zero."""
+    return value / reference if reference else math.inf
+
+
+def _parts(linear: LoweredLinear) -> set[str]:
+    return {field.name for field in fields(linear) if getattr(linear, field.name) is not None}
+
+
+def _unknown_parts(linear: LoweredLinear) -> str:
+    """Parts that are neither a low-rank update nor a scale, by name."""
+    return ", ".join(sorted(_parts(linear) - _LOW_RANK - _SCALES))
