@@ -45,7 +45,7 @@ class Commits:
                     self._layout.fail(f"the index could not be written ({error})")
                 raise
             self._log.append(self._index.moves(0))
-            index_json = build_index(self._index.entries())
+            index_json = build_index(self._index.entries(), self._index.referrers())
             if moves:
                 self._layout.export_index(index_json)
             else:  # nothing to do, but an earlier commit may have died before its export

@@ -13,9 +13,14 @@ from typing import Any, NamedTuple
 
 from hotshoe.registry.errors import StoreUnavailable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_SECONDS = 30.0
 
+_REFERRERS = (
+    "CREATE TABLE referrers (sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, subject TEXT NOT NULL, "
+    "type TEXT NOT NULL)",
+    "CREATE INDEX referrers_by_subject ON referrers (subject)",
+)
 _TABLES = (
     # A manifest whose bytes were lost keeps its row, with no document, so that its names still say so.
     "CREATE TABLE manifests (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, kind TEXT NOT NULL, document BLOB)",
@@ -30,6 +35,7 @@ _TABLES = (
     "mtime_ns INTEGER NOT NULL) WITHOUT ROWID",
     # Lines that tags.log may still lack.
     "CREATE TABLE moves (id INTEGER PRIMARY KEY, line TEXT NOT NULL)",
+    *_REFERRERS,
 )
 
 _ADAPTERS = """
@@ -55,6 +61,15 @@ class IndexEntry(NamedTuple):
     tag: str | None
     digest: str
     size_bytes: int
+
+
+class ReferrerRow(NamedTuple):
+    """A document about an adapter, `subject`; both are digests of manifests."""
+
+    digest: str
+    subject: str
+    artifact_type: str
+    size_bytes: int  # of the manifest
 
 
 class Fingerprint(NamedTuple):
@@ -114,12 +129,15 @@ class Index:
         self._writer.execute("PRAGMA journal_mode = WAL")
         self._writer.execute("PRAGMA synchronous = FULL")
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        if version not in (0, 1, SCHEMA_VERSION):
             raise StoreUnavailable(f"the index has version {version}; this hotshoe reads version {SCHEMA_VERSION}")
         self.is_new = version == 0
         problem = self._writer.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise IndexDamaged(problem)
+        if version == 1:  # which had no referrers
+            with self.transaction() as transaction:
+                transaction.create_tables(_REFERRERS)
 
     def close(self) -> None:
         with self._mutex, self._read_mutex:
@@ -178,6 +196,15 @@ class Index:
         )
         return [IndexEntry(*row) for row in rows]
 
+    def referrers(self, *, subject: str = "", artifact_type: str = "") -> list[ReferrerRow]:
+        """The documents about an adapter, or about any; of one type, or of all; the oldest first."""
+        rows = self._read(
+            "SELECT r.digest, r.subject, r.type, m.size FROM referrers r JOIN manifests m ON m.digest = r.digest "
+            "WHERE ?1 IN ('', r.subject) AND ?2 IN ('', r.type) ORDER BY r.sequence",
+            (subject, artifact_type),
+        )
+        return [ReferrerRow(*row) for row in rows]
+
     def counts(self) -> tuple[int, int]:
         """How many adapters and how many tags there are."""
         (row,) = self._read("SELECT (SELECT count(*) FROM adapters), (SELECT count(*) FROM tags)")
@@ -222,9 +249,9 @@ class Transaction:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def create_tables(self) -> None:
-        """Marks the index as filled, once the transaction commits."""
-        for table in _TABLES:
+    def create_tables(self, tables: Sequence[str] = _TABLES) -> None:
+        """Marks the index as filled and of this version, once the transaction commits."""
+        for table in tables:
             self._connection.execute(table)
         self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -244,6 +271,12 @@ class Transaction:
             "INSERT INTO adapters (name, digest) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, digest)
         )
         return cursor.rowcount == 1
+
+    def add_referrer(self, row: ReferrerRow) -> None:
+        """Makes a referrer the latest of its subject."""
+        self._connection.execute("DELETE FROM referrers WHERE digest = ?", (row.digest,))
+        values = (row.digest, row.subject, row.artifact_type)
+        self._connection.execute("INSERT INTO referrers (digest, subject, type) VALUES (?, ?, ?)", values)
 
     def tag_digest(self, name: str, tag: str) -> str | None:
         row = self._connection.execute("SELECT digest FROM tags WHERE name = ? AND tag = ?", (name, tag)).fetchone()

@@ -12,14 +12,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import rfc8785
 
 from hotshoe.registry.digest import check_digest, digest_of, is_digest
 from hotshoe.registry.errors import InvalidReference
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.index import IndexEntry
+from hotshoe.registry.index import IndexEntry, ReferrerRow
 from hotshoe.registry.reference import check_name, check_tag
 
 if TYPE_CHECKING:
@@ -50,12 +50,13 @@ ANNOTATION_PREFIX = "dev.hotshoe.adapter."
 BASE_DIGEST = ANNOTATION_PREFIX + "base.digest"
 BASE_NAME = ANNOTATION_PREFIX + "base.name"
 _NAME = ANNOTATION_PREFIX + "name"  # in index.json, of adapters without a tag
+_SUBJECT = "dev.hotshoe.subject"  # in index.json, of referrers
 _FILE_PATH = "org.cncf.model.filepath"
-_TITLE = "org.opencontainers.image.title"
+FILE_TITLE = "org.opencontainers.image.title"
 _REF_NAME = "org.opencontainers.image.ref.name"
 
 # What reading a JSON document of the wrong form raises.
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ def read_manifest(document: bytes) -> AdapterContent:
             annotations=MappingProxyType(annotations),
             config_digest=manifest["config"]["digest"],
         )
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise NotAnAdapter(f"it is no adapter's manifest ({type(error).__name__}: {error})") from error
     if not {WEIGHTS_FILE, CONFIG_FILE} <= {file.file_name for file in content.files}:
         raise NotAnAdapter(f"it has no {WEIGHTS_FILE} or no {CONFIG_FILE}")
@@ -230,19 +231,34 @@ def read_manifest(document: bytes) -> AdapterContent:
     return content
 
 
-def build_index(entries: Iterable[IndexEntry]) -> bytes:
-    """index.json, in the order of `entries`: one descriptor a tag, with ref.name "name:tag"."""
-    return canonical_json(
-        {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [_index_descriptor(entry) for entry in entries]}
-    )
+class IndexListing(NamedTuple):
+    """What index.json lists."""
+
+    entries: list[IndexEntry]
+    referrers: list[ReferrerRow]
 
 
-def read_index(document: bytes) -> list[IndexEntry] | None:
+def build_index(entries: Iterable[IndexEntry], referrers: Iterable[ReferrerRow] = ()) -> bytes:
+    """index.json, in the order given: one descriptor a tag, with ref.name "name:tag", then one a referrer.
+
+    Referrers are listed because ordinary tools' garbage collection removes what index.json does not name.
+    """
+    manifests = [*map(_index_descriptor, entries), *map(_referrer_descriptor, referrers)]
+    return canonical_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests})
+
+
+def read_index(document: bytes) -> IndexListing | None:
     """What index.json lists; None if it is torn, or not one that `build_index` made."""
+    listing = IndexListing([], [])
     try:
-        return [_index_entry(descriptor) for descriptor in json.loads(document)["manifests"]]
-    except (*_MALFORMED, InvalidReference):
+        for descriptor in json.loads(document)["manifests"]:
+            if _SUBJECT in descriptor["annotations"]:
+                listing.referrers.append(_referrer_row(descriptor))
+            else:
+                listing.entries.append(_index_entry(descriptor))
+    except (*MALFORMED, InvalidReference):
         return None
+    return listing
 
 
 def canonical_json(value: Any) -> bytes:
@@ -290,7 +306,7 @@ def _layer(file: FileDescriptor) -> dict[str, Any]:
         "mediaType": LAYER_TYPES[file.file_name],
         "digest": file.digest,
         "size": file.size_bytes,
-        "annotations": {_FILE_PATH: file.file_name, _TITLE: file.file_name},
+        "annotations": {_FILE_PATH: file.file_name, FILE_TITLE: file.file_name},
     }
 
 
@@ -319,3 +335,20 @@ def _index_entry(descriptor: Mapping[str, Any]) -> IndexEntry:
         name, _, tag = annotations[_REF_NAME].rpartition(":")
         check_tag(tag)
     return IndexEntry(check_name(name), tag, check_digest(descriptor["digest"]), int(descriptor["size"]))
+
+
+def _referrer_descriptor(row: ReferrerRow) -> dict[str, Any]:
+    return {
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": row.artifact_type,
+        "digest": row.digest,
+        "size": row.size_bytes,
+        "annotations": {_SUBJECT: row.subject},
+    }
+
+
+def _referrer_row(descriptor: Mapping[str, Any]) -> ReferrerRow:
+    subject, artifact_type = descriptor["annotations"][_SUBJECT], str(descriptor["artifactType"])
+    return ReferrerRow(
+        check_digest(descriptor["digest"]), check_digest(subject), artifact_type, int(descriptor["size"])
+    )

@@ -6,15 +6,16 @@ torn too, from tags.log; manifests and everything that follows from them come fr
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.digest import digest_of
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
-from hotshoe.registry.index import Index, IndexDamaged, IndexEntry, StoredManifest
+from hotshoe.registry.index import Index, IndexDamaged, IndexEntry, ReferrerRow, StoredManifest
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
-from hotshoe.registry.manifest import NotAnAdapter, build_index, read_index, read_manifest
+from hotshoe.registry.manifest import IndexListing, NotAnAdapter, build_index, read_index, read_manifest
+from hotshoe.registry.referrer import NotAReferrer, Referrer, read_referrer
 from hotshoe.registry.tag_log import TagLog
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -36,7 +37,7 @@ def recover(layout: Layout, *, locks: StoreLocks, log: TagLog) -> Index:
             if index.is_new:
                 _rebuild(index, layout=layout, log=log)
             log.append(index.moves(0))
-            layout.confirm_index(build_index(index.entries()))
+            layout.confirm_index(build_index(index.entries(), index.referrers()))
         except BaseException:
             index.close()
             raise
@@ -57,7 +58,7 @@ def _open_index(layout: Layout) -> Index:
 
 def _rebuild(index: Index, *, layout: Layout, log: TagLog) -> None:
     blobs = BlobStore(layout, index)
-    entries = _acknowledged_entries(layout, blobs=blobs, log=log)
+    entries, referrers = _acknowledged(layout, blobs=blobs, log=log)
     sizes = {entry.digest: entry.size_bytes for entry in entries}
     manifests = [_stored_manifest(digest, size, blobs) for digest, size in sizes.items()]
     with index.transaction() as transaction:
@@ -68,21 +69,25 @@ def _rebuild(index: Index, *, layout: Layout, log: TagLog) -> None:
             transaction.add_adapter(entry.name, entry.digest)
             if entry.tag is not None:
                 transaction.set_tag(entry.name, entry.tag, entry.digest)
+        for row in referrers:
+            if (found := _stored_referrer(row, blobs)) is not None:
+                transaction.add_manifest(found)
+                transaction.add_referrer(row)
     if entries:
         logger.warning("the index was rebuilt: %d adapters", len(manifests))
 
 
-def _acknowledged_entries(layout: Layout, *, blobs: BlobStore, log: TagLog) -> Sequence[IndexEntry]:
+def _acknowledged(layout: Layout, *, blobs: BlobStore, log: TagLog) -> IndexListing:
     exported = layout.read_index()
-    if exported is not None and (entries := read_index(exported)) is not None:
-        return entries
+    if exported is not None and (listing := read_index(exported)) is not None:
+        return listing
     if exported is not None:
         logger.error("index.json is torn or not ours; reading tags.log instead")
     if entries := _replay(log, blobs):
-        return entries
+        return IndexListing(entries, _found_referrers(blobs, {entry.digest for entry in entries}))
     if next(blobs.scan(), None) is not None:
         raise StoreUnavailable("there are blobs, but neither .db nor index.json nor tags.log says what they are")
-    return []
+    return IndexListing([], [])
 
 
 def _replay(log: TagLog, blobs: BlobStore) -> list[IndexEntry]:
@@ -106,13 +111,45 @@ def _replay(log: TagLog, blobs: BlobStore) -> list[IndexEntry]:
 
 def _stored_manifest(digest: str, size_bytes: int, blobs: BlobStore) -> StoredManifest:
     try:
-        with blobs.open(digest) as file:
-            document = file.read(MAX_MANIFEST_BYTES + 1)
-        if digest_of(document) != digest:
-            raise BlobCorrupt(f"manifest {digest} has other bytes")
+        document = _manifest_bytes(digest, blobs)
         content = read_manifest(document)
     except (BlobNotFound, BlobCorrupt, NotAnAdapter) as error:
         # Its names stay, so that who asks for it is told that it was lost and not that it never was.
         logger.error("a manifest is lost: %s", error)
         return StoredManifest(digest, size_bytes, "", None, ())
     return StoredManifest(digest, len(document), content.kind, document, content.blobs)
+
+
+def _manifest_bytes(digest: str, blobs: BlobStore) -> bytes:
+    with blobs.open(digest) as file:
+        document = file.read(MAX_MANIFEST_BYTES + 1)
+    if digest_of(document) != digest:
+        raise BlobCorrupt(f"manifest {digest} has other bytes")
+    return document
+
+
+def _found_referrers(blobs: BlobStore, subjects: Collection[str]) -> list[ReferrerRow]:
+    """Where nothing lists the referrers any more: those among all blobs. Their order is lost."""
+    rows = []
+    for digest, size in sorted(blobs.scan()):
+        if size <= MAX_MANIFEST_BYTES and (referrer := _read_referrer(digest, blobs)) is not None:
+            if referrer.subject in subjects:
+                rows.append(ReferrerRow(digest, referrer.subject, referrer.artifact_type, size))
+    return rows
+
+
+def _stored_referrer(row: ReferrerRow, blobs: BlobStore) -> StoredManifest | None:
+    referrer = _read_referrer(row.digest, blobs)
+    if referrer is None or referrer.subject != row.subject:
+        logger.error("a referrer of %s is lost: %s", row.subject, row.digest)
+        return None
+    return StoredManifest(
+        row.digest, row.size_bytes, row.artifact_type, _manifest_bytes(row.digest, blobs), referrer.blobs
+    )
+
+
+def _read_referrer(digest: str, blobs: BlobStore) -> Referrer | None:
+    try:
+        return read_referrer(_manifest_bytes(digest, blobs))
+    except (BlobNotFound, BlobCorrupt, NotAReferrer):
+        return None

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.commits import Commits, move_tags
-from hotshoe.registry.digest import check_digest
+from hotshoe.registry.digest import check_digest, digest_of
 from hotshoe.registry.errors import (
     AdapterNotFound,
     BlobCorrupt,
@@ -25,7 +25,7 @@ from hotshoe.registry.errors import (
 )
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.kind import inspect_adapter
-from hotshoe.registry.index import AdapterRow, StoredManifest, Transaction
+from hotshoe.registry.index import AdapterRow, ReferrerRow, StoredManifest, Transaction
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import (
@@ -33,6 +33,7 @@ from hotshoe.registry.manifest import (
     AdapterRecord,
     Artifact,
     FileDescriptor,
+    NotAnAdapter,
     build_artifact,
     read_manifest,
 )
@@ -40,10 +41,11 @@ from hotshoe.registry.page_token import filters_digest, make_page_token, read_pa
 from hotshoe.registry.publication import base_model_name, check_annotations, check_files
 from hotshoe.registry.recovery import recover
 from hotshoe.registry.reference import AdapterRef, check_name, check_tag
+from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
 from hotshoe.registry.tag_log import Move, TagLog
 from hotshoe.registry.uploads import Upload, Uploads
 
-__all__ = ["AdapterRecord", "FileDescriptor", "FsckReport", "Registry", "StoreStats", "Upload"]
+__all__ = ["AdapterRecord", "FileDescriptor", "FsckReport", "Referrer", "Registry", "StoreStats", "Upload"]
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -210,18 +212,71 @@ class Registry:
             return moves + move_tags(transaction, name=name, tags=tags, digest=content.digest)
 
         with self._locks.publishing():
-            self._layout.check_sound()
-            self._blobs.put(artifact.card)
-            self._blobs.put(artifact.config)
-            for digest in content.blobs:  # none may have been collected since it was checked
-                self._blobs.freshen(digest)
-            self._layout.sync_blobs()
-            self._blobs.put(artifact.manifest)
-            self._layout.sync_blobs()
+            self._store([artifact.card, artifact.config], manifest=artifact.manifest, needed=content.blobs)
             self._commits.commit(change)
         row = self._index.by_digest(name, content.digest)
         assert row is not None, "committed above, and adapters are not removed"
         return self._record(row), created
+
+    def _store(self, documents: Sequence[bytes], *, manifest: bytes, needed: Sequence[str]) -> None:
+        """Makes documents durable, then the manifest that names them; `needed` are all the blobs that it names."""
+        self._layout.check_sound()
+        for document in documents:
+            self._blobs.put(document)
+        for digest in needed:  # none may have been collected since it was checked
+            self._blobs.freshen(digest)
+        self._layout.sync_blobs()
+        self._blobs.put(manifest)
+        self._layout.sync_blobs()
+
+    # Documents about adapters.
+
+    def attach(
+        self, digest: str, document: bytes, *, artifact_type: str, file_name: str, annotations: Mapping[str, str]
+    ) -> Referrer:
+        """Keeps a document about an adapter as its latest of that type, as an OCI referrer; earlier ones stay.
+
+        Attaching equal bytes again only makes them the latest.
+
+        Raises:
+            AdapterNotFound, BlobCorrupt: no adapter has that digest, or its manifest is lost.
+            StoreUnavailable: the disk refused; nothing was acknowledged, and repeating it is safe.
+        """
+        self._content(check_digest(digest))
+        with disk("attaching a document"):
+            subject = self._index.manifest_document(digest)
+            assert subject is not None, "read above"
+            manifest = build_referrer(
+                subject=digest,
+                subject_bytes=len(subject),
+                artifact_type=artifact_type,
+                document=FileDescriptor(file_name, digest_of(document), len(document)),
+                annotations=annotations,
+            )
+            referrer = read_referrer(manifest)
+
+            def change(transaction: Transaction) -> list[Move]:
+                stored = StoredManifest(referrer.digest, len(manifest), artifact_type, manifest, referrer.blobs)
+                transaction.add_manifest(stored)
+                transaction.remember_verified(self._blobs.fingerprints([referrer.digest, *referrer.blobs]))
+                transaction.add_referrer(ReferrerRow(referrer.digest, digest, artifact_type, len(manifest)))
+                return []
+
+            with self._locks.publishing():
+                self._store([EMPTY_CONFIG, document], manifest=manifest, needed=referrer.blobs)
+                self._commits.commit(change)
+        return referrer
+
+    def referrers(self, digest: str, artifact_type: str = "") -> list[Referrer]:
+        """The documents about an adapter, of one type or of all, the latest first. `read_blob` reads them.
+
+        Raises:
+            InvalidReference: that is no digest.
+        """
+        with disk("reading referrers"):
+            rows = self._index.referrers(subject=check_digest(digest), artifact_type=artifact_type)
+            documents = [self._index.manifest_document(row.digest) for row in reversed(rows)]
+        return [read_referrer(document) for document in documents if document is not None]
 
     # Names and tags.
 
@@ -395,7 +450,10 @@ class Registry:
         with disk("reading a manifest"):
             document = self._index.manifest_document(digest)
             if document is not None:
-                return read_manifest(document)
+                try:
+                    return read_manifest(document)
+                except NotAnAdapter:  # a referrer's
+                    raise AdapterNotFound(f"no adapter {digest}") from None
             if self._index.has_manifest(digest):
                 raise BlobCorrupt(f"manifest {digest} is lost; publishing its adapter again heals it")
         raise AdapterNotFound(f"no adapter {digest}")

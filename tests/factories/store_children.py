@@ -1,15 +1,22 @@
 """Stores that children work on and die over: how they are made, and what must hold of them afterwards."""
 
+import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+import pytest
 from store_adapters import lora_files, publish
 
 from hotshoe.registry.registry import AdapterRecord, Registry
+
+# Every call of ours that changes the disk; SQLite's own are behind its own tests.
+MUTATIONS = ("fsync", "link", "replace", "rename", "unlink", "truncate", "utime", "chmod", "open")
 
 
 def fork(run: Callable[[], Iterator[str]]) -> tuple[int, TextIO]:
@@ -48,3 +55,27 @@ def check_whole(registry: Registry, root: Path) -> None:
     names = {entry["annotations"].get("org.opencontainers.image.ref.name") for entry in index["manifests"]} - {None}
     assert names == {f"{record.name}:{tag}" for record in records for tag in record.tags}
     assert list((root / ".tmp").iterdir()) == []
+
+
+@contextmanager
+def faults(fault: str, stop: int) -> Iterator[Callable[[], bool]]:
+    """While it lasts, the `stop`-th mutation of the disk kills this process or fails; later ones work."""
+    count = 0
+
+    def faulty(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == stop:
+                if fault == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                number = errno.EIO if stop % 2 else errno.ENOSPC
+                raise OSError(number, os.strerror(number))
+            return real(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in MUTATIONS:
+            patch.setattr(os, name, faulty(getattr(os, name)))
+        yield lambda: count >= stop

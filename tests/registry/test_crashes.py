@@ -7,20 +7,16 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from store_adapters import lora_files, publish
-from store_children import check_whole, fork, make_store
+from store_children import check_whole, faults, fork, make_store
 
 from hotshoe.registry.errors import RegistryError, StoreUnavailable
 from hotshoe.registry.registry import Registry
-
-# Every call of ours that changes the disk; SQLite's own are behind its own tests.
-MUTATIONS = ("fsync", "link", "replace", "rename", "unlink", "truncate", "utime", "chmod", "open")
 
 
 def test_every_acknowledged_publication_survives_fifty_kills(root: Path) -> None:
@@ -94,7 +90,7 @@ def test_a_publication_stopped_at_any_point_is_whole_or_absent(tmp_path: Path, f
 def _publish_until(root: Path, fault: str, stop: int) -> Iterator[str]:
     """Publishes with the `stop`-th mutation of the disk failing; says what came of it."""
     registry = Registry(root)
-    with _faults(fault, stop) as reached:
+    with faults(fault, stop) as reached:
         try:
             publish(registry, "a", lora_files(2), tags=["live", "v2"])
         except StoreUnavailable:
@@ -181,30 +177,6 @@ def _work(root: Path, worker: int) -> Iterator[str]:
             except RegistryError:
                 continue
         yield f"{tag} {record.digest}"
-
-
-@contextmanager
-def _faults(fault: str, stop: int) -> Iterator[Callable[[], bool]]:
-    """While it lasts, the `stop`-th mutation of the disk kills this process or fails; later ones work."""
-    count = 0
-
-    def faulty(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == stop:
-                if fault == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                number = errno.EIO if stop % 2 else errno.ENOSPC
-                raise OSError(number, os.strerror(number))
-            return real(*args, **kwargs)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MUTATIONS:
-            patch.setattr(os, name, faulty(getattr(os, name)))
-        yield lambda: count >= stop
 
 
 def _die_before_export(root: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_adapters import ia3_files, lora_files, publish, small_base
 
-from hotshoe.registry.index import IndexEntry
+from hotshoe.registry.index import IndexEntry, ReferrerRow
 from hotshoe.registry.manifest import NotAnAdapter, build_index, read_index, read_manifest
 from hotshoe.registry.registry import Registry
 
@@ -127,11 +127,12 @@ NAMES = st.from_regex(r"[a-z0-9]{1,5}(/[a-z0-9]{1,5})?", fullmatch=True)
 TAGS = st.none() | st.from_regex(r"[A-Za-z0-9]{1,5}", fullmatch=True)
 DIGESTS = st.binary(max_size=4).map(lambda data: f"sha256:{hashlib.sha256(data).hexdigest()}")
 ENTRIES = st.lists(st.builds(IndexEntry, NAMES, TAGS, DIGESTS, st.integers(0, 1 << 40)), max_size=6)
+REFERRERS = st.lists(st.builds(ReferrerRow, DIGESTS, DIGESTS, st.just("a/b"), st.integers(0, 1 << 40)), max_size=4)
 
 
-@given(entries=ENTRIES)
-def test_index_json_reads_back_as_it_was_written(entries: list[IndexEntry]) -> None:
-    assert read_index(build_index(entries)) == entries
+@given(entries=ENTRIES, referrers=REFERRERS)
+def test_index_json_reads_back_as_it_was_written(entries: list[IndexEntry], referrers: list[ReferrerRow]) -> None:
+    assert read_index(build_index(entries, referrers)) == (entries, referrers)
 
 
 @given(entries=ENTRIES.filter(bool), data=st.data())

@@ -1,0 +1,175 @@
+"""Documents about adapters: attached, listed, read by ordinary tools, and there after whatever happened."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from store_adapters import lora_files, publish
+from store_children import check_whole, faults, fork, make_store
+
+from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, InvalidReference, StoreUnavailable
+from hotshoe.registry.referrer import DIAGNOSIS_TYPE
+from hotshoe.registry.registry import Referrer, Registry
+
+NOWHERE = f"sha256:{'0' * 64}"
+
+
+def attach(registry: Registry, digest: str, document: bytes = b'{"grade":"OK"}', *, kind: str = "") -> Referrer:
+    return registry.attach(
+        digest,
+        document,
+        artifact_type=kind or DIAGNOSIS_TYPE,
+        file_name="doctor.json",
+        annotations={"dev.hotshoe.doctor.grade": "OK"},
+    )
+
+
+def test_a_document_is_found_by_its_adapter_and_type_the_latest_first(registry: Registry) -> None:
+    record, _ = publish(registry, "a", lora_files(1))
+    other, _ = publish(registry, "a", lora_files(2))
+    first, second = attach(registry, record.digest), attach(registry, record.digest, b"{}", kind="text/eval")
+    attach(registry, other.digest)
+    assert registry.referrers(record.digest) == [second, first]
+    assert registry.referrers(record.digest, DIAGNOSIS_TYPE) == [first]
+    assert first.annotations == {"dev.hotshoe.doctor.grade": "OK"} and first.subject == record.digest
+    with registry.read_blob(first.document.digest) as file:
+        assert file.read() == b'{"grade":"OK"}'
+    assert attach(registry, record.digest) == first
+    assert registry.referrers(record.digest) == [first, second]
+    assert registry.list()[0] == [other, record] and registry.fsck().is_clean
+
+
+def test_what_is_no_adapter_has_no_documents_and_a_document_is_no_adapter(registry: Registry) -> None:
+    with pytest.raises(AdapterNotFound):
+        attach(registry, NOWHERE)
+    with pytest.raises(InvalidReference):
+        registry.referrers("sha256:1")
+    assert registry.referrers(NOWHERE) == []
+    record, _ = publish(registry, "a", lora_files(1))
+    referrer = attach(registry, record.digest)
+    with pytest.raises(AdapterNotFound):
+        registry.adapter_files(referrer.digest)
+    with pytest.raises(AdapterNotFound):
+        attach(registry, referrer.digest)
+
+
+def test_the_manifest_is_an_oci_referrer_that_index_json_lists(registry: Registry, root: Path) -> None:
+    record, _ = publish(registry, "a", lora_files(1), tags=["v1"])
+    referrer = attach(registry, record.digest)
+    manifest = json.loads((root / "blobs" / "sha256" / referrer.digest.removeprefix("sha256:")).read_bytes())
+    subject = root / "blobs" / "sha256" / record.digest.removeprefix("sha256:")
+    assert manifest["subject"] == {
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": record.digest,
+        "size": subject.stat().st_size,
+    }
+    assert manifest["artifactType"] == manifest["layers"][0]["mediaType"] == DIAGNOSIS_TYPE
+    listed = json.loads((root / "index.json").read_bytes())["manifests"]
+    assert [(one["digest"], one["artifactType"]) for one in listed[1:]] == [(referrer.digest, DIAGNOSIS_TYPE)]
+    check_whole(registry, root)
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed (apt: skopeo)")
+def test_skopeo_still_reads_a_layout_with_referrers(registry: Registry, root: Path, tmp_path: Path) -> None:
+    record, _ = publish(registry, "a", lora_files(1), tags=["v1"])
+    attach(registry, record.digest)
+    for arguments in (("inspect", "--raw"), ("copy", "--insecure-policy")):
+        target = [f"dir:{tmp_path / 'copy'}"] if arguments[0] == "copy" else []
+        subprocess.run(["skopeo", *arguments, f"oci:{root}:a:v1", *target], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("lost", [[".db"], [".db", "index.json"]])
+def test_documents_are_found_again_without_the_database(root: Path, lost: list[str]) -> None:
+    record = make_store(root)
+    registry = Registry(root)
+    referrers = [attach(registry, record.digest, b"{}", kind="text/eval"), attach(registry, record.digest)]
+    registry.close()
+    for name in lost:
+        (root / name).unlink()
+    reopened = Registry(root)
+    found = reopened.referrers(record.digest)
+    assert sorted(found, key=lambda one: one.digest) == sorted(referrers, key=lambda one: one.digest)
+    if len(lost) == 1:  # index.json keeps their order
+        assert found == referrers[::-1]
+    check_whole(reopened, root)
+    reopened.close()
+
+
+def test_a_lost_document_does_not_keep_a_store_from_opening(root: Path) -> None:
+    record = make_store(root)
+    registry = Registry(root)
+    kept, lost = attach(registry, record.digest), attach(registry, record.digest, b"{}", kind="text/eval")
+    registry.close()
+    (root / ".db").unlink()
+    for digest in (lost.digest, kept.document.digest):
+        (root / "blobs" / "sha256" / digest.removeprefix("sha256:")).unlink()
+    reopened = Registry(root)
+    assert reopened.referrers(record.digest) == [kept]
+    with pytest.raises(BlobCorrupt, match="is lost"):
+        reopened.read_blob(kept.document.digest)
+    attach(reopened, record.digest)
+    assert reopened.read_blob(kept.document.digest).read() == b'{"grade":"OK"}'
+    reopened.close()
+
+
+def test_an_index_of_the_version_before_gets_the_table_of_referrers(root: Path) -> None:
+    record = make_store(root)
+    connection = sqlite3.connect(root / ".db")
+    with connection:
+        connection.execute("DROP TABLE referrers")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    registry = Registry(root)
+    assert registry.resolve("a:live") == record
+    assert registry.referrers(record.digest) == []
+    assert attach(registry, record.digest).subject == record.digest
+    registry.close()
+    reopened = Registry(root)
+    assert len(reopened.referrers(record.digest)) == 1
+    reopened.close()
+
+
+@pytest.mark.parametrize("fault", ["kill", "refuse"])
+def test_an_attachment_stopped_at_any_point_is_whole_or_absent(tmp_path: Path, fault: str) -> None:
+    template = tmp_path / "template"
+    record = make_store(template)
+    points = 0
+    while True:
+        root = tmp_path / str(points)
+        shutil.copytree(template, root)
+        child, lines = fork(lambda root=root, stop=points + 1: _attach_until(root, record.digest, fault, stop))
+        says = lines.read().split()
+        lines.close()
+        os.waitpid(child, 0)
+        registry = Registry(root)
+        found = registry.referrers(record.digest)
+        assert found or "done" not in says
+        for referrer in found:
+            assert registry.read_blob(referrer.document.digest).read() == b'{"grade":"OK"}'
+        assert registry.resolve("a:live") == record
+        again = attach(registry, record.digest)
+        assert registry.referrers(record.digest) == [again] and registry.fsck().is_clean
+        check_whole(registry, root)
+        registry.close()
+        points += 1
+        if "unharmed" in says:
+            break
+    assert points >= 10
+
+
+def _attach_until(root: Path, digest: str, fault: str, stop: int) -> Iterator[str]:
+    registry = Registry(root)
+    with faults(fault, stop) as reached:
+        try:
+            attach(registry, digest)
+        except StoreUnavailable:
+            yield "refused"
+        else:
+            yield "done"
+    if not reached():
+        yield "unharmed"
