@@ -185,6 +185,34 @@ class AsyncClient:
             await self._download(blob, PartialDownload(root, blob), counter, attempts)
         return adapter
 
+    async def diagnose(
+        self, reference: str, *, exact: bool = False, timeout: float | None = TRANSFER_SECONDS
+    ) -> registry.DiagnoseAdapterResponse:
+        """Examines a published adapter, and keeps the report with it. With `exact`, intruder dimensions are counted."""
+        request = registry.DiagnoseAdapterRequest(reference=reference, exact=exact)
+        response: registry.DiagnoseAdapterResponse = await self._call(self._registry.DiagnoseAdapter, request, timeout)
+        return response
+
+    async def diagnose_directory(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        exact: bool = False,
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.Diagnosis:
+        """Examines a PEFT directory, which is sent but not published: its weights are held against the server's base.
+
+        Raises InvalidAdapterDirectory before anything is sent.
+        """
+        files = await asyncio.to_thread(scan_directory, directory, progress)
+        attempts = Attempts(self._retry, timeout)
+        await self._upload_missing(files, progress, attempts)
+        request = messages.diagnose_request(files, exact=exact)
+        response = await self._call(self._registry.DiagnoseAdapter, request, attempts.remaining())
+        diagnosis: registry.Diagnosis = response.diagnosis
+        return diagnosis
+
     async def get_adapter(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.Adapter:
         """The adapter that `reference` resolves to now: "name", "name:tag" or "name@sha256:<hex>"."""
         request = registry.GetAdapterRequest(reference=reference)

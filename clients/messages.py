@@ -177,6 +177,11 @@ def publish_request(
     )
 
 
+def diagnose_request(files: Iterable[AdapterFile], *, exact: bool) -> registry.DiagnoseAdapterRequest:
+    """The message that asks for uploaded `files` to be examined."""
+    return registry.DiagnoseAdapterRequest(blobs=[_blob(file) for file in files], exact=exact)
+
+
 def upload_probe(file: AdapterFile) -> Iterator[registry.UploadBlobRequest]:
     """An upload that sends nothing yet, to learn where to go on."""
     yield registry.UploadBlobRequest(blob=_blob(file))

@@ -172,16 +172,26 @@ class Registry:
         """
         check_name(name)
         tags = _distinct_tags(tags)
-        check_files(files)
         check_annotations(annotations, base)
+        paths = self.uploaded_files(files)
         with disk("publishing"):
-            self._verify_files(files)
-            summary = inspect_adapter({file.file_name: self._blobs.path(file.digest) for file in files}, base)
+            summary = inspect_adapter(paths, base)
             base_name = base_model_name(annotations, configured=summary.base_model, base=base)
             artifact = build_artifact(files, summary=summary, base=base, base_name=base_name, annotations=annotations)
             if validate_only:
                 return AdapterRecord.of(artifact.content, name=name, tags=tags), False
             return self._commit_adapter(artifact, name=name, tags=tags)
+
+    def uploaded_files(self, files: Sequence[FileDescriptor]) -> dict[str, Path]:
+        """The files of an adapter that need not be published, by name, as paths of read-only verified blobs.
+
+        Raises:
+            InvalidReference, InvalidAdapter, InvalidUpload, BlobNotFound: as `publish`.
+        """
+        check_files(files)
+        with disk("reading blobs"):
+            self._verify_files(files)
+        return {file.file_name: self._blobs.path(file.digest) for file in files}
 
     def _verify_files(self, files: Sequence[FileDescriptor]) -> None:
         missing = []

@@ -141,6 +141,11 @@ class ServerConfig:
     tenant_weights: Mapping[str, float] = _setting(
         {}, "shares of the batch, 1 for each tenant that is not named", metavar="NAME=X,…"
     )
+    doctor: str = _setting(
+        "warn",
+        "examine adapters as they are published: warn reports, require also refuses a BAD grade, off does neither",
+        choices=("warn", "require", "off"),
+    )
     reflection: bool = _setting(False, "offer gRPC server reflection")
     grace_seconds: float = _setting(30.0, "seconds that running requests get after SIGTERM", flag="--grace")
     stream_buffer_tokens: int = _setting(4096, "tokens kept for a client that does not read its stream, then it is cut")

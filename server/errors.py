@@ -7,6 +7,7 @@ ServerError
 ├── QueueFull             admission refused; retry after a while
 ├── AdapterSlotsFull      every adapter slot or byte is pinned or in use
 ├── AdapterUnusable       the adapter could not be loaded, or gave non-finite numbers
+├── AdapterRefused        the doctor's grade is BAD, and this server publishes no such adapters
 ├── Draining              shutting down
 ├── EngineDead            the engine's thread ended or is stuck
 ├── DeadlinePassed        the caller's deadline came before the answer
@@ -49,6 +50,10 @@ class AdapterSlotsFull(QueueFull):
 
 class AdapterUnusable(ServerError):
     """An adapter that cannot be served: its load failed, or it gave non-finite numbers."""
+
+
+class AdapterRefused(ServerError):
+    """An adapter that the doctor grades BAD, on a server that refuses to publish those."""
 
 
 class Draining(ServerError):

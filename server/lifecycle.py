@@ -28,6 +28,7 @@ from hotshoe.protos.v1 import (
 from hotshoe.registry.errors import RegistryError, StoreUnavailable
 from hotshoe.registry.formats.kind import ADAPTER_KINDS
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.validation import AdapterLimits
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.config import Address, ServerConfig
@@ -37,7 +38,9 @@ from hotshoe.server.http import HttpServer
 from hotshoe.server.logs import log_event
 from hotshoe.server.metrics import Metrics, Sources
 from hotshoe.server.model.loader import LoadedBase, load_base
+from hotshoe.server.model.spectra import Spectra
 from hotshoe.server.services.dispatcher import Dispatcher
+from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.generation import GenerationParts, GenerationService
 from hotshoe.server.services.health import Health, HealthServicer
 from hotshoe.server.services.interceptors import RpcInterceptor
@@ -259,7 +262,12 @@ class Server:
                 executor=self._executor("loading", _LOADING_THREADS),
             )
         )
-        registry = RegistryService(self.registry, self.base.weights.shape)
+        registry = RegistryService(
+            self.registry,
+            self.base.weights.shape,
+            doctor=self._build_doctor(),
+            publish_doctor=self.config.doctor,
+        )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)  # type: ignore[no-untyped-call]
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)  # type: ignore[no-untyped-call]
         residency_pb2_grpc.add_ResidencyServiceServicer_to_server(residency, server)  # type: ignore[no-untyped-call]
@@ -267,6 +275,20 @@ class Server:
         if self.config.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
+
+    def _build_doctor(self) -> Doctor:
+        limits = self.config.residency
+        doctor = Doctor(
+            registry=self.registry,
+            base=self.base.weights,
+            spectra=Spectra(self.config.base_cache, self.base.weights),
+            limits=AdapterLimits(max_rank=limits.max_rank, max_bytes=limits.max_adapter_bytes),
+            pace=self.residency.pace,
+        )
+        self._cleanup.push_async_callback(doctor.close)
+        if self.config.doctor != "off":
+            doctor.warm()
+        return doctor
 
     def _executor(self, name: str, threads: int) -> ThreadPoolExecutor:
         """Threads of their own, so that requests do not queue behind uploads, nor either behind loads."""

@@ -9,6 +9,7 @@ from hotshoe.clients.cli.bench import bench
 from hotshoe.clients.cli.chat import chat
 from hotshoe.clients.cli.compare import compare
 from hotshoe.clients.cli.demo import demo
+from hotshoe.clients.cli.doctor import doctor
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
 from hotshoe.clients.cli.load import load
 from hotshoe.clients.cli.ls import ls
@@ -25,7 +26,7 @@ from hotshoe.clients.cli.unload import unload
 from hotshoe.clients.cli.untag import untag
 from hotshoe.clients.cli.version import version
 
-VERBS = (serve, publish, pull, ls, show, tag, untag, run, chat, ps, load, unload, top, bench, demo, version)
+VERBS = (serve, publish, pull, ls, show, doctor, tag, untag, run, chat, ps, load, unload, top, bench, demo, version)
 
 
 class Verbs(TyperGroup):

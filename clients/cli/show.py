@@ -1,5 +1,7 @@
 """hotshoe show: all that the registry knows of one adapter."""
 
+from typing import Any
+
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
 
@@ -25,6 +27,13 @@ def show(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = Fal
     fields += [("parent", f"{parent.digest} weight {parent.weight:g}") for parent in adapter.parents]
     if adapter.recipe:
         fields.append(("recipe", adapter.recipe))
+    fields += [_document(referrer) for referrer in adapter.referrers]
     fields += [(blob.file_name, f"{blob.digest} {output.human_bytes(blob.size_bytes)}") for blob in adapter.blobs]
     fields += sorted(adapter.annotations.items())
     output.print_fields(fields)
+
+
+def _document(referrer: Any) -> tuple[str, str]:
+    """A document about the adapter: by its file's name, what its annotations say, and where it is."""
+    said = ", ".join(referrer.annotations[key] for key in sorted(referrer.annotations))
+    return referrer.document.file_name.removesuffix(".json"), f"{said} {referrer.document.digest}".strip()

@@ -1,10 +1,22 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Grade(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GRADE_UNSPECIFIED: _ClassVar[Grade]
+    GRADE_OK: _ClassVar[Grade]
+    GRADE_WARN: _ClassVar[Grade]
+    GRADE_BAD: _ClassVar[Grade]
+GRADE_UNSPECIFIED: Grade
+GRADE_OK: Grade
+GRADE_WARN: Grade
+GRADE_BAD: Grade
 
 class Blob(_message.Message):
     __slots__ = ("digest", "size_bytes", "file_name")
@@ -16,6 +28,25 @@ class Blob(_message.Message):
     file_name: str
     def __init__(self, digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., file_name: _Optional[str] = ...) -> None: ...
 
+class Referrer(_message.Message):
+    __slots__ = ("digest", "artifact_type", "document", "annotations")
+    class AnnotationsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    ANNOTATIONS_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    artifact_type: str
+    document: Blob
+    annotations: _containers.ScalarMap[str, str]
+    def __init__(self, digest: _Optional[str] = ..., artifact_type: _Optional[str] = ..., document: _Optional[_Union[Blob, _Mapping]] = ..., annotations: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
 class Parent(_message.Message):
     __slots__ = ("digest", "weight")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -25,7 +56,7 @@ class Parent(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe")
+    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe", "referrers")
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +77,7 @@ class Adapter(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
+    REFERRERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     tags: _containers.RepeatedScalarFieldContainer[str]
@@ -59,7 +91,8 @@ class Adapter(_message.Message):
     size_bytes: int
     parents: _containers.RepeatedCompositeFieldContainer[Parent]
     recipe: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ...) -> None: ...
+    referrers: _containers.RepeatedCompositeFieldContainer[Referrer]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ..., referrers: _Optional[_Iterable[_Union[Referrer, _Mapping]]] = ...) -> None: ...
 
 class CheckBlobsRequest(_message.Message):
     __slots__ = ("blobs",)
@@ -127,12 +160,14 @@ class PublishAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class PublishAdapterResponse(_message.Message):
-    __slots__ = ("adapter", "created")
+    __slots__ = ("adapter", "created", "diagnosis")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    DIAGNOSIS_FIELD_NUMBER: _ClassVar[int]
     adapter: Adapter
     created: bool
-    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+    diagnosis: Diagnosis
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., created: _Optional[bool] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ...) -> None: ...
 
 class GetAdapterRequest(_message.Message):
     __slots__ = ("reference",)
@@ -231,6 +266,78 @@ class MergeAdaptersResponse(_message.Message):
     adapter: Adapter
     energy_kept: float
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., energy_kept: _Optional[float] = ...) -> None: ...
+
+class LinearDiagnosis(_message.Message):
+    __slots__ = ("layer", "target", "rank", "scale", "relative_norm", "relative_largest", "strength", "stable_rank", "predicted", "exact", "resemblance", "nf4_kept", "is_finite", "is_dead", "note")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_LARGEST_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    STABLE_RANK_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    RESEMBLANCE_FIELD_NUMBER: _ClassVar[int]
+    NF4_KEPT_FIELD_NUMBER: _ClassVar[int]
+    IS_FINITE_FIELD_NUMBER: _ClassVar[int]
+    IS_DEAD_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    target: str
+    rank: int
+    scale: float
+    relative_norm: float
+    relative_largest: float
+    strength: float
+    stable_rank: float
+    predicted: int
+    exact: int
+    resemblance: float
+    nf4_kept: float
+    is_finite: bool
+    is_dead: bool
+    note: str
+    def __init__(self, layer: _Optional[int] = ..., target: _Optional[str] = ..., rank: _Optional[int] = ..., scale: _Optional[float] = ..., relative_norm: _Optional[float] = ..., relative_largest: _Optional[float] = ..., strength: _Optional[float] = ..., stable_rank: _Optional[float] = ..., predicted: _Optional[int] = ..., exact: _Optional[int] = ..., resemblance: _Optional[float] = ..., nf4_kept: _Optional[float] = ..., is_finite: _Optional[bool] = ..., is_dead: _Optional[bool] = ..., note: _Optional[str] = ...) -> None: ...
+
+class Diagnosis(_message.Message):
+    __slots__ = ("grade", "headline", "advice", "exact", "intruders", "affected_share", "strength", "linears")
+    GRADE_FIELD_NUMBER: _ClassVar[int]
+    HEADLINE_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    INTRUDERS_FIELD_NUMBER: _ClassVar[int]
+    AFFECTED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    LINEARS_FIELD_NUMBER: _ClassVar[int]
+    grade: Grade
+    headline: str
+    advice: _containers.RepeatedScalarFieldContainer[str]
+    exact: bool
+    intruders: int
+    affected_share: float
+    strength: float
+    linears: _containers.RepeatedCompositeFieldContainer[LinearDiagnosis]
+    def __init__(self, grade: _Optional[_Union[Grade, str]] = ..., headline: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., exact: _Optional[bool] = ..., intruders: _Optional[int] = ..., affected_share: _Optional[float] = ..., strength: _Optional[float] = ..., linears: _Optional[_Iterable[_Union[LinearDiagnosis, _Mapping]]] = ...) -> None: ...
+
+class DiagnoseAdapterRequest(_message.Message):
+    __slots__ = ("reference", "blobs", "exact")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    blobs: _containers.RepeatedCompositeFieldContainer[Blob]
+    exact: bool
+    def __init__(self, reference: _Optional[str] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., exact: _Optional[bool] = ...) -> None: ...
+
+class DiagnoseAdapterResponse(_message.Message):
+    __slots__ = ("diagnosis", "referrer")
+    DIAGNOSIS_FIELD_NUMBER: _ClassVar[int]
+    REFERRER_FIELD_NUMBER: _ClassVar[int]
+    diagnosis: Diagnosis
+    referrer: Referrer
+    def __init__(self, diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., referrer: _Optional[_Union[Referrer, _Mapping]] = ...) -> None: ...
 
 class CollectGarbageRequest(_message.Message):
     __slots__ = ("dry_run",)

@@ -80,6 +80,11 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MergeAdaptersRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MergeAdaptersResponse.FromString,
                 _registered_method=True)
+        self.DiagnoseAdapter = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/DiagnoseAdapter',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterResponse.FromString,
+                _registered_method=True)
         self.CollectGarbage = channel.unary_unary(
                 '/hotshoe.v1.RegistryService/CollectGarbage',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
@@ -154,6 +159,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiagnoseAdapter(self, request, context):
+        """Examines what an adapter does to the base's weights. The report of a published one is kept with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CollectGarbage(self, request, context):
         """Removes what no tag, referrer, lease or view reaches.
         """
@@ -208,6 +220,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.MergeAdapters,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MergeAdaptersRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MergeAdaptersResponse.SerializeToString,
+            ),
+            'DiagnoseAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiagnoseAdapter,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterResponse.SerializeToString,
             ),
             'CollectGarbage': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectGarbage,
@@ -459,6 +476,33 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/MergeAdapters',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.MergeAdaptersRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.MergeAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiagnoseAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/DiagnoseAdapter',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

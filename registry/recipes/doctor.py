@@ -78,14 +78,19 @@ class Diagnosis:
         return [one for one in self.linears if one.intruders is not None]
 
     @property
+    def graded(self) -> Sequence[LinearDiagnosis]:
+        """Those with a low-rank part. A mere scale turns singular vectors too, but nothing is known against that."""
+        return [one for one in self.examined if one.rank]
+
+    @property
     def intruders(self) -> int:
         return sum(one.intruders or 0 for one in self.linears)
 
     @property
     def affected_share(self) -> float:
-        """Share of the examined linears that have intruders."""
-        examined = self.examined
-        return sum(bool(one.intruders) for one in examined) / len(examined) if examined else 0.0
+        """Share of the graded linears that have intruders."""
+        graded = self.graded
+        return sum(bool(one.intruders) for one in graded) / len(graded) if graded else 0.0
 
     @property
     def strength(self) -> float:
@@ -94,10 +99,10 @@ class Diagnosis:
 
     @property
     def grade(self) -> Grade:
-        examined = self.examined
+        graded = self.graded
         if not all(one.is_finite for one in self.linears):
             return Grade.BAD
-        if self.affected_share > 0.25 or (examined and self.intruders >= len(examined)):
+        if self.affected_share > 0.25 or (graded and sum(one.intruders or 0 for one in graded) >= len(graded)):
             return Grade.BAD
         is_dead = any(one.is_dead for one in self.linears)
         return Grade.WARN if self.affected_share >= 0.05 or self.strength >= SAFE_STRENGTH or is_dead else Grade.OK
@@ -107,15 +112,18 @@ class Diagnosis:
         """The grade's reasons, on one line."""
         if not self.linears:
             return "it changes no linear: there is nothing to examine"
-        affected = sum(bool(one.intruders) for one in self.linears)
-        word = "counted" if self.is_exact else "predicted"
-        parts = [f"{self.intruders} intruder dimensions {word} in {affected} of {len(self.examined)} linears"]
+        parts = []
+        if examined := self.examined:
+            affected = sum(bool(one.intruders) for one in examined)
+            word = "counted" if self.is_exact else "predicted"
+            parts.append(f"{self.intruders} intruder dimensions {word} in {affected} of {len(examined)} linears")
         if self.strength:
             parts.append(f"the strongest at {self.strength:.2f} of its threshold")
         for count, what in (
             (sum(not one.is_finite for one in self.linears), "not finite"),
             (sum(one.is_dead for one in self.linears), "without effect"),
             (len(self.linears) - len(self.examined), "not examined"),
+            (len(self.examined) - len(self.graded), "only scaled, which is not graded"),
         ):
             if count:
                 parts.append(f"{count} {what}")

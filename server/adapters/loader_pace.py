@@ -17,7 +17,7 @@ class LoaderPace:
 
     def __init__(self, share: float, *, backlog: Callable[[], int] = lambda: 0) -> None:
         """`share`: of one core's time, above 0; with 1 or more nobody sleeps. `backlog`: loads that wait to begin."""
-        self._share = share
+        self.share = share
         self._backlog = backlog
         self._decoding = False
         self._lock = threading.Lock()
@@ -27,6 +27,11 @@ class LoaderPace:
     def set_decoding(self, decoding: bool) -> None:
         """Whether requests decode now. The engine's thread says so in each step."""
         self._decoding = decoding
+
+    @property
+    def decoding(self) -> bool:
+        """Whether requests decode, as far as the engine has said."""
+        return self._decoding
 
     def begin(self) -> None:
         """This thread begins a load: what it did before does not count."""
@@ -39,7 +44,7 @@ class LoaderPace:
         if worked < SLICE_SECONDS:
             return
         self._own.used = used
-        share = self._share * (1 + self._backlog())
+        share = self.share * (1 + self._backlog())
         if share >= 1.0 or not self._decoding:
             return
         with self._lock:

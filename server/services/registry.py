@@ -12,9 +12,11 @@ from typing import BinaryIO, ParamSpec, TypeVar
 from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
 from hotshoe.registry.errors import InvalidUpload
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Registry, Upload
+from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Referrer, Registry, Upload
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
+from hotshoe.server.services.diagnosis_messages import diagnosis_message
+from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.rpc import Context
 
 MAX_CHUNK_BYTES = 1 << 20
@@ -30,11 +32,14 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
 
     Args:
         base: the model that published adapters are checked against.
+        publish_doctor: what happens at publish: "warn", "require" or "off", as `ServerConfig.doctor` has it.
     """
 
-    def __init__(self, registry: Registry, base: BaseShape) -> None:
+    def __init__(self, registry: Registry, base: BaseShape, *, doctor: Doctor, publish_doctor: str) -> None:
         self._registry = registry
         self._base = base
+        self._doctor = doctor
+        self._publish_doctor = publish_doctor
 
     async def CheckBlobs(
         self, request: registry_pb2.CheckBlobsRequest, context: Context
@@ -76,11 +81,15 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.PublishAdapterRequest, context: Context
     ) -> registry_pb2.PublishAdapterResponse:
         _check_count("blobs", len(request.blobs))
+        files = [_file(blob) for blob in request.blobs]
+        diagnosis = None
+        if self._publish_doctor == "require":
+            diagnosis = await self._doctor.refuse_bad(request.name, await _call(self._registry.uploaded_files, files))
         publish = partial(
             self._registry.publish,
             name=request.name,
             tags=list(request.tags),
-            files=[_file(blob) for blob in request.blobs],
+            files=files,
             annotations=dict(request.annotations),
             base=self._base,
             validate_only=request.validate_only,
@@ -97,13 +106,42 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 kind=record.kind,
                 new=created,
             )
-        return registry_pb2.PublishAdapterResponse(adapter=adapter_message(record), created=created)
+            if diagnosis is not None:
+                await _call(self._doctor.attach, record, diagnosis)
+            elif self._publish_doctor == "warn":
+                diagnosis = await self._doctor.examine_soon(record)
+        return registry_pb2.PublishAdapterResponse(
+            adapter=adapter_message(record),
+            created=created,
+            diagnosis=None if diagnosis is None else diagnosis_message(diagnosis, with_linears=False),
+        )
 
     async def GetAdapter(
         self, request: registry_pb2.GetAdapterRequest, context: Context
     ) -> registry_pb2.GetAdapterResponse:
         record = await _call(self._registry.resolve, request.reference)
-        return registry_pb2.GetAdapterResponse(adapter=adapter_message(record))
+        message = adapter_message(record)
+        message.referrers.extend(map(_referrer_message, await _call(self._registry.referrers, record.digest)))
+        return registry_pb2.GetAdapterResponse(adapter=message)
+
+    async def DiagnoseAdapter(
+        self, request: registry_pb2.DiagnoseAdapterRequest, context: Context
+    ) -> registry_pb2.DiagnoseAdapterResponse:
+        """The report of a published adapter becomes its latest."""
+        _check_count("blobs", len(request.blobs))
+        if bool(request.reference) == bool(request.blobs):
+            raise InvalidRequest("reference", "expected a reference or blobs, and not both")
+        if request.blobs:
+            files = await _call(self._registry.uploaded_files, [_file(blob) for blob in request.blobs])
+            diagnosis = await self._doctor.diagnose(files, exact=request.exact)
+            return registry_pb2.DiagnoseAdapterResponse(diagnosis=diagnosis_message(diagnosis))
+        record = await _call(self._registry.resolve, request.reference)
+        files = await _call(self._registry.adapter_files, record.digest)
+        diagnosis = await self._doctor.diagnose(files, exact=request.exact)
+        referrer = await _call(self._doctor.attach, record, diagnosis)
+        return registry_pb2.DiagnoseAdapterResponse(
+            diagnosis=diagnosis_message(diagnosis), referrer=_referrer_message(referrer)
+        )
 
     async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: Context
@@ -156,6 +194,18 @@ def adapter_message(record: AdapterRecord) -> registry_pb2.Adapter:
         size_bytes=record.size_bytes,
         parents=[registry_pb2.Parent(digest=parent.digest, weight=parent.weight) for parent in record.parents],
         recipe=record.recipe,
+    )
+
+
+def _referrer_message(referrer: Referrer) -> registry_pb2.Referrer:
+    document = referrer.document
+    return registry_pb2.Referrer(
+        digest=referrer.digest,
+        artifact_type=referrer.artifact_type,
+        document=registry_pb2.Blob(
+            digest=document.digest, size_bytes=document.size_bytes, file_name=document.file_name
+        ),
+        annotations=dict(referrer.annotations),
     )
 
 

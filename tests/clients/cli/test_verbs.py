@@ -56,6 +56,28 @@ def test_publish_show_ls_and_pull_agree(hotshoe: Shell, adapters: dict[str, Path
     assert (tmp_path / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
 
 
+def test_doctor_examines_adapters_and_directories(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
+    published = hotshoe("publish", str(adapters["amber"]), "patient").splitlines()
+    found = hotshoe.json("doctor", "patient", "--exact")
+    assert (found["exact"], len(found["linears"])) == (True, 4) and found["linears"][0]["scale"] == 2.0
+    assert all(line.startswith("doctor: ") for line in published[2:])  # none if the server took its time
+    [report] = [line for line in hotshoe("show", "patient").splitlines() if line.startswith("doctor ")][:1]
+    assert f"{found['grade'].upper()}, {found['headline']}" in report
+    assert len(hotshoe.json("show", "patient")["referrers"]) >= 1
+    chart = tmp_path / "heat.png"
+    table = hotshoe("doctor", str(adapters["birch"]), "--png", str(chart)).splitlines()
+    assert table[0].startswith("LAYER  TARGET") and [line.split()[:2] for line in table[1:5]] == [
+        ["0", "down_proj"],
+        ["0", "q_proj"],
+        ["1", "down_proj"],
+        ["1", "q_proj"],
+    ]
+    assert chart.read_bytes().startswith(b"\x89PNG") and table[5].split(":")[0] in ("OK", "WARN", "BAD")
+    assert "there is nothing to examine" in hotshoe("doctor", str(adapters["delta"]))
+    hotshoe("doctor", str(adapters["delta"]), "--png", str(chart), code=2)
+    hotshoe("doctor", "nobody", code=4)
+
+
 def test_validate_only_publishes_nothing(hotshoe: Shell, adapters: dict[str, Path]) -> None:
     assert hotshoe("publish", str(adapters["amber"]), "only-checked", "--validate-only").startswith("valid ")
     hotshoe("show", "only-checked", code=4)

@@ -3,17 +3,20 @@
 import math
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
 from hotshoe.kernels.reference import dequantize_nf4
-from hotshoe.registry.formats.base import LinearId
+from hotshoe.registry.formats.base import BaseShape, LinearId
+from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.recipes.doctor import Grade, diagnose, report_of
 from hotshoe.registry.recipes.factors import Factors, inner
 from hotshoe.registry.recipes.requantized import kept
 from hotshoe.registry.recipes.spectrum import Spectrum, leading_vectors, weight_spectrum
+from hotshoe.server.model.families import spec_from_config
 from hotshoe.server.model.gguf_file import GgufFile
 from hotshoe.server.model.loader import _packaged_file
 from hotshoe.server.model.quantize import quantize_nf4
@@ -32,7 +35,14 @@ EXPECTED = {
 
 
 class RealWeights:
-    """A few linears of SmolLM2, as a base."""
+    """SmolLM2 as a base, its weights as the file has them."""
+
+    @property
+    def shape(self) -> BaseShape:
+        return _shape()
+
+    def bias(self, linear: LinearId) -> None:
+        return None
 
     def weight(self, linear: LinearId) -> torch.Tensor:
         return _weight(linear)
@@ -47,9 +57,13 @@ def _gguf() -> GgufFile:
 
 
 @cache
+def _shape() -> BaseShape:
+    return spec_from_config(_gguf().config).base_shape(name="SmolLM2-135M-Instruct", digest=f"sha256:{'0' * 64}")
+
+
+@cache
 def _weight(linear: LinearId) -> torch.Tensor:
-    block = "mlp" if linear.target == "down_proj" else "self_attn"
-    return _gguf().tensor(f"model.layers.{linear.layer}.{block}.{linear.target}.weight").float()
+    return _gguf().tensor(f"{_shape().linears[linear].module}.weight").float()
 
 
 @cache
@@ -129,6 +143,25 @@ def test_grades_go_from_ok_over_warn_to_bad_and_say_why() -> None:
     assert diagnose(LoweredAdapter("LORA", weaker), BASE.spectrum).intruders == 0
     loud = {key: replace(part, scale=16.0) for key, part in parts.items()}
     assert "alpha / r is 16" in diagnose(LoweredAdapter("LORA", loud), BASE.spectrum).advice[-1]
+
+
+def test_a_trained_adapter_that_is_too_loud_is_bad_and_the_demo_s_are_not() -> None:
+    """loud_rank_one: q_proj and v_proj of every layer at rank 1, 60 steps at 100 times the usual learning rate."""
+    here = Path(__file__).parent
+    demo = here.parents[2] / "clients" / "demo_adapters"
+    found = {
+        directory.name: diagnose(lower_adapter({path.name: path for path in directory.iterdir()}, BASE), BASE.spectrum)
+        for directory in (here / "loud_rank_one", demo / "pirate", demo / "json", demo / "emoji", demo / "french")
+    }
+    assert found["loud_rank_one"].grade is Grade.BAD
+    assert "59 intruder dimensions predicted in 59 of 60 linears" in found["loud_rank_one"].headline
+    assert found["json"].grade is Grade.OK and found["json"].intruders == 0
+    assert found["pirate"].grade is Grade.WARN and found["pirate"].affected_share == pytest.approx(9 / 60)
+    assert found["emoji"].grade is found["french"].grade is Grade.OK
+    worst = max(found["loud_rank_one"].linears, key=lambda one: one.strength).linear
+    loud = lower_adapter({path.name: path for path in (here / "loud_rank_one").iterdir()}, BASE)
+    [counted] = diagnose(LoweredAdapter("LORA", {worst: loud.linears[worst]}), BASE.spectrum, base=BASE).linears
+    assert counted.exact == counted.predicted == 1 and counted.resemblance < 0.5
 
 
 def test_dead_non_finite_and_unexamined_linears_are_told_apart() -> None:

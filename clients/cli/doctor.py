@@ -1,0 +1,75 @@
+"""hotshoe doctor: what an adapter does to the base's weights. The server looks, for it has the weights."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hotshoe.clients.cli import output
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server
+from hotshoe.clients.cli.progress import byte_progress
+
+COLUMNS = (
+    *("LAYER", "TARGET", "RANK", "ALPHA/R", "NORM", "SPIKE", "STRENGTH", "STABLE RANK"),
+    *("PREDICTED", "EXACT", "RESEMBLANCE", "NF4 KEEPS", "NOTE"),
+)
+
+
+def doctor(
+    adapter: Annotated[str, typer.Argument(metavar="DIR|REF", help="A PEFT directory, or a published adapter.")],
+    exact: Annotated[bool, typer.Option("--exact", help="Count intruder dimensions; takes minutes.")] = False,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a heat map by layer and module.")] = None,
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
+    """Examine an adapter: intruder dimensions, scale, dead and damaged modules, what NF4 would keep.
+
+    NORM is the update's by the weight's, SPIKE its largest singular value by the weight's, STRENGTH by the threshold
+    at which an intruder is predicted. A directory is sent, but not published.
+    """
+    from hotshoe.clients import Client
+    from hotshoe.clients.heat_map import draw_heat_map, require_matplotlib
+
+    if png is not None:
+        require_matplotlib()
+    with Client(server) as client:
+        if (Path(adapter) / "adapter_config.json").is_file():
+            with byte_progress() as update:
+                diagnosis = client.diagnose_directory(
+                    adapter,
+                    exact=exact,
+                    progress=lambda step: update(step.stage, step.completed_bytes, step.total_bytes),
+                )
+        else:
+            diagnosis = client.diagnose(adapter, exact=exact).diagnosis
+    if png is not None:
+        draw_heat_map(diagnosis, png)
+    if json:
+        return output.print_json(diagnosis)
+    if diagnosis.linears:
+        output.print_table(COLUMNS, [_row(one) for one in diagnosis.linears])
+    print(f"{output.enum_word(diagnosis, 'grade').upper()}: {diagnosis.headline}")
+    for line in diagnosis.advice:
+        print(f"- {line}")
+
+
+def _row(one: Any) -> tuple[object, ...]:
+    return (
+        str(one.layer),
+        one.target,
+        one.rank or "",
+        _figure(one, "scale", "g"),
+        _figure(one, "relative_norm", ".2%"),
+        _figure(one, "relative_largest", ".2%"),
+        _figure(one, "strength", ".2f"),
+        _figure(one, "stable_rank", ".1f"),
+        _figure(one, "predicted", "d"),
+        _figure(one, "exact", "d"),
+        _figure(one, "resemblance", ".2f"),
+        _figure(one, "nf4_kept", ".0%"),
+        one.note,
+    )
+
+
+def _figure(one: Any, name: str, form: str) -> str:
+    return format(getattr(one, name), form) if one.HasField(name) else ""

@@ -1,0 +1,173 @@
+"""Examines adapters on threads of its own: paced while requests decode, so that nothing that runs waits for it."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hotshoe.kernels.reference import dequantize_nf4
+from hotshoe.registry.errors import RegistryError
+from hotshoe.registry.formats.base import BaseWeights
+from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.manifest import AdapterRecord, canonical_json
+from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of
+from hotshoe.registry.referrer import DIAGNOSIS_TYPE
+from hotshoe.registry.registry import Referrer, Registry
+from hotshoe.registry.validation import AdapterLimits
+from hotshoe.server.adapters.loader_pace import LoaderPace
+from hotshoe.server.adapters.one_core import let_others_first, use_one_core
+from hotshoe.server.errors import AdapterRefused, Draining, ServerError
+from hotshoe.server.logs import log_event
+from hotshoe.server.model.quantize import quantize_nf4
+from hotshoe.server.model.spectra import Spectra
+
+REPORT_FILE = "doctor.json"
+ANNOTATION_PREFIX = "dev.hotshoe.doctor."
+_PATIENCE_SECONDS = 1.0  # that a publisher waits for a diagnosis which cannot stop him
+_IDLE_SECONDS = 0.25  # between looks at whether the engine has fallen idle
+
+
+class Doctor:
+    """Diagnoses for one base. Event loop only.
+
+    One thread screens; another, so that no publisher waits behind it, counts exactly. While the engine is idle the
+    first computes spectra that no adapter has asked for yet.
+    """
+
+    def __init__(
+        self, *, registry: Registry, base: BaseWeights, spectra: Spectra, limits: AdapterLimits, pace: LoaderPace
+    ) -> None:
+        """`pace` knows whether requests decode; the doctor takes a share like a load's, beside it."""
+        self._registry = registry
+        self._base = base
+        self._spectra = spectra
+        self._limits = limits
+        self._loaders = pace
+        self._pace = LoaderPace(pace.share)
+        self._closed = threading.Event()
+        self._screens = ThreadPoolExecutor(1, "doctor", initializer=_stand_back)
+        self._counts = ThreadPoolExecutor(1, "doctor-exact", initializer=_stand_back)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def diagnose(self, files: Mapping[str, Path], *, exact: bool = False) -> Diagnosis:
+        """Examines an adapter's files. Who is cancelled ends the work too.
+
+        Raises:
+            RegistryError: they are no adapter of this base.
+            Draining: the server is shutting down.
+        """
+        executor: Executor = self._counts if exact else self._screens
+        given_up = threading.Event()
+        work = partial(self._diagnose, files, exact=exact, given_up=given_up)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, work)
+        finally:
+            given_up.set()
+
+    async def refuse_bad(self, name: str, files: Mapping[str, Path]) -> Diagnosis:
+        """Screens files before they are published.
+
+        Raises:
+            AdapterRefused: their grade is BAD; and what `diagnose` raises.
+        """
+        diagnosis = await self.diagnose(files)
+        if diagnosis.grade is Grade.BAD:
+            log_event(logging.WARNING, "refused", name=name, grade=diagnosis.grade, headline=diagnosis.headline)
+            raise AdapterRefused(f"the doctor's grade is BAD: {diagnosis.headline}")
+        return diagnosis
+
+    async def examine_soon(self, record: AdapterRecord) -> Diagnosis | None:
+        """Screens a published adapter that has no report, and attaches one; returns it if that is quick."""
+        task = asyncio.create_task(self._examine(record))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
+        return task.result() if task.done() else None
+
+    def attach(self, record: AdapterRecord, diagnosis: Diagnosis) -> Referrer:
+        """Keeps a diagnosis as the adapter's latest. Blocks on the disk."""
+        base = {"name": self._base.shape.name, "digest": self._base.shape.digest}
+        return self._registry.attach(
+            record.digest,
+            canonical_json({**report_of(diagnosis), "base": base}),
+            artifact_type=DIAGNOSIS_TYPE,
+            file_name=REPORT_FILE,
+            annotations={
+                f"{ANNOTATION_PREFIX}grade": diagnosis.grade.value,
+                f"{ANNOTATION_PREFIX}headline": diagnosis.headline,
+            },
+        )
+
+    def warm(self) -> None:
+        """Begins with the spectra that are not known yet."""
+        self._screens.submit(self._warm_next)
+
+    async def close(self) -> None:
+        """Ends what runs, at its next linear."""
+        self._closed.set()
+        for task in list(self._tasks):
+            task.cancel()
+        for executor in (self._screens, self._counts):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _examine(self, record: AdapterRecord) -> Diagnosis | None:
+        loop = asyncio.get_running_loop()
+        try:
+            if await loop.run_in_executor(None, self._registry.referrers, record.digest, DIAGNOSIS_TYPE):
+                return None
+            files = await loop.run_in_executor(None, self._registry.adapter_files, record.digest)
+            diagnosis = await self.diagnose(files)
+            await loop.run_in_executor(None, self.attach, record, diagnosis)
+        except (RegistryError, ServerError, OSError) as error:
+            log_event(logging.WARNING, "not_examined", name=record.name, digest=record.digest, reason=str(error))
+            return None
+        level = logging.INFO if diagnosis.grade is Grade.OK else logging.WARNING
+        log_event(
+            level,
+            "diagnosis",
+            name=record.name,
+            digest=record.digest,
+            grade=diagnosis.grade,
+            headline=diagnosis.headline,
+        )
+        return diagnosis
+
+    # The doctor's threads.
+
+    def _diagnose(self, files: Mapping[str, Path], *, exact: bool, given_up: threading.Event) -> Diagnosis:
+        self._pace.begin()
+
+        def pause() -> None:
+            if given_up.is_set() or self._closed.is_set():
+                raise Draining("nobody waits for this diagnosis any more")
+            self._pace.set_decoding(self._loaders.decoding)
+            self._pace.pause()
+
+        lowered = lower_adapter(files, self._base, self._limits, pause=pause)
+        if not exact:
+            return diagnose(lowered, self._spectra.of, pause=pause)
+        return diagnose(lowered, self._spectra.of, base=self._base, requantize=_requantized, pause=pause)
+
+    def _warm_next(self) -> None:
+        if self._closed.is_set() or (linear := self._spectra.next_unknown()) is None:
+            return
+        if self._loaders.decoding:
+            time.sleep(_IDLE_SECONDS)
+        else:
+            self._spectra.of(linear)
+        if not self._closed.is_set():  # behind the screens that have come meanwhile
+            self._screens.submit(self._warm_next)
+
+
+def _requantized(weight: Any) -> Any:
+    return dequantize_nf4(quantize_nf4(weight))
+
+
+def _stand_back() -> None:
+    use_one_core()
+    let_others_first()

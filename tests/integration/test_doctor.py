@@ -1,0 +1,129 @@
+"""A server that examines what is published: warns, refuses, keeps the report with the adapter."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from peft_adapters import write_ia3, write_lora, write_prefix
+from server_process import ServerProcess
+
+from hotshoe.clients import Client, FailedPrecondition, InvalidArgument
+from hotshoe.protos.v1 import registry_pb2
+from hotshoe.registry.referrer import DIAGNOSIS_TYPE
+
+RELOAD_SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def directories(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Adapters of every fate: one loud direction in every linear, hardly anything, scales, a prefix."""
+    from transformers import AutoModelForCausalLM
+
+    root, model = tmp_path_factory.mktemp("examined"), AutoModelForCausalLM.from_pretrained(tiny_base)
+    return {
+        "bad": write_lora(root / "bad", model, rank=1, scale=0.5),
+        "good": write_lora(root / "good", model, rank=4, scale=0.02),
+        "scales": write_ia3(root / "scales", model, scale=0.1),
+        "prefix": write_prefix(root / "prefix", model),
+    }
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[Client]:
+    with Client(server.ready["grpc"]) as client:
+        yield client
+
+
+def grade(diagnosis: registry_pb2.Diagnosis) -> str:
+    return registry_pb2.Grade.Name(diagnosis.grade).removeprefix("GRADE_")
+
+
+def reports(server: ServerProcess, reference: str) -> list[registry_pb2.Referrer]:
+    """What the registry keeps about an adapter, once there is something."""
+    deadline = time.monotonic() + RELOAD_SECONDS
+    while True:
+        response = server.registry.GetAdapter(registry_pb2.GetAdapterRequest(reference=reference))
+        if response.adapter.referrers or time.monotonic() > deadline:
+            return list(response.adapter.referrers)
+        time.sleep(0.05)
+
+
+def test_a_publisher_is_warned_and_the_report_is_kept(
+    server: ServerProcess, client: Client, directories: dict[str, Path]
+) -> None:
+    response = client.publish_directory(directories["bad"], "doctor/bad")
+    [report] = reports(server, "doctor/bad")
+    if response.HasField("diagnosis"):  # a busy machine may take longer than a publisher waits
+        assert grade(response.diagnosis) == "BAD" and not response.diagnosis.linears
+    assert report.artifact_type == DIAGNOSIS_TYPE and report.annotations["dev.hotshoe.doctor.grade"] == "BAD"
+    download = registry_pb2.DownloadBlobRequest(digest=report.document.digest)
+    document = json.loads(b"".join(part.data for part in server.registry.DownloadBlob(download)))
+    assert document["grade"] == "BAD" and document["base"]["digest"] == server.ready["base_digest"]
+    assert document["headline"] == report.annotations["dev.hotshoe.doctor.headline"]
+    assert len(document["linears"]) == 4 and all(one["predicted"] == 1 for one in document["linears"])
+    client.publish_directory(directories["bad"], "doctor/again")  # the same bytes: examined already
+    assert reports(server, "doctor/again") == [report]
+
+
+def test_a_published_adapter_is_counted_on_request(
+    server: ServerProcess, client: Client, directories: dict[str, Path]
+) -> None:
+    client.publish_directory(directories["scales"], "doctor/scales")
+    [screened] = reports(server, "doctor/scales")
+    response = client.diagnose("doctor/scales", exact=True)
+    assert reports(server, "doctor/scales") == [response.referrer, screened]
+    found = response.diagnosis
+    assert found.exact and len(found.linears) == 6 and grade(found) == "OK"
+    assert all(one.exact == 0 and one.HasField("nf4_kept") and not one.HasField("predicted") for one in found.linears)
+
+
+def test_a_directory_is_examined_without_being_published(client: Client, directories: dict[str, Path]) -> None:
+    found = client.diagnose_directory(directories["good"], exact=True)
+    assert grade(found) == "OK" and found.intruders == 0 and {one.exact for one in found.linears} == {0}
+    assert {one.scale for one in found.linears} == {2.0}
+    assert grade(client.diagnose_directory(directories["bad"])) == "BAD"
+    assert "no linear" in client.diagnose_directory(directories["prefix"]).headline
+    with pytest.raises(InvalidArgument, match="expected 8 by r"):
+        client.diagnose_directory(_with_another_rank(directories["good"]))
+
+
+def test_a_request_names_one_thing_to_examine(server: ServerProcess) -> None:
+    for request in (
+        registry_pb2.DiagnoseAdapterRequest(),
+        registry_pb2.DiagnoseAdapterRequest(reference="a", blobs=[registry_pb2.Blob()]),
+    ):
+        with pytest.raises(grpc.RpcError) as refused:
+            server.registry.DiagnoseAdapter(request)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_strict_server_refuses_a_bad_adapter_and_keeps_reports_over_a_restart(
+    start_server, directories: dict[str, Path]
+) -> None:
+    server = start_server("--doctor", "require")
+    with Client(server.ready["grpc"]) as client:
+        for validate_only in (True, False):
+            with pytest.raises(FailedPrecondition, match="grade is BAD: 4 intruder dimensions") as refused:
+                client.publish_directory(directories["bad"], "a", validate_only=validate_only)
+            assert refused.value.reason == "DOCTOR_REFUSED"
+        assert list(client.list_adapters()) == []
+        response = client.publish_directory(directories["good"], "a")
+        assert response.created and grade(response.diagnosis) == "OK"
+    [report] = reports(server, "a")
+    server.end()
+    with Client((again := start_server("--doctor", "off")).ready["grpc"]) as client:
+        assert reports(again, "a") == [report]
+        assert not client.publish_directory(directories["bad"], "b").HasField("diagnosis")
+        assert not client.get_adapter("b").referrers
+
+
+def _with_another_rank(directory: Path) -> Path:
+    other = directory.parent / "other"
+    other.mkdir(exist_ok=True)
+    config = json.loads((directory / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
+    (other / "adapter_model.safetensors").write_bytes((directory / "adapter_model.safetensors").read_bytes())
+    return other
