@@ -32,9 +32,14 @@ _ADDRESSES = (
     "term_rows term_units term_adapters weights term_blocks ranks tables site_terms low_rank_values "
     # addresses of float32 vectors, int64 [rows, layers, sites]; 0 if no row has any
     "input_scales output_scales bias_deltas "
-    # the head: its blocks, the final norm, int64 [logits] the rows that are asked about, their bfloat16 parts
-    # [logits, hidden], sums of each thread, float32 [logits, vocab_size], and what each thread finds in those
-    "head final_norm logit_rows high low head_sums logits head_found "
+    # the head: its tiles, its rows in bfloat16, what their rounding can be off by, and the final norm
+    "head head_rows head_errors final_norm "
+    # int64 [logits] the rows that are asked about; scratch: their inputs in float32 [logits, hidden], the same as two
+    # int8, int32 [logits, blocks] and float32 [logits] of those, [logits, tiles] the largest logits, [logits] how
+    # close to the largest one must be looked at again
+    "logit_rows head_inputs high low head_offsets head_scales largest margins "
+    # float32 [logits, vocab_size], int64 [logits] the likeliest token and whether all of a row is finite
+    "logits likeliest finite "
     # matrix tiles: their configuration, 0 where the CPU has none, and scratch memory of each thread
     "tile_config tile_scratch "
     # a C function, and where the team meets

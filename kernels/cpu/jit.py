@@ -45,6 +45,8 @@ def _pointer_intrinsic(element: Any) -> Any:
 
 _f32_pointer = _pointer_intrinsic(types.float32)
 _u16_pointer = _pointer_intrinsic(types.uint16)
+_i8_pointer = _pointer_intrinsic(types.int8)
+_i32_pointer = _pointer_intrinsic(types.int32)
 _i64_pointer = _pointer_intrinsic(types.int64)
 
 
@@ -58,6 +60,18 @@ def f32(address: int, size: int) -> Any:
 def u16(address: int, size: int) -> Any:
     """The `size` bfloat16 numbers at an address, as their bits."""
     return carray(_u16_pointer(address), size)
+
+
+@inlined
+def i8(address: int, size: int) -> Any:
+    """The `size` int8 numbers at an address."""
+    return carray(_i8_pointer(address), size)
+
+
+@inlined
+def i32(address: int, size: int) -> Any:
+    """The `size` int32 numbers at an address."""
+    return carray(_i32_pointer(address), size)
 
 
 @inlined

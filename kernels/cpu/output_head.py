@@ -1,8 +1,8 @@
 """The output head on the CPU: every logit from a bfloat16 product, the likeliest ones again in float32.
 
 oneDNN rounds a bfloat16 product's result to bfloat16, a step of 1/8 for logits of 16 to 32: enough to swap the two
-likeliest tokens in one of a hundred steps. The few that decide are worth a second, exact look. On matrix tiles inputs
-are not rounded, and no second look is needed: compiled steps do it that way.
+likeliest tokens in one of a hundred steps. The few that decide are worth a second, exact look. Compiled steps read an
+8-bit copy instead, and have a second look of their own.
 """
 
 from dataclasses import dataclass
@@ -24,25 +24,25 @@ class PackedHead:
     shape: tuple[int, int]
     packed: PackedDense | Tensor
     rows: Tensor  # [vocab, hidden]; the embedding itself, if the head is tied
-    blocks: Tensor | None = None  # the same as `dense_amx` has it, where the CPU has matrix tiles
+    tiles: Tensor | None = None  # the same as `int8_head` has it, where compiled steps can run it
 
 
-def pack(weight: Tensor) -> PackedHead:
-    """A bfloat16 head [vocab, hidden] for `linear`."""
+def pack(weight: Tensor, *, tiled: bool = False) -> PackedHead:
+    """A bfloat16 head [vocab, hidden] for `linear`; if `tiled`, rather for compiled steps, where those can run it."""
     rows, shape = weight.to(torch.bfloat16), (weight.shape[0], weight.shape[1])
-    blocks = _blocks(rows)
-    if blocks is not None:
-        return PackedHead(shape, rows, rows, blocks)
+    tiles = _tiles(rows) if tiled else None
+    if tiles is not None:
+        return PackedHead(shape, rows, rows, tiles)
     return PackedHead(shape, dense_linear.pack(rows, torch.bfloat16), rows)
 
 
-def _blocks(rows: Tensor) -> Tensor | None:
+def _tiles(rows: Tensor) -> Tensor | None:
     """The rows for compiled steps, None where those cannot use them."""
     try:
-        from hotshoe.kernels.cpu import amx, dense_amx
+        from hotshoe.kernels.cpu import int8_head
     except ImportError:  # no numba
         return None
-    return dense_amx.pack(rows) if amx.available() and dense_amx.fits(rows) else None
+    return int8_head.pack(rows) if int8_head.available() and int8_head.fits(rows) else None
 
 
 def linear(x: Tensor, head: PackedHead) -> Tensor:

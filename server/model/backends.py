@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def cpu_nf4_backend(*, dense_copy_bytes: int = 1 << 30) -> Backend:
         ]
 
     # float16 keys and values: half the memory to read, at a fraction of the error of bfloat16 products
-    backend = _cpu_backend("cpu_nf4", pack, cpu_head.pack)
+    backend = _cpu_backend("cpu_nf4", pack, partial(cpu_head.pack, tiled=True))
     return replace(backend, compile_steps=_compile_steps, kv_dtype=torch.float16)
 
 

@@ -4,68 +4,77 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hotshoe.kernels.cpu import amx
-from hotshoe.kernels.cpu.amx import ROWS, SUM_BYTES, tile_config
 from hotshoe.kernels.cpu.decode_job import HEAD
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
-from hotshoe.kernels.cpu.dense_amx import FOUND_BYTES
+from hotshoe.kernels.cpu.int8_head import COLUMNS, DEPTH, likely_error
 from hotshoe.server.model.step_logits import StepLogits
 
 
 class CompiledHead:
     """Computes logits in one call, on the team that runs the layers."""
 
-    def __init__(self, team: DecodeTeam, *, norm: Tensor, eps: float, blocks: Tensor, vocab_size: int) -> None:
-        """Takes the norm [hidden_size], and a head as `dense_amx.pack` made it.
-
-        Raises:
-            ValueError: this CPU has no matrix tiles.
-        """
-        if not amx.available():  # asking is also what permits this process to use them
-            raise ValueError("head: this CPU has no matrix tiles")
+    def __init__(self, team: DecodeTeam, *, norm: Tensor, eps: float, rows: Tensor, tiles: Tensor) -> None:
+        """Takes the norm [hidden_size], and a head [vocab, hidden] in bfloat16 and as `int8_head.pack` made it."""
         self._team = team
         self._norm = norm.float().contiguous()
-        self._blocks = blocks
-        self._vocab_size = vocab_size
+        self._rows = rows.contiguous()
+        self._tiles = tiles
+        self._errors = likely_error(tiles)
+        self._vocab_size, self._size = rows.shape
         self._eps = eps
-        self._tile_config = torch.from_numpy(tile_config())
-        self._sums = torch.empty(team.size * 2 * ROWS * SUM_BYTES, dtype=torch.uint8)
-        self._rounded = torch.empty(0, dtype=torch.bfloat16)  # the rows' high parts, then their low ones
+        self._room = 0  # rows that there is memory for
+        self._logits = torch.empty(0, self._vocab_size)
+        self._scratch: list[Tensor] = []
 
     def logits(self, hidden: Tensor, rows: Tensor) -> StepLogits:
-        """The logits of some rows, read while they were written.
+        """The logits of some rows, read while they were written: float32 of 8-bit weights, exact where they decide.
+
+        They stay until the next call: fresh memory is slow to write to for the first time.
 
         Args:
             hidden: [n, hidden_size] float32, as the layers leave it.
             rows: int64, those whose logits are wanted.
         """
-        count, size = rows.shape[0], hidden.shape[1]
-        out = torch.empty(count, self._vocab_size)
+        count = rows.shape[0]
         if count == 0:
-            return StepLogits(out, [], [])
-        found = np.empty((self._team.size, count, FOUND_BYTES // 4), np.float32)
-        padded = -(-count // ROWS) * ROWS * size
-        if self._rounded.numel() < 2 * padded:
-            self._rounded = torch.empty(2 * padded, dtype=torch.bfloat16)
+            return StepLogits(torch.empty(0, self._vocab_size), [], [])
+        self._reserve(count)
+        out = self._logits[:count]
+        likeliest, finite = np.empty(count, np.int64), np.empty(count, np.int64)
         rows = rows.contiguous()
         self._team.set(
-            hidden_size=size,
+            hidden_size=self._size,
             vocab_size=self._vocab_size,
             eps=self._eps,
             num_logits=count,
             hidden=hidden.data_ptr(),
             logit_rows=rows.data_ptr(),
             final_norm=self._norm.data_ptr(),
-            high=self._rounded.data_ptr(),
-            low=self._rounded[padded:].data_ptr(),
-            head=self._blocks.data_ptr(),
-            head_sums=self._sums.data_ptr(),
-            tile_config=self._tile_config.data_ptr(),
+            head=self._tiles.data_ptr(),
+            head_rows=self._rows.data_ptr(),
+            head_errors=self._errors.data_ptr(),
             logits=out.data_ptr(),
-            head_found=found.ctypes.data,
+            likeliest=likeliest.ctypes.data,
+            finite=finite.ctypes.data,
         )
         self._team.run(HEAD)
-        largest, places, spoiled = np.split(found, 3, axis=2)
-        best = largest.max(axis=(0, 2), keepdims=True)
-        tokens = np.where(largest == best, places.view(np.int32), self._vocab_size - 1).min(axis=(0, 2))
-        return StepLogits(out, np.isfinite(spoiled).all(axis=(0, 2)).tolist(), tokens.tolist())
+        return StepLogits(out, finite.astype(bool).tolist(), likeliest.tolist())
+
+    def _reserve(self, rows: int) -> None:
+        """Makes the scratch memory large enough."""
+        if rows <= self._room:
+            return
+        self._room, size = max(rows, 2 * self._room), self._size
+        shapes = {
+            "head_inputs": (size, torch.float32),
+            "high": (size, torch.int8),
+            "low": (size, torch.int8),
+            "head_offsets": (size // DEPTH, torch.int32),
+            "head_scales": (1, torch.float32),
+            "largest": (self._vocab_size // COLUMNS, torch.float32),
+            "margins": (1, torch.float32),
+        }
+        scratch = {name: torch.empty(self._room * width, dtype=dtype) for name, (width, dtype) in shapes.items()}
+        self._scratch = list(scratch.values())
+        self._logits = torch.empty(self._room, self._vocab_size)
+        self._team.set(**{name: tensor.data_ptr() for name, tensor in scratch.items()})

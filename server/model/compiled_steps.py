@@ -1,4 +1,4 @@
-"""A decoder whose steps run in compiled code: its layers and, where matrix tiles are, its head."""
+"""A decoder whose steps run in compiled code: its layers, its head, or both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class CompiledSteps:
     """Both run on one team of threads, one after the other."""
 
-    layers: CompiledLayers
-    head: CompiledHead | None  # None: vectors are no faster than torch's own product
+    layers: CompiledLayers | None
+    head: CompiledHead | None
 
 
 def compile_steps(
@@ -34,7 +34,7 @@ def compile_steps(
     threads: int,
     matrix_tiles: bool | None = None,
 ) -> CompiledSteps | None:
-    """Compiled code for a decoder's weights, which must not move; None if their shapes do not fit it.
+    """Compiled code for a decoder's weights, which must not move; None if no shape fits it.
 
     Args:
         norm: the final norm's weight, [hidden_size].
@@ -43,12 +43,13 @@ def compile_steps(
     Raises:
         ValueError: `matrix_tiles`, but this CPU has none.
     """
-    if not can_compile(spec, layers):
-        return None
     if matrix_tiles is None:
         matrix_tiles = amx.available()
+    tiles = head.tiles if isinstance(head, PackedHead) else None
+    if tiles is None and not can_compile(spec, layers):
+        return None
     team = DecodeTeam(threads)
-    compiled_head = None
-    if matrix_tiles and isinstance(head, PackedHead) and head.blocks is not None:
-        compiled_head = CompiledHead(team, norm=norm, eps=spec.norm_eps, blocks=head.blocks, vocab_size=spec.vocab_size)
-    return CompiledSteps(CompiledLayers(spec, layers, team, matrix_tiles=matrix_tiles), compiled_head)
+    return CompiledSteps(
+        layers=CompiledLayers(spec, layers, team, matrix_tiles=matrix_tiles) if can_compile(spec, layers) else None,
+        head=None if tiles is None else CompiledHead(team, norm=norm, eps=spec.norm_eps, rows=head.rows, tiles=tiles),
+    )

@@ -76,11 +76,11 @@ class Decoder:
         Returns:
             [R, vocab] float32, on the backend's device: an inference tensor, so change it under inference_mode only.
         """
-        return self.logits_of(inputs, kv, adapters).values
+        return self.logits_of(inputs, kv, adapters).values.clone()
 
     @torch.inference_mode()
     def logits_of(self, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None" = None) -> StepLogits:
-        """As `forward`, with what is known of the logits already."""
+        """As `forward`, with what is known of the logits already, which stay until the next step."""
         self._check(inputs)
         hidden = self._embed(inputs)
         if not self._run_compiled(hidden, inputs, kv, adapters):
@@ -94,14 +94,15 @@ class Decoder:
     def _run_compiled(self, hidden: Tensor, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None") -> bool:
         """Runs a step in compiled code, where there is some and it pays; says whether it did."""
         rows = hidden.shape[0]
-        if self._compiled is None or not rows or _attended_positions(inputs.attention) > _COMPILED_POSITIONS:
+        layers = self._compiled.layers if self._compiled else None
+        if layers is None or not rows or _attended_positions(inputs.attention) > _COMPILED_POSITIONS:
             return False
         terms = None if adapters is None else adapters.row_terms(num_rows=rows, num_layers=self.spec.num_layers)
         if adapters is not None and terms is None:
             return False
         angles = inputs.positions[:, None].float() * self._frequencies
         factor = self.spec.rope.attention_factor
-        self._compiled.layers.run(
+        layers.run(
             hidden,
             kv,
             cos=angles.cos() * factor,
