@@ -13,7 +13,7 @@ class PromptBudget:
 
     Args:
         max_rows: never more than that.
-        max_stretch: how many times as long as its decodes alone a step should take at most.
+        max_stretch: how many times as long a step should take at most as one in which everyone decodes.
     """
 
     def __init__(self, *, max_rows: int, max_stretch: float) -> None:
@@ -22,13 +22,18 @@ class PromptBudget:
         self._decode_seconds: dict[int, float] = {}  # of a step without prompts, by size class
         self._row_seconds: float | None = None  # that a row of a prompt adds
 
-    def rows(self, num_decodes: int) -> int:
-        """How many rows of prompts a step of so many decodes may have."""
-        alone = self._alone(num_decodes)
-        if alone is None or self._row_seconds is None:
+    def rows(self, num_decodes: int, num_joining: int = 0) -> int:
+        """How many rows of prompts a step of so many decodes may have, while so many others have yet to decode.
+
+        When many prompts come at once, the first of them to decode are not to be kept even among few: soon they are
+        many, and until then every prompt waits.
+        """
+        alone, together = self._alone(num_decodes), self._alone(num_decodes + num_joining)
+        if alone is None or together is None or self._row_seconds is None:
             rows = FIRST_ROWS
         else:
-            rows = round((self._max_stretch - 1.0) * alone / max(self._row_seconds, 1e-9))
+            longest = self._max_stretch * max(alone, together)
+            rows = round((longest - alone) / max(self._row_seconds, 1e-9))
         return min(self._max_rows, max(MIN_ROWS, rows))
 
     def note_step(self, *, num_decodes: int, num_prompt_rows: int, seconds: float) -> None:

@@ -341,7 +341,9 @@ class Scheduler:
         """Rows that may still be planned; prompts may not make a step long for those who decode in it."""
         rows = self._config.max_step_tokens
         if plan.num_decodes:
-            rows = min(rows, plan.num_decodes + self._prompt_budget.rows(plan.num_decodes))
+            here = min(len(self.running) + len(self.waiting), self._config.max_running_requests)
+            joining = max(0, here - plan.num_decodes)
+            rows = min(rows, plan.num_decodes + self._prompt_budget.rows(plan.num_decodes, joining))
         return rows - plan.num_rows
 
     def _requeue(self, sequence: Sequence) -> None:

@@ -56,3 +56,13 @@ def test_other_sizes_of_the_batch_take_the_nearest_that_was_seen() -> None:
     budget.note_step(num_decodes=16, num_prompt_rows=0, seconds=0.040)
     budget.note_step(num_decodes=16, num_prompt_rows=10, seconds=0.050)  # 1 ms a row
     assert budget.rows(1) == 10 and budget.rows(12) == 40 and budget.rows(30) == 40
+
+
+def test_the_first_to_decode_wait_for_the_many_that_came_with_them() -> None:
+    budget = PromptBudget(max_rows=512, max_stretch=2.5)
+    budget.note_step(num_decodes=1, num_prompt_rows=0, seconds=0.003)
+    budget.note_step(num_decodes=16, num_prompt_rows=0, seconds=0.012)
+    budget.note_step(num_decodes=16, num_prompt_rows=10, seconds=0.015)  # 0.3 ms a row
+    assert budget.rows(1) == 15  # 2.5 · 3 − 3 ms
+    assert budget.rows(1, num_joining=15) == 90  # 2.5 · 12 − 3 ms
+    assert budget.rows(16) == 60
