@@ -12,11 +12,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from hotshoe.kernels.cpu.vectors import FLOATS, I8, I16, I32, I64, load_floats, pointer, store_floats
+from hotshoe.kernels.cpu.vectors import FLOATS, I8, I16, I32, I64, load_floats, pointer, prefetch, store_floats
 from hotshoe.kernels.weights import NF4_VALUES
 
 PAIRS = 32  # pairs of inputs in a block
 COLUMNS = 32
+AHEAD = 4096  # bytes of codes: a product of several rows keeps the core too busy to see that it reads on
 
 
 class _BFloat(ir.Type):
@@ -70,6 +71,8 @@ def _emit(builder: Any, rows: int, x: Any, x_stride: Any, codes: Any, scales: An
     inputs = [builder.add(x, builder.mul(x_stride, I64(row))) for row in range(rows)]
     sums = [[ir.Constant(FLOATS, [0.0] * 16)] * 2 for _ in range(rows)]
     for pair in range(PAIRS):
+        if pair % 2 == 0:
+            prefetch(builder, codes, 32 * pair + AHEAD)
         weights = [builder.bitcast(half, _BFLOATS) for half in look_up(builder, codes, pair)]
         for row in range(rows):
             one = builder.load(pointer(builder, inputs[row], 4 * pair, I32))
