@@ -29,6 +29,7 @@ from hotshoe.kernels.cpu.vectors import (
     maximum,
     multiply_add,
     pointer,
+    prefetch,
     registers,
     spread,
     spread_integer,
@@ -39,6 +40,7 @@ COLUMNS = 32  # tokens of a tile
 DEPTH = 32  # inputs that share a scale
 TILE_BYTES = COLUMNS * DEPTH + 4 * COLUMNS  # of a tile's block: weights, then scales
 LARGEST_INPUT = 127 * 256  # whose two parts still fit 8 bits
+AHEAD = 4096  # bytes of a tile that are asked for early
 _GROUP = 4  # inputs that one instruction sums
 _ZERO = 128  # weights are stored without a sign, that much too large
 # A sum of roundings, each at most half a unit and as likely up as down, passes six deviations once in 10^8 sums
@@ -148,6 +150,8 @@ def _block_sums(builder: Any, weights: Any, parts: list[list[Any]]) -> list[list
     nothing = ir.Constant(INTEGERS, [0] * LANES)
     sums = [[[nothing, nothing] for _ in range(2)] for _ in parts]
     for group in range(DEPTH // _GROUP):
+        for half in (0, 1):
+            prefetch(builder, weights, 64 * (2 * group + half) + AHEAD)
         codes = [load_integers(builder, weights, 64 * (2 * group + half)) for half in (0, 1)]
         for row, addresses in enumerate(parts):
             for part, address in enumerate(addresses):
