@@ -28,8 +28,8 @@ _ADDRESSES = (
     "normed normed16 query probabilities totals product attended attended16 activated activated16 shrunk "
     # low-rank terms: int64 [terms] three times, float32 [terms], int64 [blocks + 1] where each block of them begins,
     # [adapters, layers, sites, targets], [layers, sites, 2] addresses of a and b, [layers, sites] whether any is there,
-    # scratch of each thread
-    "term_rows term_units term_adapters weights term_blocks ranks tables site_terms low_rank_values "
+    # scratch of each thread, and int64 [team, sites, 4]: which lines of the tables to ask for ahead
+    "term_rows term_units term_adapters weights term_blocks ranks tables site_terms low_rank_values fetches "
     # addresses of float32 vectors, int64 [rows, layers, sites]; 0 if no row has any
     "input_scales output_scales bias_deltas "
     # the head: its tiles, its rows in bfloat16, what their rounding can be off by, and the final norm

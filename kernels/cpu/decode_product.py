@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from hotshoe.kernels.cpu.amx import BLOCK_BYTES, ROWS, SUM_BYTES
-from hotshoe.kernels.cpu.decode_job import BLOCK, SCALES, TILES, site_width
+from hotshoe.kernels.cpu.decode_job import BLOCK, GATE_UP, SCALES, TILES, site_width
+from hotshoe.kernels.cpu.factor_fetch import fetch, lines_to_fetch
 from hotshoe.kernels.cpu.jit import compiled, f32
 from hotshoe.kernels.cpu.nf4_amx import (
     MANY,
@@ -23,40 +24,70 @@ CODE_BYTES, SCALE_BYTES = COLUMNS * BLOCK // 2, 4 * COLUMNS  # of a block of 64 
 
 
 @compiled
-def multiply(j: Any, site: int, thread: int, x16: int, depth: int, first: int, last: int, fields: Any) -> None:
-    """product = x16 times the weight, in some columns, whole tiles of them."""
+def multiply(
+    j: Any, layer: int, site: int, thread: int, x16: int, depth: int, first: int, last: int, fields: Any, fetched: int
+) -> int:
+    """product = x16 times the weight, in some columns, whole tiles of them.
+
+    On vectors it asks meanwhile for the factors that the thread reads next, from line `fetched` of them on, and gives
+    how far it came.
+    """
     width = site_width(j, site)
+    at_once = _lines_at_once(j, layer, site, thread, (last - first) // COLUMNS * (depth // BLOCK))
     for column in range(first, last, COLUMNS):
         tiles = fields[TILES + site] + column * (depth // 2)
         scales = fields[SCALES + site] + 4 * column * (depth // BLOCK)
         if j.tile_config:
             _multiply_on_tiles(j, thread, x16, depth, tiles, scales, j.product + 4 * column, width)
             continue
-        row = 0
-        while row < j.num_rows:
-            left = j.num_rows - row
-            rows = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
-            _multiply_tile(j, rows, x16 + 2 * row * depth, depth, tiles, scales, 4 * (row * width + column), width)
-            row += rows
+        for block in range(depth // BLOCK):
+            if at_once:
+                fetch(j, layer, site, thread, fetched, fetched + at_once)
+                fetched += at_once
+            _multiply_block(
+                j,
+                block == 0,
+                x16 + 2 * BLOCK * block,
+                2 * depth,
+                tiles + CODE_BYTES * block,
+                scales + SCALE_BYTES * block,
+                j.product + 4 * column,
+                4 * width,
+            )
+    return fetched
 
 
 @compiled
-def _multiply_tile(j: Any, rows: int, x16: int, depth: int, tiles: int, scales: int, offset: int, width: int) -> None:
-    out = j.product + offset
-    for row in range(rows):
-        sums = f32(out + 4 * row * width, COLUMNS)
-        for i in range(COLUMNS):
-            sums[i] = np.float32(0.0)
-    for block in range(depth // BLOCK):
-        x, codes, scale = x16 + 2 * BLOCK * block, tiles + CODE_BYTES * block, scales + SCALE_BYTES * block
+def _lines_at_once(j: Any, layer: int, site: int, thread: int, blocks: int) -> int:
+    """How many lines of factors to ask for with each of the thread's blocks."""
+    lines = lines_to_fetch(j, layer, site, thread)
+    if site == GATE_UP:
+        blocks *= 2
+    return (lines + blocks - 1) // blocks if blocks else 0
+
+
+@compiled
+def _multiply_block(
+    j: Any, begins: bool, x: int, x_stride: int, codes: int, scale: int, out: int, out_stride: int
+) -> None:
+    """Adds what a block of 64 inputs gives to 32 columns of all rows, which it clears first if it `begins` them."""
+    row = 0
+    while row < j.num_rows:
+        left = j.num_rows - row
+        rows = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+        inputs, sums = x + x_stride * row, out + out_stride * row
+        if begins:
+            for i in range(rows):
+                f32(sums + out_stride * i, COLUMNS)[:] = np.float32(0.0)
         if rows == 8:
-            add_block_8(x, 2 * depth, codes, scale, out, 4 * width)
+            add_block_8(inputs, x_stride, codes, scale, sums, out_stride)
         elif rows == 4:
-            add_block_4(x, 2 * depth, codes, scale, out, 4 * width)
+            add_block_4(inputs, x_stride, codes, scale, sums, out_stride)
         elif rows == 2:
-            add_block_2(x, 2 * depth, codes, scale, out, 4 * width)
+            add_block_2(inputs, x_stride, codes, scale, sums, out_stride)
         else:
-            add_block_1(x, 2 * depth, codes, scale, out, 4 * width)
+            add_block_1(inputs, x_stride, codes, scale, sums, out_stride)
+        row += rows
 
 
 @compiled

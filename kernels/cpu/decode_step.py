@@ -95,9 +95,9 @@ def _run_site(
     """
     first, last = _start(j, site, thread, team), _start(j, site, thread + 1, team)
     second = j.intermediate_size if site == GATE_UP else 0
-    multiply(j, site, thread, x16, depth, first, last, fields)
+    fetched = multiply(j, layer, site, thread, x16, depth, first, last, fields, 0)
     if second:
-        multiply(j, site, thread, x16, depth, second + first, second + last, fields)
+        multiply(j, layer, site, thread, x16, depth, second + first, second + last, fields, fetched)
     terms = j.num_terms > 0 and i64(j.site_terms + 8 * (layer * NUM_SITES + site), 1)[0] != 0
     if terms:
         for task in range(thread, HALVES * j.num_blocks, team):

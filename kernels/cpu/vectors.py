@@ -119,11 +119,11 @@ def registers(builder: Any, count: int) -> list[Any]:
     return variables
 
 
-def prefetch(builder: Any, address: Any, offset: int = 0) -> None:
-    """Asks for the cache line of an address, which may lie anywhere."""
+def prefetch(builder: Any, address: Any, offset: int = 0, *, level: int = 1) -> None:
+    """Asks for the cache line of an address, which may lie anywhere, in the first or the second level's cache."""
     kinds = [I8.as_pointer(), *[I32] * 3]
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0")
-    builder.call(function, [pointer(builder, address, offset, I8), *map(I32, (0, 3, 1))])  # read, keep, data
+    builder.call(function, [pointer(builder, address, offset, I8), *map(I32, (0, 4 - level, 1))])  # read, keep, data
 
 
 def maximum(builder: Any, left: Any, right: Any) -> Any:

@@ -17,6 +17,10 @@ from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 class RowTerms:
     """The low-rank terms of a step's rows and, by row, layer and site, their vectors.
 
+    Attributes:
+        ranks: int64 [adapters, layers, sites, targets]; of `num_terms` terms, which adapter each is of and its first
+            unit, int64; where blocks of terms that are computed together begin, and where the last one ends.
+
     Args:
         segments: rows start … end−1 and their (adapter, weight) stack.
         vectors: of each segment, what its stack has at each site where it has any; one input scale for all targets.
@@ -47,15 +51,18 @@ class RowTerms:
         ranks = np.array([adapter.rank_table for adapter in adapters], np.int64)  # [adapters, layers, sites, targets]
         units = -(-int(ranks.max(initial=0)) // UNIT_RANK)
         self.shrunk_stride = units * UNIT_RANK * MAX_TARGETS
-        blocks = _block_starts([term[:2] for term in terms])
+        self.ranks = ranks
+        self.block_starts = blocks = _block_starts([term[:2] for term in terms])
+        self.term_adapters = np.array([place for _, place, *_ in terms], np.int64)
+        self.term_units = np.array([unit for *_, unit, _ in terms], np.int64)
         self.addresses: dict[str, int] = {
             "num_terms": self.num_terms,
             "shrunk_stride": self.shrunk_stride,
             "num_blocks": len(blocks) - 1,
             "term_blocks": self._keep(np.array(blocks)),
-            "term_adapters": self._keep(np.array([place for _, place, *_ in terms])),
+            "term_adapters": self._keep(self.term_adapters),
             "term_rows": self._keep(np.array([row for _, _, row, _, _ in terms])),
-            "term_units": self._keep(np.array([unit for *_, unit, _ in terms])),
+            "term_units": self._keep(self.term_units),
             "weights": self._keep(np.array([weight for *_, weight in terms]), np.float32),
             "ranks": self._keep(ranks),
             "tables": self._keep(_table_addresses(tables, num_layers)),

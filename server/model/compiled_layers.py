@@ -17,6 +17,8 @@ from hotshoe.kernels.cpu.decode_team import DecodeTeam
 from hotshoe.kernels.cpu.nf4_amx import MANY, scratch_bytes
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
 from hotshoe.kernels.cpu.vectors import LANES
+from hotshoe.server.adapters.sites import SiteShape
+from hotshoe.server.model.factor_fetches import MOST_ROWS, FactorFetches
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import ModelSpec
 
@@ -66,8 +68,16 @@ class CompiledLayers:
         self._kv: KvCache | None = None
         gate = next(iter(layers)).sites["gate_up"].weights[0]
         self._sizes = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, gate.shape[0] // 2)
+        heads, kv, intermediate = self._sizes
+        self._shapes = [
+            SiteShape(spec.hidden_size, (heads, kv, kv)),
+            SiteShape(heads, (spec.hidden_size,)),
+            SiteShape(spec.hidden_size, (intermediate, intermediate)),
+            SiteShape(intermediate, (spec.hidden_size,)),
+        ]
         self._layers = self._layer_table(layers)
-        starts = self._starts()
+        self._starts = starts = self._first_columns()
+        self._fetched: tuple[RowTerms, FactorFetches] | None = None  # of the latest step that had any
         self._team.set(
             num_layers=spec.num_layers,
             hidden_size=spec.hidden_size,
@@ -117,7 +127,7 @@ class CompiledLayers:
             short = hidden.shape[0] % ROWS if hidden.shape[0] < MANY else 0
             self._team.set(tile_config=self._tile_configs[short].data_ptr())
         self._team.set(**{name: tensor.data_ptr() for name, tensor in inputs.items()})
-        self._team.set(**(terms.addresses if terms else _NO_TERMS))
+        self._team.set(**(terms.addresses if terms else _NO_TERMS), fetches=self._fetches(terms, hidden.shape[0]))
         self._team.run(LAYERS)
 
     def _keep(self, array: NDArray[Any]) -> int:
@@ -146,12 +156,20 @@ class CompiledLayers:
         self._kept.append(copy)
         return copy.data_ptr()
 
-    def _starts(self) -> NDArray[np.int64]:
+    def _first_columns(self) -> NDArray[np.int64]:
         """[sites, team + 1]: the first column of each thread; whole tiles. Gate and up are split alike."""
         heads, kv, intermediate = self._sizes
         widths = (heads + 2 * kv, self._spec.hidden_size, intermediate, self._spec.hidden_size)
         team = self._team.size
         return np.array([[w // _TILE * i // team * _TILE for i in range(team + 1)] for w in widths], np.int64)
+
+    def _fetches(self, terms: "RowTerms | None", num_rows: int) -> int:
+        """The address of what the threads ask for ahead of reading it, 0 if that does not pay."""
+        if terms is None or not terms.num_terms or num_rows > MOST_ROWS:
+            return 0
+        if self._fetched is None or self._fetched[0] is not terms:
+            self._fetched = terms, FactorFetches(terms, self._shapes, self._starts)
+        return self._fetched[1].address
 
     def _use_cache(self, kv: KvCache) -> None:
         if kv is not self._kv:
