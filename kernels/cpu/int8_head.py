@@ -108,7 +108,8 @@ def _product_intrinsic(rows: int) -> Any:
         """
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            high, low, x_stride, offsets, offset_stride, scales, tile, blocks, out, out_stride, *found = arguments
+            high, low, x_stride, offsets, offset_stride, scales, tile, blocks, *written = arguments
+            out, out_stride, largest, largest_stride = written
             totals = [registers(builder, 2) for _ in range(rows)]
             with cgutils.for_range(builder, blocks) as loop:
                 weights = builder.add(tile, builder.mul(loop.index, I64(TILE_BYTES)))
@@ -134,7 +135,7 @@ def _product_intrinsic(rows: int) -> Any:
                 for half in (0, 1):
                     store_floats(builder, logits[half], _of_row(builder, out, out_stride, row), 64 * half)
                 best = across_lanes(builder, "fmax", maximum(builder, *logits))
-                builder.store(best, pointer(builder, _of_row(builder, *found, row), 0, F32))
+                builder.store(best, pointer(builder, _of_row(builder, largest, largest_stride, row), 0, F32))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 12), generate
