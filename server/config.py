@@ -141,6 +141,9 @@ class ServerConfig:
     tenant_weights: Mapping[str, float] = _setting(
         {}, "shares of the batch, 1 for each tenant that is not named", metavar="NAME=X,…"
     )
+    merge: str = _setting(
+        "", "an adapter to merge into the base's weights, then held in bfloat16: requests for it alone are answered"
+    )
     doctor: str = _setting(
         "warn",
         "examine adapters as they are published: warn reports, require also refuses a BAD grade, off does neither",

@@ -7,6 +7,7 @@ ServerError
 ├── QueueFull             admission refused; retry after a while
 ├── AdapterSlotsFull      every adapter slot or byte is pinned or in use
 ├── AdapterUnusable       the adapter could not be loaded, or gave non-finite numbers
+├── OnlyMergedServed      the base holds one adapter in its weights, and the request is not for it alone
 ├── AdapterRefused        the doctor's grade is BAD, and this server publishes no such adapters
 ├── Draining              shutting down
 ├── EngineDead            the engine's thread ended or is stuck
@@ -50,6 +51,10 @@ class AdapterSlotsFull(QueueFull):
 
 class AdapterUnusable(ServerError):
     """An adapter that cannot be served: its load failed, or it gave non-finite numbers."""
+
+
+class OnlyMergedServed(ServerError):
+    """The base's weights hold one adapter, and the request is for the base, another adapter, a stack or a weight."""
 
 
 class AdapterRefused(ServerError):

@@ -26,13 +26,17 @@ from hotshoe.protos.v1 import (
     residency_pb2_grpc,
 )
 from hotshoe.registry.errors import RegistryError, StoreUnavailable
+from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import ADAPTER_KINDS
+from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.validation import AdapterLimits
+from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.config import Address, ServerConfig
 from hotshoe.server.engine.engine import Engine
+from hotshoe.server.engine.request import AdapterUse
 from hotshoe.server.errors import EngineDead, UnsupportedModel
 from hotshoe.server.http import HttpServer
 from hotshoe.server.logs import log_event
@@ -92,6 +96,7 @@ class Server:
         self.registry: Registry
         self.dispatcher: Dispatcher
         self.http: HttpServer | None = None
+        self.merged: AdapterUse | None = None
         self._interceptor = RpcInterceptor(self.metrics)
         self._draining = asyncio.Event()
         self._cleanup = contextlib.AsyncExitStack()  # what to end, the latest first
@@ -187,9 +192,16 @@ class Server:
                 backend=config.backend,
                 ops=config.ops,
                 threads=config.threads,
+                merge=self._read_merged if config.merge else None,
             )
         except (RegistryError, UnsupportedModel, OSError, ValueError) as error:
             raise StartupError(str(error)) from error
+
+    def _read_merged(self, weights: BaseWeights) -> LoweredAdapter:
+        record = self.registry.resolve(self.config.merge)
+        self.merged = AdapterUse(self.config.merge, record.name, record.digest, 1.0)
+        reader = AdapterReader(self.registry, weights, self.config.residency)
+        return reader.read(record.digest, lambda stage, record: None)[1]
 
     def _build_engine(self) -> Engine:
         base, config = self.base, self.config
@@ -303,6 +315,7 @@ class Server:
             resolve=self.registry.resolve,
             vocab_size=spec.vocab_size,
             max_tokens=min(spec.max_sequence_length, self.config.engine.kv_tokens),
+            merged=self.merged,
         )
 
     def _model_info(self) -> generation_pb2.GetModelInfoResponse:
@@ -317,6 +330,30 @@ class Server:
             max_resident_adapters=config.residency.adapter_slots,
             adapter_kinds=sorted(ADAPTER_KINDS),
             eos_token_id=min(base.tokenizer.eos_token_ids, default=0),
+            merged=self._merge_message(),
+        )
+
+    def _merge_message(self) -> generation_pb2.MergedAdapter | None:
+        report = self.base.merge
+        if report is None or self.merged is None:
+            return None
+        log_event(
+            logging.INFO,
+            "merged",
+            name=self.merged.name,
+            digest=self.merged.digest,
+            linears=report.linears,
+            bfloat16_keeps=round(report.kept.share, 4),
+            nf4_would_keep=round(report.nf4_kept.share, 4),
+        )
+        return generation_pb2.MergedAdapter(
+            name=self.merged.name,
+            digest=self.merged.digest,
+            linears=report.linears,
+            kept=report.kept.share,
+            error=report.kept.error,
+            nf4_kept=report.nf4_kept.share,
+            nf4_error=report.nf4_kept.error,
         )
 
     def _watch(self) -> None:

@@ -26,3 +26,9 @@ def version(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
         return output.print_json({"client": client_version, "server": info})
     print(f"hotshoe {client_version}")
     print(f"{info.base_model} ({info.quantization}, {info.device}) at {server}\n{info.base_digest}")
+    if info.HasField("merged"):
+        merged = info.merged
+        print(
+            f"merged {merged.name}@{merged.digest}\nbfloat16 keeps {merged.kept:.0%} of its updates; "
+            f"NF4 would have kept {merged.nf4_kept:.0%}"
+        )

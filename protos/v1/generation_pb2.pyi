@@ -279,7 +279,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("base_model", "base_digest", "quantization", "device", "max_sequence_length", "max_running_requests", "max_resident_adapters", "adapter_kinds", "eos_token_id")
+    __slots__ = ("base_model", "base_digest", "quantization", "device", "max_sequence_length", "max_running_requests", "max_resident_adapters", "adapter_kinds", "eos_token_id", "merged")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +289,7 @@ class GetModelInfoResponse(_message.Message):
     MAX_RESIDENT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_KINDS_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    MERGED_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     base_digest: str
     quantization: str
@@ -298,4 +299,23 @@ class GetModelInfoResponse(_message.Message):
     max_resident_adapters: int
     adapter_kinds: _containers.RepeatedScalarFieldContainer[str]
     eos_token_id: int
-    def __init__(self, base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., quantization: _Optional[str] = ..., device: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_resident_adapters: _Optional[int] = ..., adapter_kinds: _Optional[_Iterable[str]] = ..., eos_token_id: _Optional[int] = ...) -> None: ...
+    merged: MergedAdapter
+    def __init__(self, base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., quantization: _Optional[str] = ..., device: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_resident_adapters: _Optional[int] = ..., adapter_kinds: _Optional[_Iterable[str]] = ..., eos_token_id: _Optional[int] = ..., merged: _Optional[_Union[MergedAdapter, _Mapping]] = ...) -> None: ...
+
+class MergedAdapter(_message.Message):
+    __slots__ = ("name", "digest", "linears", "kept", "error", "nf4_kept", "nf4_error")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LINEARS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    NF4_KEPT_FIELD_NUMBER: _ClassVar[int]
+    NF4_ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    linears: int
+    kept: float
+    error: float
+    nf4_kept: float
+    nf4_error: float
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., linears: _Optional[int] = ..., kept: _Optional[float] = ..., error: _Optional[float] = ..., nf4_kept: _Optional[float] = ..., nf4_error: _Optional[float] = ...) -> None: ...

@@ -7,12 +7,13 @@ and is the only one for updates that are not of low rank. Source: https://arxiv.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from hotshoe.registry.formats.base import BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.recipes.dense_update import SCALES, dense_update, other_parts, parts
 from hotshoe.registry.recipes.factors import Factors, singular_values
 from hotshoe.registry.recipes.requantized import kept, nf4_share
 from hotshoe.registry.recipes.spectrum import LEADING, RESEMBLANCE, Spectrum, leading_vectors, weight_spectrum
@@ -25,8 +26,6 @@ SCHEMA = "hotshoe.doctor/1"
 SAFE_STRENGTH = 0.8  # of the threshold
 USUAL_SCALE = 2.0  # what the paper's adapters are trained with, alpha = 2 r, at every rank
 _DIGITS = 6  # of a figure in a report: equal adapters have equal reports on every machine
-_LOW_RANK = frozenset({"a", "b", "bias_delta", "scale"})
-_SCALES = frozenset({"input_scale", "output_scale"})
 
 Requantize = Callable[["Tensor"], "Tensor"]  # a weight → what its NF4 form stands for, both float32
 
@@ -112,13 +111,13 @@ class Diagnosis:
         """The grade's reasons, on one line."""
         if not self.linears:
             return "it changes no linear: there is nothing to examine"
-        parts = []
+        reasons = []
         if examined := self.examined:
             affected = sum(bool(one.intruders) for one in examined)
             word = "counted" if self.is_exact else "predicted"
-            parts.append(f"{self.intruders} intruder dimensions {word} in {affected} of {len(examined)} linears")
+            reasons.append(f"{self.intruders} intruder dimensions {word} in {affected} of {len(examined)} linears")
         if self.strength:
-            parts.append(f"the strongest at {self.strength:.2f} of its threshold")
+            reasons.append(f"the strongest at {self.strength:.2f} of its threshold")
         for count, what in (
             (sum(not one.is_finite for one in self.linears), "not finite"),
             (sum(one.is_dead for one in self.linears), "without effect"),
@@ -126,8 +125,8 @@ class Diagnosis:
             (len(self.examined) - len(self.graded), "only scaled, which is not graded"),
         ):
             if count:
-                parts.append(f"{count} {what}")
-        return "; ".join(parts)
+                reasons.append(f"{count} {what}")
+        return "; ".join(reasons)
 
     @property
     def advice(self) -> Sequence[str]:
@@ -167,29 +166,11 @@ def diagnose(
         pause()
         spectrum = spectrum_of(linear_id)
         screened = _screen(linear_id, linear, spectrum)
-        if base is not None and screened.is_finite and not screened.is_dead and _unknown_parts(linear) == "":
+        if base is not None and screened.is_finite and not screened.is_dead and not other_parts(linear):
             if (update := dense_update(linear, weight := base.weight(linear_id))) is not None:
                 screened = _count(screened, weight, update, spectrum, requantize)
         linears.append(screened)
     return Diagnosis(tuple(linears), is_exact=base is not None)
-
-
-def dense_update(linear: LoweredLinear, weight: "Tensor") -> "Tensor | None":
-    """Δ of y = (W + Δ) x + …, [out_features, in_features] float32; None if only the bias changes.
-
-    The linear must consist of low-rank parts and scales.
-    """
-    update = None
-    if linear.a is not None and linear.b is not None:
-        update = linear.b @ linear.a
-    if linear.input_scale is not None or linear.output_scale is not None:
-        scaled = weight
-        if linear.output_scale is not None:
-            scaled = linear.output_scale[:, None] * scaled
-        if linear.input_scale is not None:
-            scaled = scaled * linear.input_scale
-        update = scaled - weight if update is None else scaled - weight + update
-    return update
 
 
 def report_of(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -224,9 +205,9 @@ def _screen(linear_id: LinearId, linear: LoweredLinear, spectrum: Spectrum) -> L
     found = LinearDiagnosis(linear_id, linear.rank, linear.scale)
     if not all(bool(tensor.isfinite().all()) for tensor in linear.tensors()):
         return replace(found, is_finite=False, note="holds numbers that are not finite")
-    if unknown := _unknown_parts(linear):
-        return replace(found, note=f"{unknown}: not an update that is examined")
-    if _SCALES & _parts(linear):
+    if others := other_parts(linear):
+        return replace(found, note=f"{others}: not an update that is examined")
+    if SCALES & parts(linear):
         return replace(found, note="scales the weight: examined only by --exact")
     if linear.a is None or linear.b is None:
         return replace(found, note="changes the bias only")
@@ -274,12 +255,3 @@ def _count(
 def _ratio(value: float, reference: float) -> float:
     """Infinite beside a weight of zero."""
     return value / reference if reference else math.inf
-
-
-def _parts(linear: LoweredLinear) -> set[str]:
-    return {field.name for field in fields(linear) if getattr(linear, field.name) is not None}
-
-
-def _unknown_parts(linear: LoweredLinear) -> str:
-    """Parts that are neither a low-rank update nor a scale, by name."""
-    return ", ".join(sorted(_parts(linear) - _LOW_RANK - _SCALES))

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,14 +19,33 @@ class Kept(NamedTuple):
     error: float
 
 
+@dataclass(slots=True)
+class KeptSums:
+    """What is kept of the updates of many linears together."""
+
+    product: float = 0.0  # Σ ⟨Δ, E⟩
+    error: float = 0.0  # Σ ‖E − Δ‖²
+    size: float = 0.0  # Σ ‖Δ‖²
+
+    def add(self, weight: "Tensor", update: "Tensor", stored: "Tensor") -> None:
+        """Compares what is stored with W + Δ; all [out_features, in_features]."""
+        weight, update = weight.double(), update.double()
+        effect = stored.double() - weight
+        self.product += float((update * effect).sum())
+        self.error += float((effect - update).square().sum())
+        self.size += float(update.square().sum())
+
+    @property
+    def kept(self) -> Kept:
+        """Nothing is lost of Δ = 0."""
+        return Kept(self.product / self.size, math.sqrt(self.error / self.size)) if self.size else Kept(1.0, 0.0)
+
+
 def kept(weight: "Tensor", update: "Tensor", stored: "Tensor") -> Kept:
-    """Compares what is stored with W + Δ; all [out_features, in_features]. Nothing is lost of Δ = 0."""
-    weight, update = weight.double(), update.double()
-    effect = stored.double() - weight
-    size = float(update.square().sum())
-    if size == 0:
-        return Kept(1.0, 0.0)
-    return Kept(float((update * effect).sum()) / size, float((effect - update).norm()) / math.sqrt(size))
+    """Compares what is stored with W + Δ; all [out_features, in_features]."""
+    sums = KeptSums()
+    sums.add(weight, update, stored)
+    return sums.kept
 
 
 def nf4_share(relative_norm: float) -> float:

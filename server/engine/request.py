@@ -93,6 +93,7 @@ class Request:
     sampling: SamplingParams
     stopping: StopCriteria
     adapters: tuple[AdapterUse, ...] = ()
+    merged: tuple[AdapterUse, ...] = ()  # that the caller named, and the base's weights hold already
     tenant: str = ""
     n: int = 1
     logprobs: int | None = None  # alternatives to report for each generated token
@@ -100,6 +101,11 @@ class Request:
     choices: tuple[tuple[int, ...], ...] = ()
     deadline: float | None = None  # time.monotonic() seconds: past it nobody waits for the answer
     arrival: float = field(default_factory=time.monotonic)
+
+    @property
+    def named_adapters(self) -> tuple[AdapterUse, ...]:
+        """Those that the caller named, wherever they are applied."""
+        return (*self.merged, *self.adapters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from hotshoe.registry.formats.base import BaseWeights
+from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.server.errors import UnsupportedModel
-from hotshoe.server.model.backends import choose_backend
+from hotshoe.server.model.backends import Backend, choose_backend, cpu_dense_backend
 from hotshoe.server.model.base_cache import BaseCache
 from hotshoe.server.model.base_weights import CheckpointWeights
 from hotshoe.server.model.checkpoints import DirectoryCheckpoint, read_json
@@ -19,6 +20,7 @@ from hotshoe.server.model.decoder_reader import read_decoder
 from hotshoe.server.model.families import spec_from_config
 from hotshoe.server.model.gguf_file import GgufFile
 from hotshoe.server.model.gguf_tokenizer import read_tokenizer
+from hotshoe.server.model.merged_checkpoint import MergedCheckpoint, MergeReport
 from hotshoe.server.model.quantize import write_quantized
 from hotshoe.server.model.spec import ModelSpec
 from hotshoe.server.model.tokenizer import Tokenizer
@@ -40,10 +42,18 @@ class LoadedBase:
     quantization: str
     device: str
     backend: str
+    merge: MergeReport | None = None  # of the adapter that lies in the weights
 
 
 def load_base(
-    source: str, *, cache: Path, device: str = "auto", backend: str = "auto", ops: str = "", threads: int | None = None
+    source: str,
+    *,
+    cache: Path,
+    device: str = "auto",
+    backend: str = "auto",
+    ops: str = "",
+    threads: int | None = None,
+    merge: Callable[[BaseWeights], LoweredAdapter] | None = None,
 ) -> LoadedBase:
     """Loads a base model; the first time it is quantized, afterwards its NF4 form is read from `cache`.
 
@@ -53,9 +63,12 @@ def load_base(
         backend: "auto" or "reference" (plain torch in float32), or one of `backends.BACKENDS`.
         ops: what computes which operation of the triton backend, as `op_choices.parse_ops` reads it.
         threads: of torch's own computing; None leaves them as they are.
+        merge: gives the adapter to put into the weights, which are then served in bfloat16; `weights` and `digest` stay
+            the base's own.
     Raises:
         ValueError: no such device, backend or operation here.
         UnsupportedModel: it is no model that can be served exactly; the message names why.
+        InvalidAdapter: that adapter cannot be merged.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -64,19 +77,32 @@ def load_base(
     name, digest = prepared.name, prepared.digest
     checkpoint = DirectoryCheckpoint(prepared.directory)
     spec = spec_from_config(checkpoint.config)
+    weights = CheckpointWeights(checkpoint, spec.base_shape(name=name, digest=digest))
+    merged = None if merge is None else MergedCheckpoint(checkpoint, spec, merge(weights))
+    if merged is not None:
+        chosen = _dense(chosen)
+        decoder = read_decoder(merged, merged.spec, chosen)
+    else:
+        decoder = read_decoder(checkpoint, spec, chosen)
     base = LoadedBase(
         name=name,
         digest=digest,
         spec=spec,
-        decoder=read_decoder(checkpoint, spec, chosen),
+        decoder=decoder,
         tokenizer=prepared.read_tokenizer(prepared.directory),
-        weights=CheckpointWeights(checkpoint, spec.base_shape(name=name, digest=digest)),
-        quantization="nf4",
+        weights=weights,
+        quantization="nf4" if merged is None else "none",
         device=str(chosen.device),
         backend=chosen.name,
+        merge=None if merged is None else merged.report,
     )
     log.info("base loaded: %s %s backend=%s device=%s", name, digest, base.backend, base.device)
     return base
+
+
+def _dense(backend: Backend) -> Backend:
+    """The backend for weights that are not NF4, in place of one that is built around NF4."""
+    return cpu_dense_backend() if backend.name == "cpu_nf4" else backend
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ class RequestAnswers:
                 if answer.finish_reason
             ],
             usage=self.usage(),
-            adapters=resolved_adapters(self.request.adapters),
+            adapters=resolved_adapters(self.request.named_adapters),
             prompt_tokens=self._prompt,
             request_id=request_id,
         )
@@ -180,7 +180,7 @@ class RequestAnswers:
             _METRIC_REASONS[answer.finish_reason] if answer.finish_reason else failed for answer in self._answers
         ]
         return FinishedRequest(
-            adapters=tuple(use.name for use in self.request.adapters),
+            adapters=tuple(use.name for use in self.request.named_adapters),
             code=code,
             admitted=admitted,
             finish_reasons=tuple(reasons),

@@ -100,7 +100,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             choice.probability = probability
         return generation_pb2.ScoreResponse(
             choices=choices,
-            adapters=resolved_adapters(answers.request.adapters),
+            adapters=resolved_adapters(answers.request.named_adapters),
             usage=answers.usage(),
             request_id=request_id,
         )
@@ -222,7 +222,7 @@ def _log(answers: RequestAnswers, code: str) -> None:
         "request",
         request_id=request.request_id,
         code=code,
-        adapters=",".join(use.digest for use in request.adapters) or "-",
+        adapters=",".join(use.digest for use in request.named_adapters) or "-",
         prompt_tokens=len(request.prompt_token_ids),
         new_tokens=answers.num_tokens,
         seconds=time.monotonic() - request.arrival,

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from hotshoe.protos.v1 import generation_pb2
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams, StopCriteria
-from hotshoe.server.errors import InvalidRequest, PromptTooLong
+from hotshoe.server.errors import InvalidRequest, OnlyMergedServed, PromptTooLong
 
 DEFAULT_MAX_NEW_TOKENS = 256
 MAX_ADAPTERS = 8
@@ -64,12 +64,14 @@ class RequestMapper:
         resolve: reference → adapter; raises InvalidReference or AdapterNotFound.
         vocab_size: token ids are below it.
         max_tokens: what prompt and answer may have together.
+        merged: the adapter that the base's weights hold; then requests are for it, or they are refused.
     """
 
     tokenizer: Tokenizer
     resolve: Callable[[str], Resolved]
     vocab_size: int
     max_tokens: int
+    merged: AdapterUse | None = None
 
     def generate(
         self,
@@ -92,7 +94,7 @@ class RequestMapper:
             prompt_token_ids=prompt,
             sampling=sampling,
             stopping=self._stopping(message.stopping, len(prompt), virtual_tokens),
-            adapters=adapters,
+            **self._applied(adapters),
             n=answers,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
@@ -112,7 +114,7 @@ class RequestMapper:
             prompt_token_ids=prompt,
             sampling=SamplingParams(),
             stopping=StopCriteria(max_new_tokens=1),
-            adapters=adapters,
+            **self._applied(adapters),
             logprobs=0,
             choices=choices,
             deadline=deadline,
@@ -147,6 +149,17 @@ class RequestMapper:
             uses.append(AdapterUse(selection.reference, adapter.name, adapter.digest, weight))
             virtual_tokens += adapter.virtual_tokens
         return tuple(uses), virtual_tokens
+
+    def _applied(self, uses: tuple[AdapterUse, ...]) -> dict[str, tuple[AdapterUse, ...]]:
+        """Where a request's adapters are applied: by the engine, or in the weights already."""
+        if self.merged is None:
+            return {"adapters": uses}
+        if [(use.digest, use.weight) for use in uses] != [(self.merged.digest, 1.0)]:
+            raise OnlyMergedServed(
+                f"this server has merged {self.merged.name}@{self.merged.digest} into the base, and answers requests "
+                "for it alone, at weight 1"
+            )
+        return {"merged": uses}
 
     def _prompt(self, message: "generation_pb2.GenerateRequest | generation_pb2.ScoreRequest") -> tuple[int, ...]:
         field = message.WhichOneof("prompt")

@@ -47,6 +47,7 @@ STATUS_TABLE: dict[type[Exception], StatusRow] = {
     server_errors.QueueFull: StatusRow(_Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_seconds=1.0),
     server_errors.AdapterSlotsFull: StatusRow(_Code.RESOURCE_EXHAUSTED, "ADAPTER_SLOTS_FULL", retry_seconds=1.0),
     server_errors.AdapterUnusable: StatusRow(_Code.FAILED_PRECONDITION, "ADAPTER_UNUSABLE"),
+    server_errors.OnlyMergedServed: StatusRow(_Code.FAILED_PRECONDITION, "ADAPTER_MERGED"),
     server_errors.AdapterRefused: StatusRow(_Code.FAILED_PRECONDITION, "DOCTOR_REFUSED"),
     server_errors.Draining: StatusRow(_Code.UNAVAILABLE, "SHUTTING_DOWN", retry_seconds=1.0),
     server_errors.EngineDead: StatusRow(_Code.UNAVAILABLE, "ENGINE_DEAD", retry_seconds=5.0),

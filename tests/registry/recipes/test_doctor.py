@@ -1,6 +1,7 @@
 """The doctor finds what was put into synthetic adapters of real weights, and says nothing of sound ones."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,15 @@ EXPECTED = {
     16: {0.02: (0, 0), 0.1: (0, 0.2), 0.4: (6.5, 8.5)},
     64: {0.02: (0, 0), 0.1: (0, 0), 0.4: (2.5, 6.5)},
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices gain nothing by more, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class RealWeights:
