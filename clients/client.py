@@ -212,6 +212,20 @@ class Client:
         diagnosis: registry.Diagnosis = response.diagnosis
         return diagnosis
 
+    def mitigate(
+        self,
+        reference: str,
+        name: str,
+        *,
+        keep: float,
+        tags: Sequence[str] = ("latest",),
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.MitigateAdapterResponse:
+        """Publishes an adapter as `name` anew, its intruder dimensions shrunk to `keep` of their strength, 0 to 1."""
+        request = registry.MitigateAdapterRequest(reference=reference, keep=keep, name=name, tags=tags)
+        response: registry.MitigateAdapterResponse = self._call(self._registry.MitigateAdapter, request, timeout)
+        return response
+
     def get_adapter(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.Adapter:
         """The adapter that `reference` resolves to now: "name", "name:tag" or "name@sha256:<hex>"."""
         request = registry.GetAdapterRequest(reference=reference)

@@ -49,6 +49,8 @@ _PRECISIONS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 ANNOTATION_PREFIX = "dev.hotshoe.adapter."
 BASE_DIGEST = ANNOTATION_PREFIX + "base.digest"
 BASE_NAME = ANNOTATION_PREFIX + "base.name"
+_PARENTS = ANNOTATION_PREFIX + "parents"
+_RECIPE = ANNOTATION_PREFIX + "recipe"
 _NAME = ANNOTATION_PREFIX + "name"  # in index.json, of adapters without a tag
 _SUBJECT = "dev.hotshoe.subject"  # in index.json, of referrers
 _FILE_PATH = "org.cncf.model.filepath"
@@ -77,6 +79,14 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True)
+class Lineage:
+    """What an adapter was made from, and how: `recipe` is JSON."""
+
+    parents: tuple[Parent, ...]
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterContent:
     """What a manifest says: everything about an adapter but its name and tags."""
 
@@ -90,6 +100,8 @@ class AdapterContent:
     files: tuple[FileDescriptor, ...]
     annotations: Mapping[str, str]
     config_digest: str
+    parents: tuple[Parent, ...] = ()
+    recipe: str = ""  # JSON
 
     @property
     def size_bytes(self) -> int:
@@ -135,6 +147,8 @@ class AdapterRecord:
             files=content.files,
             annotations=content.annotations,
             size_bytes=content.size_bytes,
+            parents=content.parents,
+            recipe=content.recipe,
         )
 
 
@@ -162,6 +176,7 @@ def build_artifact(
     base: BaseShape,
     base_name: str,
     annotations: Mapping[str, str],
+    lineage: Lineage | None = None,
 ) -> Artifact:
     """Makes card, config and manifest of checked files; a pure function of its arguments."""
     given = {file.file_name: file for file in files}
@@ -185,6 +200,7 @@ def build_artifact(
             "layers": [_layer(layer) for layer in layers],
             "annotations": {
                 **annotations,
+                **_lineage_annotations(lineage),
                 ANNOTATION_PREFIX + "schema": "1",
                 ANNOTATION_PREFIX + "kind": summary.kind,
                 ANNOTATION_PREFIX + "rank": str(summary.rank),
@@ -221,6 +237,8 @@ def read_manifest(document: bytes) -> AdapterContent:
             files=tuple(_file(layer) for layer in manifest["layers"]),
             annotations=MappingProxyType(annotations),
             config_digest=manifest["config"]["digest"],
+            parents=_parents(annotations.get(_PARENTS, "[]")),
+            recipe=annotations.get(_RECIPE, ""),
         )
     except MALFORMED as error:
         raise NotAnAdapter(f"it is no adapter's manifest ({type(error).__name__}: {error})") from error
@@ -282,6 +300,17 @@ def _card(
         "tensors": summary.num_tensors,
         "bytes": sizes[WEIGHTS_FILE],
     }
+
+
+def _lineage_annotations(lineage: Lineage | None) -> dict[str, str]:
+    if lineage is None:
+        return {}
+    parents = [[parent.digest, parent.weight] for parent in lineage.parents]
+    return {_PARENTS: canonical_json(parents).decode(), _RECIPE: canonical_json(dict(lineage.recipe)).decode()}
+
+
+def _parents(text: str) -> tuple[Parent, ...]:
+    return tuple(Parent(str(digest), float(weight)) for digest, weight in json.loads(text))
 
 
 def _base_fingerprint(base: BaseShape) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from hotshoe.registry.manifest import (
     AdapterRecord,
     Artifact,
     FileDescriptor,
+    Lineage,
     NotAnAdapter,
     build_artifact,
     read_manifest,
@@ -145,6 +146,22 @@ class Registry:
         """
         return self._uploads.open(blob)
 
+    def add_files(self, files: Mapping[str, bytes]) -> list[FileDescriptor]:
+        """Stores files that were made here, as if they had been uploaded.
+
+        Raises:
+            InvalidUpload: one is above the limit.
+            StoreUnavailable: the disk refused.
+        """
+        blobs = [FileDescriptor(name, digest_of(data), len(data)) for name, data in files.items()]
+        missing = self.missing_blobs([blob.digest for blob in blobs])
+        for blob in blobs:
+            if blob.digest in missing:
+                with self.open_upload(blob) as upload:
+                    upload.write(upload.committed_bytes, files[blob.file_name][upload.committed_bytes :])
+                    upload.finish()
+        return blobs
+
     def publish(
         self,
         *,
@@ -154,10 +171,12 @@ class Registry:
         annotations: Mapping[str, str],
         base: BaseShape,
         validate_only: bool = False,
+        lineage: Lineage | None = None,
     ) -> tuple[AdapterRecord, bool]:
         """Checks uploaded files as an adapter of `base`, commits them as `name`, and moves `tags` to them.
 
-        Repeating it changes nothing. Tags move wherever they pointed; compare-and-set is `update_tag`.
+        Repeating it changes nothing. Tags move wherever they pointed; compare-and-set is `update_tag`. The manifest
+        says what an adapter of some `lineage` was made from.
 
         Returns:
             The record, and whether `name` had no adapter of these bytes before. With `validate_only` nothing is
@@ -177,7 +196,9 @@ class Registry:
         with disk("publishing"):
             summary = inspect_adapter(paths, base)
             base_name = base_model_name(annotations, configured=summary.base_model, base=base)
-            artifact = build_artifact(files, summary=summary, base=base, base_name=base_name, annotations=annotations)
+            artifact = build_artifact(
+                files, summary=summary, base=base, base_name=base_name, annotations=annotations, lineage=lineage
+            )
             if validate_only:
                 return AdapterRecord.of(artifact.content, name=name, tags=tags), False
             return self._commit_adapter(artifact, name=name, tags=tags)

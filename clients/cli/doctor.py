@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hotshoe.clients.cli import output
-from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_tag
 from hotshoe.clients.cli.progress import byte_progress
 
 COLUMNS = (
@@ -19,6 +19,13 @@ def doctor(
     adapter: Annotated[str, typer.Argument(metavar="DIR|REF", help="A PEFT directory, or a published adapter.")],
     exact: Annotated[bool, typer.Option("--exact", help="Count intruder dimensions; takes minutes.")] = False,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a heat map by layer and module.")] = None,
+    mitigate: Annotated[
+        float | None,
+        typer.Option(metavar="KEEP", help="Publish it anew with its intruders at KEEP of their strength, e.g. 0.75."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME[:TAG]", help="For --mitigate: what to call it.")
+    ] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
@@ -32,8 +39,14 @@ def doctor(
 
     if png is not None:
         require_matplotlib()
+    if (mitigate is None) != (name is None):
+        raise ValueError("--mitigate and --as go together")
+    corrected: Any = None
     with Client(server) as client:
-        if (Path(adapter) / "adapter_config.json").is_file():
+        if mitigate is not None and name is not None:
+            corrected = _mitigate(client, adapter, keep=mitigate, name=name)
+            diagnosis = corrected.diagnosis
+        elif (Path(adapter) / "adapter_config.json").is_file():
             with byte_progress() as update:
                 diagnosis = client.diagnose_directory(
                     adapter,
@@ -45,12 +58,21 @@ def doctor(
     if png is not None:
         draw_heat_map(diagnosis, png)
     if json:
-        return output.print_json(diagnosis)
+        return output.print_json(corrected or diagnosis)
     if diagnosis.linears:
         output.print_table(COLUMNS, [_row(one) for one in diagnosis.linears])
     print(f"{output.enum_word(diagnosis, 'grade').upper()}: {diagnosis.headline}")
     for line in diagnosis.advice:
         print(f"- {line}")
+    if corrected:
+        print(f"{corrected.shrunk} intruders shrunk, {corrected.energy_kept:.1%} of the correction kept at its rank")
+        print(f"{corrected.adapter.name}@{corrected.adapter.digest}")
+
+
+def _mitigate(client: Any, reference: str, *, keep: float, name: str) -> Any:
+    """The corrected adapter of a published one."""
+    name, tag = name_and_tag(name)
+    return client.mitigate(reference, name, keep=keep, tags=[tag])
 
 
 def _row(one: Any) -> tuple[object, ...]:

@@ -339,6 +339,30 @@ class DiagnoseAdapterResponse(_message.Message):
     referrer: Referrer
     def __init__(self, diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., referrer: _Optional[_Union[Referrer, _Mapping]] = ...) -> None: ...
 
+class MitigateAdapterRequest(_message.Message):
+    __slots__ = ("reference", "keep", "name", "tags")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    keep: float
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, reference: _Optional[str] = ..., keep: _Optional[float] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class MitigateAdapterResponse(_message.Message):
+    __slots__ = ("adapter", "diagnosis", "shrunk", "energy_kept")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    DIAGNOSIS_FIELD_NUMBER: _ClassVar[int]
+    SHRUNK_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_KEPT_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    diagnosis: Diagnosis
+    shrunk: int
+    energy_kept: float
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., shrunk: _Optional[int] = ..., energy_kept: _Optional[float] = ...) -> None: ...
+
 class CollectGarbageRequest(_message.Message):
     __slots__ = ("dry_run",)
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]

@@ -85,6 +85,11 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterResponse.FromString,
                 _registered_method=True)
+        self.MitigateAdapter = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/MitigateAdapter',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterResponse.FromString,
+                _registered_method=True)
         self.CollectGarbage = channel.unary_unary(
                 '/hotshoe.v1.RegistryService/CollectGarbage',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
@@ -166,6 +171,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MitigateAdapter(self, request, context):
+        """Shrinks an adapter's intruder dimensions and publishes the result, whose manifest names its parent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CollectGarbage(self, request, context):
         """Removes what no tag, referrer, lease or view reaches.
         """
@@ -225,6 +237,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.DiagnoseAdapter,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterResponse.SerializeToString,
+            ),
+            'MitigateAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.MitigateAdapter,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterResponse.SerializeToString,
             ),
             'CollectGarbage': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectGarbage,
@@ -503,6 +520,33 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/DiagnoseAdapter',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.DiagnoseAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MitigateAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/MitigateAdapter',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

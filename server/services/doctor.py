@@ -16,9 +16,10 @@ from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.manifest import AdapterRecord, canonical_json
 from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of
+from hotshoe.registry.recipes.mitigation import Mitigation, mitigate
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import Referrer, Registry
-from hotshoe.registry.validation import AdapterLimits
+from hotshoe.registry.validation import AdapterLimits, Pause
 from hotshoe.server.adapters.loader_pace import LoaderPace
 from hotshoe.server.adapters.one_core import let_others_first, use_one_core
 from hotshoe.server.errors import AdapterRefused, Draining, ServerError
@@ -69,13 +70,22 @@ class Doctor:
         finally:
             given_up.set()
 
-    async def refuse_bad(self, name: str, files: Mapping[str, Path]) -> Diagnosis:
-        """Screens files before they are published.
+    async def mitigate(self, files: Mapping[str, Path], *, keep: float) -> Mitigation:
+        """Shrinks the intruders of an adapter's files to `keep` of their strength. Raises as `diagnose` does."""
+        given_up = threading.Event()
+        work = partial(self._mitigate, files, keep=keep, given_up=given_up)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._counts, work)
+        finally:
+            given_up.set()
+
+    async def refuse_bad(self, name: str, files: Mapping[str, Path], *, exact: bool = False) -> Diagnosis:
+        """Examines files before they are published.
 
         Raises:
             AdapterRefused: their grade is BAD; and what `diagnose` raises.
         """
-        diagnosis = await self.diagnose(files)
+        diagnosis = await self.diagnose(files, exact=exact)
         if diagnosis.grade is Grade.BAD:
             log_event(logging.WARNING, "refused", name=name, grade=diagnosis.grade, headline=diagnosis.headline)
             raise AdapterRefused(f"the doctor's grade is BAD: {diagnosis.headline}")
@@ -140,6 +150,18 @@ class Doctor:
     # The doctor's threads.
 
     def _diagnose(self, files: Mapping[str, Path], *, exact: bool, given_up: threading.Event) -> Diagnosis:
+        pause = self._begin(given_up)
+        lowered = lower_adapter(files, self._base, self._limits, pause=pause)
+        if not exact:
+            return diagnose(lowered, self._spectra.of, pause=pause)
+        return diagnose(lowered, self._spectra.of, base=self._base, requantize=_requantized, pause=pause)
+
+    def _mitigate(self, files: Mapping[str, Path], *, keep: float, given_up: threading.Event) -> Mitigation:
+        pause = self._begin(given_up)
+        return mitigate(lower_adapter(files, self._base, self._limits, pause=pause), self._base, keep=keep, pause=pause)
+
+    def _begin(self, given_up: threading.Event) -> Pause:
+        """Begins a piece of work; gives what it calls between its parts."""
         self._pace.begin()
 
         def pause() -> None:
@@ -148,10 +170,7 @@ class Doctor:
             self._pace.set_decoding(self._loaders.decoding)
             self._pace.pause()
 
-        lowered = lower_adapter(files, self._base, self._limits, pause=pause)
-        if not exact:
-            return diagnose(lowered, self._spectra.of, pause=pause)
-        return diagnose(lowered, self._spectra.of, base=self._base, requantize=_requantized, pause=pause)
+        return pause
 
     def _warm_next(self) -> None:
         if self._closed.is_set() or (linear := self._spectra.next_unknown()) is None:

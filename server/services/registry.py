@@ -12,6 +12,8 @@ from typing import BinaryIO, ParamSpec, TypeVar
 from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
 from hotshoe.registry.errors import InvalidUpload
 from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.manifest import Lineage, Parent
+from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Referrer, Registry, Upload
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
@@ -141,6 +143,41 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         referrer = await _call(self._doctor.attach, record, diagnosis)
         return registry_pb2.DiagnoseAdapterResponse(
             diagnosis=diagnosis_message(diagnosis), referrer=_referrer_message(referrer)
+        )
+
+    async def MitigateAdapter(
+        self, request: registry_pb2.MitigateAdapterRequest, context: Context
+    ) -> registry_pb2.MitigateAdapterResponse:
+        if not 0 <= request.keep < 1:
+            raise InvalidRequest("keep", f"expected a number from 0 to below 1, not {request.keep}")
+        parent = await _call(self._registry.resolve, request.reference)
+        parts = await _call(self._registry.adapter_files, parent.digest)
+        mitigation = await self._doctor.mitigate(parts, keep=request.keep)
+        made = lora_files(mitigation.updates, self._base, base_name=parent.base_model)
+        files = await _call(self._registry.add_files, made)
+        paths = await _call(self._registry.uploaded_files, files)
+        if self._publish_doctor == "require":
+            diagnosis = await self._doctor.refuse_bad(request.name, paths, exact=True)
+        else:
+            diagnosis = await self._doctor.diagnose(paths, exact=True)
+        recipe = {"op": "mitigate", "keep": request.keep, "intruders": mitigation.shrunk}
+        publish = partial(
+            self._registry.publish,
+            name=request.name,
+            tags=list(request.tags),
+            files=files,
+            annotations={},
+            base=self._base,
+            lineage=Lineage((Parent(parent.digest, 1.0),), recipe),
+        )
+        record, _ = await _call(publish)
+        await _call(self._doctor.attach, record, diagnosis)
+        log_event(logging.INFO, "mitigate", name=record.name, digest=record.digest, parent=parent.digest)
+        return registry_pb2.MitigateAdapterResponse(
+            adapter=adapter_message(record),
+            diagnosis=diagnosis_message(diagnosis),
+            shrunk=mitigation.shrunk,
+            energy_kept=mitigation.energy_kept,
         )
 
     async def ListAdapters(

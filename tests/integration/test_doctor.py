@@ -25,6 +25,7 @@ def directories(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     root, model = tmp_path_factory.mktemp("examined"), AutoModelForCausalLM.from_pretrained(tiny_base)
     return {
         "bad": write_lora(root / "bad", model, rank=1, scale=0.5),
+        "several": write_lora(root / "several", model, rank=4, scale=0.3, seed=7),
         "good": write_lora(root / "good", model, rank=4, scale=0.02),
         "scales": write_ia3(root / "scales", model, scale=0.1),
         "prefix": write_prefix(root / "prefix", model),
@@ -88,6 +89,28 @@ def test_a_directory_is_examined_without_being_published(client: Client, directo
     assert "no linear" in client.diagnose_directory(directories["prefix"]).headline
     with pytest.raises(InvalidArgument, match="expected 8 by r"):
         client.diagnose_directory(_with_another_rank(directories["good"]))
+
+
+def test_a_mitigated_adapter_has_fewer_intruders_and_names_its_parent(
+    server: ServerProcess, client: Client, directories: dict[str, Path]
+) -> None:
+    parent = client.publish_directory(directories["several"], "doctor/several").adapter
+    before = client.diagnose("doctor/several", exact=True).diagnosis
+    made = client.mitigate("doctor/several", "doctor/calmer", keep=0.1, tags=["v1"])
+    assert made.shrunk == before.intruders > made.diagnosis.intruders
+    assert made.diagnosis.strength < before.strength and 0.5 < made.energy_kept <= 1
+    found = client.get_adapter("doctor/calmer:v1")
+    assert [(one.digest, one.weight) for one in found.parents] == [(parent.digest, 1.0)]
+    assert json.loads(found.recipe) == {"op": "mitigate", "keep": 0.1, "intruders": made.shrunk}
+    assert found.referrers[0].annotations["dev.hotshoe.doctor.headline"] == made.diagnosis.headline
+    assert client.generate("hi", adapters=["doctor/calmer:v1"], max_new_tokens=2).completions
+    again = client.mitigate("doctor/several", "doctor/calmer", keep=0.1, tags=["v1"])
+    assert again.adapter.digest == found.digest
+    with pytest.raises(InvalidArgument, match="keep"):
+        client.mitigate("doctor/several", "doctor/calmer", keep=1.0)
+    client.publish_directory(directories["prefix"], "doctor/prefix")
+    with pytest.raises(InvalidArgument, match="kv_prefix"):
+        client.mitigate("doctor/prefix", "doctor/calmer", keep=0.5)
 
 
 def test_a_request_names_one_thing_to_examine(server: ServerProcess) -> None:

@@ -76,6 +76,9 @@ def test_doctor_examines_adapters_and_directories(hotshoe: Shell, adapters: dict
     assert "there is nothing to examine" in hotshoe("doctor", str(adapters["delta"]))
     hotshoe("doctor", str(adapters["delta"]), "--png", str(chart), code=2)
     hotshoe("doctor", "nobody", code=4)
+    corrected = hotshoe("doctor", "patient", "--mitigate", "0.5", "--as", "patient:calmer").splitlines()
+    assert corrected[-1] == f"patient@{hotshoe.json('show', 'patient:calmer')['digest']}"
+    hotshoe("doctor", "patient", "--mitigate", "0.5", code=2)
 
 
 def test_validate_only_publishes_nothing(hotshoe: Shell, adapters: dict[str, Path]) -> None:

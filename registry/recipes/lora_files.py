@@ -1,0 +1,50 @@
+"""Low-rank updates as the files of a PEFT LORA adapter: lora_alpha is r, so that the scale is 1."""
+
+import json
+from collections.abc import Iterable, Mapping
+
+from hotshoe.registry.formats.base import BaseShape, LinearId
+from hotshoe.registry.formats.plan import MODULE_PREFIX
+from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE
+from hotshoe.registry.recipes.factors import Factors
+
+
+def lora_files(updates: Mapping[LinearId, Factors], base: BaseShape, *, base_name: str) -> dict[str, bytes]:
+    """adapter_config.json and adapter_model.safetensors of updates, float32; equal updates give equal bytes.
+
+    Args:
+        base_name: what base_model_name_or_path says.
+    """
+    from safetensors.numpy import save
+
+    tensors = {}
+    for linear, (a, b) in updates.items():
+        module = base.linears[linear].module
+        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = a.float().contiguous().numpy()
+        tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = b.float().contiguous().numpy()
+    ranks = {base.linears[linear].module: factors.a.shape[0] for linear, factors in updates.items()}
+    rank = max(ranks.values())
+    others = {module: other for module, other in sorted(ranks.items()) if other != rank}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "target_modules": _target_modules(updates, base),
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "bias": "none",
+    }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    return {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}), CONFIG_FILE: text.encode()}
+
+
+def _target_modules(linears: Iterable[LinearId], base: BaseShape) -> list[str]:
+    """Names of the linears' kinds, if those of every layer are there; else of each module."""
+    chosen = set(linears)
+    targets = {linear.target for linear in chosen}
+    if chosen == {linear for linear in base.linears if linear.target in targets}:
+        return sorted(targets)
+    return sorted(base.linears[linear].module for linear in chosen)
