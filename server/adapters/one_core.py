@@ -15,7 +15,21 @@ def use_one_core() -> None:
         ctypes.CDLL(None).omp_set_num_threads(1)  # of this thread only, unlike torch.set_num_threads
 
 
-def let_others_first() -> None:
-    """From now on this thread, when it wakes, interrupts no other that runs: the engine's least of all."""
+def let_others_first(thread: int | None = None) -> None:
+    """From now on a thread, when it wakes, interrupts no other that runs: the engine's least of all.
+
+    `thread`: its native id; this one if not given.
+    """
+    _schedule(thread, "SCHED_BATCH")
+
+
+def run_when_idle(thread: int | None = None) -> None:
+    """From now on a thread runs where a core has nothing else to do, and hardly at all where none has."""
+    _schedule(thread, "SCHED_IDLE")
+
+
+def _schedule(thread: int | None, policy: str) -> None:
+    """Does nothing where the system has no such policy."""
     with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_BATCH, os.sched_param(0))
+        number = threading.get_native_id() if thread is None else thread
+        os.sched_setscheduler(number, getattr(os, policy), os.sched_param(0))

@@ -18,7 +18,7 @@ from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_queue import LoadQueue
 from hotshoe.server.adapters.loader_pace import LoaderPace
 from hotshoe.server.adapters.observer_events import ObserverEvents
-from hotshoe.server.adapters.one_core import let_others_first, use_one_core
+from hotshoe.server.adapters.one_core import let_others_first, run_when_idle, use_one_core
 from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
 from hotshoe.server.adapters.resident import (
     AdapterSource,
@@ -32,6 +32,8 @@ from hotshoe.server.config import ResidencyConfig
 from hotshoe.server.errors import AdapterSlotsFull, AdapterUnusable, Draining, ServerError
 
 _log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 0.25  # that a load which only `load` waits for leaves the cores to others
 
 
 class AdapterResidency:
@@ -138,6 +140,7 @@ class AdapterResidency:
             entry = self._state.entry(digest)
             if not entry.has_reached(Tier.HOST) and entry.failure is None:
                 entry.prefetched = True
+                self._hurry(entry)
                 self._start(entry, Tier.HOST)
 
     def load(
@@ -241,6 +244,7 @@ class AdapterResidency:
         for entry in entries:
             if not entry.on_device and not entry.missed:
                 entry.missed = True
+                self._hurry(entry)
                 self._events.lookup(False)
             self._start(entry, Tier.DEVICE)
         if is_new:  # else nothing has changed for the loaders: they would only ask the engine again
@@ -279,7 +283,9 @@ class AdapterResidency:
                 raise AdapterSlotsFull(f"adapter {entry.digest}: no adapter slot became free in time")
             if remaining <= 0:
                 raise AdapterUnusable(f"adapter {entry.digest}: not loaded in time")
-            self._progress.wait(remaining)
+            self._progress.wait(min(remaining, PATIENCE_SECONDS))
+            if time.monotonic() - entry.load_started > PATIENCE_SECONDS:
+                self._hurry(entry)
 
     def _finish_wait(self, entry: Entry, *, tier: Tier, pin: bool) -> LoadProgress:
         if pin:
@@ -307,12 +313,31 @@ class AdapterResidency:
         use_one_core()
         let_others_first()
         while (entry := self._next_job()) is not None:
+            self._take_turn(entry)
             self.pace.begin()
             try:
                 self._read(entry) if entry.phase is Phase.READING else self._place(entry)
             except Exception as error:
                 self._fail(entry, error)
+            self._end_turn(entry)
             self._tell_engine()
+
+    def _take_turn(self, entry: Entry) -> None:
+        """A load that no request waits for leaves the cores to those who decode, until it takes too long for that."""
+        with self._lock:
+            if not (entry.missed or entry.prefetched):
+                run_when_idle()
+                entry.loader = threading.get_native_id()
+
+    def _end_turn(self, entry: Entry) -> None:
+        with self._lock:
+            self._hurry(entry)
+
+    def _hurry(self, entry: Entry) -> None:
+        """Whoever works on this load gets a core beside those who decode. Under the lock."""
+        if entry.loader is not None:
+            let_others_first(entry.loader)
+            entry.loader = None
 
     def _next_job(self) -> Entry | None:
         """Waits for a load that can go on, the oldest request's first; None after `close`."""

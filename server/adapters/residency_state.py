@@ -44,6 +44,7 @@ class Entry:
     target: Tier = Tier.DEVICE  # of the load under way
     prefetched: bool = False  # the load under way may end on the device, though its target is the host
     missed: bool = False
+    loader: int | None = None  # the thread that works on it, as long as it runs only where a core is idle
     drop_when_idle: bool = False
     stage: LoadStage = LoadStage.RESOLVING
     failure: Exception | None = None

@@ -1,5 +1,6 @@
 """Adapters on demand: one load for all who wait, pins, unloading, and many threads at once."""
 
+import os
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ from store_adapters import publish
 from hotshoe.registry.formats.base import LinearId
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
+from hotshoe.server.adapters import residency
 from hotshoe.server.adapters.resident import LoadProgress, LoadStage, Tier
 from hotshoe.server.errors import AdapterSlotsFull, AdapterUnusable, Draining
 
@@ -234,6 +236,37 @@ def test_acquire_and_release_do_not_wait_for_files(
     assert slowest < 0.5
     house.acquire(*house.digests[1:])
     house.residency.release(house.digests)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no such policy")
+@pytest.mark.parametrize("in_a_hurry", ["a request", "it takes long"])
+def test_a_load_runs_on_idle_cores_until_somebody_is_in_a_hurry(
+    new_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, in_a_hurry: str
+) -> None:
+    house = new_house(adapters=2, loader_threads=1)
+    real, reached, may_go = house.registry.adapter_files, threading.Event(), threading.Event()
+
+    def stuck(digest: str) -> dict[str, Path]:
+        reached.set()
+        assert may_go.wait(WAIT)
+        return real(digest)
+
+    monkeypatch.setattr(house.registry, "adapter_files", stuck)
+    monkeypatch.setattr(residency, "PATIENCE_SECONDS", WAIT if in_a_hurry == "a request" else 0.05)
+    loader = next(thread for thread in threading.enumerate() if thread.name == "adapter-loader-0")
+    assert loader.native_id is not None
+    waiter = threading.Thread(target=lambda: house.residency.load(house.digests[0]))
+    waiter.start()
+    assert reached.wait(WAIT)
+    if in_a_hurry == "a request":
+        assert os.sched_getscheduler(loader.native_id) == os.SCHED_IDLE
+        assert house.residency.acquire(house.digests[:1]) is None
+        assert os.sched_getscheduler(loader.native_id) == os.SCHED_BATCH
+    until(lambda: os.sched_getscheduler(loader.native_id or 0) == os.SCHED_BATCH)
+    may_go.set()
+    waiter.join(WAIT)
+    house.residency.load(house.digests[1])
+    until(lambda: os.sched_getscheduler(loader.native_id or 0) == os.SCHED_BATCH)
 
 
 def test_a_storm_of_everything_leaves_no_reference_and_no_byte(new_house: Callable[..., House]) -> None:
