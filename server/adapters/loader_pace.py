@@ -15,9 +15,18 @@ class LoaderPace:
     still lose more than those that go on a little slower. While the engine has nothing to decode, nobody sleeps.
     """
 
-    def __init__(self, share: float, *, backlog: Callable[[], int] = lambda: 0) -> None:
-        """`share`: of one core's time, above 0; with 1 or more nobody sleeps. `backlog`: loads that wait to begin."""
+    def __init__(
+        self, share: float, *, backlog: Callable[[], int] = lambda: 0, decoding: Callable[[], bool] | None = None
+    ) -> None:
+        """Takes what may be had, and what decides it.
+
+        Args:
+            share: of one core's time, above 0; with 1 or more nobody sleeps.
+            backlog: loads that wait to begin.
+            decoding: whether requests decode; else `set_decoding` says so.
+        """
         self.share = share
+        self._ask_decoding = decoding
         self._backlog = backlog
         self._decoding = False
         self._lock = threading.Lock()
@@ -30,8 +39,8 @@ class LoaderPace:
 
     @property
     def decoding(self) -> bool:
-        """Whether requests decode, as far as the engine has said."""
-        return self._decoding
+        """Whether requests decode."""
+        return self._decoding if self._ask_decoding is None else self._ask_decoding()
 
     def begin(self) -> None:
         """This thread begins a load: what it did before does not count."""
@@ -45,13 +54,13 @@ class LoaderPace:
             return
         self._own.used = used
         share = self.share * (1 + self._backlog())
-        if share >= 1.0 or not self._decoding:
+        if share >= 1.0 or not self.decoding:
             return
         with self._lock:
             now = time.monotonic()
             until = self._free_at = max(now, self._free_at) + worked * (1.0 / share - 1.0)
-        while self._decoding and (left := until - time.monotonic()) > 0:
+        while self.decoding and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, MAX_SLEEP_SECONDS))
-        if not self._decoding:
+        if not self.decoding:
             with self._lock:
                 self._free_at = min(self._free_at, time.monotonic())

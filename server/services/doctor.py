@@ -21,7 +21,7 @@ from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import Referrer, Registry
 from hotshoe.registry.validation import AdapterLimits, Pause
 from hotshoe.server.adapters.loader_pace import LoaderPace
-from hotshoe.server.adapters.one_core import let_others_first, use_one_core
+from hotshoe.server.adapters.one_core import let_others_first, run_when_idle, use_one_core
 from hotshoe.server.errors import AdapterRefused, Draining, ServerError
 from hotshoe.server.logs import log_event
 from hotshoe.server.model.quantize import quantize_nf4
@@ -29,30 +29,31 @@ from hotshoe.server.model.spectra import Spectra
 
 REPORT_FILE = "doctor.json"
 ANNOTATION_PREFIX = "dev.hotshoe.doctor."
-_PATIENCE_SECONDS = 1.0  # that a publisher waits for a diagnosis which cannot stop him
-_IDLE_SECONDS = 0.25  # between looks at whether the engine has fallen idle
+_PATIENCE_SECONDS = 0.2  # that a publisher waits for a diagnosis which cannot stop him
+_UNASKED = 0.2  # of a load's share, for what nobody waits for: it is longer slices than a load's
+_QUIET_SECONDS = 2.0  # without decoding, before spectra are computed that nobody has asked for
+_LOOK_SECONDS = 0.25  # between looks at whether requests decode
 
 
 class Doctor:
     """Diagnoses for one base. Event loop only.
 
-    One thread screens; another, so that no publisher waits behind it, counts exactly. While the engine is idle the
-    first computes spectra that no adapter has asked for yet.
+    One thread screens; another, so that no publisher waits behind it, counts exactly; a third, while nothing decodes,
+    computes the spectra that no adapter has asked for yet.
     """
 
     def __init__(
         self, *, registry: Registry, base: BaseWeights, spectra: Spectra, limits: AdapterLimits, pace: LoaderPace
     ) -> None:
-        """`pace` knows whether requests decode; the doctor takes a share like a load's, beside it."""
+        """`pace` knows whether requests decode; beside it the doctor takes a share as large as a load's at most."""
         self._registry = registry
         self._base = base
         self._spectra = spectra
         self._limits = limits
         self._loaders = pace
-        self._pace = LoaderPace(pace.share)
         self._closed = threading.Event()
-        self._screens = ThreadPoolExecutor(1, "doctor", initializer=_stand_back)
-        self._counts = ThreadPoolExecutor(1, "doctor-exact", initializer=_stand_back)
+        self._screens = ThreadPoolExecutor(1, "doctor", initializer=use_one_core)
+        self._counts = ThreadPoolExecutor(1, "doctor-exact", initializer=use_one_core)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def diagnose(self, files: Mapping[str, Path], *, exact: bool = False) -> Diagnosis:
@@ -115,7 +116,7 @@ class Doctor:
 
     def warm(self) -> None:
         """Begins with the spectra that are not known yet."""
-        self._screens.submit(self._warm_next)
+        threading.Thread(target=self._warm, name="doctor-spectra", daemon=True).start()
 
     async def close(self) -> None:
         """Ends what runs, at its next linear."""
@@ -131,7 +132,8 @@ class Doctor:
             if await loop.run_in_executor(None, self._registry.referrers, record.digest, DIAGNOSIS_TYPE):
                 return None
             files = await loop.run_in_executor(None, self._registry.adapter_files, record.digest)
-            diagnosis = await self.diagnose(files)
+            work = partial(self._diagnose, files, exact=False, given_up=None)
+            diagnosis = await loop.run_in_executor(self._screens, work)
             await loop.run_in_executor(None, self.attach, record, diagnosis)
         except (RegistryError, ServerError, OSError) as error:
             log_event(logging.WARNING, "not_examined", name=record.name, digest=record.digest, reason=str(error))
@@ -149,7 +151,7 @@ class Doctor:
 
     # The doctor's threads.
 
-    def _diagnose(self, files: Mapping[str, Path], *, exact: bool, given_up: threading.Event) -> Diagnosis:
+    def _diagnose(self, files: Mapping[str, Path], *, exact: bool, given_up: threading.Event | None) -> Diagnosis:
         pause = self._begin(given_up)
         lowered = lower_adapter(files, self._base, self._limits, pause=pause)
         if not exact:
@@ -160,33 +162,36 @@ class Doctor:
         pause = self._begin(given_up)
         return mitigate(lower_adapter(files, self._base, self._limits, pause=pause), self._base, keep=keep, pause=pause)
 
-    def _begin(self, given_up: threading.Event) -> Pause:
-        """Begins a piece of work; gives what it calls between its parts."""
-        self._pace.begin()
+    def _begin(self, given_up: threading.Event | None) -> Pause:
+        """Begins a piece of work; gives what it calls between its parts. Without `given_up` nobody waits for it."""
+        let_others_first() if given_up else run_when_idle()
+
+        def is_over() -> bool:
+            return self._closed.is_set() or (given_up is not None and given_up.is_set())
+
+        share = self._loaders.share * (1.0 if given_up else _UNASKED)
+        pace = LoaderPace(share, decoding=lambda: self._loaders.decoding and not is_over())
+        pace.begin()
 
         def pause() -> None:
-            if given_up.is_set() or self._closed.is_set():
+            pace.pause()
+            if is_over():
                 raise Draining("nobody waits for this diagnosis any more")
-            self._pace.set_decoding(self._loaders.decoding)
-            self._pace.pause()
 
         return pause
 
-    def _warm_next(self) -> None:
-        if self._closed.is_set() or (linear := self._spectra.next_unknown()) is None:
-            return
-        if self._loaders.decoding:
-            time.sleep(_IDLE_SECONDS)
-        else:
-            self._spectra.of(linear)
-        if not self._closed.is_set():  # behind the screens that have come meanwhile
-            self._screens.submit(self._warm_next)
+    def _warm(self) -> None:
+        use_one_core()
+        run_when_idle()
+        start = time.monotonic() + _QUIET_SECONDS
+        while not self._closed.is_set() and (linear := self._spectra.next_unknown()) is not None:
+            if self._loaders.decoding:
+                start = time.monotonic() + _QUIET_SECONDS
+            if time.monotonic() < start:
+                self._closed.wait(_LOOK_SECONDS)
+            else:
+                self._spectra.of(linear)
 
 
 def _requantized(weight: Any) -> Any:
     return dequantize_nf4(quantize_nf4(weight))
-
-
-def _stand_back() -> None:
-    use_one_core()
-    let_others_first()

@@ -87,14 +87,15 @@ class RequestMapper:
         prompt_logprobs = _optional_count(message, "prompt_logprobs")
         sampling = self._sampling(message.sampling)
         self._check_stopping(message.stopping)
-        adapters, virtual_tokens = self._adapters(message.adapters)
+        uses, virtual_tokens = self._adapters(message.adapters)
         prompt = self._prompt(message)
         return Request(
             request_id=request_id,
             prompt_token_ids=prompt,
             sampling=sampling,
             stopping=self._stopping(message.stopping, len(prompt), virtual_tokens),
-            **self._applied(adapters),
+            adapters=() if self.merged else uses,
+            merged=uses if self.merged else (),
             n=answers,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
@@ -105,7 +106,7 @@ class RequestMapper:
         """A request that scores `message.choices`. Raises as `generate` does."""
         if not 1 <= len(message.choices) <= MAX_CHOICES:
             raise InvalidRequest("choices", f"expected 1 to {MAX_CHOICES} choices, not {len(message.choices)}")
-        adapters, virtual_tokens = self._adapters(message.adapters)
+        uses, virtual_tokens = self._adapters(message.adapters)
         prompt = self._prompt(message)
         taken = len(prompt) + virtual_tokens
         choices = tuple(self._choice(index, text, taken) for index, text in enumerate(message.choices))
@@ -114,7 +115,8 @@ class RequestMapper:
             prompt_token_ids=prompt,
             sampling=SamplingParams(),
             stopping=StopCriteria(max_new_tokens=1),
-            **self._applied(adapters),
+            adapters=() if self.merged else uses,
+            merged=uses if self.merged else (),
             logprobs=0,
             choices=choices,
             deadline=deadline,
@@ -132,7 +134,7 @@ class RequestMapper:
         return ids
 
     def _adapters(self, selections: Sequence[generation_pb2.AdapterSelection]) -> tuple[tuple[AdapterUse, ...], int]:
-        """The stack, and how many positions it puts before the prompt."""
+        """The stack, and how many positions it puts before the prompt. Raises OnlyMergedServed, too."""
         if len(selections) > MAX_ADAPTERS:
             raise InvalidRequest("adapters", f"at most {MAX_ADAPTERS} adapters in one request, not {len(selections)}")
         uses: list[AdapterUse] = []
@@ -148,18 +150,16 @@ class RequestMapper:
                 )
             uses.append(AdapterUse(selection.reference, adapter.name, adapter.digest, weight))
             virtual_tokens += adapter.virtual_tokens
+        if self.merged is not None:
+            self._check_merged(uses, self.merged)
         return tuple(uses), virtual_tokens
 
-    def _applied(self, uses: tuple[AdapterUse, ...]) -> dict[str, tuple[AdapterUse, ...]]:
-        """Where a request's adapters are applied: by the engine, or in the weights already."""
-        if self.merged is None:
-            return {"adapters": uses}
-        if [(use.digest, use.weight) for use in uses] != [(self.merged.digest, 1.0)]:
+    def _check_merged(self, uses: Sequence[AdapterUse], merged: AdapterUse) -> None:
+        if [(use.digest, use.weight) for use in uses] != [(merged.digest, 1.0)]:
             raise OnlyMergedServed(
-                f"this server has merged {self.merged.name}@{self.merged.digest} into the base, and answers requests "
-                "for it alone, at weight 1"
+                f"this server has merged {merged.name}@{merged.digest} into the base, and answers requests for it "
+                "alone, at weight 1"
             )
-        return {"merged": uses}
 
     def _prompt(self, message: "generation_pb2.GenerateRequest | generation_pb2.ScoreRequest") -> tuple[int, ...]:
         field = message.WhichOneof("prompt")
