@@ -75,6 +75,11 @@ class LocalServer:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    def resident_bytes(self) -> int:
+        """How much of its memory is in the machine's. Raises OSError where the system has no /proc."""
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def wait(self) -> int:
         """Waits until the process ends by itself; returns its exit code."""
         return self._process.wait()

@@ -42,8 +42,11 @@ class StageSettings:
 class Stage:
     """One running server with its client, channel and load generator."""
 
-    def __init__(self, settings: StageSettings, client: AsyncClient, asker: Asker, info: dict[str, Any]) -> None:
+    def __init__(
+        self, settings: StageSettings, server: LocalServer, client: AsyncClient, asker: Asker, info: dict[str, Any]
+    ) -> None:
         self.settings = settings
+        self.resident_bytes = server.resident_bytes
         self.client = client
         self.asker = asker
         self.info = info  # what the server says about itself
@@ -99,4 +102,4 @@ async def open_stage(settings: StageSettings, arguments: Sequence[str]) -> Async
             asker = Asker(channel, words, seed=settings.seed, tenant_key=TENANT_KEY)
             described = {name.name: getattr(info, name.name) for name in info.DESCRIPTOR.fields if not name.is_repeated}
             described["arguments"] = " ".join((*arguments, *settings.server_arguments))
-            yield Stage(settings, client, asker, described)
+            yield Stage(settings, server, client, asker, described)

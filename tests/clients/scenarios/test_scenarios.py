@@ -1,6 +1,7 @@
 """Scenarios against real servers of a tiny base: that they measure what they say. How fast is no test's matter."""
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,26 @@ def test_many_adapters_compares_rounds_of_few_and_of_all(base: Path, tmp_path: P
     assert report.figures["lowest_ratio"] <= bar.measured <= report.figures["highest_ratio"]
     again = run("many-adapters", base, tmp_path, scale=0.02)
     assert again.errors == {}, "what was published before is found again"
+
+
+LEAK = """
+import asyncio
+kept, create = [], asyncio.Event.__init__
+def create_and_keep(self):
+    create(self)
+    kept.append(b"x" * 1_000_000)
+asyncio.Event.__init__ = create_and_keep
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_tells_a_server_that_grows_from_one_that_does_not(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = run("memory", base, tmp_path / "sound", scale=0.01)
+    (tmp_path / "sitecustomize.py").write_text(LEAK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    leaking = run("memory", base, tmp_path / "leaking", scale=0.01)
+    assert sound.errors == {} and leaking.errors == {}
+    assert sound.bars[0].met and not leaking.bars[0].met
+    assert leaking.bars[0].measured > sound.bars[0].measured + 100
