@@ -1,5 +1,6 @@
 """hotshoe bench compare: the same load on hotshoe and on its rivals."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from hotshoe.clients.cli.failures import FAILED, INTERRUPTED
 from hotshoe.clients.cli.options import Json
 
 if TYPE_CHECKING:
+    from hotshoe.clients.compare.plan import ComparePlan
     from hotshoe.clients.compare.report import Agreement, CompareReport
 
 DEFAULT_CACHE = Path("~/.cache/hotshoe/rivals")
@@ -49,13 +51,8 @@ def compare(
     not be measured.
     """
     import os
-    import sys
 
-    from hotshoe.clients.compare.charts import CHARTS_NEED, can_draw, draw_charts
-    from hotshoe.clients.compare.comparison import Comparison
     from hotshoe.clients.compare.plan import ComparePlan
-    from hotshoe.clients.compare.report import make_report, write_report
-    from hotshoe.clients.compare.rivals import RIVALS, rivals_named
 
     plan = ComparePlan(
         concurrency=_numbers("concurrency", concurrency),
@@ -69,26 +66,7 @@ def compare(
         threads=threads or os.cpu_count() or 1,
         seed=seed,
     )
-    chosen = rivals_named(rivals) if rivals else RIVALS
-    directory.mkdir(parents=True, exist_ok=True)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    comparison = Comparison(plan, chosen, cache=cache.expanduser(), logs=directory, lock=lock, say=say)
-    interrupted = False
-    try:
-        comparison.run()
-    except KeyboardInterrupt:
-        interrupted = True
-        say("interrupted: this is what was measured so far")
-    report = make_report(plan, chosen, comparison.results)
-    written = write_report(report, directory)
-    if can_draw():
-        written += draw_charts(report, directory)
-    else:
-        say(CHARTS_NEED)
-    say(f"wrote {', '.join(map(str, written))}")
+    report, interrupted = _measure(plan, rivals, cache=cache.expanduser(), directory=directory, lock=lock)
     if json:
         output.print_json(report.to_data())
     else:
@@ -97,6 +75,38 @@ def compare(
         raise typer.Exit(INTERRUPTED)
     if any(rival["failure"] for rival in report.rivals):
         raise typer.Exit(FAILED)
+
+
+def _measure(
+    plan: "ComparePlan", rivals: str, *, cache: Path, directory: Path, lock: Path | None
+) -> "tuple[CompareReport, bool]":
+    """Measures and writes the files; gives the report, and whether it was interrupted."""
+    from hotshoe.clients.compare.charts import CHARTS_NEED, can_draw, draw_charts
+    from hotshoe.clients.compare.comparison import Comparison
+    from hotshoe.clients.compare.report import make_report, write_report
+    from hotshoe.clients.compare.rivals import RIVALS, rivals_named
+
+    chosen = rivals_named(rivals) if rivals else RIVALS
+    directory.mkdir(parents=True, exist_ok=True)
+    comparison = Comparison(plan, chosen, cache=cache, logs=directory, lock=lock, say=_say)
+    interrupted = False
+    try:
+        comparison.run()
+    except KeyboardInterrupt:
+        interrupted = True
+        _say("interrupted: this is what was measured so far")
+    report = make_report(plan, chosen, comparison.results)
+    written = write_report(report, directory)
+    if can_draw():
+        written += draw_charts(report, directory)
+    else:
+        _say(CHARTS_NEED)
+    _say(f"wrote {', '.join(map(str, written))}")
+    return report, interrupted
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
