@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.formats.adalora import plan_adalora
 from hotshoe.registry.formats.base import BaseShape, BaseWeights
+from hotshoe.registry.formats.beft import plan_beft
+from hotshoe.registry.formats.delora import plan_delora
+from hotshoe.registry.formats.gralora import plan_gralora
+from hotshoe.registry.formats.hra import plan_hra
 from hotshoe.registry.formats.ia3 import plan_ia3
 from hotshoe.registry.formats.lora import plan_lora
 from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.formats.miss import plan_miss
 from hotshoe.registry.formats.peft_config import NULL, TEXT, Config, either
 from hotshoe.registry.formats.plan import Format, Plan, Tensors
 from hotshoe.registry.formats.prefix_tuning import plan_prefix_tuning
-from hotshoe.registry.formats.prompt_tuning import plan_prompt_tuning
+from hotshoe.registry.formats.products import plan_loha, plan_lokr
+from hotshoe.registry.formats.prompt_tuning import plan_cpt, plan_p_tuning, plan_prompt_tuning
+from hotshoe.registry.formats.vblora import plan_vblora
+from hotshoe.registry.formats.vera import plan_vera
 from hotshoe.registry.validation import AdapterLimits, Pause, TensorEntry, TensorFile, go_on, read_config, shown
 
 if TYPE_CHECKING:
@@ -23,12 +32,62 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 DEFAULT_LIMITS = AdapterLimits()
 
+
+@dataclass(frozen=True, slots=True)
+class AdapterKind:
+    """A kind that is served exactly, and what the README says of it."""
+
+    plan: Format
+    lowered_to: str
+    note: str
+
+
 # By PEFT's peft_type.
-ADAPTER_KINDS: Mapping[str, Format] = {
-    "IA3": plan_ia3,
-    "LORA": plan_lora,
-    "PREFIX_TUNING": plan_prefix_tuning,
-    "PROMPT_TUNING": plan_prompt_tuning,
+ADAPTER_KINDS: Mapping[str, AdapterKind] = {
+    "ADALORA": AdapterKind(plan_adalora, "low-rank update", "ranks as training left them"),
+    "BEFT": AdapterKind(plan_beft, "bias", ""),
+    "CPT": AdapterKind(plan_cpt, "embeddings before the prompt", "their pages shared; alone or in a stack"),
+    "DELORA": AdapterKind(plan_delora, "low-rank update", "`rank_pattern`"),
+    "GRALORA": AdapterKind(plan_gralora, "low-rank update of rank k·r", "`hybrid_r` too"),
+    "HRA": AdapterKind(plan_hra, "low-rank update", "reflections of the served W; `apply_GS`"),
+    "IA3": AdapterKind(plan_ia3, "input and output scales, bias", "any `target_modules` and `feedforward_modules`"),
+    "LOHA": AdapterKind(plan_loha, "low-rank update of rank r²", "`rank_pattern`, `alpha_pattern`"),
+    "LOKR": AdapterKind(
+        plan_lokr, "low-rank update, ranks multiplied", "any `decompose_factor`, as far as `--max-rank` goes"
+    ),
+    "LORA": AdapterKind(
+        plan_lora,
+        "low-rank update, output scale, bias",
+        "DoRA, rsLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of the decoder",
+    ),
+    "MISS": AdapterKind(plan_miss, "low-rank update", "and its mini form"),
+    "PREFIX_TUNING": AdapterKind(
+        plan_prefix_tuning, "key-value pages, shared by all its requests", "alone or in a stack"
+    ),
+    "PROMPT_TUNING": AdapterKind(
+        plan_prompt_tuning, "embeddings before the prompt", "their pages shared; alone or in a stack"
+    ),
+    "P_TUNING": AdapterKind(
+        plan_p_tuning, "embeddings before the prompt", "what the encoder gave; alone or in a stack"
+    ),
+    "VBLORA": AdapterKind(plan_vblora, "low-rank update", "the bank's mixtures written out"),
+    "VERA": AdapterKind(plan_vera, "low-rank update", "with `save_projection`"),
+}
+
+_NO_LOW_RANK = "its update is of full rank, and has no exact form that a batch can share"
+# Kinds of PEFT that are refused, and why.
+REFUSED_KINDS: Mapping[str, str] = {
+    "C3A": _NO_LOW_RANK,
+    "FOURIERFT": _NO_LOW_RANK,
+    "FROD": _NO_LOW_RANK,
+    "HIRA": _NO_LOW_RANK,
+    "LILY": "its router averages over all tokens of a batch, so that answers would depend on their neighbours",
+    "OSF": _NO_LOW_RANK,
+    "RANDLORA": _NO_LOW_RANK,
+    "SHADOW": "it is a second model beside the base",
+    "SHIRA": _NO_LOW_RANK,
+    "WAVEFT": _NO_LOW_RANK,
+    "XLORA": "its gates need a forward pass of their own before each step",
 }
 
 
@@ -121,7 +180,7 @@ class _CheckedConfig:
 
     def plan(self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on) -> Plan:
         tensors = Tensors(tensor_file.entries, shape, pause)
-        plan = ADAPTER_KINDS[self.kind](self.fields, tensors, shape)
+        plan = ADAPTER_KINDS[self.kind].plan(self.fields, tensors, shape)
         tensors.close()
         if plan.rank > limits.max_rank:
             raise InvalidAdapter("r", f"found rank {plan.rank}, expected at most {limits.max_rank}")
@@ -132,7 +191,8 @@ def _check_config(files: Mapping[str, Path]) -> _CheckedConfig:
     fields = read_config(_file(files, CONFIG_FILE))
     kind = fields.get("peft_type")
     if not isinstance(kind, str) or kind not in ADAPTER_KINDS:
-        raise InvalidAdapter("peft_type", f"expected {' or '.join(ADAPTER_KINDS)}, found {shown(kind)}")
+        why = f": {REFUSED_KINDS[kind]}" if isinstance(kind, str) and kind in REFUSED_KINDS else ""
+        raise InvalidAdapter("peft_type", f"expected {' or '.join(ADAPTER_KINDS)}, found {shown(kind)}{why}")
     config = Config(fields)
     base_model = config.take("base_model_name_or_path", either(TEXT, NULL), default=None)
     return _CheckedConfig(kind, base_model or "", config)

@@ -1,18 +1,19 @@
-"""LORA: y = W x + b + s B A x, with rank-stabilized scales, scales and ranks by module, and trained biases.
+"""LORA: y = W x + b + s B A x, with rank-stabilized scales, scales and ranks by module, trained biases, and DoRA.
 
 s = lora_alpha / r, or lora_alpha / √r with use_rslora. lora_bias adds s · lora_B.bias; bias="lora_only" and "all"
-replace b.
+replace b. use_dora gives each row of W + s B A a trained norm m: y = g ∘ (W x) + (g ∘ s B) A x + b, where g is m over
+the row's own norm, which W's lowered form knows.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.formats.module_pattern import StepBudget
+from hotshoe.registry.formats.module_values import take_by_module
 from hotshoe.registry.formats.peft_config import (
     COUNT,
     FLAG,
@@ -25,17 +26,16 @@ from hotshoe.registry.formats.peft_config import (
     Rule,
     either,
     one_of,
-    table_of,
 )
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
-from hotshoe.registry.formats.target_modules import compile_pattern, take_targets
+from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Fields that change what is computed, at the values at which they do not, and fields that never do.
-_REST: Mapping[str, Rule[object]] = {
-    "use_dora": one_of(False),
+REST: Mapping[str, Rule[object]] = {
     "use_qalora": one_of(False),
     "use_bdlora": NULL,
     "alora_invocation_tokens": NULL,
@@ -68,7 +68,8 @@ class _LinearPlan:
     a: TensorEntry
     b: TensorEntry
     scale: float
-    added_bias: TensorEntry | None  # lora_B.bias, scaled as B is
+    added_bias: TensorEntry | None = None  # lora_B.bias, scaled as B is
+    row_norms: TensorEntry | None = None  # DoRA's m, [out_features]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +101,30 @@ class LoraPlan:
             added = read(part.added_bias, scale=part.scale)
             bias_delta = added if bias_delta is None else bias_delta + added
         a, b = read(part.a), read(part.b, scale=part.scale)
-        return LoweredLinear(a=a, b=b, bias_delta=bias_delta, scale=part.scale)
+        if part.row_norms is None:
+            return LoweredLinear(a=a, b=b, bias_delta=bias_delta, scale=part.scale)
+        gain = read(part.row_norms) / _row_norms(base.weight(linear), a, b)
+        return LoweredLinear(a=a, b=b * gain[:, None], output_scale=gain, bias_delta=bias_delta, scale=part.scale)
+
+
+def _row_norms(weight: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
+    """[out_features]: those of W + B A, which is never formed."""
+    crossed = ((weight @ a.T) * b).sum(1)
+    own = ((b @ (a @ a.T)) * b).sum(1)
+    return (weight.square().sum(1) + 2 * crossed + own).sqrt()
 
 
 def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> LoraPlan:
     """The plan of a LORA adapter; see `Format`."""
     targets = take_targets(config, base, by_layer=True)
-    rank_of = _by_module(config, "r", "rank_pattern", COUNT, 8)
-    alpha_of = _by_module(config, "lora_alpha", "alpha_pattern", NUMBER, 8)
+    rank_of = take_by_module(config, "r", "rank_pattern", COUNT, 8)
+    alpha_of = take_by_module(config, "lora_alpha", "alpha_pattern", NUMBER, 8)
     is_stabilized = config.take("use_rslora", FLAG, default=False)
-    has_added_bias = config.take("lora_bias", FLAG, default=False)
+    has_norms = config.take("use_dora", FLAG, default=False)
+    has_added_bias = config.take("lora_bias", one_of(False) if has_norms else FLAG, default=False)
     bias = config.take("bias", one_of("none", "lora_only", "all"), default="none")
     config.take("init_lora_weights", one_of(True, False) if has_added_bias else _INITS, default=True)
-    config.close("LORA", _REST)
+    config.close("LORA", REST)
 
     tensors.require_known_modules()
     low_rank = {}
@@ -120,15 +132,18 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> LoraPlan:
         module = base.linears[linear].module
         rank = rank_of(module)
         scale = alpha_of(module) / (math.sqrt(rank) if is_stabilized else rank)
-        low_rank[linear] = _plan_linear(linear, tensors, base, rank=rank, scale=scale, has_added_bias=has_added_bias)
+        low_rank[linear] = _plan_linear(linear, tensors, base, rank=rank, scale=scale)
+        if has_added_bias:
+            low_rank[linear] = replace(low_rank[linear], added_bias=_take_vector(linear, "lora_B.bias", tensors, base))
+        if has_norms:
+            norms = _take_vector(linear, "lora_magnitude_vector", tensors, base)
+            low_rank[linear] = replace(low_rank[linear], row_norms=norms)
     biases = _plan_biases(bias, low_rank, tensors, base)
     linears = tuple(linear for linear in base.linears if linear in low_rank or linear in biases)
     return LoraPlan(low_rank, biases, linears)
 
 
-def _plan_linear(
-    linear: LinearId, tensors: Tensors, base: BaseShape, *, rank: int, scale: float, has_added_bias: bool
-) -> _LinearPlan:
+def _plan_linear(linear: LinearId, tensors: Tensors, base: BaseShape, *, rank: int, scale: float) -> _LinearPlan:
     shape = base.linears[linear]
     a = tensors.take_of(linear, "lora_A.weight", reason="target_modules selects its module")
     b = tensors.take_of(linear, "lora_B.weight", reason="target_modules selects its module")
@@ -137,11 +152,15 @@ def _plan_linear(
     for entry, found in ((a, a.shape[0]), (b, b.shape[1])):
         if found != rank:
             raise InvalidAdapter(entry.name, f"found rank {found}, expected {rank} by r and rank_pattern")
-    added_bias = None
-    if has_added_bias:
-        added_bias = tensors.take_of(linear, "lora_B.bias", reason="lora_bias is true")
-        require_shape(added_bias, (shape.out_features,), of=f"{shape.module} of {base.name}")
-    return _LinearPlan(a, b, scale, added_bias)
+    return _LinearPlan(a, b, scale)
+
+
+def _take_vector(linear: LinearId, suffix: str, tensors: Tensors, base: BaseShape) -> TensorEntry:
+    """One number for each output."""
+    shape = base.linears[linear]
+    vector = tensors.take_of(linear, suffix, reason="lora_bias or use_dora is true")
+    require_shape(vector, (shape.out_features,), of=f"{shape.module} of {base.name}")
+    return vector
 
 
 def _plan_biases(
@@ -156,19 +175,3 @@ def _plan_biases(
         biases[linear] = tensors.take_of(linear, suffix, reason=f"bias is {bias}")
         require_shape(biases[linear], (shape.out_features,), of=f"{shape.module} of {base.name}")
     return biases
-
-
-def _by_module(config: Config, field: str, pattern_field: str, rule: Rule[T], default: T) -> Callable[[str], T]:
-    """A value by module: that of the first key of the pattern field that matches its name, or else the field's."""
-    common = config.take(field, rule, default=default)
-    table = config.take(pattern_field, table_of(rule), default={})
-    budget = StepBudget()
-    patterns = [(compile_pattern(pattern_field, key, budget), value) for key, value in table.items()]
-
-    def of(module: str) -> T:
-        try:
-            return next((value for pattern, value in patterns if pattern.matches_tail(module)), common)
-        except ValueError as error:
-            raise InvalidAdapter(pattern_field, str(error)) from None
-
-    return of

@@ -79,6 +79,10 @@ class Tensors:
         """Claims the tensor of that suffix of a decoder linear."""
         return self.take(f"{MODULE_PREFIX}{self._base.linears[linear].module}.{suffix}", reason=reason)
 
+    def has_of(self, linear: LinearId, suffix: str) -> bool:
+        """Whether the tensor of that suffix of a decoder linear is there, and not claimed yet."""
+        return f"{MODULE_PREFIX}{self._base.linears[linear].module}.{suffix}" in self._entries
+
     def close(self) -> None:
         """Raises InvalidAdapter for a tensor that was not claimed."""
         for name in self._entries:

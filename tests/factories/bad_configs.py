@@ -12,7 +12,7 @@ BAD_CONFIGS = {
         ({"peft_type": "LORRA"}, "peft_type"),
         ({"peft_type": None}, "peft_type"),
         ({"peft_type": ["LORA"]}, "peft_type"),
-        ({"peft_type": "VERA"}, "peft_type"),
+        ({"peft_type": "XLORA"}, "peft_type"),
         ({"peft_type": "\x1b[2J"}, "peft_type"),
         ({"task_type": "SEQ_CLS"}, "task_type"),
         ({"r": 0}, "r"),

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from canonical import canonical_logits
-from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft_adapters import (
     adapter_files,
     save_peft,
@@ -15,6 +15,7 @@ from peft_adapters import (
     write_prefix,
     write_prompt,
 )
+from peft_kinds import CONFIGS, lora
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
@@ -22,49 +23,6 @@ from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
 TOKENS = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(7))
 MODELS = {"llama": tiny_llama, "llama with biases": lambda: tiny_llama(bias=True), "qwen2": tiny_qwen2}
 ALL = list(TARGETS)
-
-
-def lora(**fields):
-    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM", **fields})
-
-
-def ia3(**fields):
-    return IA3Config(task_type="CAUSAL_LM", **fields)
-
-
-PATTERNS = {"q_proj": 2, "layers.1.mlp.down_proj": 6, r"^model\.layers\.\d\.self_attn\.(k|v)_proj$": 3}
-CONFIGS = {
-    "lora": lambda: lora(),
-    "lora of some modules": lambda: lora(target_modules=["v_proj", "gate_proj"]),
-    "lora by regular expression": lambda: lora(target_modules=r"model\.layers\.\d+\.(self_attn|mlp)\.(q|o|down)_proj"),
-    "lora on all-linear": lambda: lora(target_modules="all-linear"),
-    "lora on one layer": lambda: lora(layers_to_transform=1),
-    "lora on a layer by pattern": lambda: lora(layers_to_transform=[0], layers_pattern="layers"),
-    "lora without excluded modules": lambda: lora(exclude_modules=["o_proj", "layers.0.self_attn.q_proj"]),
-    "lora on one module by its full name": lambda: lora(target_modules=["model.layers.1.mlp.up_proj", "q_proj"]),
-    "rank-stabilized lora": lambda: lora(use_rslora=True),
-    "lora with patterns": lambda: lora(rank_pattern=PATTERNS, alpha_pattern={"v_proj": 32, "o_proj": 1}),
-    "rank-stabilized lora with patterns": lambda: lora(use_rslora=True, rank_pattern=PATTERNS),
-    "lora with lora_bias": lambda: lora(lora_bias=True),
-    "lora with bias lora_only": lambda: lora(bias="lora_only", target_modules=["q_proj", "up_proj"]),
-    "lora with bias all": lambda: lora(bias="all", target_modules=["q_proj", "up_proj"]),
-    "lora with every bias": lambda: lora(bias="all", lora_bias=True),
-    "lora with gaussian init": lambda: lora(init_lora_weights="gaussian", lora_dropout=0.1),
-    "lora with orthogonal init": lambda: lora(init_lora_weights="orthogonal"),
-    "lora without task type": lambda: lora(task_type=None),
-    "lora with negative alpha": lambda: lora(lora_alpha=-3),
-    "ia3": lambda: ia3(),
-    "ia3 on everything": lambda: ia3(target_modules=ALL, feedforward_modules=["down_proj", "o_proj"]),
-    "ia3 on outputs only": lambda: ia3(target_modules=["q_proj", "up_proj"], feedforward_modules=[]),
-    "ia3 by regular expressions": lambda: ia3(
-        target_modules=r".*\.(k|up|down)_proj", feedforward_modules=r".*\.mlp\.\w+"
-    ),
-    "prefix": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
-    "prefix with projection": lambda: PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=16
-    ),
-    "prompt": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6),
-}
 
 
 @torch.no_grad()

@@ -13,9 +13,12 @@ import peft_adapters
 import pytest
 import torch
 from peft import PeftModel
+from peft_adapters import save_peft
+from peft_kinds import one_of_each_kind
 from running_engine import RunningEngine, make_request
 from transformers import PreTrainedModel
 
+from hotshoe.registry.formats.kind import ADAPTER_KINDS
 from hotshoe.registry.registry import Registry
 from hotshoe.server.engine.request import AdapterUse, FinishReason, SamplingParams
 from hotshoe.server.errors import AdapterUnusable, PromptTooLong
@@ -69,6 +72,24 @@ def test_all_kinds_in_one_batch_give_peft_s_tokens(
     alone = model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert plain[0] == alone[0, len(PROMPTS[0]) :].tolist()
     assert max(report.stats.distinct_adapters for report in running.reports) >= 4
+
+
+def test_one_of_every_kind_at_once_gives_peft_s_tokens(
+    start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    configs = {kind.lower(): config for kind, config in one_of_each_kind().items()}
+    assert configs.keys() == {kind.lower() for kind in ADAPTER_KINDS}
+    for kind, config in configs.items():
+        save_peft(tmp_path / kind, copy.deepcopy(model), config)
+    requests = {
+        kind: make_request(PROMPTS[0], max_new_tokens=6, adapters=[publish(tmp_path / kind)]) for kind in configs
+    }
+    with start_engine(max_running_requests=32) as running:
+        running.run(*requests.values())
+    for kind, request in requests.items():
+        answer = running.answers[request.request_id, 0]
+        assert answer.error is None
+        assert answer.token_ids == peft_tokens(model, tmp_path / kind, PROMPTS[0], 6), kind
 
 
 def test_stacks_add_their_adapters_by_weight(

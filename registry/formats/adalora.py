@@ -1,0 +1,88 @@
+"""ADALORA: y = W x + b + s B diag(e) A x, with s = lora_alpha / (init_r + 1e-5), as trained with ranks that were cut.
+
+The scale keeps the first rank, however few of its ranks are left in a linear.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
+from hotshoe.registry.formats.by_linear import LinearsPlan
+from hotshoe.registry.formats.lora import REST as LORA_REST
+from hotshoe.registry.formats.lowered import LoweredLinear
+from hotshoe.registry.formats.peft_config import (
+    COUNT,
+    FLAG,
+    INTEGER,
+    NULL,
+    NUMBER,
+    OBJECT,
+    Config,
+    Rule,
+    either,
+    one_of,
+)
+from hotshoe.registry.formats.plan import Read, Tensors, require_shape
+from hotshoe.registry.formats.target_modules import take_targets
+from hotshoe.registry.validation import TensorEntry
+
+_REST: Mapping[str, Rule[object]] = {
+    **LORA_REST,
+    "use_dora": one_of(False),
+    "use_rslora": one_of(False),
+    "lora_bias": one_of(False),
+    "bias": one_of("none"),
+    "init_lora_weights": FLAG,
+    "r": COUNT,  # not looked at: init_r is the rank
+    "alpha_pattern": Rule("null or empty", lambda value: value in (None, {})),
+    "rank_pattern": either(OBJECT, NULL),  # which ranks were kept; the tensors hold no others
+    # Of training only.
+    "beta1": NUMBER,
+    "beta2": NUMBER,
+    "deltaT": INTEGER,
+    "orth_reg_weight": NUMBER,
+    "target_r": COUNT,
+    "tfinal": INTEGER,
+    "tinit": INTEGER,
+    "total_step": either(INTEGER, NULL),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    a: TensorEntry  # [rank, in_features]
+    b: TensorEntry  # [out_features, rank]
+    e: TensorEntry  # [rank, 1]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    def lower(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
+        b = read(self.b, scale=self.scale) * read(self.e).flatten()
+        return LoweredLinear(a=read(self.a), b=b, scale=self.scale)
+
+
+def plan_adalora(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
+    """The plan of an ADALORA adapter; see `Format`."""
+    targets = take_targets(config, base, by_layer=True)
+    first_rank = config.take("init_r", COUNT, default=12)
+    alpha = config.take("lora_alpha", NUMBER, default=8)
+    if alpha <= 0:
+        raise InvalidAdapter("lora_alpha", f"expected a number above 0, found {alpha}")
+    config.close("ADALORA", _REST)
+
+    tensors.require_known_modules()
+    parts = {}
+    for linear in targets:
+        shape = base.linears[linear]
+        a, b, e = (tensors.take_of(linear, f"lora_{x}", reason="target_modules selects its module") for x in "ABE")
+        require_shape(a, (None, shape.in_features), of=f"{shape.module} of {base.name}")
+        require_shape(b, (shape.out_features, a.shape[0]), of=f"{shape.module} of {base.name}")
+        require_shape(e, (a.shape[0], 1), of=f"{shape.module} of {base.name}")
+        if not 0 < a.shape[0] <= first_rank:
+            raise InvalidAdapter(a.name, f"found rank {a.shape[0]}, expected 1 to init_r, {first_rank}")
+        parts[linear] = _Part(a, b, e, alpha / (first_rank + 1e-5))
+    return LinearsPlan("ADALORA", parts)

@@ -1,0 +1,111 @@
+"""A config of PEFT's for each kind that is served, and for its variants, for a tiny Llama or Qwen2."""
+
+from collections.abc import Callable, Mapping
+
+from peft import (
+    AdaLoraConfig,
+    BeftConfig,
+    CPTConfig,
+    DeloraConfig,
+    GraloraConfig,
+    HRAConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    MissConfig,
+    PeftConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    VBLoRAConfig,
+    VeraConfig,
+)
+from tiny_models import TARGETS
+
+ALL = list(TARGETS)
+
+
+def lora(**fields):
+    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM", **fields})
+
+
+def ia3(**fields):
+    return IA3Config(task_type="CAUSAL_LM", **fields)
+
+
+def of(config, **fields):
+    return config(**{"task_type": "CAUSAL_LM", "target_modules": ALL, **fields})
+
+
+PATTERNS = {"q_proj": 2, "layers.1.mlp.down_proj": 6, r"^model\.layers\.\d\.self_attn\.(k|v)_proj$": 3}
+CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
+    "lora": lambda: lora(),
+    "lora of some modules": lambda: lora(target_modules=["v_proj", "gate_proj"]),
+    "lora by regular expression": lambda: lora(target_modules=r"model\.layers\.\d+\.(self_attn|mlp)\.(q|o|down)_proj"),
+    "lora on all-linear": lambda: lora(target_modules="all-linear"),
+    "lora on one layer": lambda: lora(layers_to_transform=1),
+    "lora on a layer by pattern": lambda: lora(layers_to_transform=[0], layers_pattern="layers"),
+    "lora without excluded modules": lambda: lora(exclude_modules=["o_proj", "layers.0.self_attn.q_proj"]),
+    "lora on one module by its full name": lambda: lora(target_modules=["model.layers.1.mlp.up_proj", "q_proj"]),
+    "rank-stabilized lora": lambda: lora(use_rslora=True),
+    "lora with patterns": lambda: lora(rank_pattern=PATTERNS, alpha_pattern={"v_proj": 32, "o_proj": 1}),
+    "rank-stabilized lora with patterns": lambda: lora(use_rslora=True, rank_pattern=PATTERNS),
+    "lora with lora_bias": lambda: lora(lora_bias=True),
+    "lora with bias lora_only": lambda: lora(bias="lora_only", target_modules=["q_proj", "up_proj"]),
+    "lora with bias all": lambda: lora(bias="all", target_modules=["q_proj", "up_proj"]),
+    "lora with every bias": lambda: lora(bias="all", lora_bias=True),
+    "lora with gaussian init": lambda: lora(init_lora_weights="gaussian", lora_dropout=0.1),
+    "lora with orthogonal init": lambda: lora(init_lora_weights="orthogonal"),
+    "lora without task type": lambda: lora(task_type=None),
+    "lora with negative alpha": lambda: lora(lora_alpha=-3),
+    "ia3": lambda: ia3(),
+    "ia3 on everything": lambda: ia3(target_modules=ALL, feedforward_modules=["down_proj", "o_proj"]),
+    "ia3 on outputs only": lambda: ia3(target_modules=["q_proj", "up_proj"], feedforward_modules=[]),
+    "ia3 by regular expressions": lambda: ia3(
+        target_modules=r".*\.(k|up|down)_proj", feedforward_modules=r".*\.mlp\.\w+"
+    ),
+    "prefix": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix with projection": lambda: PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=16
+    ),
+    "prompt": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6),
+    "p-tuning by an mlp": lambda: PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=16
+    ),
+    "p-tuning by an lstm": lambda: PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=16, encoder_reparameterization_type="LSTM"
+    ),
+    "cpt": lambda: CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=[5, 9, 3], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 3]
+    ),
+    "dora": lambda: lora(use_dora=True),
+    "rank-stabilized dora with patterns": lambda: lora(use_dora=True, use_rslora=True, rank_pattern=PATTERNS),
+    "dora with bias all": lambda: lora(use_dora=True, bias="all", target_modules=["k_proj", "down_proj"]),
+    "adalora": lambda: of(AdaLoraConfig, init_r=6, target_r=4, lora_alpha=500, total_step=10),
+    "loha": lambda: of(LoHaConfig, r=3, alpha=60),
+    "loha with patterns": lambda: of(LoHaConfig, r=2, alpha=60, rank_pattern=PATTERNS, alpha_pattern={"v_proj": 90}),
+    "lokr": lambda: of(LoKrConfig, r=2, alpha=20),
+    "lokr of two products": lambda: of(LoKrConfig, r=2, alpha=60, decompose_both=True, decompose_factor=8),
+    "lokr of two matrices": lambda: of(LoKrConfig, r=40, alpha=200, rank_pattern={"v_proj": 2}),
+    "vera": lambda: of(VeraConfig, r=7),
+    "hra": lambda: of(HRAConfig, r=4),
+    "hra with orthogonal vectors": lambda: of(HRAConfig, r=5, apply_GS=True, target_modules=["q_proj", "up_proj"]),
+    "miss": lambda: of(MissConfig, r=4),
+    "miss whose rank divides no width": lambda: of(MissConfig, r=5),
+    "mini miss": lambda: of(MissConfig, r=4, mini_r=8, init_weights="mini"),
+    "delora": lambda: of(DeloraConfig, r=4, rank_pattern={"q_proj": 2}, lambda_pattern={"v_proj": 3}),
+    "beft": lambda: of(BeftConfig),
+    "gralora": lambda: of(GraloraConfig, r=8, gralora_k=4, alpha=32),
+    "gralora beside a whole": lambda: of(GraloraConfig, r=4, hybrid_r=3),
+    "vb-lora": lambda: of(VBLoRAConfig, r=4, num_vectors=30, vector_length=16, topk=3),
+}
+
+
+def one_of_each_kind() -> dict[str, PeftConfig]:
+    """By peft_type, the first of `CONFIGS`."""
+    found: dict[str, PeftConfig] = {}
+    for make in CONFIGS.values():
+        config = make()
+        found.setdefault(config.peft_type.value, config)
+    return found
