@@ -226,6 +226,24 @@ class Client:
         response: registry.MitigateAdapterResponse = self._call(self._registry.MitigateAdapter, request, timeout)
         return response
 
+    def merge_adapters(
+        self,
+        sources: messages.Adapters,
+        name: str,
+        *,
+        method: str = "linear",
+        parameters: Mapping[str, object] | None = None,
+        tags: Sequence[str] = ("latest",),
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.MergeAdaptersResponse:
+        """Publishes as `name` what a method makes of published adapters, each with its weight, 1 if not given.
+
+        The README has the methods and their parameters; the server names them where it is asked for others.
+        """
+        request = messages.merge_request(sources, name, method=method, parameters=parameters or {}, tags=tags)
+        response: registry.MergeAdaptersResponse = self._call(self._registry.MergeAdapters, request, timeout)
+        return response
+
     def get_adapter(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.Adapter:
         """The adapter that `reference` resolves to now: "name", "name:tag" or "name@sha256:<hex>"."""
         request = registry.GetAdapterRequest(reference=reference)

@@ -182,6 +182,26 @@ def diagnose_request(files: Iterable[AdapterFile], *, exact: bool) -> registry.D
     return registry.DiagnoseAdapterRequest(blobs=[_blob(file) for file in files], exact=exact)
 
 
+def merge_request(
+    sources: Adapters, name: str, *, method: str, parameters: Mapping[str, object], tags: Sequence[str]
+) -> registry.MergeAdaptersRequest:
+    """The message that asks for adapters to be merged into a new one."""
+    return registry.MergeAdaptersRequest(
+        sources=[
+            registry.MergeAdaptersRequest.Source(reference=source.reference, weight=source.weight)
+            for source in adapter_selections(sources)
+        ],
+        method=method,
+        parameters={key: _parameter(value) for key, value in parameters.items()},
+        name=name,
+        tags=tags,
+    )
+
+
+def _parameter(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def upload_probe(file: AdapterFile) -> Iterator[registry.UploadBlobRequest]:
     """An upload that sends nothing yet, to learn where to go on."""
     yield registry.UploadBlobRequest(blob=_blob(file))

@@ -13,6 +13,7 @@ from hotshoe.clients.cli.doctor import doctor
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
 from hotshoe.clients.cli.load import load
 from hotshoe.clients.cli.ls import ls
+from hotshoe.clients.cli.merge import merge
 from hotshoe.clients.cli.ps import ps
 from hotshoe.clients.cli.publish import publish
 from hotshoe.clients.cli.pull import pull
@@ -26,7 +27,26 @@ from hotshoe.clients.cli.unload import unload
 from hotshoe.clients.cli.untag import untag
 from hotshoe.clients.cli.version import version
 
-VERBS = (serve, publish, pull, ls, show, doctor, tag, untag, run, chat, ps, load, unload, top, bench, demo, version)
+VERBS = (
+    serve,
+    publish,
+    pull,
+    ls,
+    show,
+    doctor,
+    merge,
+    tag,
+    untag,
+    run,
+    chat,
+    ps,
+    load,
+    unload,
+    top,
+    bench,
+    demo,
+    version,
+)
 
 
 class Verbs(TyperGroup):

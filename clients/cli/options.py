@@ -38,10 +38,11 @@ BASE = "base"
 def adapter_stack(reference: str, more: list[str] | None) -> list[tuple[str, float]]:
     """(reference, weight) of each adapter named; "base" names none. Raises ValueError for a bad weight."""
     named = [] if reference == BASE else [reference]
-    return [_weighted(text) for text in (*named, *(more or ()))]
+    return [weighted(text) for text in (*named, *(more or ()))]
 
 
-def _weighted(text: str) -> tuple[str, float]:
+def weighted(text: str) -> tuple[str, float]:
+    """REF or REF=WEIGHT, which is 1 if it is not said. Raises ValueError for a bad weight."""
     reference, equals, weight = text.partition("=")
     try:
         return reference, float(weight) if equals else 1.0

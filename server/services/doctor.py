@@ -1,10 +1,13 @@
-"""Examines adapters on threads of its own: paced while requests decode, so that nothing that runs waits for it."""
+"""Examines adapters, and makes new ones of them, on threads of its own.
+
+Those are paced while requests decode, so that nothing that runs waits for them.
+"""
 
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,6 +19,8 @@ from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.manifest import AdapterRecord, canonical_json
 from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of
+from hotshoe.registry.recipes.merge_parameters import MergeParameters
+from hotshoe.registry.recipes.merging import Merge, merge
 from hotshoe.registry.recipes.mitigation import Mitigation, mitigate
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import Referrer, Registry
@@ -75,6 +80,17 @@ class Doctor:
         """Shrinks the intruders of an adapter's files to `keep` of their strength. Raises as `diagnose` does."""
         given_up = threading.Event()
         work = partial(self._mitigate, files, keep=keep, given_up=given_up)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._counts, work)
+        finally:
+            given_up.set()
+
+    async def merge(
+        self, parents: Sequence[Mapping[str, Path]], weights: Sequence[float], parameters: MergeParameters
+    ) -> Merge:
+        """Merges the files of several adapters. Raises as `diagnose` does."""
+        given_up = threading.Event()
+        work = partial(self._merge, parents, weights, parameters, given_up=given_up)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._counts, work)
         finally:
@@ -162,6 +178,18 @@ class Doctor:
         pause = self._begin(given_up)
         return mitigate(lower_adapter(files, self._base, self._limits, pause=pause), self._base, keep=keep, pause=pause)
 
+    def _merge(
+        self,
+        parents: Sequence[Mapping[str, Path]],
+        weights: Sequence[float],
+        parameters: MergeParameters,
+        *,
+        given_up: threading.Event,
+    ) -> Merge:
+        pause = self._begin(given_up)
+        lowered = [lower_adapter(files, self._base, self._limits, pause=pause) for files in parents]
+        return merge(lowered, weights, parameters, self._base, pause=pause)
+
     def _begin(self, given_up: threading.Event | None) -> Pause:
         """Begins a piece of work; gives what it calls between its parts. Without `given_up` nobody waits for it."""
         let_others_first() if given_up else run_when_idle()
@@ -176,7 +204,7 @@ class Doctor:
         def pause() -> None:
             pace.pause()
             if is_over():
-                raise Draining("nobody waits for this diagnosis any more")
+                raise Draining("nobody waits for this any more")
 
         return pause
 

@@ -1,6 +1,6 @@
 """RegistryService: message ⇄ core type. The registry blocks on the disk, so every call of it runs in the executor.
 
-MergeAdapters and CollectGarbage are left to the generated base class, which answers UNIMPLEMENTED.
+CollectGarbage is left to the generated base class, which answers UNIMPLEMENTED.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from hotshoe.registry.errors import InvalidUpload
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
+from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Referrer, Registry, Upload
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
@@ -179,6 +180,39 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             shrunk=mitigation.shrunk,
             energy_kept=mitigation.energy_kept,
         )
+
+    async def MergeAdapters(
+        self, request: registry_pb2.MergeAdaptersRequest, context: Context
+    ) -> registry_pb2.MergeAdaptersResponse:
+        parameters = MergeParameters.parse(request.method, dict(request.parameters))
+        weights = [source.weight or 1.0 for source in request.sources]
+        parameters.check_parents(weights)
+        _check_count("sources", len(weights))
+        parents = [await _call(self._registry.resolve, source.reference) for source in request.sources]
+        parts = [await _call(self._registry.adapter_files, parent.digest) for parent in parents]
+        merged = await self._doctor.merge(parts, weights, parameters)
+        made = lora_files(merged.updates, self._base, base_name=parents[0].base_model)
+        files = await _call(self._registry.add_files, made)
+        if self._publish_doctor == "require":
+            await self._doctor.refuse_bad(request.name, await _call(self._registry.uploaded_files, files))
+        lineage = Lineage(
+            tuple(Parent(parent.digest, weight) for parent, weight in zip(parents, weights, strict=True)),
+            {**parameters.recipe(), "energy_kept": round(merged.energy_kept, 6)},
+        )
+        publish = partial(
+            self._registry.publish,
+            name=request.name,
+            tags=list(request.tags),
+            files=files,
+            annotations={},
+            base=self._base,
+            lineage=lineage,
+        )
+        record, _ = await _call(publish)
+        if self._publish_doctor == "warn":
+            await self._doctor.examine_soon(record)
+        log_event(logging.INFO, "merge", name=record.name, digest=record.digest, method=parameters.method)
+        return registry_pb2.MergeAdaptersResponse(adapter=adapter_message(record), energy_kept=merged.energy_kept)
 
     async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: Context

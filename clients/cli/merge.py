@@ -1,0 +1,53 @@
+"""hotshoe merge: a new adapter from published ones, made by the server."""
+
+from typing import Annotated
+
+import typer
+
+from hotshoe.clients.cli import output
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_tag, weighted
+
+
+def merge(
+    sources: Annotated[list[str], typer.Argument(metavar="REF[=WEIGHT]…", help="Two adapters or more.")],
+    name: Annotated[str, typer.Option("--as", metavar="NAME[:TAG]", help="What to call the new one.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="linear, slerp, nuslerp, karcher, model_stock, ties, dare_linear, dare_ties, della or breadcrumbs.",
+        ),
+    ] = "linear",
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Of the method, or rank=N to cut to; may be repeated."),
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
+    """Merge adapters into a new one, whose manifest names its parents and the recipe.
+
+    The same recipe over the same parents gives the same digest.
+    """
+    from hotshoe.clients import Client
+
+    new_name, tag = name_and_tag(name)
+    parameters = dict(map(_parameter, param or []))
+    with Client(server) as client:
+        response = client.merge_adapters(
+            [weighted(source) for source in sources], new_name, method=method, parameters=parameters, tags=[tag]
+        )
+    if json:
+        return output.print_json(response)
+    adapter = response.adapter
+    print(f"{adapter.name}@{adapter.digest}")
+    print(
+        f"rank {adapter.rank}, {output.human_bytes(adapter.size_bytes)}, {response.energy_kept:.1%} of the merge kept"
+    )
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--param: {text!r} is not NAME=VALUE")
+    return name, value

@@ -1,0 +1,105 @@
+"""What a merge is asked for: a method's parameters as text, checked and made numbers."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hotshoe.registry.errors import InvalidAdapter
+
+# By method: how many parents it takes, and which parameters beside `rank`.
+_COMMON = ("rank",)
+_SPARSE = ("density", "normalize", "seed")
+METHODS: Mapping[str, tuple[int | None, tuple[str, ...]]] = {
+    "breadcrumbs": (None, ("density", "gamma", "normalize", "seed")),
+    "dare_linear": (None, (*_SPARSE, "rescale")),
+    "dare_ties": (None, (*_SPARSE, "rescale")),
+    "della": (None, (*_SPARSE, "epsilon")),
+    "karcher": (None, ()),
+    "linear": (None, ("normalize",)),
+    "model_stock": (None, ()),
+    "nuslerp": (2, ("row_wise",)),
+    "slerp": (2, ("t", "space")),
+    "ties": (None, _SPARSE),
+}
+_NORMALIZED = ("ties", "della")  # unless told otherwise, as in mergekit
+_CHOICES = {"space": ("delta", "weights"), "rescale": ("inverse", "l1")}
+
+
+@dataclass(frozen=True, slots=True)
+class MergeParameters:
+    """A method and its numbers.
+
+    Attributes:
+        rank: what every linear is cut to; 0: nothing is cut, or to the sum of the parents' ranks where an update that
+            is made number by number has no rank of its own.
+        t: of slerp, 0 is the first parent.
+        density: the share of an update's numbers that is kept.
+        gamma: of breadcrumbs, the share of the largest that is dropped.
+        epsilon: of della, how far the chance to be kept is from `density` at the ends.
+        rescale: of dare: "inverse", by 1 / density, or "l1", to the sum of magnitudes that was there.
+    """
+
+    method: str
+    rank: int = 0
+    normalize: bool = False
+    t: float = 0.5
+    space: str = "delta"
+    row_wise: bool = False
+    density: float = 0.5
+    gamma: float = 0.01
+    epsilon: float = 0.15
+    rescale: str = "inverse"
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, method: str, parameters: Mapping[str, str]) -> "MergeParameters":
+        """Raises InvalidAdapter, with the field's name and what was expected."""
+        if method not in METHODS:
+            raise InvalidAdapter("method", f"expected {' or '.join(METHODS)}, found {method!r}")
+        known = (*_COMMON, *METHODS[method][1])
+        values: dict[str, object] = {"normalize": method in _NORMALIZED}
+        for name, text in parameters.items():
+            if name not in known:
+                raise InvalidAdapter(f"parameters.{name}", f"{method} takes {', '.join(known)}")
+            values[name] = _parsed(name, text)
+        return cls(method, **values)  # type: ignore[arg-type]
+
+    def check_parents(self, weights: list[float]) -> None:
+        """Raises InvalidAdapter unless the method takes so many parents, with such weights."""
+        expected = METHODS[self.method][0]
+        if len(weights) < 2 or (expected is not None and len(weights) != expected):
+            raise InvalidAdapter("sources", f"{self.method} takes {expected or 'two or more'}, found {len(weights)}")
+        if not all(map(math.isfinite, weights)):
+            raise InvalidAdapter("sources.weight", "expected finite numbers")
+        total = sum(weights)
+        if (self.normalize or self.method in ("nuslerp", "karcher")) and not total > 0:
+            raise InvalidAdapter("sources.weight", f"expected a sum above 0 for {self.method}, found {total:g}")
+
+    def recipe(self) -> dict[str, object]:
+        """What the manifest says of it: every parameter of the method, given or not."""
+        names = sorted((*_COMMON, *METHODS[self.method][1]))
+        return {"op": "merge", "method": self.method, **{name: getattr(self, name) for name in names}}
+
+
+def _parsed(name: str, text: str) -> object:
+    field = f"parameters.{name}"
+    if name in _CHOICES:
+        if text not in _CHOICES[name]:
+            raise InvalidAdapter(field, f"expected {' or '.join(_CHOICES[name])}, found {text!r}")
+        return text
+    if name in ("normalize", "row_wise"):
+        if text not in ("true", "false"):
+            raise InvalidAdapter(field, f"expected true or false, found {text!r}")
+        return text == "true"
+    if name in ("rank", "seed"):
+        if not (text.isascii() and text.isdigit() and int(text) < 1 << 31):
+            raise InvalidAdapter(field, f"expected a whole number of at least 0, found {text!r}")
+        return int(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    low = 0.0 if name in ("t", "gamma", "epsilon") else 1e-6
+    if not low <= number <= 1.0:
+        raise InvalidAdapter(field, f"expected a number from {low:g} to 1, found {text!r}")
+    return number

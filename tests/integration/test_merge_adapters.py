@@ -1,0 +1,122 @@
+"""Adapters made from adapters by a running server: what they answer, and what the registry knows of them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from peft_adapters import write_ia3, write_lora
+from server_process import ServerProcess
+from typer.testing import CliRunner
+
+from hotshoe.clients import Client, InvalidArgument
+from hotshoe.clients.cli.__main__ import command_line
+
+PROMPT = [5, 9, 77, 30, 2]
+EVERY = ("q_proj", "v_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def parents(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from transformers import AutoModelForCausalLM
+
+    root, model = tmp_path_factory.mktemp("parents"), AutoModelForCausalLM.from_pretrained(tiny_base)
+    return {
+        "first": write_lora(root / "first", model, rank=4, seed=1, targets=EVERY),
+        "second": write_lora(root / "second", model, rank=6, seed=2, targets=EVERY[1:]),
+        "scales": write_ia3(root / "scales", model),
+    }
+
+
+@pytest.fixture
+def client(server: ServerProcess, parents: dict[str, Path]) -> Iterator[Client]:
+    with Client(server.ready["grpc"]) as client:
+        for name, directory in parents.items():
+            client.publish_directory(directory, f"merging/{name}")
+        yield client
+
+
+def logprobs(client: Client, adapters: object) -> list[float]:
+    """Of the prompt's tokens."""
+    answer = client.generate(PROMPT, adapters=adapters, max_new_tokens=1, prompt_logprobs=0)  # type: ignore[arg-type]
+    return [token.logprob for token in answer.prompt_tokens[1:]]
+
+
+def test_a_merged_adapter_answers_as_its_parents_stacked(client: Client) -> None:
+    sources = [("merging/first", 0.7), ("merging/second", -0.4)]
+    merged = client.merge_adapters(sources, "merging/both", tags=["v1"])
+    assert merged.energy_kept == 1.0 and merged.adapter.rank == 10 and merged.adapter.kind == "LORA"
+    assert logprobs(client, "merging/both:v1") == pytest.approx(logprobs(client, sources), abs=1e-4)
+    assert logprobs(client, "merging/both:v1") != pytest.approx(logprobs(client, "merging/first"), abs=1e-2)
+
+
+def test_the_manifest_names_parents_and_recipe_and_the_same_recipe_gives_the_same_digest(client: Client) -> None:
+    options = {"method": "ties", "parameters": {"density": 0.4, "rank": 3, "seed": 7}}
+    first, again = (
+        client.merge_adapters(["merging/first", ("merging/second", 0.5)], name, **options)  # type: ignore[arg-type]
+        for name in ("merging/ties", "merging/ties-again")
+    )
+    assert first.adapter.digest == again.adapter.digest
+    assert 0.1 < first.energy_kept < 1.0
+    recipe = json.loads(first.adapter.recipe)
+    assert recipe == {
+        "op": "merge",
+        "method": "ties",
+        "density": 0.4,
+        "normalize": True,
+        "rank": 3,
+        "seed": 7,
+        "energy_kept": round(first.energy_kept, 6),
+    }
+    digests = [client.get_adapter(f"merging/{name}").digest for name in ("first", "second")]
+    assert [(parent.digest, parent.weight) for parent in first.adapter.parents] == [
+        (digests[0], 1.0),
+        (digests[1], 0.5),
+    ]
+    other = client.merge_adapters(["merging/first", "merging/second"], "merging/other", **options)  # type: ignore[arg-type]
+    assert other.adapter.digest != first.adapter.digest
+
+
+def test_a_sweep_is_only_other_weights_on_the_same_stack(client: Client) -> None:
+    for t in (0.0, 0.25, 0.5, 0.75, 1.0):
+        merged = client.merge_adapters(
+            [("merging/first", 1 - t or 1e-12), ("merging/second", t or 1e-12)], "merging/sweep", tags=[f"t{t}"]
+        )
+        stack = [("merging/first", 1 - t), ("merging/second", t)]
+        assert logprobs(client, f"merging/sweep@{merged.adapter.digest}") == pytest.approx(
+            logprobs(client, stack), abs=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    "sources, options, field",
+    [
+        (["merging/first", "merging/second"], {"method": "stir"}, "method"),
+        (["merging/first", "merging/second"], {"parameters": {"t": 0.5}}, "parameters.t"),
+        (["merging/first"], {}, "sources"),
+        (["merging/first", "merging/scales"], {}, "input_scale, output_scale"),
+    ],
+)
+def test_a_merge_that_makes_no_sense_is_refused_by_the_name_of_its_field(
+    client: Client, sources: list[str], options: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        client.merge_adapters(sources, "merging/none", **options)  # type: ignore[arg-type]
+    assert field in str(refusal.value)
+    assert not [adapter for adapter in client.list_adapters(name_contains="merging/none")]
+
+
+def test_the_command_line_merges_and_shows_where_an_adapter_comes_from(client: Client, server: ServerProcess) -> None:
+    def hotshoe(*arguments: str) -> str:
+        result = CliRunner().invoke(command_line(), [*arguments, "--server", server.ready["grpc"]])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    made = hotshoe(
+        *("merge", "merging/first", "merging/second=0.5", "--as", "merging/arc:v1", "--method", "slerp"),
+        *("--param", "t=0.3", "--param", "rank=5"),
+    )
+    assert "rank 5" in made and "% of the merge kept" in made
+    shown = hotshoe("show", "merging/arc:v1")
+    assert shown.count("\nparent ") == 2 and '"method":"slerp"' in shown and '"t":0.3' in shown
+    assert "energy_kept" in shown
