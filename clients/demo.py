@@ -18,6 +18,7 @@ from hotshoe.protos.v1 import generation_pb2 as generation
 DEMO_ADAPTERS = Path(__file__).parent / "demo_adapters"
 QUESTION = "What is the capital of France?"
 MOVING_NAME = "guide"  # the tag that moves is guide:latest
+MERGED_NAME, MERGED_RANK = "blend", 8
 STEP_METRIC = "hotshoe_batch_distinct_adapters"
 NEW_TOKENS = 48
 LONG_TOKENS = 160  # of the stream under which the tag moves
@@ -59,6 +60,17 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True)
+class Merged:
+    """An adapter that the server made of two others: weight by their names, what it is called, and its answer."""
+
+    weights: dict[str, float]
+    digest: str
+    parents: tuple[str, ...]  # digests, by its manifest
+    energy_kept: float
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
 class TagMove:
     """What happened when a tag moved under a running stream."""
 
@@ -90,6 +102,7 @@ class DemoReport:
     tokens: int = 0
     move: TagMove | None = None
     stacks: list[Stack] = field(default_factory=list)
+    merged: Merged | None = None
     proof: StepProof | None = None
     failures: list[str] = field(default_factory=list)
 
@@ -201,6 +214,19 @@ async def answer_through_stacks(client: AsyncClient, report: DemoReport) -> None
         report.stacks.append(Stack(weights, stream))
 
 
+async def answer_through_merged(client: AsyncClient, report: DemoReport) -> None:
+    """Has two LORA adapters merged into one, and asks that; nothing where there are no two."""
+    first_two = [adapter.name for adapter in report.adapters if adapter.kind == "LORA"][:2]
+    if len(first_two) < 2:
+        return
+    weights = dict(zip(first_two, (0.9, 0.4), strict=True))
+    made = await client.merge_adapters(list(weights.items()), MERGED_NAME, parameters={"rank": MERGED_RANK})
+    stream = Stream(MERGED_NAME, sampled=False)
+    await answer(client, stream)
+    parents = tuple(parent.digest for parent in made.adapter.parents)
+    report.merged = Merged(weights, made.adapter.digest, parents, made.energy_kept, stream)
+
+
 def read_steps(address: str) -> Mapping[float, int]:
     """The histogram of distinct adapters in a step, from http://`address`/metrics: steps with at most so many.
 
@@ -253,10 +279,21 @@ def shortcomings(report: DemoReport) -> Iterator[str]:
     for stack in report.stacks:
         if stack.stream.digests != tuple(digests[name] for name in stack.weights):
             yield f"the stack {stack.stream.adapter} answered as {stack.stream.digests}"
+    if report.merged is not None:
+        yield from _merge_shortcomings(report.merged, digests)
     if report.move is not None:
         yield from _move_shortcomings(report.move)
     if report.proof is not None and report.proof.most_adapters_at_least < 2:
         yield f"no step held two adapters: {report.proof}"
+
+
+def _merge_shortcomings(merged: Merged, digests: Mapping[str, str]) -> Iterator[str]:
+    if merged.parents != tuple(digests[name] for name in merged.weights):
+        yield f"the merged adapter names other parents: {merged.parents}"
+    if merged.stream.digests != (merged.digest,):
+        yield f"the merged adapter answered as {merged.stream.digests}, published was {merged.digest}"
+    if not merged.stream.text.strip():
+        yield "the merged adapter answered nothing"
 
 
 def _move_shortcomings(move: TagMove) -> Iterator[str]:

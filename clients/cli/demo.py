@@ -18,7 +18,7 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, Json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hotshoe.clients.demo import DemoReport, Published, TagMove
+    from hotshoe.clients.demo import DemoReport, Merged, Published, TagMove
     from hotshoe.clients.local_server import LocalServer
 
 FREE_PORT = "127.0.0.1:0"
@@ -195,6 +195,10 @@ async def _show(server: str, http: str, directories: list[Path], say: Narrator) 
         await steps.answer_through_stacks(client, report)
         for stack in report.stacks:
             say.line(f"{stack.stream.adapter}: {' '.join(stack.stream.text.split())}")
+
+        await steps.answer_through_merged(client, report)
+        if report.merged is not None:
+            _tell_merged(report.merged, say)
     report.failures = list(steps.shortcomings(report))
     return report
 
@@ -242,6 +246,14 @@ def _tell_move(move: "TagMove", directories: list[Path], say: Narrator) -> None:
     say.line(f"  the stream that had {move.tokens_before} tokens then finished on {_digest_of(move.running.digests)}")
     say.line(f"  the next stream got {_digest_of(move.later.digests)}: {' '.join(move.later.text.split())}")
     say.line(f"  a second move that expected the old digest was {'refused' if move.stale_move_refused else 'TAKEN'}")
+
+
+def _tell_merged(merged: "Merged", say: Narrator) -> None:
+    sources = " + ".join(f"{weight:g} {name}" for name, weight in merged.weights.items())
+    say.heading("A new adapter, merged from two: its manifest names them, and how")
+    name = f"{merged.stream.adapter} {output.short_digest(merged.digest)}"
+    answer = " ".join(merged.stream.text.split())
+    say.line(f"{name} keeps {merged.energy_kept:.0%} of {sources}: {answer}")
 
 
 def _digest_of(digests: tuple[str, ...]) -> str:

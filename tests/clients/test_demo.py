@@ -10,6 +10,7 @@ from hotshoe.clients.demo import (
     MIN_STREAMS,
     DemoFailed,
     DemoReport,
+    Merged,
     Published,
     Stack,
     StepProof,
@@ -40,6 +41,8 @@ def good_report() -> DemoReport:
     report.move = TagMove("sha256:1", "sha256:4", 3, replace(old), replace(new), stale_move_refused=True)
     stacked = replace(old, adapter="1 pirate + 1 french", digests=("sha256:1", "sha256:4"))
     report.stacks = [Stack({"pirate": 1.0, "french": 1.0}, stacked)]
+    blend = replace(old, adapter="blend", digests=("sha256:8",))
+    report.merged = Merged({"pirate": 0.9, "french": 0.4}, "sha256:8", ("sha256:1", "sha256:4"), 0.9, blend)
     report.proof = StepProof(steps=10, steps_with_several=4, most_adapters_at_least=2)
     return report
 
@@ -68,6 +71,14 @@ def stack_only_one(report: DemoReport) -> None:
     report.stacks[0].stream.digests = ("sha256:1",)
 
 
+def merged(**changes) -> Callable[[DemoReport], None]:
+    def spoil(report: DemoReport) -> None:
+        assert report.merged is not None
+        report.merged = replace(report.merged, **changes)
+
+    return spoil
+
+
 def serve_one_at_a_time(report: DemoReport) -> None:
     report.proof = StepProof(steps=10, steps_with_several=0, most_adapters_at_least=1)
 
@@ -88,6 +99,8 @@ def moved(**changes) -> Callable[[DemoReport], None]:
         (answer_nothing, "french answered nothing"),
         (answer_as_the_base, "pirate answered as the base model alone does"),
         (stack_only_one, "the stack 1 pirate + 1 french answered as ('sha256:1',)"),
+        (merged(parents=("sha256:1",)), "names other parents: ('sha256:1',)"),
+        (merged(digest="sha256:9"), "answered as ('sha256:8',), published was sha256:9"),
         (serve_one_at_a_time, "no step held two adapters"),
         (moved(new_digest="sha256:1"), "two different adapters"),
         (moved(tokens_before=5), "the stream had ended before the tag moved"),
