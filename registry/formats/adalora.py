@@ -36,7 +36,6 @@ _REST: Mapping[str, Rule[object]] = {
     "init_lora_weights": FLAG,
     "r": COUNT,  # not looked at: init_r is the rank
     "alpha_pattern": Rule("null or empty", lambda value: value in (None, {})),
-    "rank_pattern": either(OBJECT, NULL),  # which ranks were kept; the tensors hold no others
     # Of training only.
     "beta1": NUMBER,
     "beta2": NUMBER,
@@ -68,7 +67,8 @@ class _Part:
 def plan_adalora(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
     """The plan of an ADALORA adapter; see `Format`."""
     targets = take_targets(config, base, by_layer=True)
-    first_rank = config.take("init_r", COUNT, default=12)
+    first_rank = config.require("init_r", COUNT)
+    was_cut = config.take("rank_pattern", either(OBJECT, NULL), default=None) is not None
     alpha = config.take("lora_alpha", NUMBER, default=8)
     if alpha <= 0:
         raise InvalidAdapter("lora_alpha", f"expected a number above 0, found {alpha}")
@@ -82,7 +82,8 @@ def plan_adalora(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPl
         require_shape(a, (None, shape.in_features), of=f"{shape.module} of {base.name}")
         require_shape(b, (shape.out_features, a.shape[0]), of=f"{shape.module} of {base.name}")
         require_shape(e, (a.shape[0], 1), of=f"{shape.module} of {base.name}")
-        if not 0 < a.shape[0] <= first_rank:
-            raise InvalidAdapter(a.name, f"found rank {a.shape[0]}, expected 1 to init_r, {first_rank}")
+        if not (0 < a.shape[0] <= first_rank if was_cut else a.shape[0] == first_rank):
+            least = "1 to init_r" if was_cut else "init_r, since rank_pattern is null"
+            raise InvalidAdapter(a.name, f"found rank {a.shape[0]}, expected {least}, {first_rank}")
         parts[linear] = _Part(a, b, e, alpha / (first_rank + 1e-5))
     return LinearsPlan("ADALORA", parts)

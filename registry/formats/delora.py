@@ -7,7 +7,7 @@ from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.by_linear import LinearsPlan
 from hotshoe.registry.formats.lowered import LoweredLinear
 from hotshoe.registry.formats.module_values import take_by_module
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, NUMBER, Config, Rule, one_of, table_of
+from hotshoe.registry.formats.peft_config import COUNT, FLAG, NUMBER, SHARE, Config, Rule, one_of, table_of
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -18,7 +18,7 @@ _REST: Mapping[str, Rule[object]] = {
     "delora_lambda": NUMBER,
     "lambda_pattern": table_of(NUMBER),
     "init_weights": FLAG,
-    "module_dropout": NUMBER,
+    "module_dropout": SHARE,
 }
 _LEAST_NORM = 1e-4  # PEFT's
 

@@ -12,7 +12,7 @@ from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.by_linear import LinearsPlan
 from hotshoe.registry.formats.lowered import LoweredLinear
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, INTEGER, NUMBER, Config, Rule, one_of
+from hotshoe.registry.formats.peft_config import COUNT, FLAG, INTEGER, NUMBER, SHARE, Config, Rule, one_of
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _REST: Mapping[str, Rule[object]] = {
     "bias": one_of("none"),
     "fan_in_fan_out": FLAG,  # how W is stored
-    "gralora_dropout": NUMBER,
+    "gralora_dropout": SHARE,
     "init_weights": FLAG,
 }
 

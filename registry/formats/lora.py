@@ -21,6 +21,7 @@ from hotshoe.registry.formats.peft_config import (
     NULL,
     NUMBER,
     OBJECT,
+    SHARE,
     TEXT,
     Config,
     Rule,
@@ -54,7 +55,7 @@ REST: Mapping[str, Rule[object]] = {
     "lora_ga_config": either(OBJECT, NULL),
     "ensure_weight_tying": FLAG,  # of embeddings and lm_head, which are refused
     "fan_in_fan_out": FLAG,  # how W is stored: A and B have their shapes either way
-    "lora_dropout": NUMBER,
+    "lora_dropout": SHARE,
     "megatron_core": either(TEXT, NULL),
     "qalora_group_size": COUNT,
 }

@@ -10,12 +10,12 @@ from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.by_linear import LinearsPlan
 from hotshoe.registry.formats.lowered import LoweredLinear
-from hotshoe.registry.formats.peft_config import COUNT, NUMBER, Config, Rule, one_of
+from hotshoe.registry.formats.peft_config import COUNT, SHARE, Config, Rule, one_of
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
 
-_REST: Mapping[str, Rule[object]] = {"bias": one_of("none"), "miss_dropout": NUMBER}
+_REST: Mapping[str, Rule[object]] = {"bias": one_of("none"), "miss_dropout": SHARE}
 
 
 @dataclass(frozen=True, slots=True)

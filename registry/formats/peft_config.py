@@ -64,6 +64,7 @@ FLAG: Rule[bool] = Rule("true or false", lambda value: isinstance(value, bool))
 COUNT: Rule[int] = Rule("a positive integer", lambda value: type(value) is int and 0 < value < 1 << 31)
 INTEGER: Rule[int] = Rule("an integer of at least 0", lambda value: type(value) is int and 0 <= value < 1 << 31)
 NUMBER: Rule[float] = Rule("a number up to a million", _is_number)
+SHARE: Rule[float] = Rule("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)  # type: ignore[operator]
 TEXT: Rule[str] = Rule(
     f"at most {MAX_TEXT} printable characters",
     lambda value: isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable(),

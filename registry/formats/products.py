@@ -13,7 +13,7 @@ from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.by_linear import LinearsPlan
 from hotshoe.registry.formats.lowered import LoweredLinear
 from hotshoe.registry.formats.module_values import take_by_module
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, NUMBER, TEXT, Config, Rule, either
+from hotshoe.registry.formats.peft_config import COUNT, FLAG, NUMBER, SHARE, TEXT, Config, Rule, either
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _REST: Mapping[str, Rule[object]] = {
     "init_weights": either(FLAG, TEXT),  # where training began; its tensors are all in the file
-    "module_dropout": NUMBER,
-    "rank_dropout": NUMBER,
+    "module_dropout": SHARE,
+    "rank_dropout": SHARE,
     "use_effective_conv2d": FLAG,  # of convolutions
 }
 _LOKR_REST: Mapping[str, Rule[object]] = {

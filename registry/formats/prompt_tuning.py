@@ -15,6 +15,7 @@ from hotshoe.registry.formats.peft_config import (
     NULL,
     NUMBER,
     OBJECT,
+    SHARE,
     TEXT,
     Config,
     Rule,
@@ -41,7 +42,7 @@ _P_TUNING_REST: Mapping[str, Rule[object]] = {
     "num_attention_heads": either(COUNT, NULL),
     "num_transformer_submodules": one_of(1, None),
     # The encoder that is left behind.
-    "encoder_dropout": NUMBER,
+    "encoder_dropout": SHARE,
     "encoder_hidden_size": either(COUNT, NULL),
     "encoder_num_layers": COUNT,
     "encoder_reparameterization_type": one_of("MLP", "LSTM"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, NUMBER, Config, Rule, one_of
+from hotshoe.registry.formats.peft_config import COUNT, FLAG, NUMBER, SHARE, Config, Rule, one_of
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -21,7 +21,7 @@ _REST: Mapping[str, Rule[object]] = {
     "init_logits_std": NUMBER,
     "init_vector_bank_bound": NUMBER,
     "save_only_topk_weights": one_of(False),  # the file would hold indices and weights instead
-    "vblora_dropout": NUMBER,
+    "vblora_dropout": SHARE,
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, INTEGER, NUMBER, Config, Rule, one_of
+from hotshoe.registry.formats.peft_config import COUNT, FLAG, INTEGER, NUMBER, SHARE, Config, Rule, one_of
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -17,7 +17,7 @@ _REST: Mapping[str, Rule[object]] = {
     "fan_in_fan_out": FLAG,  # how W is stored
     "init_weights": FLAG,
     "projection_prng_key": INTEGER,  # A and B are in the file
-    "vera_dropout": NUMBER,
+    "vera_dropout": SHARE,
 }
 _SHARED = "base_model.vera_"
 

@@ -105,7 +105,7 @@ def _merge_linear(linear: LinearId, group: _Parents, parameters: MergeParameters
         return merge_elementwise(group.updates, group.weights, parameters, most, name=str(linear))
     coefficients = COEFFICIENTS[parameters.method](group, parameters)
     scaled = [
-        Factors(update.a, update.b * (c[:, None].to(update.b) if hasattr(c, "shape") else c))
+        Factors(update.a, update.b * (c if isinstance(c, float) else c[:, None].to(update.b)))
         for update, c in zip(group.updates, coefficients, strict=True)
     ]
     whole = concatenated(scaled)

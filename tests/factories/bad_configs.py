@@ -28,7 +28,8 @@ BAD_CONFIGS = {
         ({"lora_alpha": "16"}, "lora_alpha"),
         ({"lora_alpha": True}, "lora_alpha"),
         ({"use_rslora": 1}, "use_rslora"),
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, f"{KEY}.lora_magnitude_vector"),
+        ({"use_dora": True, "lora_bias": True}, "lora_bias"),
         ({"use_qalora": True}, "use_qalora"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
@@ -130,7 +131,7 @@ BAD_CONFIGS = {
     ],
     "PROMPT_TUNING": [
         ({"peft_type": "PREFIX_TUNING"}, "prompt_embeddings"),
-        ({"peft_type": "P_TUNING"}, "peft_type"),
+        ({"peft_type": "P_TUNING"}, "prompt_tuning_init"),
         ({"num_virtual_tokens": 3}, "prompt_embeddings"),
         ({"num_virtual_tokens": 1 << 40}, "num_virtual_tokens"),
         ({"num_layers": 3}, "num_layers"),
