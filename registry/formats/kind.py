@@ -35,43 +35,48 @@ DEFAULT_LIMITS = AdapterLimits()
 
 @dataclass(frozen=True, slots=True)
 class AdapterKind:
-    """A kind that is served exactly, and what the README says of it."""
+    """A kind that is served exactly, and what the README says of it.
+
+    Attributes:
+        rank: of what it is lowered to, in the config's own terms.
+        error: the largest difference of a logit from PEFT's in the tests, in float32, rounded.
+    """
 
     plan: Format
     lowered_to: str
+    rank: str
+    error: float
     note: str
 
 
+_EMBEDDINGS = "embeddings before the prompt, their pages shared"
+
 # By PEFT's peft_type.
 ADAPTER_KINDS: Mapping[str, AdapterKind] = {
-    "ADALORA": AdapterKind(plan_adalora, "low-rank update", "ranks as training left them"),
-    "BEFT": AdapterKind(plan_beft, "bias", ""),
-    "CPT": AdapterKind(plan_cpt, "embeddings before the prompt", "their pages shared; alone or in a stack"),
-    "DELORA": AdapterKind(plan_delora, "low-rank update", "`rank_pattern`"),
-    "GRALORA": AdapterKind(plan_gralora, "low-rank update of rank k·r", "`hybrid_r` too"),
-    "HRA": AdapterKind(plan_hra, "low-rank update", "reflections of the served W; `apply_GS`"),
-    "IA3": AdapterKind(plan_ia3, "input and output scales, bias", "any `target_modules` and `feedforward_modules`"),
-    "LOHA": AdapterKind(plan_loha, "low-rank update of rank r²", "`rank_pattern`, `alpha_pattern`"),
-    "LOKR": AdapterKind(
-        plan_lokr, "low-rank update, ranks multiplied", "any `decompose_factor`, as far as `--max-rank` goes"
+    "ADALORA": AdapterKind(plan_adalora, "low-rank update", "up to `init_r`", 5e-6, "ranks as training left them"),
+    "BEFT": AdapterKind(plan_beft, "bias", "–", 0.0, ""),
+    "CPT": AdapterKind(plan_cpt, _EMBEDDINGS, "–", 1e-6, ""),
+    "DELORA": AdapterKind(plan_delora, "low-rank update", "r", 1e-6, "`rank_pattern`"),
+    "GRALORA": AdapterKind(plan_gralora, "low-rank update", "k·r + `hybrid_r`", 4e-6, ""),
+    "HRA": AdapterKind(plan_hra, "low-rank update", "r", 2e-6, "of the served W; `apply_GS`"),
+    "IA3": AdapterKind(
+        plan_ia3, "input and output scales, bias", "–", 1e-6, "any `target_modules`, `feedforward_modules`"
     ),
+    "LOHA": AdapterKind(plan_loha, "low-rank update", "r²", 1e-6, "`rank_pattern`, `alpha_pattern`"),
+    "LOKR": AdapterKind(plan_lokr, "low-rank update", "of its two factors, multiplied", 2e-6, "any `decompose_factor`"),
     "LORA": AdapterKind(
         plan_lora,
         "low-rank update, output scale, bias",
+        "r",
+        1e-6,
         "DoRA, rsLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of the decoder",
     ),
-    "MISS": AdapterKind(plan_miss, "low-rank update", "and its mini form"),
-    "PREFIX_TUNING": AdapterKind(
-        plan_prefix_tuning, "key-value pages, shared by all its requests", "alone or in a stack"
-    ),
-    "PROMPT_TUNING": AdapterKind(
-        plan_prompt_tuning, "embeddings before the prompt", "their pages shared; alone or in a stack"
-    ),
-    "P_TUNING": AdapterKind(
-        plan_p_tuning, "embeddings before the prompt", "what the encoder gave; alone or in a stack"
-    ),
-    "VBLORA": AdapterKind(plan_vblora, "low-rank update", "the bank's mixtures written out"),
-    "VERA": AdapterKind(plan_vera, "low-rank update", "with `save_projection`"),
+    "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
+    "PREFIX_TUNING": AdapterKind(plan_prefix_tuning, "key-value pages, shared by all its requests", "–", 0.0, ""),
+    "PROMPT_TUNING": AdapterKind(plan_prompt_tuning, _EMBEDDINGS, "–", 1e-6, ""),
+    "P_TUNING": AdapterKind(plan_p_tuning, _EMBEDDINGS, "–", 1e-6, "what its encoder gave"),
+    "VBLORA": AdapterKind(plan_vblora, "low-rank update", "r", 0.0, "the bank's mixtures, written out"),
+    "VERA": AdapterKind(plan_vera, "low-rank update", "r", 1e-6, "with `save_projection`"),
 }
 
 _NO_LOW_RANK = "its update is of full rank, and has no exact form that a batch can share"

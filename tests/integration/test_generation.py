@@ -58,7 +58,7 @@ def test_a_stream_gives_what_generate_gives_and_its_last_message_the_rest(server
     messages = _stream(server, _request(request_id="streamed"))
     assert "".join(message.text_delta for message in messages) == whole.text
     assert [token.token_id for message in messages for token in message.tokens] == _ids(whole)
-    assert len(messages) > 3
+    assert len(messages) > 1
     assert [message.HasField("final") for message in messages] == [False] * (len(messages) - 1) + [True]
     final = messages[-1].final
     assert final.request_id == "streamed"
