@@ -1,14 +1,16 @@
-"""What an adapter adds to a base weight, as one matrix; and which adapters consist of nothing else."""
+"""What an adapter adds to a base weight, as one matrix; and which adapters consist of nothing else, or of less."""
 
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCALES = frozenset({"input_scale", "output_scale"})
+_FACTORS = frozenset({"a", "b", "scale"})
 _LOW_RANK = frozenset({"a", "b", "bias_delta", "scale"})
 _OF_ADAPTER = frozenset({"kind", "linears"})
 
@@ -46,6 +48,21 @@ def unmergeable_parts(adapter: LoweredAdapter) -> str:
     names = {field.name for field in fields(adapter) if field.name not in _OF_ADAPTER and _is_set(adapter, field.name)}
     names |= {name for linear in adapter.linears.values() for name in other_parts(linear).split(", ") if name}
     return ", ".join(sorted(names))
+
+
+def require_low_rank(adapter: LoweredAdapter, *, to: str) -> None:
+    """Raises InvalidAdapter, naming what else there is, unless an adapter is low-rank updates and nothing else.
+
+    `to`: what is not possible then, "be merged".
+    """
+    names = {name for name in unmergeable_parts(adapter).split(", ") if name}
+    for linear in adapter.linears.values():
+        names |= parts(linear) - _FACTORS
+        if linear.a is None or linear.b is None:
+            names.add("a linear without a low-rank update")
+    if names or not adapter.linears:
+        found = ", ".join(sorted(names)) or "linears"
+        raise InvalidAdapter(found, f"only an adapter of low-rank updates alone can {to}, not this {adapter.kind}")
 
 
 def _is_set(adapter: LoweredAdapter, name: str) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter
-from hotshoe.registry.recipes.dense_update import parts, unmergeable_parts
+from hotshoe.registry.recipes.dense_update import require_low_rank
 from hotshoe.registry.recipes.elementwise import ELEMENTWISE, merge_elementwise
 from hotshoe.registry.recipes.factors import Factors, concatenated, inner, truncated
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _PARALLEL = 0.9995  # beyond, mergekit goes straight
 _KARCHER_STEPS, _KARCHER_END = 10, 1e-5
-_LOW_RANK = frozenset({"a", "b", "scale"})
 
 
 class Merge(NamedTuple):
@@ -73,7 +72,7 @@ def merge(
         InvalidAdapter: a parent is not of low-rank updates alone, or the method has no low-rank result for them.
     """
     for adapter in adapters:
-        require_low_rank(adapter, what="be merged")
+        require_low_rank(adapter, to="be merged")
     updates: dict[LinearId, Factors] = {}
     kept = total = 0.0
     for linear in base.shape.linears:
@@ -114,18 +113,6 @@ def _merge_linear(linear: LinearId, group: _Parents, parameters: MergeParameters
         return whole, 1.0, size
     cut, share = truncated(whole, parameters.rank)
     return cut, share, size
-
-
-def require_low_rank(adapter: LoweredAdapter, *, what: str) -> None:
-    """Raises InvalidAdapter, naming what else there is, unless an adapter is low-rank updates and nothing else."""
-    names = {name for name in unmergeable_parts(adapter).split(", ") if name}
-    for linear in adapter.linears.values():
-        names |= parts(linear) - _LOW_RANK
-        if linear.a is None or linear.b is None:
-            names.add("a linear without a low-rank update")
-    if names or not adapter.linears:
-        found = ", ".join(sorted(names)) or "linears"
-        raise InvalidAdapter(found, f"only low-rank updates can {what}, not a {adapter.kind} adapter's")
 
 
 def _linear(group: _Parents, parameters: MergeParameters) -> Sequence[float]:

@@ -7,15 +7,12 @@ factors. Source: https://arxiv.org/abs/2410.21228.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.recipes.dense_update import parts, unmergeable_parts
+from hotshoe.registry.recipes.dense_update import require_low_rank
 from hotshoe.registry.recipes.factors import Factors, concatenated, inner, truncated
 from hotshoe.registry.recipes.spectrum import leading_vectors
 from hotshoe.registry.validation import Pause, go_on
-
-_WANTED = frozenset({"a", "b", "scale"})
 
 
 class Mitigation(NamedTuple):
@@ -32,7 +29,7 @@ def mitigate(adapter: LoweredAdapter, base: BaseWeights, *, keep: float, pause: 
     Raises:
         InvalidAdapter: the adapter is not of low-rank updates alone; the error names what else it has.
     """
-    _require_low_rank(adapter)
+    require_low_rank(adapter, to="have its intruders shrunk")
     updates = {}
     shrunk, kept, total = 0, 0.0, 0.0
     for linear_id, linear in adapter.linears.items():
@@ -54,14 +51,3 @@ def mitigate(adapter: LoweredAdapter, base: BaseWeights, *, keep: float, pause: 
 def _factors(linear: LoweredLinear) -> Factors:
     assert linear.a is not None and linear.b is not None, "checked at first"
     return Factors(linear.a, linear.b)
-
-
-def _require_low_rank(adapter: LoweredAdapter) -> None:
-    names = {name for name in unmergeable_parts(adapter).split(", ") if name}
-    for linear in adapter.linears.values():
-        names |= parts(linear) - _WANTED
-        if linear.a is None or linear.b is None:
-            names.add("a linear without a low-rank update")
-    if names or not adapter.linears:
-        what = ", ".join(sorted(names)) or "linears"
-        raise InvalidAdapter(what, f"only low-rank updates' intruders can be shrunk, not a {adapter.kind} adapter's")

@@ -5,7 +5,7 @@ CollectGarbage is left to the generated base class, which answers UNIMPLEMENTED.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import BinaryIO, ParamSpec, TypeVar
 
@@ -162,16 +162,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         else:
             diagnosis = await self._doctor.diagnose(paths, exact=True)
         recipe = {"op": "mitigate", "keep": request.keep, "intruders": mitigation.shrunk}
-        publish = partial(
-            self._registry.publish,
-            name=request.name,
-            tags=list(request.tags),
-            files=files,
-            annotations={},
-            base=self._base,
-            lineage=Lineage((Parent(parent.digest, 1.0),), recipe),
-        )
-        record, _ = await _call(publish)
+        record = await self._publish_made(request, files, Lineage((Parent(parent.digest, 1.0),), recipe))
         await _call(self._doctor.attach, record, diagnosis)
         log_event(logging.INFO, "mitigate", name=record.name, digest=record.digest, parent=parent.digest)
         return registry_pb2.MitigateAdapterResponse(
@@ -199,6 +190,19 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             tuple(Parent(parent.digest, weight) for parent, weight in zip(parents, weights, strict=True)),
             {**parameters.recipe(), "energy_kept": round(merged.energy_kept, 6)},
         )
+        record = await self._publish_made(request, files, lineage)
+        if self._publish_doctor == "warn":
+            await self._doctor.examine_soon(record)
+        log_event(logging.INFO, "merge", name=record.name, digest=record.digest, method=parameters.method)
+        return registry_pb2.MergeAdaptersResponse(adapter=adapter_message(record), energy_kept=merged.energy_kept)
+
+    async def _publish_made(
+        self,
+        request: registry_pb2.MitigateAdapterRequest | registry_pb2.MergeAdaptersRequest,
+        files: Sequence[FileDescriptor],
+        lineage: Lineage,
+    ) -> AdapterRecord:
+        """Publishes what was made of other adapters, under the name and the tags that were asked for."""
         publish = partial(
             self._registry.publish,
             name=request.name,
@@ -209,10 +213,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             lineage=lineage,
         )
         record, _ = await _call(publish)
-        if self._publish_doctor == "warn":
-            await self._doctor.examine_soon(record)
-        log_event(logging.INFO, "merge", name=record.name, digest=record.digest, method=parameters.method)
-        return registry_pb2.MergeAdaptersResponse(adapter=adapter_message(record), energy_kept=merged.energy_kept)
+        return record
 
     async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: Context
