@@ -21,7 +21,7 @@ MOVING_NAME = "guide"  # the tag that moves is guide:latest
 MERGED_NAME, MERGED_RANK = "blend", 8
 STEP_METRIC = "hotshoe_batch_distinct_adapters"
 NEW_TOKENS = 48
-LONG_TOKENS = 160  # of the stream under which the tag moves
+LONG_TOKENS = 320  # of the stream under which the tag moves
 MIN_STREAMS = 8
 
 

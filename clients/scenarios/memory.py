@@ -9,7 +9,8 @@ from hotshoe.clients.scenarios.report import Bar, ScenarioReport, Sense
 from hotshoe.clients.scenarios.stage import Stage
 
 STREAMS = 32
-SERVER_ARGUMENTS = ("--max-running-requests", str(STREAMS))
+# Loads may take all the time they want, and nobody examines: twenty thousand requests are to be over in minutes.
+SERVER_ARGUMENTS = ("--max-running-requests", str(STREAMS), "--loader-share", "1", "--doctor", "off")
 ADAPTERS = 100
 REQUESTS = 20_000
 PROMPT_TOKENS, NEW_TOKENS = 16, 4

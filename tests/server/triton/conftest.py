@@ -4,9 +4,12 @@ import os
 
 import pytest
 import torch
+from interpreted_products import round_products_once
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_*.py"]
+if INTERPRETED:
+    round_products_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

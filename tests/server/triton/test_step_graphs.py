@@ -59,9 +59,10 @@ def test_a_played_step_has_the_bits_of_one_computed_at_once(rows: int, stacks: l
     expected, cache = at_once(base, slots, parts)
     for _ in range(2):  # recorded, then played
         logits = run_step(base.decoder, slots, kv, parts)
-        if rows == 4 or base.device.type == "cpu":  # the head's GEMM may differ with the number of rows
+        if rows == 4:  # the head's GEMM, a library's, may differ with the number of rows
             assert torch.equal(logits, expected)
-        torch.testing.assert_close(logits, expected, rtol=1e-2, atol=1e-2)
+        near = 1e-5 if base.device.type == "cpu" else 1e-2
+        torch.testing.assert_close(logits, expected, rtol=near, atol=near)
         assert all(torch.equal(*pair) for pair in zip(kv.layers, cache.layers, strict=True))
     assert graphs.num_recorded >= 1
     assert all(bool((layer[:PAGE] == 0).all()) for layer in kv.layers)  # the null page
