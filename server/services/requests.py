@@ -30,7 +30,6 @@ MAX_STOP_STRING_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_MESSAGES = 1024
 ROLES = ("system", "user", "assistant")
-SOFT_PROMPT_KINDS = frozenset({"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING"})
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SEED_BITS = 63
@@ -144,7 +143,7 @@ class RequestMapper:
             adapter = self.resolve(selection.reference)
             if any(adapter.digest == use.digest for use in uses):
                 raise InvalidRequest(f"adapters[{index}].reference", f"{selection.reference} is in the stack twice")
-            if adapter.kind in SOFT_PROMPT_KINDS and weight != 1.0:
+            if adapter.virtual_tokens and weight != 1.0:  # what stands before a prompt has no strength to be weighed
                 raise InvalidRequest(
                     f"adapters[{index}].weight", f"must be 1 for a {adapter.kind} adapter, not {weight}"
                 )

@@ -29,6 +29,7 @@ ADAPTERS = {
     "judge": Adapter("judge", "sha256:2", "IA3"),
     "prefix": Adapter("prefix", "sha256:3", "PREFIX_TUNING", 8),
     "prompt": Adapter("prompt", "sha256:4", "PROMPT_TUNING", 4),
+    "context": Adapter("context", "sha256:5", "CPT", 3),
 }
 ADAPTERS |= {f"a{number}": Adapter(f"a{number}", f"sha256:a{number}") for number in range(9)}
 
@@ -202,6 +203,7 @@ def _stopping(**fields: Any) -> dict[str, Any]:
         ({"adapters": [{"reference": "poet", "weight": 101}]}, "adapters[0].weight"),
         ({"adapters": [{"reference": "judge"}, {"reference": "prefix", "weight": 0.5}]}, "adapters[1].weight"),
         ({"adapters": [{"reference": "prompt", "weight": 0.0}]}, "adapters[0].weight"),
+        ({"adapters": [{"reference": "context", "weight": 0.5}]}, "adapters[0].weight"),
     ],
 )
 def test_a_wrong_field_is_refused_by_its_name_in_the_proto(fields: dict[str, Any], field: str) -> None:
