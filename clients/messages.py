@@ -127,16 +127,20 @@ def score_request(
 
 def adapter_selections(adapters: Adapters) -> list[generation.AdapterSelection]:
     """One message for each adapter named."""
-    several: Iterable[Any] = (adapters,) if isinstance(adapters, str | AdapterSelection) else adapters
-    return [_adapter_selection(adapter) for adapter in several]
+    weighted = map(_weighted, _several(adapters))
+    return [generation.AdapterSelection(reference=reference, weight=weight) for reference, weight in weighted]
 
 
-def _adapter_selection(adapter: Any) -> generation.AdapterSelection:
+def _several(adapters: Adapters) -> Iterable[Any]:
+    return (adapters,) if isinstance(adapters, str | AdapterSelection) else adapters
+
+
+def _weighted(adapter: Any) -> tuple[str, float | None]:
     match adapter:
         case str(reference):
-            return generation.AdapterSelection(reference=reference)
+            return reference, None
         case AdapterSelection(reference=reference, weight=weight) | (str(reference), float() | int() as weight):
-            return generation.AdapterSelection(reference=reference, weight=weight)
+            return reference, weight
     raise TypeError(
         f'adapters: each must be "name:tag", a (reference, weight) pair or an AdapterSelection, not {adapter!r}'
     )
@@ -188,8 +192,8 @@ def merge_request(
     """The message that asks for adapters to be merged into a new one."""
     return registry.MergeAdaptersRequest(
         sources=[
-            registry.MergeAdaptersRequest.Source(reference=source.reference, weight=source.weight)
-            for source in adapter_selections(sources)
+            registry.MergeAdaptersRequest.Source(reference=reference, weight=weight)
+            for reference, weight in map(_weighted, _several(sources))
         ],
         method=method,
         parameters={key: _parameter(value) for key, value in parameters.items()},

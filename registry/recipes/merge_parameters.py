@@ -22,6 +22,7 @@ METHODS: Mapping[str, tuple[int | None, tuple[str, ...]]] = {
     "ties": (None, _SPARSE),
 }
 _NORMALIZED = ("ties", "della")  # unless told otherwise, as in mergekit
+_UNWEIGHTED = ("model_stock", "slerp")
 _CHOICES = {"space": ("delta", "weights"), "rescale": ("inverse", "l1")}
 
 
@@ -71,6 +72,8 @@ class MergeParameters:
             raise InvalidAdapter("sources", f"{self.method} takes {expected or 'two or more'}, found {len(weights)}")
         if not all(map(math.isfinite, weights)):
             raise InvalidAdapter("sources.weight", "expected finite numbers")
+        if self.method in _UNWEIGHTED and any(weight != 1 for weight in weights):
+            raise InvalidAdapter("sources.weight", f"{self.method} takes no weights, found {weights}")
         total = sum(weights)
         if (self.normalize or self.method in ("nuslerp", "karcher")) and not total > 0:
             raise InvalidAdapter("sources.weight", f"expected a sum above 0 for {self.method}, found {total:g}")

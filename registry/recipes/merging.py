@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PARALLEL = 0.9995  # beyond, mergekit goes straight
+_OPPOSITE = 1e-8
 _KARCHER_STEPS, _KARCHER_END = 10, 1e-5
 
 
@@ -44,6 +45,7 @@ class Merge(NamedTuple):
 class _Parents:
     """One linear's updates of all parents, and their weights."""
 
+    linear: LinearId
     updates: Sequence[Factors]
     weights: Sequence[float]
     weight: "Callable[[], Tensor]"  # the served W, [out_features, in_features]
@@ -53,6 +55,11 @@ class _Parents:
         import torch
 
         return torch.tensor([[inner(a, b) for b in self.updates] for a in self.updates], dtype=torch.float64)
+
+    def require_common_direction(self, agreement: float) -> None:
+        """Raises InvalidAdapter if the sum of directions, of this squared length, is nothing but rounding."""
+        if agreement < _OPPOSITE:
+            raise InvalidAdapter("sources", f"updates of {self.linear} point away from each other and have no mean")
 
 
 Coefficients = Callable[[_Parents, MergeParameters], "Sequence[float | Tensor]"]  # a number, or one for each output
@@ -80,8 +87,8 @@ def merge(
             continue
         pause()
         factors = [_update_of(adapter, linear, base) for adapter in adapters]
-        group = _Parents(factors, weights, partial(base.weight, linear))
-        merged, share, size = _merge_linear(linear, group, parameters)
+        group = _Parents(linear, factors, weights, partial(base.weight, linear))
+        merged, share, size = _merge_linear(group, parameters)
         updates[linear] = merged
         kept, total = kept + share * size, total + size
     return Merge(updates, kept / total if total else 1.0)
@@ -97,11 +104,11 @@ def _update_of(adapter: LoweredAdapter, linear: LinearId, base: BaseWeights) -> 
     return Factors(found.a, found.b)
 
 
-def _merge_linear(linear: LinearId, group: _Parents, parameters: MergeParameters) -> tuple[Factors, float, float]:
+def _merge_linear(group: _Parents, parameters: MergeParameters) -> tuple[Factors, float, float]:
     """The merged update, the share of its ‖Δ‖² that is left of it, and that ‖Δ‖²."""
     if parameters.method in ELEMENTWISE:
         most = parameters.rank or sum(update.a.shape[0] for update in group.updates)
-        return merge_elementwise(group.updates, group.weights, parameters, most, name=str(linear))
+        return merge_elementwise(group.updates, group.weights, parameters, most, name=str(group.linear))
     coefficients = COEFFICIENTS[parameters.method](group, parameters)
     scaled = [
         Factors(update.a, update.b * (c if isinstance(c, float) else c[:, None].to(update.b)))
@@ -184,6 +191,7 @@ def _karcher(group: _Parents, parameters: MergeParameters) -> Sequence[float]:
     units = torch.where(alive, 1.0 / lengths.clamp_min(1e-300), 0.0)
     angles = gram * units[:, None] * units  # cosines between unit vectors
     mean = shares * alive
+    group.require_common_direction(float(mean @ angles @ mean))
     mean = mean / (mean @ angles @ mean).sqrt()
     for _ in range(_KARCHER_STEPS):
         cosines = (angles @ mean).clamp(-1, 1)
@@ -202,7 +210,8 @@ def _model_stock(group: _Parents, parameters: MergeParameters) -> Sequence[float
     lengths = gram.diagonal().sqrt()
     cosines = gram / (lengths[:, None] * lengths).clamp_min(1e-300)
     cosine = float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))
-    share = count * cosine / (1 + (count - 1) * cosine)
+    group.require_common_direction(agreement := 1 + (count - 1) * cosine)
+    share = count * cosine / agreement
     return [share / count] * count
 
 

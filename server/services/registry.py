@@ -176,7 +176,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.MergeAdaptersRequest, context: Context
     ) -> registry_pb2.MergeAdaptersResponse:
         parameters = MergeParameters.parse(request.method, dict(request.parameters))
-        weights = [source.weight or 1.0 for source in request.sources]
+        weights = [source.weight if source.HasField("weight") else 1.0 for source in request.sources]
         parameters.check_parents(weights)
         _check_count("sources", len(weights))
         parents = [await _call(self._registry.resolve, source.reference) for source in request.sources]

@@ -50,6 +50,14 @@ def test_a_merged_adapter_answers_as_its_parents_stacked(client: Client) -> None
     assert logprobs(client, "merging/both:v1") != pytest.approx(logprobs(client, "merging/first"), abs=1e-2)
 
 
+def test_a_weight_of_zero_is_a_zero_and_none_is_one(client: Client) -> None:
+    merged = client.merge_adapters([("merging/first", 0.0), "merging/second"], "merging/nothing-of-the-first")
+    assert [parent.weight for parent in merged.adapter.parents] == [0.0, 1.0]
+    assert logprobs(client, "merging/nothing-of-the-first") == pytest.approx(
+        logprobs(client, "merging/second"), abs=1e-4
+    )
+
+
 def test_the_manifest_names_parents_and_recipe_and_the_same_recipe_gives_the_same_digest(client: Client) -> None:
     options = {"method": "ties", "parameters": {"density": 0.4, "rank": 3, "seed": 7}}
     first, again = (
@@ -80,7 +88,7 @@ def test_the_manifest_names_parents_and_recipe_and_the_same_recipe_gives_the_sam
 def test_a_sweep_is_only_other_weights_on_the_same_stack(client: Client) -> None:
     for t in (0.0, 0.25, 0.5, 0.75, 1.0):
         merged = client.merge_adapters(
-            [("merging/first", 1 - t or 1e-12), ("merging/second", t or 1e-12)], "merging/sweep", tags=[f"t{t}"]
+            [("merging/first", 1 - t), ("merging/second", t)], "merging/sweep", tags=[f"t{t}"]
         )
         stack = [("merging/first", 1 - t), ("merging/second", t)]
         assert logprobs(client, f"merging/sweep@{merged.adapter.digest}") == pytest.approx(
@@ -94,11 +102,12 @@ def test_a_sweep_is_only_other_weights_on_the_same_stack(client: Client) -> None
         (["merging/first", "merging/second"], {"method": "stir"}, "method"),
         (["merging/first", "merging/second"], {"parameters": {"t": 0.5}}, "parameters.t"),
         (["merging/first"], {}, "sources"),
+        (["merging/first", ("merging/second", 0.5)], {"method": "slerp"}, "sources.weight"),
         (["merging/first", "merging/scales"], {}, "input_scale, output_scale"),
     ],
 )
 def test_a_merge_that_makes_no_sense_is_refused_by_the_name_of_its_field(
-    client: Client, sources: list[str], options: dict[str, object], field: str
+    client: Client, sources: list[object], options: dict[str, object], field: str
 ) -> None:
     with pytest.raises(InvalidArgument) as refusal:
         client.merge_adapters(sources, "merging/none", **options)  # type: ignore[arg-type]
@@ -113,7 +122,7 @@ def test_the_command_line_merges_and_shows_where_an_adapter_comes_from(client: C
         return result.output
 
     made = hotshoe(
-        *("merge", "merging/first", "merging/second=0.5", "--as", "merging/arc:v1", "--method", "slerp"),
+        *("merge", "merging/first", "merging/second", "--as", "merging/arc:v1", "--method", "slerp"),
         *("--param", "t=0.3", "--param", "rank=5"),
     )
     assert "rank 5" in made and "% of the merge kept" in made

@@ -187,6 +187,17 @@ def test_cutting_to_a_rank_keeps_the_largest_singular_values_and_says_how_much_i
     assert cut.energy_kept == pytest.approx(kept / total, abs=1e-6) and whole.energy_kept == 1.0
 
 
+def test_updates_that_cancel_each_other_have_no_mean_and_are_refused_not_divided_by() -> None:
+    one = canonical.lora(4, seed=1)
+    opposite = LoweredAdapter(
+        "LORA",
+        {name: LoweredLinear(a=linear.a, b=-linear.b) for name, linear in one.linears.items()},  # type: ignore[operator]
+    )
+    for method in ("model_stock", "karcher"):
+        with pytest.raises(InvalidAdapter, match="point away from each other"):
+            run([one, opposite], [1, 1], method)
+
+
 # Number by number. The oracle is given the same random numbers, by the same tiles.
 
 
@@ -310,7 +321,13 @@ def test_what_has_more_than_low_rank_updates_is_refused_by_name(other: LoweredAd
 
 @pytest.mark.parametrize(
     "method, weights, field",
-    [("slerp", [1.0, 1.0, 1.0], "sources"), ("linear", [1.0], "sources"), ("karcher", [1.0, -1.0], "sources.weight")],
+    [
+        ("slerp", [1.0, 1.0, 1.0], "sources"),
+        ("linear", [1.0], "sources"),
+        ("karcher", [1.0, -1.0], "sources.weight"),
+        ("slerp", [1.0, 0.5], "sources.weight"),
+        ("model_stock", [2.0, 1.0], "sources.weight"),
+    ],
 )
 def test_parents_that_do_not_suit_the_method_are_refused(method: str, weights: list[float], field: str) -> None:
     with pytest.raises(InvalidAdapter) as refusal:
