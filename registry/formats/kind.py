@@ -69,7 +69,7 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
         "low-rank update, output scale, bias",
         "r",
         1e-6,
-        "DoRA, rsLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of the decoder",
+        "DoRA, rsLoRA, aLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of the decoder",
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
     "PREFIX_TUNING": AdapterKind(plan_prefix_tuning, "key-value pages, shared by all its requests", "–", 0.0, ""),

@@ -1,12 +1,13 @@
 """LORA: y = W x + b + s B A x, with rank-stabilized scales, scales and ranks by module, trained biases, and DoRA.
 
 s = lora_alpha / r, or lora_alpha / √r with use_rslora. lora_bias adds s · lora_B.bias; bias="lora_only" and "all"
-replace b. use_dora gives each row of W + s B A a trained norm m: y = g ∘ (W x) + (g ∘ s B) A x + b, where g is m over
-the row's own norm, which W's lowered form knows.
+replace b. With alora_invocation_tokens it acts only from where they stand in the prompt. use_dora gives each row of
+W + s B A a trained norm m: y = g ∘ (W x) + (g ∘ s B) A x + b, where g is m over the row's own norm, which W's lowered
+form knows.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from hotshoe.registry.formats.module_values import take_by_module
 from hotshoe.registry.formats.peft_config import (
     COUNT,
     FLAG,
+    INTEGER,
     NOTHING,
     NULL,
     NUMBER,
@@ -26,6 +28,7 @@ from hotshoe.registry.formats.peft_config import (
     Config,
     Rule,
     either,
+    list_of,
     one_of,
 )
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
@@ -64,6 +67,9 @@ REST: Mapping[str, Rule[object]] = {
 _INITS = one_of(True, False, "gaussian", "eva", "orthogonal")
 
 
+_BIASES = one_of("none", "lora_only", "all")
+
+
 @dataclass(frozen=True, slots=True)
 class _LinearPlan:
     a: TensorEntry
@@ -80,6 +86,7 @@ class LoraPlan:
     low_rank: Mapping[LinearId, _LinearPlan]
     biases: Mapping[LinearId, TensorEntry]
     linears: tuple[LinearId, ...]
+    invocation: tuple[int, ...] | None = None
     virtual_tokens: int = 0
 
     @property
@@ -87,7 +94,8 @@ class LoraPlan:
         return max(part.a.shape[0] for part in self.low_rank.values())
 
     def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
-        return LoweredAdapter("LORA", {linear: self._lower_linear(linear, read, base) for linear in self.linears})
+        linears = {linear: self._lower_linear(linear, read, base) for linear in self.linears}
+        return LoweredAdapter("LORA", linears, invocation=self.invocation)
 
     def _lower_linear(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
         bias_delta = None
@@ -121,9 +129,12 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> LoraPlan:
     rank_of = take_by_module(config, "r", "rank_pattern", COUNT, 8)
     alpha_of = take_by_module(config, "lora_alpha", "alpha_pattern", NUMBER, 8)
     is_stabilized = config.take("use_rslora", FLAG, default=False)
-    has_norms = config.take("use_dora", FLAG, default=False)
+    invocation = config.take("alora_invocation_tokens", either(NULL, list_of(INTEGER)), default=None)
+    has_norms = config.take("use_dora", FLAG if invocation is None else one_of(False), default=False)
     has_added_bias = config.take("lora_bias", one_of(False) if has_norms else FLAG, default=False)
-    bias = config.take("bias", one_of("none", "lora_only", "all"), default="none")
+    if invocation is not None:
+        _check_invocation(invocation, base)
+    bias = config.take("bias", _BIASES if invocation is None else one_of("none"), default="none")
     config.take("init_lora_weights", one_of(True, False) if has_added_bias else _INITS, default=True)
     config.close("LORA", REST)
 
@@ -141,7 +152,14 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> LoraPlan:
             low_rank[linear] = replace(low_rank[linear], row_norms=norms)
     biases = _plan_biases(bias, low_rank, tensors, base)
     linears = tuple(linear for linear in base.linears if linear in low_rank or linear in biases)
-    return LoraPlan(low_rank, biases, linears)
+    return LoraPlan(low_rank, biases, linears, None if invocation is None else tuple(invocation))
+
+
+def _check_invocation(token_ids: Sequence[int], base: BaseShape) -> None:
+    if not token_ids or max(token_ids) >= base.vocab_size:
+        raise InvalidAdapter(
+            "alora_invocation_tokens", f"expected token ids below {base.vocab_size}, one at least, found {token_ids}"
+        )
 
 
 def _plan_linear(linear: LinearId, tensors: Tensors, base: BaseShape, *, rank: int, scale: float) -> _LinearPlan:

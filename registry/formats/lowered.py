@@ -5,7 +5,7 @@ Per decoder linear, with W the base weight and b its bias:
     y = output_scale ∘ (W (input_scale ∘ x)) + b + bias_delta + B (A x)
 
 A acts on x itself, not on the scaled input. Per adapter: keys and values that stand before every sequence, or
-embeddings that do.
+embeddings that do; and tokens that call it up, before which a prompt's rows are the base's.
 """
 
 from collections.abc import Iterator, Mapping
@@ -60,6 +60,9 @@ class LoweredAdapter:
     linears: "Mapping[LinearId, LoweredLinear]" = field(default_factory=dict)
     kv_prefix: KvPrefix | None = None
     prompt_embeddings: "Tensor | None" = None  # [length, hidden_size] float32, before every prompt
+    # Its linears act from where these token ids stand in the prompt for the last time; not at all where they do not.
+    # None: everywhere.
+    invocation: tuple[int, ...] | None = None
 
     @property
     def rank(self) -> int:

@@ -12,7 +12,7 @@ from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.adapter_batch import AdapterSegment
 from hotshoe.server.adapters.packed_adapter import PackedAdapter, pack_adapter
-from hotshoe.server.adapters.placed_adapter import SoftPrompt
+from hotshoe.server.adapters.placed_adapter import SequenceTerms
 from hotshoe.server.adapters.sites import site_shapes
 
 
@@ -20,7 +20,7 @@ class Placed(Protocol):
     """One adapter on the device; what it holds never changes."""
 
     @property
-    def soft_prompt(self) -> SoftPrompt: ...
+    def sequence_terms(self) -> SequenceTerms: ...
     @property
     def size_bytes(self) -> int: ...
 
@@ -78,9 +78,9 @@ class AdapterPlaces(ABC, Generic[P]):
 
     # The engine's thread.
 
-    def soft_prompt(self, slot: int) -> SoftPrompt:
-        """What the adapter in a slot puts before every sequence."""
-        return self._in_use(slot).soft_prompt
+    def sequence_terms(self, slot: int) -> SequenceTerms:
+        """What the adapter in a slot is to a whole sequence."""
+        return self._in_use(slot).sequence_terms
 
     def slot_bytes(self, slot: int) -> int:
         """Bytes that a slot fills, 0 if it is clear."""

@@ -16,11 +16,11 @@ from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
 from hotshoe.server.adapters.factor_layout import FactorLayout, pieces_of, places_of
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
-from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SoftPrompt
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms
 from hotshoe.server.adapters.rank_units import RankUnits
 from hotshoe.server.adapters.sites import SiteId
 
-__all__ = ["AdapterSegment", "AdapterSlots", "SoftPrompt"]
+__all__ = ["AdapterSegment", "AdapterSlots", "SequenceTerms"]
 
 _FIRST_CAPACITY = 8  # units that a table has at first, where untouched memory costs something
 
@@ -111,7 +111,7 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
     def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> PlacedAdapter:
         layout = adapter.layout
         vectors = {site: found.to(self.device) for site, found in adapter.vectors.items()}
-        soft_prompt = adapter.soft_prompt.to(self.device)
+        sequence_terms = adapter.sequence_terms.to(self.device)
         with self._writing:
             first_unit = self._write(adapter, pause) if layout.sites else 0
         return PlacedAdapter(
@@ -120,7 +120,7 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
             ranks=layout.ranks,
             rank_table=layout.rank_table(self._num_layers),
             vectors=vectors,
-            soft_prompt=soft_prompt,
+            sequence_terms=sequence_terms,
             size_bytes=adapter.device_bytes,
         )
 

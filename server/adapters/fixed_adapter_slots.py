@@ -18,7 +18,7 @@ from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.adapter_batch import AdapterSegment
 from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
-from hotshoe.server.adapters.placed_adapter import SiteVectors, SoftPrompt
+from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteVectors
 from hotshoe.server.adapters.rank_units import RankUnits
 from hotshoe.server.adapters.slot_tables import SlotTables, unit_bytes
 
@@ -38,7 +38,7 @@ class FixedAdapter:
     units: tuple[int, ...]
     has_linears: bool
     scales: InputScales
-    soft_prompt: SoftPrompt
+    sequence_terms: SequenceTerms
     size_bytes: int
     copied: "torch.cuda.Event | None"  # what the first step that uses it waits for
 
@@ -121,20 +121,20 @@ class FixedAdapterSlots(AdapterPlaces[FixedAdapter]):
         return last
 
     def _device_bytes(self, adapter: PackedAdapter) -> int:
-        soft_prompt = sum(tensor.nbytes for tensor in adapter.soft_prompt.tensors())
-        return adapter.layout.num_units * self._unit_bytes + soft_prompt
+        sequence_terms = sum(tensor.nbytes for tensor in adapter.sequence_terms.tensors())
+        return adapter.layout.num_units * self._unit_bytes + sequence_terms
 
     def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> FixedAdapter:
         with self._units_lock:
             units = self._units.take_scattered(adapter.layout.num_units, limit=self._num_units)
         with self._copies.copying() as copied:
             self.tables.write(slot, adapter, units)
-            soft_prompt = adapter.soft_prompt.to(self.device)
+            sequence_terms = adapter.sequence_terms.to(self.device)
         return FixedAdapter(
             units=tuple(units),
             has_linears=bool(adapter.layout.sites or adapter.vectors),
             scales=max(map(_scales_of, adapter.vectors.values()), default=InputScales.NONE),
-            soft_prompt=soft_prompt,
+            sequence_terms=sequence_terms,
             size_bytes=adapter.device_bytes,
             copied=copied.event,
         )

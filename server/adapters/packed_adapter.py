@@ -10,7 +10,7 @@ from hotshoe.registry.formats.base import LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
-from hotshoe.server.adapters.placed_adapter import SiteVectors, SoftPrompt
+from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteVectors
 from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
 
 
@@ -21,7 +21,7 @@ class PackedAdapter:
     factors: Tensor  # [layout.num_elements], flat
     layout: FactorLayout
     vectors: Mapping[SiteId, SiteVectors]
-    soft_prompt: SoftPrompt
+    sequence_terms: SequenceTerms
     size_bytes: int  # here
     device_bytes: int  # on the device, where ranks are rounded up to units
 
@@ -48,14 +48,14 @@ def pack_adapter(
         torch._foreach_copy_(targets, [tensor.t() for linear in linears for tensor in (linear.a, linear.b)])  # type: ignore[union-attr]
         pause()
     vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
-    soft_prompt = SoftPrompt(adapter.kv_prefix, adapter.prompt_embeddings)
+    sequence_terms = SequenceTerms(adapter.kv_prefix, adapter.prompt_embeddings, adapter.invocation)
     others = [tensor for found in vectors.values() for tensor in found.tensors()]
-    other_bytes = sum(tensor.nbytes for tensor in (*others, *soft_prompt.tensors()))
+    other_bytes = sum(tensor.nbytes for tensor in (*others, *sequence_terms.tensors()))
     return PackedAdapter(
         factors=factors,
         layout=layout,
         vectors=vectors,
-        soft_prompt=soft_prompt,
+        sequence_terms=sequence_terms,
         size_bytes=factors.nbytes + other_bytes,
         device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,
     )

@@ -13,11 +13,12 @@ from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
 @dataclass(frozen=True, slots=True)
-class SoftPrompt:
-    """What an adapter puts before every sequence."""
+class SequenceTerms:
+    """What an adapter is to a sequence as a whole: what it puts before it, and where its linears begin to act."""
 
     kv_prefix: KvPrefix | None = None
     prompt_embeddings: Tensor | None = None  # [length, hidden_size] float32
+    invocation: tuple[int, ...] | None = None  # of `LoweredAdapter`
 
     def tensors(self) -> Iterator[Tensor]:
         """Those that are set."""
@@ -26,11 +27,12 @@ class SoftPrompt:
         if self.prompt_embeddings is not None:
             yield self.prompt_embeddings
 
-    def to(self, device: torch.device) -> "SoftPrompt":
+    def to(self, device: torch.device) -> "SequenceTerms":
         prefix, embeddings = self.kv_prefix, self.prompt_embeddings
-        return SoftPrompt(
+        return SequenceTerms(
             kv_prefix=prefix and KvPrefix(prefix.keys.to(device), prefix.values.to(device)),
             prompt_embeddings=None if embeddings is None else embeddings.to(device),
+            invocation=self.invocation,
         )
 
 
@@ -71,7 +73,7 @@ class PlacedAdapter:
     ranks: Mapping[SiteId, tuple[int, ...]]  # of each target, at the sites where one is not 0
     rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
     vectors: Mapping[SiteId, SiteVectors]
-    soft_prompt: SoftPrompt
+    sequence_terms: SequenceTerms
     size_bytes: int
 
     @property

@@ -5,7 +5,9 @@ A page's key is a SHA-256 hash chain over everything that its keys and values de
     seed  = H(base digest, adapter stack as (digest, weight)…, tenant)
     key_0 = H(seed, tokens of page 0),   key_i = H(key_{i−1}, tokens of page i)
 
-so that no two adapters, weights or tenants can share a page, and a page is only found behind the pages before it.
+so that no two adapters, weights or tenants can share a page, and a page is only found behind the pages before it. An
+adapter that acts from some position on is not in the seed, but joins the chain at that position's page: the pages
+before are the base's own.
 
 Several answers to one prompt, or several choices, also share the prompt's end that does not fill a page: it is cached
 as a tail, under the key of just those tokens, and copied by who finds it, for each goes on in it by its own.
@@ -31,6 +33,11 @@ def chain_seed(base_digest: str, adapters: Sequence[tuple[str, float]], tenant: 
     for _, weight in adapters:
         state.update(struct.pack("<d", weight))
     return state.digest()
+
+
+def joined_key(previous: bytes, digest: str, weight: float, position: int) -> bytes:
+    """`previous`, where an adapter acts from a position of the next page on."""
+    return hashlib.sha256(previous + struct.pack("<qd", position, weight) + digest.encode()).digest()
 
 
 def page_key(previous: bytes, token_ids: Sequence[int]) -> bytes:

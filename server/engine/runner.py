@@ -80,7 +80,7 @@ class Runner:
     def _write_prefix(self, write: PrefixWrite) -> None:
         table = write.sequence.table
         assert table is not None, "only running sequences have prefixes written"
-        prefixes = [soft.kv_prefix for soft in write.sequence.soft_prompts if soft.kv_prefix is not None]
+        prefixes = [soft.kv_prefix for soft in write.sequence.terms if soft.kv_prefix is not None]
         keys = torch.cat([prefix.keys for prefix in prefixes], dim=1)[:, write.start : write.end]
         values = torch.cat([prefix.values for prefix in prefixes], dim=1)[:, write.start : write.end]
         slots = position_slots(self._blocks, table, write.start, write.end)

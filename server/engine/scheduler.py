@@ -229,7 +229,7 @@ class Scheduler:
         if adapter_slots is None:
             sequence.lacked_room = self._residency.waits_for_room(sequence.digests)
             return
-        sequence.attach(adapter_slots, [self._adapter_slots.soft_prompt(slot) for slot in adapter_slots])
+        sequence.attach(adapter_slots, [self._adapter_slots.sequence_terms(slot) for slot in adapter_slots])
         too_long = self._too_long(sequence)
         if too_long is None and self._open_table(sequence, plan):
             self.waiting.remove(sequence)

@@ -2,11 +2,13 @@
 
 import enum
 import math
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
+from itertools import pairwise
 
-from hotshoe.server.adapters.adapter_slots import SoftPrompt
-from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN, chain_seed, page_key
-from hotshoe.server.engine.request import Request, TokenLogprob
+from hotshoe.server.adapters.adapter_slots import SequenceTerms
+from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN, chain_seed, joined_key, page_key
+from hotshoe.server.engine.request import AdapterUse, Request, TokenLogprob
 from hotshoe.server.engine.sampler import SamplingState
 
 
@@ -33,6 +35,7 @@ class Sequence:
         table: its block table; None unless running.
         computed: positions whose keys and values are in the cache.
         stack: (adapter_slot, weight) of each adapter; empty unless running.
+        starts: from which position on each adapter acts; infinite if the prompt does not call it up.
     """
 
     def __init__(
@@ -59,7 +62,8 @@ class Sequence:
         self.computed = 0
         self.offered_pages = 0  # leading pages that were taken from, or given to, the prefix cache
         self.stack: tuple[tuple[int, float], ...] = ()
-        self.soft_prompts: tuple[SoftPrompt, ...] = ()
+        self.starts: tuple[float, ...] = (0,) * len(self.digests)
+        self.terms: tuple[SequenceTerms, ...] = ()
         self.prefix_tokens = 0
         self.virtual_tokens = 0
 
@@ -130,22 +134,29 @@ class Sequence:
         charged, self.charged = self.charged, max(self.charged, min(end - self.virtual_tokens, self._num_input))
         return self.charged - charged
 
-    def attach(self, adapter_slots: Items[int], soft_prompts: Items[SoftPrompt]) -> None:
-        """Its adapters are on the device: their slots, and what they put before the prompt."""
+    def attach(self, adapter_slots: Items[int], terms: Items[SequenceTerms]) -> None:
+        """Its adapters are on the device: their slots, what they put before the prompt, and where they begin to act."""
         self.stack = tuple(zip(adapter_slots, (use.weight for use in self.request.adapters), strict=True))
-        self.soft_prompts = tuple(soft_prompts)
-        prefixes = (soft.kv_prefix for soft in soft_prompts)
-        embeddings = (soft.prompt_embeddings for soft in soft_prompts)
+        self.terms = tuple(terms)
+        prefixes = (soft.kv_prefix for soft in terms)
+        embeddings = (soft.prompt_embeddings for soft in terms)
         self.prefix_tokens = sum(prefix.length for prefix in prefixes if prefix is not None)
         self.virtual_tokens = self.prefix_tokens + sum(e.shape[0] for e in embeddings if e is not None)
+        self.starts = tuple(0 if part.invocation is None else self._last_place_of(part.invocation) for part in terms)
 
     def detach(self) -> None:
         """Its adapters are no longer held, and nothing of it is in the cache that it could count on."""
         self.stack = ()
-        self.soft_prompts = ()
+        self.terms = ()
         self.table = None
         self.computed = 0
         self.known_logprobs.clear()
+
+    def stacks(self, start: int, end: int) -> Iterator[tuple[int, int, tuple[tuple[int, float], ...]]]:
+        """Parts of positions start … end−1, and the part of the stack that acts there."""
+        bounds = sorted({start, end, *(int(begin) for begin in self.starts if start < begin < end)})
+        for first, last in pairwise(bounds):
+            yield first, last, tuple(u for u, begin in zip(self.stack, self.starts, strict=True) if begin <= first)
 
     def append(self, token_id: int) -> None:
         """Adds a drawn token."""
@@ -166,17 +177,38 @@ class Sequence:
         """
         while len(self._keys) < count:
             page = len(self._keys)
-            previous = self._keys[-1] if page else self._seed(base_digest, scope)
-            self._keys.append(page_key(previous, self.tokens_at(page * page_tokens, (page + 1) * page_tokens)))
+            start, end = page * page_tokens, (page + 1) * page_tokens
+            previous = self._previous(self._keys, start, end, base_digest, scope)
+            self._keys.append(page_key(previous, self.tokens_at(start, end)))
         return self._keys[:count]
 
     def tail_key(
         self, page_keys: Items[bytes], end: int, *, page_tokens: int, base_digest: str, scope: str | None
     ) -> bytes:
         """The prefix cache's key of what follows its first full pages, up to position `end`, in the next page."""
-        previous = page_keys[-1] if page_keys else self._seed(base_digest, scope)
-        return page_key(previous, self.tokens_at(len(page_keys) * page_tokens, end))
+        start = len(page_keys) * page_tokens
+        previous = self._previous(page_keys, start, end, base_digest, scope)
+        return page_key(previous, self.tokens_at(start, end))
 
-    def _seed(self, base_digest: str, scope: str | None) -> bytes:
-        adapters = [(use.digest, use.weight) for use in self.request.adapters]
-        return chain_seed(base_digest, adapters, self.request.tenant if scope is None else scope)
+    def _previous(self, keys: Items[bytes], start: int, end: int, base_digest: str, scope: str | None) -> bytes:
+        """What the key of positions start … end−1 is chained to: the pages before, and who begins to act in them."""
+        if not keys:
+            acting = [(use.digest, use.weight) for use, begin in self._uses() if begin == 0]
+            previous = chain_seed(base_digest, acting, self.request.tenant if scope is None else scope)
+        else:
+            previous = keys[-1]
+        for use, begin in self._uses():
+            if max(start, 1) <= begin < end:
+                previous = joined_key(previous, use.digest, use.weight, int(begin))
+        return previous
+
+    def _uses(self) -> Iterator[tuple[AdapterUse, float]]:
+        return zip(self.request.adapters, self.starts, strict=True)
+
+    def _last_place_of(self, token_ids: Items[int]) -> float:
+        """The position where these tokens stand in the prompt for the last time, infinite if they do not."""
+        prompt, wanted = self.tokens[: self.num_prompt], list(token_ids)
+        for index in range(len(prompt) - len(wanted), -1, -1):
+            if prompt[index : index + len(wanted)] == wanted:
+                return self.virtual_tokens + index
+        return math.inf

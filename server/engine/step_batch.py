@@ -54,8 +54,9 @@ def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks, attention: Atten
         embeddings=embeddings,
     )
     segments = tuple(
-        AdapterSegment(start=end - length, end=end, stack=chunk.sequence.stack)
-        for chunk, length, end in zip(chunks, lengths.tolist(), row_ends.tolist(), strict=True)
+        AdapterSegment(start=end - chunk.end + first, end=end - chunk.end + last, stack=stack)
+        for chunk, end in zip(chunks, row_ends.tolist(), strict=True)
+        for first, last, stack in chunk.sequence.stacks(chunk.start, chunk.end)
     )
     return StepBatch(inputs, segments)
 
@@ -121,7 +122,7 @@ def _given_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) ->
         start, end = chunk.start, min(chunk.end, sequence.virtual_tokens)
         if start >= end:
             continue
-        learned = [soft.prompt_embeddings for soft in sequence.soft_prompts if soft.prompt_embeddings is not None]
+        learned = [soft.prompt_embeddings for soft in sequence.terms if soft.prompt_embeddings is not None]
         parts.append(torch.cat(learned)[start - sequence.prefix_tokens : end - sequence.prefix_tokens])
         rows.extend(range(row_start, row_start + end - start))
     if not rows:

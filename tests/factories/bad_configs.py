@@ -32,7 +32,7 @@ BAD_CONFIGS = {
         ({"use_dora": True, "lora_bias": True}, "lora_bias"),
         ({"use_qalora": True}, "use_qalora"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"alora_invocation_tokens": [1, 999]}, "alora_invocation_tokens"),
         ({"arrow_config": {"top_k": 1}}, "arrow_config"),
         ({"kasa_config": {}}, "kasa_config"),
         ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),

@@ -15,7 +15,7 @@ from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 def canonical_logits(model: PreTrainedModel, adapter: LoweredAdapter, token_ids: Tensor) -> Tensor:
     """[batch, length, vocab] logits of the tokens, those of virtual tokens left out."""
     cache = DynamicCache(config=model.config)
-    with _adapted(model, adapter):
+    with _adapted(model, adapter, _acts(adapter.invocation, token_ids)):
         if adapter.kv_prefix is not None:
             for layer, (keys, values) in enumerate(zip(adapter.kv_prefix.keys, adapter.kv_prefix.values, strict=True)):
                 cache.update(_for_each(keys, token_ids), _for_each(values, token_ids), layer)
@@ -30,10 +30,22 @@ def _for_each(states: Tensor, token_ids: Tensor) -> Tensor:
     return states.transpose(0, 1).expand(token_ids.shape[0], -1, -1, -1).contiguous()
 
 
+def _acts(invocation: tuple[int, ...] | None, token_ids: Tensor) -> Tensor | None:
+    """[batch, length, 1]: whether the adapter acts on each token; None: on all."""
+    if invocation is None:
+        return None
+    mask = torch.zeros(*token_ids.shape, 1, dtype=torch.bool)
+    for row, tokens in enumerate(token_ids.tolist()):
+        places = [i for i in range(len(tokens)) if tuple(tokens[i : i + len(invocation)]) == invocation]
+        if places:
+            mask[row, places[-1] :] = True
+    return mask
+
+
 @contextmanager
-def _adapted(model: PreTrainedModel, adapter: LoweredAdapter) -> Iterator[None]:
+def _adapted(model: PreTrainedModel, adapter: LoweredAdapter, acts: Tensor | None) -> Iterator[None]:
     parts = {linear: part for linear, _, part in decoder_linears(model)}
-    handles = [parts[linear].register_forward_hook(_hook(lowered)) for linear, lowered in adapter.linears.items()]
+    handles = [parts[linear].register_forward_hook(_hook(lowered, acts)) for linear, lowered in adapter.linears.items()]
     try:
         yield
     finally:
@@ -41,10 +53,10 @@ def _adapted(model: PreTrainedModel, adapter: LoweredAdapter) -> Iterator[None]:
             handle.remove()
 
 
-def _hook(lowered: LoweredLinear):
+def _hook(lowered: LoweredLinear, acts: Tensor | None):
     """output_scale ∘ (W (input_scale ∘ x)) + bias + bias_delta + B (A x), as the canonical form is defined."""
 
-    def hook(part: nn.Linear, inputs: tuple[Tensor], _: Tensor) -> Tensor:
+    def hook(part: nn.Linear, inputs: tuple[Tensor], plain: Tensor) -> Tensor:
         (x,) = inputs
         scaled = x if lowered.input_scale is None else x * lowered.input_scale
         y = nn.functional.linear(scaled, part.weight)
@@ -55,6 +67,6 @@ def _hook(lowered: LoweredLinear):
                 y = y + bias
         if lowered.a is not None and lowered.b is not None:
             y = y + (x @ lowered.a.T) @ lowered.b.T
-        return y
+        return y if acts is None else torch.where(acts, y, plain)
 
     return hook

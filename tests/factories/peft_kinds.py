@@ -38,6 +38,7 @@ def of(config, **fields):
     return config(**{"task_type": "CAUSAL_LM", "target_modules": ALL, **fields})
 
 
+INVOCATION = [67, 83]  # in the first row of tokens that tests compare
 PATTERNS = {"q_proj": 2, "layers.1.mlp.down_proj": 6, r"^model\.layers\.\d\.self_attn\.(k|v)_proj$": 3}
 CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "lora": lambda: lora(),
@@ -58,6 +59,7 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "lora with gaussian init": lambda: lora(init_lora_weights="gaussian", lora_dropout=0.1),
     "lora with orthogonal init": lambda: lora(init_lora_weights="orthogonal"),
     "lora without task type": lambda: lora(task_type=None),
+    "activated lora": lambda: lora(alora_invocation_tokens=INVOCATION, lora_bias=True),
     "lora with negative alpha": lambda: lora(lora_alpha=-3),
     "ia3": lambda: ia3(),
     "ia3 on everything": lambda: ia3(target_modules=ALL, feedforward_modules=["down_proj", "o_proj"]),

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from hotshoe.server.adapters.adapter_slots import AdapterSlots, SoftPrompt
+from hotshoe.server.adapters.adapter_slots import AdapterSlots, SequenceTerms
 from hotshoe.server.adapters.load_queue import LoadQueue
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
@@ -52,8 +52,8 @@ class SteppedResidency:
         entries = [self._state.find(digest) for digest in digests]
         return any(entry is not None and entry.phase is Phase.AWAITING_SLOT for entry in entries)
 
-    def soft_prompt(self, slot: int) -> SoftPrompt:
-        return SoftPrompt()
+    def sequence_terms(self, slot: int) -> SequenceTerms:
+        return SequenceTerms()
 
     def step(self) -> bool:
         """One step passes; True if a load has ended."""

@@ -41,13 +41,13 @@ def test_soft_prompts_are_kept_as_they_are() -> None:
     slots.place(1, prefix)
     slots.place(2, prompt)
     assert prefix.kv_prefix is not None
-    kept = slots.soft_prompt(1)
+    kept = slots.sequence_terms(1)
     assert kept.prompt_embeddings is None and kept.kv_prefix is not None
     assert torch.equal(kept.kv_prefix.keys, prefix.kv_prefix.keys)
     assert torch.equal(kept.kv_prefix.values, prefix.kv_prefix.values)
-    assert torch.equal(slots.soft_prompt(2).prompt_embeddings, prompt.prompt_embeddings)
+    assert torch.equal(slots.sequence_terms(2).prompt_embeddings, prompt.prompt_embeddings)
     slots.place(0, canonical.lora())
-    assert slots.soft_prompt(0).kv_prefix is None and slots.soft_prompt(0).prompt_embeddings is None
+    assert slots.sequence_terms(0).kv_prefix is None and slots.sequence_terms(0).prompt_embeddings is None
 
 
 @pytest.mark.parametrize("rank", (1, 16, 17, 64))

@@ -127,7 +127,7 @@ def test_soft_prompts_lie_in_slots_too(new_house: Callable[..., House]) -> None:
     house = new_house()
     record, _ = publish(house.registry, "prefix", prefix_bytes(house.base, length=5), base=house.base)
     (slot,) = house.acquire(record.digest)
-    prefix = house.slots.soft_prompt(slot).kv_prefix
+    prefix = house.slots.sequence_terms(slot).kv_prefix
     assert prefix is not None and prefix.length == 5
     house.residency.release([record.digest])
 

@@ -115,6 +115,32 @@ def test_stacks_add_their_adapters_by_weight(
     assert tokens["half"] != tokens["both"]
 
 
+@pytest.mark.parametrize("max_step_tokens", [64, 16])
+def test_an_activated_lora_answers_as_peft_s_and_finds_the_base_s_pages(
+    start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path, max_step_tokens: int
+) -> None:
+    text, invocation = [*range(20, 57)], [3, 1, 4]
+    prompts = {"called": text + invocation + [9, 8], "called twice": invocation + text + invocation, "not called": text}
+    directory = peft_adapters.write_lora(
+        tmp_path / "activated", model, rank=4, targets=ALL, scale=0.3, alora_invocation_tokens=invocation
+    )
+    use = publish(directory)
+    with start_engine(max_step_tokens=max_step_tokens, page_tokens=4) as running:
+        [before] = running.run(make_request(text, max_new_tokens=1))
+        answers = {
+            name: running.run(make_request(prompt, max_new_tokens=12, adapters=[use]))[0]
+            for name, prompt in prompts.items()
+        }
+    for name, prompt in prompts.items():
+        assert answers[name].token_ids == peft_tokens(model, directory, prompt, 12), name
+    assert before.cached_prompt_tokens == 0
+    assert {name: answer.cached_prompt_tokens for name, answer in answers.items()} == {
+        "called": 36,
+        "called twice": 0,
+        "not called": 36,
+    }
+
+
 def test_no_two_adapters_ever_share_a_page(
     start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path
 ) -> None:

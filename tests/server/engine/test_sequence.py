@@ -6,15 +6,15 @@ import torch
 from running_engine import make_request
 
 from hotshoe.registry.formats.lowered import KvPrefix
-from hotshoe.server.adapters.adapter_slots import SoftPrompt
+from hotshoe.server.adapters.adapter_slots import SequenceTerms
 from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN
 from hotshoe.server.engine.request import AdapterUse, Request
 from hotshoe.server.engine.sequence import Sequence, SequenceStatus
 
 USES = (AdapterUse("a", "a", "sha256:1"), AdapterUse("b", "b", "sha256:2", weight=0.5))
 SOFT = (
-    SoftPrompt(kv_prefix=KvPrefix(torch.zeros(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)), prompt_embeddings=None),
-    SoftPrompt(kv_prefix=None, prompt_embeddings=torch.zeros(2, 8)),
+    SequenceTerms(kv_prefix=KvPrefix(torch.zeros(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)), prompt_embeddings=None),
+    SequenceTerms(kv_prefix=None, prompt_embeddings=torch.zeros(2, 8)),
 )
 
 
@@ -76,6 +76,33 @@ def test_keys_differ_by_adapter_weight_tenant_and_virtual_tokens() -> None:
     soft = make_sequence(make_request([1, 2, 3, 4], adapters=USES))
     soft.attach((0, 1), SOFT)
     assert keys(soft) != found[3]
+
+
+def activated(prompt: list[int], invocation: tuple[int, ...]) -> Sequence:
+    sequence = make_sequence(make_request(prompt, adapters=USES[:1]))
+    sequence.attach((7,), [SequenceTerms(invocation=invocation)])
+    return sequence
+
+
+def test_an_adapter_acts_from_the_last_place_of_its_invocation() -> None:
+    sequence = activated([5, 6, 1, 5, 6, 2], (5, 6))
+    assert list(sequence.stacks(0, 6)) == [(0, 3, ()), (3, 6, ((7, 1.0),))]
+    assert list(sequence.stacks(1, 3)) == [(1, 3, ())] and list(sequence.stacks(5, 6)) == [(5, 6, ((7, 1.0),))]
+    assert list(activated([5, 6, 1], (6, 5)).stacks(0, 3)) == [(0, 3, ())]
+    answering = activated([5, 1], (1, 6))
+    answering.append(6)
+    assert list(answering.stacks(2, 3)) == [(2, 3, ())], "it is called up by the prompt alone"
+
+
+def test_pages_before_an_invocation_are_the_base_s_own() -> None:
+    plain = make_sequence(make_request([1, 2, 3, 4, 5, 6]))
+    of_base, acting = keys(plain, 3), keys(activated([1, 2, 3, 4, 5, 6], (4,)), 3)
+    assert acting[0] == of_base[0] and not set(acting[1:]) & set(of_base[1:])
+    assert keys(activated([1, 2, 3, 4, 5, 6], (9,)), 3) == of_base
+    elsewhere = keys(activated([1, 2, 3, 4, 5, 6], (3,)), 3)
+    assert elsewhere[0] == of_base[0] and not set(elsewhere[1:]) & set(acting[1:])
+    always = keys(make_sequence(make_request([1, 2, 3, 4, 5, 6], adapters=USES[:1])), 3)
+    assert not set(always) & {*acting, *elsewhere, *of_base}
 
 
 def test_keys_of_generated_pages_continue_the_chain() -> None:

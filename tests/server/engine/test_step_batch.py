@@ -4,7 +4,7 @@ import torch
 from running_engine import make_request
 
 from hotshoe.registry.formats.lowered import KvPrefix
-from hotshoe.server.adapters.adapter_slots import SoftPrompt
+from hotshoe.server.adapters.adapter_slots import SequenceTerms
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.request import AdapterUse
 from hotshoe.server.engine.scheduler import Chunk
@@ -77,9 +77,9 @@ def test_learned_embeddings_stand_between_prefix_and_prompt() -> None:
     uses = [AdapterUse(name, name, f"sha256:{name}") for name in "abc"]
     learned = torch.arange(12.0).reshape(6, 2)
     soft = [
-        SoftPrompt(kv_prefix=None, prompt_embeddings=learned[:4]),
-        SoftPrompt(kv_prefix=KvPrefix(torch.zeros(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)), prompt_embeddings=None),
-        SoftPrompt(kv_prefix=None, prompt_embeddings=learned[4:]),
+        SequenceTerms(kv_prefix=None, prompt_embeddings=learned[:4]),
+        SequenceTerms(kv_prefix=KvPrefix(torch.zeros(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)), prompt_embeddings=None),
+        SequenceTerms(kv_prefix=None, prompt_embeddings=learned[4:]),
     ]
     sequence = Sequence(make_request([50, 51], adapters=uses), 0, order=(1, 0), leader=None, eos=())
     sequence.attach((3, 1, 2), soft)
