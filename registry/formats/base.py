@@ -1,7 +1,7 @@
 """What an adapter is held against: the shapes of a base model, and its weights where a lowering needs them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -30,6 +30,25 @@ class LinearShape:
 
 
 @dataclass(frozen=True, slots=True)
+class NormId:
+    """One norm: its layer, None if it is behind them all, and its Hugging Face name, e.g. (3, "input_layernorm")."""
+
+    layer: int | None
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.layer is None else f"layers.{self.layer}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class NormShape:
+    """A norm's full name, e.g. "model.layers.3.input_layernorm", and how many weights it has."""
+
+    module: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class BaseShape:
     """Everything about a base model that an adapter's files can be checked against without its weights."""
 
@@ -43,6 +62,8 @@ class BaseShape:
     vocab_size: int
     max_sequence_length: int
     linears: Mapping[LinearId, LinearShape]
+    norms: Mapping[NormId, NormShape] = field(default_factory=dict)
+    tied_head: bool = False  # the output head is the embedding
 
     def linear_of_module(self, module: str) -> LinearId | None:
         """The linear with that full module name, or None."""
@@ -60,3 +81,12 @@ class BaseWeights(Protocol):
 
     def weight(self, linear: LinearId) -> "Tensor":
         """[out_features, in_features] float32 on the CPU: the dequantized weight that is served."""
+
+    def norm(self, norm: NormId) -> "Tensor":
+        """[size] float32 on the CPU."""
+
+    def embedding(self) -> "Tensor":
+        """[vocab_size, hidden_size] float32 on the CPU."""
+
+    def head(self) -> "Tensor":
+        """[vocab_size, hidden_size] float32 on the CPU: the output head, be it the embedding or not."""

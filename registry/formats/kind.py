@@ -21,6 +21,12 @@ from hotshoe.registry.formats.plan import Format, Plan, Tensors
 from hotshoe.registry.formats.prefix_tuning import plan_prefix_tuning
 from hotshoe.registry.formats.products import plan_loha, plan_lokr
 from hotshoe.registry.formats.prompt_tuning import plan_cpt, plan_p_tuning, plan_prompt_tuning
+from hotshoe.registry.formats.replaced import (
+    ReplacingPlan,
+    plan_ln_tuning,
+    plan_trainable_tokens,
+    take_saved_modules,
+)
 from hotshoe.registry.formats.vblora import plan_vblora
 from hotshoe.registry.formats.vera import plan_vera
 from hotshoe.registry.validation import AdapterLimits, Pause, TensorEntry, TensorFile, go_on, read_config, shown
@@ -40,6 +46,7 @@ class AdapterKind:
     Attributes:
         rank: of what it is lowered to, in the config's own terms.
         error: the largest difference of a logit from PEFT's in the tests, in float32, rounded.
+        wraps_modules: whether PEFT replaces modules of the model, and so may keep others whole (modules_to_save).
     """
 
     plan: Format
@@ -47,6 +54,7 @@ class AdapterKind:
     rank: str
     error: float
     note: str
+    wraps_modules: bool = True
 
 
 _EMBEDDINGS = "embeddings before the prompt, their pages shared"
@@ -55,13 +63,14 @@ _EMBEDDINGS = "embeddings before the prompt, their pages shared"
 ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "ADALORA": AdapterKind(plan_adalora, "low-rank update", "up to `init_r`", 5e-6, "ranks as training left them"),
     "BEFT": AdapterKind(plan_beft, "bias", "–", 0.0, ""),
-    "CPT": AdapterKind(plan_cpt, _EMBEDDINGS, "–", 1e-6, ""),
+    "CPT": AdapterKind(plan_cpt, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
     "DELORA": AdapterKind(plan_delora, "low-rank update", "r", 1e-6, "`rank_pattern`"),
     "GRALORA": AdapterKind(plan_gralora, "low-rank update", "k·r + `hybrid_r`", 4e-6, ""),
     "HRA": AdapterKind(plan_hra, "low-rank update", "r", 2e-6, "of the served W; `apply_GS`"),
     "IA3": AdapterKind(
         plan_ia3, "input and output scales, bias", "–", 1e-6, "any `target_modules`, `feedforward_modules`"
     ),
+    "LN_TUNING": AdapterKind(plan_ln_tuning, "norms' weights", "–", 1e-6, ""),
     "LOHA": AdapterKind(plan_loha, "low-rank update", "r²", 1e-6, "`rank_pattern`, `alpha_pattern`"),
     "LOKR": AdapterKind(plan_lokr, "low-rank update", "of its two factors, multiplied", 2e-6, "any `decompose_factor`"),
     "LORA": AdapterKind(
@@ -72,9 +81,14 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
         "DoRA, rsLoRA, aLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of the decoder",
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
-    "PREFIX_TUNING": AdapterKind(plan_prefix_tuning, "key-value pages, shared by all its requests", "–", 0.0, ""),
-    "PROMPT_TUNING": AdapterKind(plan_prompt_tuning, _EMBEDDINGS, "–", 1e-6, ""),
-    "P_TUNING": AdapterKind(plan_p_tuning, _EMBEDDINGS, "–", 1e-6, "what its encoder gave"),
+    "PREFIX_TUNING": AdapterKind(
+        plan_prefix_tuning, "key-value pages, shared by all its requests", "–", 0.0, "", wraps_modules=False
+    ),
+    "PROMPT_TUNING": AdapterKind(plan_prompt_tuning, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
+    "P_TUNING": AdapterKind(plan_p_tuning, _EMBEDDINGS, "–", 1e-6, "what its encoder gave", wraps_modules=False),
+    "TRAINABLE_TOKENS": AdapterKind(
+        plan_trainable_tokens, "rows of the embedding and of the output head", "–", 1e-6, "of tokens that the base has"
+    ),
     "VBLORA": AdapterKind(plan_vblora, "low-rank update", "r", 0.0, "the bank's mixtures, written out"),
     "VERA": AdapterKind(plan_vera, "low-rank update", "r", 1e-6, "with `save_projection`"),
 }
@@ -185,7 +199,11 @@ class _CheckedConfig:
 
     def plan(self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on) -> Plan:
         tensors = Tensors(tensor_file.entries, shape, pause)
-        plan = ADAPTER_KINDS[self.kind].plan(self.fields, tensors, shape)
+        kind = ADAPTER_KINDS[self.kind]
+        saved = take_saved_modules(self.fields, tensors, shape) if kind.wraps_modules else None
+        plan = kind.plan(self.fields, tensors, shape)
+        if saved is not None:
+            plan = ReplacingPlan(self.kind, saved, plan)
         tensors.close()
         if plan.rank > limits.max_rank:
             raise InvalidAdapter("r", f"found rank {plan.rank}, expected at most {limits.max_rank}")

@@ -31,7 +31,8 @@ from hotshoe.registry.formats.peft_config import (
     list_of,
     one_of,
 )
-from hotshoe.registry.formats.plan import Read, Tensors, require_shape
+from hotshoe.registry.formats.plan import Plan, Read, Tensors, require_shape
+from hotshoe.registry.formats.replaced import ReplacingPlan, take_trainable_tokens
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
 
@@ -123,7 +124,7 @@ def _row_norms(weight: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
     return (weight.square().sum(1) + 2 * crossed + own).sqrt()
 
 
-def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> LoraPlan:
+def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
     """The plan of a LORA adapter; see `Format`."""
     targets = take_targets(config, base, by_layer=True)
     rank_of = take_by_module(config, "r", "rank_pattern", COUNT, 8)
@@ -136,6 +137,7 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> LoraPlan:
         _check_invocation(invocation, base)
     bias = config.take("bias", _BIASES if invocation is None else one_of("none"), default="none")
     config.take("init_lora_weights", one_of(True, False) if has_added_bias else _INITS, default=True)
+    tokens = take_trainable_tokens(config, tensors, base) if invocation is None else None
     config.close("LORA", REST)
 
     tensors.require_known_modules()
@@ -152,7 +154,8 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> LoraPlan:
             low_rank[linear] = replace(low_rank[linear], row_norms=norms)
     biases = _plan_biases(bias, low_rank, tensors, base)
     linears = tuple(linear for linear in base.linears if linear in low_rank or linear in biases)
-    return LoraPlan(low_rank, biases, linears, None if invocation is None else tuple(invocation))
+    plan = LoraPlan(low_rank, biases, linears, None if invocation is None else tuple(invocation))
+    return plan if tokens is None else ReplacingPlan("LORA", tokens, plan)
 
 
 def _check_invocation(token_ids: Sequence[int], base: BaseShape) -> None:

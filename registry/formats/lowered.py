@@ -5,14 +5,15 @@ Per decoder linear, with W the base weight and b its bias:
     y = output_scale ∘ (W (input_scale ∘ x)) + b + bias_delta + B (A x)
 
 A acts on x itself, not on the scaled input. Per adapter: keys and values that stand before every sequence, or
-embeddings that do; and tokens that call it up, before which a prompt's rows are the base's.
+embeddings that do; rows of the embedding and of the output head, and norms' weights, in place of the base's; and
+tokens that call it up, before which a prompt's rows are the base's.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hotshoe.registry.formats.base import LinearId
+from hotshoe.registry.formats.base import LinearId, NormId
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,15 @@ class KvPrefix:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Rows of the embedding or of the output head, in place of the base's."""
+
+    token_ids: "Tensor"  # [n] int64, ascending
+    rows: "Tensor"  # [n, hidden_size] float32
+    base: "Tensor"  # the same, what they replace: an adapter's weight goes from these to those
+
+
+@dataclass(frozen=True, slots=True)
 class LoweredAdapter:
     """An adapter in canonical form, ready to be placed on a device."""
 
@@ -60,6 +70,9 @@ class LoweredAdapter:
     linears: "Mapping[LinearId, LoweredLinear]" = field(default_factory=dict)
     kv_prefix: KvPrefix | None = None
     prompt_embeddings: "Tensor | None" = None  # [length, hidden_size] float32, before every prompt
+    embedding_rows: TokenRows | None = None
+    head_rows: TokenRows | None = None
+    norms: "Mapping[NormId, Tensor]" = field(default_factory=dict)  # [size] float32, its weights less the base's
     # Its linears act from where these token ids stand in the prompt for the last time; not at all where they do not.
     # None: everywhere.
     invocation: tuple[int, ...] | None = None
@@ -84,6 +97,11 @@ class LoweredAdapter:
             yield self.kv_prefix.values
         if self.prompt_embeddings is not None:
             yield self.prompt_embeddings
+        for replaced in (self.embedding_rows, self.head_rows):
+            if replaced:
+                yield replaced.rows
+                yield replaced.base
+        yield from self.norms.values()
 
     @property
     def size_bytes(self) -> int:

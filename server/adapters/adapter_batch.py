@@ -1,6 +1,6 @@
 """What the adapters of one step do at each site: planned once a step, or once for many steps of the same rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -16,6 +16,7 @@ from hotshoe.kernels.low_rank import (
     add_low_rank,
     plan_low_rank,
 )
+from hotshoe.registry.formats.base import NormId
 from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteVectors
 from hotshoe.server.adapters.row_terms import RowTerms
 from hotshoe.server.adapters.sites import SiteId, SiteShape
@@ -100,6 +101,14 @@ class AdapterBatch:
         for table, plan in work.low_rank:
             add_low_rank(y, x, table, plan)
         work.bias.add_to(y)
+
+    def norm_rows(self, norm: NormId) -> Iterator[tuple[int, int, Tensor]]:
+        """Rows start … end−1 whose adapters change a norm's weights, and what they add to them, [size] float32."""
+        for group in self._groups:
+            for start, end, stack in group.segments:
+                added = [weight * adapter.norms[norm] for adapter, weight in stack if norm in adapter.norms]
+                if added:
+                    yield start, end, sum(added[1:], added[0])
 
     def row_terms(self, *, num_rows: int, num_layers: int) -> RowTerms | None:
         """All this as flat arrays, built once; None if some rows scale the inputs of one site's targets apart."""

@@ -95,7 +95,7 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
 
     def _stack(self, stack: Sequence[tuple[int, float]]) -> Stack:
         placed = [(self._in_use(slot), weight) for slot, weight in stack]
-        return tuple((adapter, weight) for adapter, weight in placed if adapter.has_linears)
+        return tuple((adapter, weight) for adapter, weight in placed if adapter.changes_layers)
 
     def _groups(self, key: Sequence[tuple[int, int, Stack]]) -> list[RowGroup]:
         tables = self._tables  # read after the adapters: it holds at least theirs
@@ -120,6 +120,7 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
             ranks=layout.ranks,
             rank_table=layout.rank_table(self._num_layers),
             vectors=vectors,
+            norms={norm: weights.to(self.device) for norm, weights in adapter.norms.items()},
             sequence_terms=sequence_terms,
             size_bytes=adapter.device_bytes,
         )

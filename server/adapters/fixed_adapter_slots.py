@@ -98,6 +98,8 @@ class FixedAdapterSlots(AdapterPlaces[FixedAdapter]):
     def pack(self, adapter: LoweredAdapter, *, pause: Pause = go_on) -> PackedAdapter:
         if adapter.rank > self._max_rank:
             raise ValueError(f"rank {adapter.rank} is more than the tables hold, {self._max_rank}")
+        if adapter.norms or adapter.head_rows:
+            raise ValueError("norms and rows of the output head can be replaced on backends of the CPU only, so far")
         packed = super().pack(adapter, pause=pause)
         return pinned(packed) if self.device.type == "cuda" else packed
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hotshoe.registry.formats.base import LinearId
+from hotshoe.registry.formats.base import LinearId, NormId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
@@ -21,6 +21,7 @@ class PackedAdapter:
     factors: Tensor  # [layout.num_elements], flat
     layout: FactorLayout
     vectors: Mapping[SiteId, SiteVectors]
+    norms: Mapping[NormId, Tensor]
     sequence_terms: SequenceTerms
     size_bytes: int  # here
     device_bytes: int  # on the device, where ranks are rounded up to units
@@ -48,13 +49,21 @@ def pack_adapter(
         torch._foreach_copy_(targets, [tensor.t() for linear in linears for tensor in (linear.a, linear.b)])  # type: ignore[union-attr]
         pause()
     vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
-    sequence_terms = SequenceTerms(adapter.kv_prefix, adapter.prompt_embeddings, adapter.invocation)
+    sequence_terms = SequenceTerms(
+        kv_prefix=adapter.kv_prefix,
+        prompt_embeddings=adapter.prompt_embeddings,
+        embedding_rows=adapter.embedding_rows,
+        head_rows=adapter.head_rows,
+        invocation=adapter.invocation,
+        apart=bool(adapter.norms),
+    )
     others = [tensor for found in vectors.values() for tensor in found.tensors()]
-    other_bytes = sum(tensor.nbytes for tensor in (*others, *sequence_terms.tensors()))
+    other_bytes = sum(tensor.nbytes for tensor in (*others, *adapter.norms.values(), *sequence_terms.tensors()))
     return PackedAdapter(
         factors=factors,
         layout=layout,
         vectors=vectors,
+        norms=adapter.norms,
         sequence_terms=sequence_terms,
         size_bytes=factors.nbytes + other_bytes,
         device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,

@@ -1,24 +1,33 @@
 """An adapter as it lies on the device: which units of the low-rank tables are its own, and its vectors by site."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hotshoe.registry.formats.lowered import KvPrefix
+from hotshoe.registry.formats.base import NormId
+from hotshoe.registry.formats.lowered import KvPrefix, TokenRows
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceTerms:
-    """What an adapter is to a sequence as a whole: what it puts before it, and where its linears begin to act."""
+    """What an adapter is to a sequence as a whole: what it puts before it, where its linears begin to act, and so on.
+
+    Attributes:
+        apart: its rows need more than steps' compiled code has, and are computed in a pass of their own.
+    """
 
     kv_prefix: KvPrefix | None = None
     prompt_embeddings: Tensor | None = None  # [length, hidden_size] float32
-    invocation: tuple[int, ...] | None = None  # of `LoweredAdapter`
+    # As in `LoweredAdapter`.
+    embedding_rows: TokenRows | None = None
+    head_rows: TokenRows | None = None
+    invocation: tuple[int, ...] | None = None
+    apart: bool = False
 
     def tensors(self) -> Iterator[Tensor]:
         """Those that are set."""
@@ -26,13 +35,18 @@ class SequenceTerms:
             yield from (self.kv_prefix.keys, self.kv_prefix.values)
         if self.prompt_embeddings is not None:
             yield self.prompt_embeddings
+        for replaced in (self.embedding_rows, self.head_rows):
+            if replaced is not None:
+                yield from (replaced.rows, replaced.base)
 
     def to(self, device: torch.device) -> "SequenceTerms":
-        prefix, embeddings = self.kv_prefix, self.prompt_embeddings
-        return SequenceTerms(
+        """Rows of the embedding stay on the CPU, where a step's tokens are."""
+        prefix, embeddings, head = self.kv_prefix, self.prompt_embeddings, self.head_rows
+        return replace(
+            self,
             kv_prefix=prefix and KvPrefix(prefix.keys.to(device), prefix.values.to(device)),
             prompt_embeddings=None if embeddings is None else embeddings.to(device),
-            invocation=self.invocation,
+            head_rows=head and TokenRows(head.token_ids.to(device), head.rows.to(device), head.base.to(device)),
         )
 
 
@@ -73,12 +87,13 @@ class PlacedAdapter:
     ranks: Mapping[SiteId, tuple[int, ...]]  # of each target, at the sites where one is not 0
     rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
     vectors: Mapping[SiteId, SiteVectors]
+    norms: Mapping[NormId, Tensor]  # [size] float32, added to the base's weights
     sequence_terms: SequenceTerms
     size_bytes: int
 
     @property
-    def has_linears(self) -> bool:
-        return bool(self.ranks or self.vectors)
+    def changes_layers(self) -> bool:
+        return bool(self.ranks or self.vectors or self.norms)
 
 
 def tabulated_ranks(ranks: Mapping[SiteId, tuple[int, ...]], num_layers: int) -> NDArray[np.int64]:

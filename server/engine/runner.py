@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hotshoe.server.engine.device_sampler import NUM_RIDERS, Draw, draw_rows, sampling_riders
 from hotshoe.server.engine.kv_blocks import KvBlocks
-from hotshoe.server.engine.scheduler import PrefixWrite, StepPlan, TailCopy
+from hotshoe.server.engine.scheduler import Chunk, PrefixWrite, StepPlan, TailCopy
 from hotshoe.server.engine.step_batch import build_step_batch, by_pages, by_slots, page_slots, position_slots
 
 if TYPE_CHECKING:
@@ -57,9 +57,19 @@ class Runner:
         float(self._kv.layers[0][0].sum())  # a device reports its faults only when it is waited for
 
     def _compute(self, plan: StepPlan) -> StepResult:
-        batch = build_step_batch(plan.chunks, self._blocks, by_slots)
+        plan.chunks.sort(key=lambda chunk: chunk.sequence.is_apart)
+        apart = [chunk for chunk in plan.chunks if chunk.sequence.is_apart]
+        together = plan.chunks[: len(plan.chunks) - len(apart)]
+        passes = [self._run_pass(part, compiled=part is together) for part in (together, apart) if part]
+        if len(passes) == 1:
+            return passes[0]
+        draws = [draw for result in passes for draw in result.draws or _read(result.logits)]
+        return StepResult(torch.cat([result.logits for result in passes]), draws)
+
+    def _run_pass(self, chunks: Sequence[Chunk], *, compiled: bool) -> StepResult:
+        batch = build_step_batch(chunks, self._blocks, by_slots)
         adapters = self._adapter_slots.batch(batch.segments, batch.num_rows)
-        logits = self._decoder.logits_of(batch.inputs, self._kv, adapters)
+        logits = self._decoder.logits_of(batch.inputs, self._kv, adapters, compiled=compiled)
         if logits.finite is None or logits.likeliest is None:
             return StepResult(logits.values)
         draws = [Draw(fine, token, None) for fine, token in zip(logits.finite, logits.likeliest, strict=True)]
@@ -111,6 +121,11 @@ class DeviceRunner(Runner):
         logits, riders = self._triton.step(batch.inputs, self._kv, adapters, sampling_riders(chunks))
         drawn = any(chunk.draws and not chunk.sequence.sampling.params.greedy for chunk in chunks)
         return StepResult(logits, draw_rows(logits, riders, drawn=drawn))
+
+
+def _read(logits: Tensor) -> list[Draw]:
+    """What compiled code reads of logits while it writes them."""
+    return [Draw(row.isfinite().all().item(), int(row.argmax()), None) for row in logits]
 
 
 def new_runner(decoder: "Decoder", *, adapter_slots: "AdapterSlots", blocks: KvBlocks) -> Runner:

@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from itertools import pairwise
+from typing import Literal
 
+from hotshoe.registry.formats.lowered import TokenRows
 from hotshoe.server.adapters.adapter_slots import SequenceTerms
 from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN, chain_seed, joined_key, page_key
 from hotshoe.server.engine.request import AdapterUse, Request, TokenLogprob
@@ -151,6 +153,16 @@ class Sequence:
         self.table = None
         self.computed = 0
         self.known_logprobs.clear()
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its rows are computed in a pass of their own."""
+        return any(part.apart for part in self.terms)
+
+    def replaced_rows(self, name: Literal["embedding_rows", "head_rows"]) -> list[tuple[TokenRows, float]]:
+        """Its adapters' rows of the embedding, or of the head, with their weights."""
+        found = ((getattr(part, name), use.weight) for part, use in zip(self.terms, self.request.adapters, strict=True))
+        return [(rows, weight) for rows, weight in found if rows is not None]
 
     def stacks(self, start: int, end: int) -> Iterator[tuple[int, int, tuple[tuple[int, float], ...]]]:
         """Parts of positions start … end−1, and the part of the stack that acts there."""

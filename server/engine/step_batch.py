@@ -11,8 +11,9 @@ from torch import Tensor
 from hotshoe.kernels.attention_batch import AttentionBatch, PagedBatch, PrefillSegment
 from hotshoe.server.adapters.adapter_slots import AdapterSegment
 from hotshoe.server.engine.kv_blocks import KvBlocks
+from hotshoe.server.engine.replaced_rows import combined_rows, found_rows
 from hotshoe.server.engine.scheduler import Chunk
-from hotshoe.server.model.decoder_input import DecoderInput
+from hotshoe.server.model.decoder_input import DecoderInput, HeadRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks, attention: Atten
         logit_rows=torch.from_numpy(_ranges(row_ends - num_logits, num_logits)),
         embedding_rows=embedding_rows,
         embeddings=embeddings,
+        head_rows=_head_rows(chunks),
     )
     segments = tuple(
         AdapterSegment(start=end - chunk.end + first, end=end - chunk.end + last, stack=stack)
@@ -114,20 +116,32 @@ def by_slots(
 
 
 def _given_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None]:
-    """The rows that stand for learned embeddings, and those embeddings; None, None if there are none."""
+    """The rows that stand for learned embeddings, or for tokens with other ones, and those; None, None if none do."""
     rows: list[int] = []
     parts: list[Tensor] = []
     for chunk, row_start in zip(chunks, row_starts.tolist(), strict=True):
         sequence = chunk.sequence
         start, end = chunk.start, min(chunk.end, sequence.virtual_tokens)
-        if start >= end:
-            continue
-        learned = [soft.prompt_embeddings for soft in sequence.terms if soft.prompt_embeddings is not None]
-        parts.append(torch.cat(learned)[start - sequence.prefix_tokens : end - sequence.prefix_tokens])
-        rows.extend(range(row_start, row_start + end - start))
+        if start < end:
+            learned = [soft.prompt_embeddings for soft in sequence.terms if soft.prompt_embeddings is not None]
+            parts.append(torch.cat(learned)[start - sequence.prefix_tokens : end - sequence.prefix_tokens])
+            rows.extend(range(row_start, row_start + end - start))
+        if replaced := sequence.replaced_rows("embedding_rows"):
+            places, values = found_rows(sequence.tokens_at(chunk.start, chunk.end), replaced)
+            parts.append(values)
+            rows.extend(row_start + place for place in places)
     if not rows:
         return None, None
     return torch.tensor(rows), torch.cat(parts)
+
+
+def _head_rows(chunks: Sequence[Chunk]) -> tuple[HeadRows, ...]:
+    found, end = [], 0
+    for chunk in chunks:
+        start, end = end, end + chunk.num_logits
+        if start < end and (replaced := chunk.sequence.replaced_rows("head_rows")):
+            found.append(HeadRows(start, end, *combined_rows(replaced)))
+    return tuple(found)
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from hotshoe.registry.formats.base import BaseShape, LinearId
+from hotshoe.registry.formats.base import BaseShape, LinearId, NormId
 from hotshoe.server.model.backends import dequantized
 from hotshoe.server.model.checkpoints import Checkpoint
+from hotshoe.server.model.spec import EMBEDDING, HEAD
 
 
 class CheckpointWeights:
@@ -20,3 +21,12 @@ class CheckpointWeights:
 
     def weight(self, linear: LinearId) -> Tensor:
         return dequantized(self._checkpoint.linear(self.shape.linears[linear].module))
+
+    def norm(self, norm: NormId) -> Tensor:
+        return self._checkpoint.tensor(f"{self.shape.norms[norm].module}.weight").float()
+
+    def embedding(self) -> Tensor:
+        return self._checkpoint.tensor(EMBEDDING).float()
+
+    def head(self) -> Tensor:
+        return self._checkpoint.tensor(EMBEDDING if self.shape.tied_head else HEAD).float()

@@ -11,8 +11,9 @@ from torch import Tensor
 from hotshoe.kernels import ops
 from hotshoe.kernels.attention_batch import AttentionBatch
 from hotshoe.kernels.ops import AttentionPlan
+from hotshoe.registry.formats.base import NormId
 from hotshoe.server.model.backends import Backend
-from hotshoe.server.model.decoder_input import DecoderInput
+from hotshoe.server.model.decoder_input import DecoderInput, HeadRows
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.linear import SiteLinear
 from hotshoe.server.model.spec import ModelSpec
@@ -79,17 +80,40 @@ class Decoder:
         return self.logits_of(inputs, kv, adapters).values.clone()
 
     @torch.inference_mode()
-    def logits_of(self, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None" = None) -> StepLogits:
-        """As `forward`, with what is known of the logits already, which stay until the next step."""
+    def logits_of(
+        self, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None" = None, *, compiled: bool = True
+    ) -> StepLogits:
+        """As `forward`, with what is known of the logits already, which stay until the next step.
+
+        compiled: False for rows whose adapters change more than compiled code knows of.
+        """
         self._check(inputs)
         hidden = self._embed(inputs)
-        if not self._run_compiled(hidden, inputs, kv, adapters):
+        if not (compiled and self._run_compiled(hidden, inputs, kv, adapters)):
             self._run_layers(hidden, inputs, kv, adapters)
-        if self._compiled is not None and self._compiled.head is not None:
-            read: StepLogits = self._compiled.head.logits(hidden, inputs.logit_rows)
-            return read
-        rows = hidden.index_select(0, inputs.logit_rows.to(hidden.device))
-        return StepLogits(ops.linear(ops.rms_norm(rows, self._norm, self.spec.norm_eps), self._head).float())
+        if compiled and self._compiled is not None and self._compiled.head is not None:
+            logits: StepLogits = self._compiled.head.logits(hidden, inputs.logit_rows)
+            normed = self._normed_rows(hidden, inputs, None) if inputs.head_rows else None
+        else:
+            normed = self._normed_rows(hidden, inputs, None if compiled else adapters)
+            logits = StepLogits(ops.linear(normed, self._head).float())
+        if normed is not None and inputs.head_rows:
+            logits = _with_head_rows(logits, normed, inputs.head_rows)
+        return logits
+
+    def _normed_rows(self, hidden: Tensor, inputs: DecoderInput, adapters: "AdapterBatch | None") -> Tensor:
+        """What the head reads, of the rows whose logits are wanted."""
+        rows = inputs.logit_rows.to(hidden.device)
+        if adapters is None:
+            return ops.rms_norm(hidden.index_select(0, rows), self._norm, self.spec.norm_eps)
+        return self._normed(hidden, self._norm, NormId(None, "norm"), adapters).index_select(0, rows)
+
+    def _normed(self, x: Tensor, weight: Tensor, norm: NormId, adapters: "AdapterBatch | None") -> Tensor:
+        """x [rows, …, size] under a norm, with each row's own weights."""
+        normed = ops.rms_norm(x, weight, self.spec.norm_eps)
+        for start, end, added in () if adapters is None else adapters.norm_rows(norm):
+            normed[start:end] = ops.rms_norm(x[start:end], (weight + added).to(weight.dtype), self.spec.norm_eps)
+        return normed
 
     def _run_compiled(self, hidden: Tensor, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None") -> bool:
         """Runs a step in compiled code, where there is some and it pays; says whether it did."""
@@ -120,11 +144,12 @@ class Decoder:
         slots = inputs.kv_slots.to(device)
         plans = self._plan_attention(inputs)
         for index, layer in enumerate(self._layers):
-            x = ops.rms_norm(hidden, layer.input_norm, self.spec.norm_eps)
+            x = self._normed(hidden, layer.input_norm, NormId(index, "input_layernorm"), adapters)
             qkv = _run_site(layer, index, "qkv", x, adapters)
+            self._norm_heads(index, qkv, adapters)
             attended = self._attend(index, qkv, rotation, slots, kv, plans[self.spec.windows[index]])
             hidden += _run_site(layer, index, "o", attended, adapters)
-            x = ops.rms_norm(hidden, layer.post_attention_norm, self.spec.norm_eps)
+            x = self._normed(hidden, layer.post_attention_norm, NormId(index, "post_attention_layernorm"), adapters)
             x = ops.silu_mul(_run_site(layer, index, "gate_up", x, adapters))
             hidden += _run_site(layer, index, "down", x, adapters)
 
@@ -156,6 +181,17 @@ class Decoder:
             for window in set(self.spec.windows)
         }
 
+    def _norm_heads(self, index: int, qkv: Tensor, adapters: "AdapterBatch | None") -> None:
+        """Norms queries and keys in place, where the family does."""
+        spec, norm = self.spec, self._layers[index].qk_norm
+        if norm is None:
+            return
+        heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
+        parts = {"q_norm": slice(0, spec.num_heads), "k_norm": slice(spec.num_heads, norm.shape[0])}
+        for name, part in parts.items():
+            x = heads[:, part]
+            x.copy_(self._normed(x, norm[part], NormId(index, name), adapters))
+
     def _attend(
         self,
         index: int,
@@ -165,11 +201,9 @@ class Decoder:
         kv: KvCache,
         plan: AttentionPlan,
     ) -> Tensor:
-        spec, norm = self.spec, self._layers[index].qk_norm
+        spec = self.spec
         heads = qkv.view(qkv.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
         query_and_key = heads[:, : spec.num_heads + spec.num_kv_heads]
-        if norm is not None:
-            query_and_key.copy_(ops.rms_norm(query_and_key, norm, spec.norm_eps))
         ops.rope_(query_and_key, *rotation)
         new = heads[:, spec.num_heads :].view(heads.shape[0], 2, spec.num_kv_heads, spec.head_dim)
         kv.layers[index].index_copy_(0, slots, new.to(kv.layers[index].dtype))
@@ -184,6 +218,18 @@ class Decoder:
             raise ValueError(f"attention: covers {inputs.attention.num_rows} rows of {rows}")
         if (inputs.embedding_rows is None) != (inputs.embeddings is None):
             raise ValueError("embedding_rows, embeddings: expected both or neither")
+
+
+def _with_head_rows(logits: StepLogits, normed: Tensor, replaced: Sequence[HeadRows]) -> StepLogits:
+    """Logits in which some rows' tokens have another row of the head; changed in place, and read again."""
+    values, likeliest, finite = logits.values, logits.likeliest, logits.finite
+    for part in replaced:
+        rows = slice(part.start, part.end)
+        values[rows, part.token_ids] = normed[rows].float() @ part.rows.T
+        if likeliest is not None and finite is not None:
+            likeliest[rows] = values[rows].argmax(1).tolist()
+            finite[rows] = values[rows].isfinite().all(1).tolist()
+    return StepLogits(values, finite, likeliest)
 
 
 def _attended_positions(attention: AttentionBatch) -> int:

@@ -8,6 +8,16 @@ from hotshoe.kernels.attention_batch import AttentionBatch, PagedBatch
 
 
 @dataclass(frozen=True, slots=True)
+class HeadRows:
+    """Rows of the output head that stand in place of the base's, for some of a step's logits."""
+
+    start: int  # logits start … end−1, in the order of logit_rows
+    end: int
+    token_ids: Tensor  # [n]
+    rows: Tensor  # [n, hidden_size] float32
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderInput:
     """T rows, each one token of one sequence; R of them want logits. All index tensors int64, on the CPU."""
 
@@ -18,3 +28,4 @@ class DecoderInput:
     logit_rows: Tensor  # [R]
     embedding_rows: Tensor | None = None  # [E]: rows whose input is given, not looked up
     embeddings: Tensor | None = None  # [E, hidden_size]
+    head_rows: tuple[HeadRows, ...] = ()

@@ -10,9 +10,9 @@ from hotshoe.server.model.backends import Backend, LinearTensor
 from hotshoe.server.model.checkpoints import Checkpoint
 from hotshoe.server.model.decoder import Decoder, DecoderLayer
 from hotshoe.server.model.linear import SiteLinear
-from hotshoe.server.model.spec import ModelSpec
+from hotshoe.server.model.spec import EMBEDDING, HEAD, ModelSpec
 
-EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+NORM = "model.norm.weight"
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

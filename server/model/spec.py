@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
+from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape, NormId, NormShape
+
+# Names of tensors, as in Hugging Face checkpoints.
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,17 @@ class ModelSpec:
                 module = f"model.layers.{layer}.{block}.{target}"
                 yield LinearId(layer, target), LinearShape(module, out_features, in_features, has_bias)
 
+    def norms(self) -> Iterator[tuple[NormId, NormShape]]:
+        """Every norm, in the order in which a step comes to it."""
+        for layer in range(self.num_layers):
+            prefix = f"model.layers.{layer}"
+            yield NormId(layer, "input_layernorm"), NormShape(f"{prefix}.input_layernorm", self.hidden_size)
+            for name in ("q_norm", "k_norm") if self.qk_norm else ():
+                yield NormId(layer, name), NormShape(f"{prefix}.self_attn.{name}", self.head_dim)
+            name = "post_attention_layernorm"
+            yield NormId(layer, name), NormShape(f"{prefix}.{name}", self.hidden_size)
+        yield NormId(None, "norm"), NormShape("model.norm", self.hidden_size)
+
     def base_shape(self, *, name: str, digest: str) -> BaseShape:
         """What an adapter is checked against."""
         return BaseShape(
@@ -115,4 +129,6 @@ class ModelSpec:
             vocab_size=self.vocab_size,
             max_sequence_length=self.max_sequence_length,
             linears=dict(self.linears()),
+            norms=dict(self.norms()),
+            tied_head=self.tied_head,
         )

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from tiny_models import decoder_linears
+from tiny_models import decoder_linears, decoder_norms
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear, TokenRows
 
 
 @torch.no_grad()
@@ -46,11 +46,43 @@ def _acts(invocation: tuple[int, ...] | None, token_ids: Tensor) -> Tensor | Non
 def _adapted(model: PreTrainedModel, adapter: LoweredAdapter, acts: Tensor | None) -> Iterator[None]:
     parts = {linear: part for linear, _, part in decoder_linears(model)}
     handles = [parts[linear].register_forward_hook(_hook(lowered, acts)) for linear, lowered in adapter.linears.items()]
+    norms = {norm: part for norm, _, part in decoder_norms(model)}
+    handles += [norms[norm].register_forward_hook(_reweighted(added)) for norm, added in adapter.norms.items()]
+    if adapter.embedding_rows:
+        handles.append(model.get_input_embeddings().register_forward_hook(_with_rows(adapter.embedding_rows)))
+    if adapter.head_rows:
+        handles.append(model.get_output_embeddings().register_forward_hook(_with_logits(adapter.head_rows)))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _reweighted(added: Tensor):
+    """A norm whose weights are changed."""
+
+    def hook(part: nn.Module, inputs: tuple[Tensor], _: Tensor) -> Tensor:
+        (x,) = inputs
+        return (part.weight + added) * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + part.variance_epsilon))
+
+    return hook
+
+
+def _with_rows(replaced: TokenRows):
+    def hook(_: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+        for token_id, row in zip(replaced.token_ids.tolist(), replaced.rows, strict=True):
+            y = torch.where((inputs[0] == token_id)[..., None], row, y)
+        return y
+
+    return hook
+
+
+def _with_logits(replaced: TokenRows):
+    def hook(_: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+        return y.index_copy(-1, replaced.token_ids, inputs[0] @ replaced.rows.T)
+
+    return hook
 
 
 def _hook(lowered: LoweredLinear, acts: Tensor | None):

@@ -10,6 +10,7 @@ from peft import (
     GraloraConfig,
     HRAConfig,
     IA3Config,
+    LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
@@ -18,6 +19,7 @@ from peft import (
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    TrainableTokensConfig,
     VBLoRAConfig,
     VeraConfig,
 )
@@ -60,6 +62,15 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "lora with orthogonal init": lambda: lora(init_lora_weights="orthogonal"),
     "lora without task type": lambda: lora(task_type=None),
     "activated lora": lambda: lora(alora_invocation_tokens=INVOCATION, lora_bias=True),
+    "lora with some tokens": lambda: lora(trainable_token_indices=[25, 23, 4]),
+    "lora with other tokens of the head": lambda: lora(
+        trainable_token_indices={"embed_tokens": [68, 25], "lm_head": [3, 5]}
+    ),
+    "lora with a head of its own": lambda: lora(modules_to_save=["lm_head"]),
+    "lora with embeddings and norms of its own": lambda: lora(modules_to_save=["embed_tokens", "norm"]),
+    "ia3 with norms of its own": lambda: ia3(modules_to_save=["post_attention_layernorm"]),
+    "trainable tokens": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[118, 25, 7]),
+    "ln-tuning": lambda: LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
     "lora with negative alpha": lambda: lora(lora_alpha=-3),
     "ia3": lambda: ia3(),
     "ia3 on everything": lambda: ia3(target_modules=ALL, feedforward_modules=["down_proj", "o_proj"]),

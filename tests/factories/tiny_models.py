@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
+from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape, NormId, NormShape
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -43,6 +43,8 @@ def base_shape(model: PreTrainedModel, *, name: str = "tiny", digest: str = f"sh
             linear: LinearShape(module, part.out_features, part.in_features, part.bias is not None)
             for linear, module, part in decoder_linears(model)
         },
+        norms={norm: NormShape(module, part.weight.numel()) for norm, module, part in decoder_norms(model)},
+        tied_head=config.tie_word_embeddings,
     )
 
 
@@ -54,12 +56,23 @@ def decoder_linears(model: PreTrainedModel) -> Iterator[tuple[LinearId, str, nn.
             yield LinearId(int(names[names.index("layers") + 1]), names[-1]), module, part
 
 
+def decoder_norms(model: PreTrainedModel) -> Iterator[tuple[NormId, str, nn.Module]]:
+    """Each norm, with its full name."""
+    for module, part in model.named_modules():
+        names = module.split(".")
+        if names[-1].endswith("norm"):
+            yield NormId(int(names[2]) if "layers" in names else None, names[-1]), module, part
+
+
 class ModelWeights:
     """The `BaseWeights` of a transformers model, unquantized."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.shape = base_shape(model)
         self._linears = {linear: part for linear, _, part in decoder_linears(model)}
+        self._norms = {norm: part.weight.detach().float() for norm, _, part in decoder_norms(model)}
+        self._embedding = model.get_input_embeddings().weight.detach().float()
+        self._head = model.get_output_embeddings().weight.detach().float()
 
     def bias(self, linear: LinearId) -> Tensor | None:
         bias = self._linears[linear].bias
@@ -67,6 +80,15 @@ class ModelWeights:
 
     def weight(self, linear: LinearId) -> Tensor:
         return self._linears[linear].weight.detach().float()
+
+    def norm(self, norm: NormId) -> Tensor:
+        return self._norms[norm]
+
+    def embedding(self) -> Tensor:
+        return self._embedding
+
+    def head(self) -> Tensor:
+        return self._head
 
 
 def _sizes(layers: int) -> dict[str, int]:

@@ -25,7 +25,12 @@ from hotshoe.registry.formats.kind import ADAPTER_KINDS, REFUSED_KINDS, inspect_
 from hotshoe.registry.formats.kind_table import kind_table
 
 TOKENS = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(7))
-MODELS = {"llama": tiny_llama, "llama with biases": lambda: tiny_llama(bias=True), "qwen2": tiny_qwen2}
+MODELS = {
+    "llama": tiny_llama,
+    "llama with biases": lambda: tiny_llama(bias=True),
+    "qwen2": tiny_qwen2,
+    "tied llama": lambda: tiny_llama(tied=True),
+}
 ALL = list(TARGETS)
 
 

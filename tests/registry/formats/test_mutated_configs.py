@@ -63,7 +63,7 @@ VALUES = st.one_of(
 FIELDS = {
     "LORA": ["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
     + ["rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"]
-    + ["alora_invocation_tokens"],
+    + ["alora_invocation_tokens", "modules_to_save", "trainable_token_indices"],
     "IA3": ["target_modules", "feedforward_modules", "exclude_modules"],
     "PREFIX_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prefix_projection"],
     "PROMPT_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prompt_tuning_init"],

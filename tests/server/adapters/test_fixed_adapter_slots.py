@@ -5,7 +5,8 @@ import torch
 from canonical_adapters import TARGETS, ia3, lora, prefix, small_shape
 
 from hotshoe.kernels.site_updates import HAS_BIAS, HAS_INPUT, HAS_OUTPUT
-from hotshoe.registry.formats.base import LinearId
+from hotshoe.registry.formats.base import LinearId, NormId
+from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales
 from hotshoe.server.adapters.sites import SITE_INDEX
@@ -87,6 +88,9 @@ def test_what_does_not_fit_is_refused() -> None:
     slots = slots_of()
     with pytest.raises(ValueError, match="rank 65 is more than the tables hold, 64"):
         slots.pack(lora(65))
+    changed_norm = LoweredAdapter("LN_TUNING", norms={NormId(0, "input_layernorm"): torch.zeros(48)})
+    with pytest.raises(ValueError, match="norms .* on backends of the CPU only"):
+        slots.pack(changed_norm)
     with pytest.raises(ValueError, match="adapter slot 0 is clear"):
         slots.batch([AdapterSegment(0, 1, ((0, 1.0),))], 1)
     with pytest.raises(ValueError, match="device_bytes: .* needed for 16 ranks"):

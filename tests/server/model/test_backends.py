@@ -10,6 +10,7 @@ from model_directories import write_tiny_model
 from torch import Tensor
 
 from hotshoe.kernels.cpu import nf4_linear
+from hotshoe.registry.formats.base import NormId
 from hotshoe.server.adapters.sites import SITES
 from hotshoe.server.model import backends
 from hotshoe.server.model.backends import Backend, choose_backend, cuda_backend
@@ -135,6 +136,9 @@ class _OneAdapter:
 
     def add_delta(self, layer: int, site: str, x: Tensor, y: Tensor) -> None:
         y += x.sum(dim=1, keepdim=True)
+
+    def norm_rows(self, norm: NormId) -> Sequence[tuple[int, int, Tensor]]:
+        return ()
 
 
 @pytest.mark.parametrize("targets_apart", [False, True])

@@ -1,0 +1,206 @@
+"""What replaces weights of the base that are no decoder linears': rows of the embedding and the head, and norms.
+
+TRAINABLE_TOKENS and LORA's trainable_token_indices keep some rows, which are the head's too where it is the embedding.
+LN_TUNING keeps norms' weights. modules_to_save, which every kind that wraps modules may have, keeps whole weights.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
+from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, NormId
+from hotshoe.registry.formats.lowered import LoweredAdapter, TokenRows
+from hotshoe.registry.formats.peft_config import FLAG, INTEGER, NULL, TEXT, Config, Rule, either, list_of, one_of
+from hotshoe.registry.formats.plan import MODULE_PREFIX, Plan, Read, Tensors, require_shape
+from hotshoe.registry.formats.target_modules import NAMES, name_test
+from hotshoe.registry.validation import TensorEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+_DELTA = "trainable_tokens_delta"  # PEFT's name for rows that replace
+
+
+@dataclass(frozen=True, slots=True)
+class _RowsPlan:
+    entry: TensorEntry
+    token_ids: Sequence[int] | None = None  # None: of all tokens
+
+    def lower(self, values: "Tensor", base: "Tensor") -> TokenRows | None:
+        """None if nothing is replaced."""
+        import torch
+
+        if self.token_ids is None:
+            token_ids = (values != base).any(1).nonzero()[:, 0]
+            values = values[token_ids]
+        else:
+            token_ids, order = torch.tensor(self.token_ids, dtype=torch.int64).sort()
+            values = values[order]
+        return TokenRows(token_ids, values.contiguous(), base[token_ids]) if len(token_ids) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacedPlan:
+    """Claimed tensors by what they replace."""
+
+    embedding: _RowsPlan | None = None
+    head: _RowsPlan | None = None
+    head_is_embedding: bool = False  # the embedding's rows are the head's too
+    norms: Mapping[NormId, TensorEntry] = field(default_factory=dict)
+
+    def lower_into(self, lowered: LoweredAdapter, read: Read, base: BaseWeights) -> LoweredAdapter:
+        """An adapter that replaces these beside what it is already."""
+        embedding = head = None
+        if self.embedding is not None:
+            values = read(self.embedding.entry)
+            embedding = self.embedding.lower(values, base.embedding())
+            head = self.embedding.lower(values, base.head()) if self.head_is_embedding else None
+        if self.head is not None:
+            head = self.head.lower(read(self.head.entry), base.head())
+        norms = {norm: read(entry) - base.norm(norm) for norm, entry in self.norms.items()}
+        return replace(lowered, embedding_rows=embedding, head_rows=head, norms={**lowered.norms, **norms})
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacingPlan:
+    """The plan of an adapter that replaces such weights, and of whatever else it does."""
+
+    kind: str
+    replaced: ReplacedPlan
+    other: Plan | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.other.rank if self.other else 0
+
+    @property
+    def linears(self) -> Sequence[LinearId]:
+        return tuple(self.other.linears) if self.other else ()
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.other.virtual_tokens if self.other else 0
+
+    def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
+        lowered = self.other.lower(read, base) if self.other else LoweredAdapter(self.kind)
+        return self.replaced.lower_into(lowered, read, base)
+
+
+def plan_trainable_tokens(config: Config, tensors: Tensors, base: BaseShape) -> ReplacingPlan:
+    """The plan of a TRAINABLE_TOKENS adapter; see `Format`."""
+    token_ids = config.require("token_indices", list_of(INTEGER))
+    config.take("target_modules", one_of(EMBEDDING, "embed_tokens", None), default=None)
+    config.close("TRAINABLE_TOKENS", {"init_weights": FLAG})
+    embedding = _take_rows(EMBEDDING, _DELTA, "token_indices", token_ids, tensors, base)
+    head = _take_rows(HEAD, _DELTA, "token_indices", token_ids, tensors, base) if base.tied_head else None
+    return ReplacingPlan("TRAINABLE_TOKENS", ReplacedPlan(embedding, head))
+
+
+def take_trainable_tokens(config: Config, tensors: Tensors, base: BaseShape) -> ReplacedPlan | None:
+    """Takes trainable_token_indices, token ids of the embedding or by module, and their tensors."""
+    name = "trainable_token_indices"
+    rule = either(either(list_of(INTEGER), _TOKENS_BY_MODULE), NULL)
+    wanted: object = config.take(name, rule, default=None)
+    if wanted is None:
+        return None
+    config.take("ensure_weight_tying", one_of(False), default=False)
+    by_module: Mapping[str, list[int]] = wanted if isinstance(wanted, dict) else {"embed_tokens": wanted}  # type: ignore[dict-item]
+    if base.tied_head and "embed_tokens" not in by_module:
+        raise InvalidAdapter(name, f"expected embed_tokens too: the output head of {base.name} is the embedding")
+    suffix = f"token_adapter.{_DELTA}"
+    found = {
+        module: _take_rows(module, suffix, name, by_module[key], tensors, base)
+        for key, module in (("embed_tokens", EMBEDDING), ("lm_head", HEAD))
+        if key in by_module
+    }
+    tied = base.tied_head and HEAD not in found
+    return ReplacedPlan(found.get(EMBEDDING), found.get(HEAD), head_is_embedding=tied)
+
+
+_TOKENS_BY_MODULE: Rule[Mapping[str, list[int]]] = Rule(
+    "token ids of embed_tokens and lm_head",
+    lambda value: (
+        isinstance(value, dict)
+        and 0 < len(value) == len(value.keys() & {"embed_tokens", "lm_head"})
+        and all(map(list_of(INTEGER).accepts, value.values()))
+    ),
+)
+
+
+def _take_rows(
+    module: str, suffix: str, field: str, token_ids: Sequence[int], tensors: Tensors, base: BaseShape
+) -> _RowsPlan:
+    if len(set(token_ids)) != len(token_ids) or not token_ids or max(token_ids) >= base.vocab_size:
+        raise InvalidAdapter(field, f"expected token ids below {base.vocab_size}, each once, and one at least")
+    entry = tensors.take(f"{MODULE_PREFIX}{module}.{suffix}", reason=f"{field} is set")
+    require_shape(entry, (len(token_ids), base.hidden_size), of=f"{len(token_ids)} rows of {module} of {base.name}")
+    return _RowsPlan(entry, token_ids)
+
+
+def plan_ln_tuning(config: Config, tensors: Tensors, base: BaseShape) -> ReplacingPlan:
+    """The plan of a LN_TUNING adapter; see `Format`."""
+    targets = config.require("target_modules", NAMES)
+    excluded = config.take("exclude_modules", either(NAMES, NULL), default=None)
+    config.close("LN_TUNING", {})
+    is_target = name_test("target_modules", targets)
+    is_excluded = name_test("exclude_modules", excluded) if excluded else lambda module: False
+    norms = _chosen_norms("target_modules", lambda module: is_target(module) and not is_excluded(module), base)
+    if not norms:
+        raise IncompatibleAdapter("target_modules", f"selects no norm of {base.name}")
+    return ReplacingPlan("LN_TUNING", ReplacedPlan(norms=_take_norms(norms, "ln_tuning_layers.weight", tensors, base)))
+
+
+def take_saved_modules(config: Config, tensors: Tensors, base: BaseShape) -> ReplacedPlan | None:
+    """Takes modules_to_save, ends of modules' names, and the whole weights that it keeps."""
+    names = config.take("modules_to_save", either(list_of(TEXT), NULL), default=None)
+    if not names:
+        return None
+    if config.peek("alora_invocation_tokens") is not None:
+        raise InvalidAdapter(
+            "modules_to_save", "expected none beside alora_invocation_tokens, before which all is the base's"
+        )
+    if base.tied_head:
+        config.take("ensure_weight_tying", one_of(False), default=False)
+    ends = tuple(names)
+    norms = _chosen_norms("modules_to_save", lambda module: module.endswith(ends), base)
+    whole = {
+        module: _RowsPlan(_take_whole(module, (base.vocab_size, base.hidden_size), tensors, base))
+        for module in (EMBEDDING, HEAD)
+        if module.endswith(ends)
+    }
+    for name in names:
+        if not any(module.endswith(name) for module in [*whole, *(base.norms[norm].module for norm in norms)]):
+            raise InvalidAdapter("modules_to_save", f"{name} is no embedding, output head or norm of {base.name}")
+    return ReplacedPlan(whole.get(EMBEDDING), whole.get(HEAD), norms=_take_norms(norms, "weight", tensors, base))
+
+
+def _chosen_norms(field: str, is_chosen: Callable[[str], bool], base: BaseShape) -> list[NormId]:
+    """The norms that are chosen; InvalidAdapter if a linear is too, or a part of the decoder that holds others."""
+    others = [shape.module for shape in base.linears.values()]
+    if field == "target_modules":
+        others += [EMBEDDING, HEAD]
+    modules = {*others, *(shape.module for shape in base.norms.values())}
+    holders = {module[: module.rfind(".")] for module in modules} | {
+        f"model.layers.{i}" for i in range(base.num_layers)
+    }
+    for module in (*others, *holders, "model.layers", "model"):
+        if is_chosen(module):
+            raise InvalidAdapter(field, f"selects {module}; only embeddings, output heads and norms can be replaced")
+    return [norm for norm, shape in base.norms.items() if is_chosen(shape.module)]
+
+
+def _take_norms(norms: Sequence[NormId], suffix: str, tensors: Tensors, base: BaseShape) -> dict[NormId, TensorEntry]:
+    found = {}
+    for norm in norms:
+        shape = base.norms[norm]
+        found[norm] = tensors.take(f"{MODULE_PREFIX}{shape.module}.{suffix}", reason="its module is selected")
+        require_shape(found[norm], (shape.size,), of=f"{shape.module} of {base.name}")
+    return found
+
+
+def _take_whole(module: str, shape: tuple[int, ...], tensors: Tensors, base: BaseShape) -> TensorEntry:
+    entry = tensors.take(f"{MODULE_PREFIX}{module}.weight", reason="modules_to_save selects its module")
+    require_shape(entry, shape, of=f"{module} of {base.name}")
+    return entry

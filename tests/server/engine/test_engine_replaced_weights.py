@@ -1,0 +1,155 @@
+"""Adapters that replace norms, embeddings or the output head: PEFT's log-probabilities, and others keep theirs."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import store_adapters
+import torch
+from model_directories import write_tiny_model
+from peft import LNTuningConfig, PeftConfig, PeftModel
+from peft_adapters import save_peft
+from peft_kinds import CONFIGS, lora
+from running_engine import Answer, RunningEngine, make_request
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hotshoe.kernels.cpu import nf4_linear
+from hotshoe.registry.registry import Registry
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
+from hotshoe.server.adapters.residency import AdapterResidency
+from hotshoe.server.config import ResidencyConfig
+from hotshoe.server.engine.request import AdapterUse, Request
+from hotshoe.server.model.loader import LoadedBase, load_base
+
+StartEngine = Callable[..., RunningEngine]
+Publish = Callable[..., AdapterUse]
+PROMPT = [25, 68, 4, 118, 25, 9, 7, 23, 200, 3, 5, 118]
+REPLACING = [
+    "trainable tokens",
+    "ln-tuning",
+    "lora with some tokens",
+    "lora with other tokens of the head",
+    "lora with a head of its own",
+    "lora with embeddings and norms of its own",
+    "ia3 with norms of its own",
+]
+
+
+@torch.no_grad()
+def peft_logprobs(wrapped: PeftModel, tokens: Sequence[int]) -> Tensor:
+    """Of each token but the first, given those before it."""
+    logits = wrapped(input_ids=torch.tensor([tokens])).logits[0, :-1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+
+
+def logprobs(answer: Answer) -> Tensor:
+    """Of the prompt's tokens but the first, and of the answer's."""
+    assert answer.error is None and answer.prompt_logprobs is not None
+    known = [entry.logprob for entry in answer.prompt_logprobs if entry is not None]
+    return torch.tensor(known + [entry.logprob for entry in answer.logprobs])
+
+
+@pytest.mark.parametrize("max_step_tokens", [64, 16])
+def test_what_replaces_weights_gives_peft_s_logprobs_beside_all_others(
+    start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path, max_step_tokens: int
+) -> None:
+    directories = {name: tmp_path / name.replace(" ", "-") for name in [*REPLACING, "lora", "dora"]}
+    for name, directory in directories.items():
+        save_peft(directory, copy.deepcopy(model), CONFIGS[name]())
+    asked = {"max_new_tokens": 5, "logprobs": 0, "prompt_logprobs": 0}
+    requests = {name: make_request(PROMPT, adapters=[publish(directories[name])], **asked) for name in directories}
+    requests["base"] = make_request(PROMPT, **asked)
+    with start_engine(max_step_tokens=max_step_tokens) as running:
+        answers = dict(zip(requests, running.run(*requests.values()), strict=True))
+    for name, answer in answers.items():
+        wrapped = copy.deepcopy(model)
+        if name != "base":
+            wrapped = PeftModel.from_pretrained(wrapped, str(directories[name])).eval()
+        expected = peft_logprobs(wrapped, [*PROMPT, *answer.token_ids])
+        assert (logprobs(answer) - expected).abs().max() < 2e-5, name
+
+
+def test_half_of_a_replacement_is_halfway_from_the_base(
+    start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    directory, half = tmp_path / "whole", copy.deepcopy(model)
+    save_peft(directory, copy.deepcopy(model), CONFIGS["lora with embeddings and norms of its own"]())
+    whole = PeftModel.from_pretrained(copy.deepcopy(model), str(directory)).merge_and_unload()
+    with torch.no_grad():
+        for mine, other in zip(half.parameters(), whole.parameters(), strict=True):
+            mine.copy_((mine + other) / 2)
+    with start_engine() as running:
+        use = publish(directory, weight=0.5)
+        [answer] = running.run(make_request(PROMPT, adapters=[use], logprobs=0, prompt_logprobs=0))
+    assert (logprobs(answer) - peft_logprobs(half, [*PROMPT, *answer.token_ids])).abs().max() < 2e-5
+
+
+@pytest.fixture
+def compiled_base(tmp_path: Path) -> LoadedBase:
+    if nf4_linear.kernel() is None:
+        pytest.skip("needs AVX512-BF16")
+    write_tiny_model(tmp_path / "model", "qwen3", hidden_size=128, head_dim=32, vocab_size=320)
+    loaded = load_base(str(tmp_path / "model"), cache=tmp_path / "bases", device="cpu", backend="cpu_nf4")
+    assert loaded.decoder._compiled is not None and loaded.decoder._compiled.head is not None
+    return loaded
+
+
+@pytest.fixture
+def compiled_engine(compiled_base: LoadedBase, registry: Registry) -> Iterator[RunningEngine]:
+    slots = AdapterSlots.for_base(compiled_base.weights.shape, num_slots=8, backend="cpu_nf4")
+    residency = AdapterResidency(
+        registry=registry, base=compiled_base.weights, slots=slots, config=ResidencyConfig(adapter_slots=8)
+    )
+    yield RunningEngine(compiled_base.decoder, slots=slots, residency=residency)
+    residency.close()
+
+
+NORMS = ["q_norm", "k_norm", "input_layernorm", "post_attention_layernorm", "norm"]
+
+
+def served_model(base: LoadedBase, tmp_path: Path) -> PreTrainedModel:
+    """The base as it is served: with the dequantized weights."""
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    parts = dict(model.named_modules())
+    with torch.no_grad():
+        for linear, shape in base.weights.shape.linears.items():
+            parts[shape.module].weight.copy_(base.weights.weight(linear))
+    return model
+
+
+def test_compiled_steps_leave_them_to_a_pass_of_their_own(
+    compiled_base: LoadedBase, compiled_engine: RunningEngine, registry: Registry, tmp_path: Path
+) -> None:
+    model = served_model(compiled_base, tmp_path)
+    configs: dict[str, PeftConfig] = {
+        "lora": lora(),
+        "norms": LNTuningConfig(task_type="CAUSAL_LM", target_modules=NORMS),
+        "head": CONFIGS["lora with a head of its own"](),
+        "tokens": CONFIGS["lora with other tokens of the head"](),
+    }
+    uses = {}
+    for name, config in configs.items():
+        save_peft(tmp_path / name, copy.deepcopy(model), config)
+        files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.suffix != ".md"}
+        record, _ = store_adapters.publish(registry, name, files, base=compiled_base.weights.shape)
+        uses[name] = AdapterUse(name, name, record.digest)
+    asked = {"max_new_tokens": 5, "logprobs": 0, "prompt_logprobs": 0}
+
+    def requests(names: Sequence[str]) -> list[Request]:
+        return [make_request(PROMPT, adapters=[uses[name]] if name in uses else [], **asked) for name in names]
+
+    everyone = ["base", *configs]
+    with compiled_engine as running:
+        answers = dict(zip(everyone, running.run(*requests(everyone)), strict=True))
+        others = ["base", "lora", "head", "tokens"]
+        without_norms = dict(zip(others, running.run(*requests(others)), strict=True))
+    for name, answer in answers.items():
+        wrapped = copy.deepcopy(model)
+        if name != "base":
+            wrapped = PeftModel.from_pretrained(wrapped, str(tmp_path / name)).eval()
+        expected = peft_logprobs(wrapped, [*PROMPT, *answer.token_ids])
+        assert (logprobs(answer) - expected).abs().max() < 0.05, name  # activations are rounded to bfloat16
+    for name in others:
+        assert without_norms[name].token_ids == answers[name].token_ids
