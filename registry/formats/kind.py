@@ -27,6 +27,7 @@ from hotshoe.registry.formats.replaced import (
     plan_trainable_tokens,
     take_saved_modules,
 )
+from hotshoe.registry.formats.rotations import plan_boft, plan_oft, plan_road
 from hotshoe.registry.formats.vblora import plan_vblora
 from hotshoe.registry.formats.vera import plan_vera
 from hotshoe.registry.validation import AdapterLimits, Pause, TensorEntry, TensorFile, go_on, read_config, shown
@@ -63,6 +64,9 @@ _EMBEDDINGS = "embeddings before the prompt, their pages shared"
 ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "ADALORA": AdapterKind(plan_adalora, "low-rank update", "up to `init_r`", 5e-6, "ranks as training left them"),
     "BEFT": AdapterKind(plan_beft, "bias", "–", 0.0, ""),
+    "BOFT": AdapterKind(
+        plan_boft, "rotation of input blocks, output scale", "–", 1e-6, "of one butterfly factor; any block size"
+    ),
     "CPT": AdapterKind(plan_cpt, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
     "DELORA": AdapterKind(plan_delora, "low-rank update", "r", 1e-6, "`rank_pattern`"),
     "GRALORA": AdapterKind(plan_gralora, "low-rank update", "k·r + `hybrid_r`", 4e-6, ""),
@@ -81,11 +85,13 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
         "DoRA, rsLoRA, aLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of the decoder",
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
+    "OFT": AdapterKind(plan_oft, "rotation of input blocks", "–", 2e-6, "`block_share`, Cayley or its Neumann series"),
     "PREFIX_TUNING": AdapterKind(
         plan_prefix_tuning, "key-value pages, shared by all its requests", "–", 0.0, "", wraps_modules=False
     ),
     "PROMPT_TUNING": AdapterKind(plan_prompt_tuning, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
     "P_TUNING": AdapterKind(plan_p_tuning, _EMBEDDINGS, "–", 1e-6, "what its encoder gave", wraps_modules=False),
+    "ROAD": AdapterKind(plan_road, "output scale and swap, bias", "–", 1e-6, "`road_1`, `road_2`, `road_4`"),
     "TRAINABLE_TOKENS": AdapterKind(
         plan_trainable_tokens, "rows of the embedding and of the output head", "–", 1e-6, "of tokens that the base has"
     ),

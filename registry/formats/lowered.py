@@ -2,7 +2,7 @@
 
 Per decoder linear, with W the base weight and b its bias:
 
-    y = output_scale ∘ (W (input_scale ∘ x)) + b + bias_delta + B (A x)
+    y = output_scale ∘ h + swap(h) + b + bias_delta + B (A x),  h = W (rotation (input_scale ∘ x))
 
 A acts on x itself, not on the scaled input. Per adapter: keys and values that stand before every sequence, or
 embeddings that do; rows of the embedding and of the output head, and norms' weights, in place of the base's; and
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputSwap:
+    """Adds to each output the product of another: swap(h)[i] = gains[i] · h[partners[i]]."""
+
+    partners: "Tensor"  # [out_features] int64
+    gains: "Tensor"  # [out_features] float32
+
+
+@dataclass(frozen=True, slots=True)
 class LoweredLinear:
     """One adapter's part in one linear. All tensors float32 on the CPU, contiguous; None is the identity."""
 
@@ -28,6 +36,8 @@ class LoweredLinear:
     input_scale: "Tensor | None" = None  # [in_features]
     output_scale: "Tensor | None" = None  # [out_features]
     bias_delta: "Tensor | None" = None  # [out_features], the effective bias less the base's
+    input_rotation: "Tensor | None" = None  # [blocks, size, size]: each block of x, a row, times its matrix
+    output_swap: OutputSwap | None = None
     scale: float | None = None  # what of b the config gave, as LORA's alpha / r; None if its kind has no such thing
 
     @property
@@ -36,9 +46,11 @@ class LoweredLinear:
 
     def tensors(self) -> "Iterator[Tensor]":
         """Those that are set."""
-        for tensor in (self.a, self.b, self.input_scale, self.output_scale, self.bias_delta):
+        for tensor in (self.a, self.b, self.input_scale, self.output_scale, self.bias_delta, self.input_rotation):
             if tensor is not None:
                 yield tensor
+        if self.output_swap is not None:
+            yield self.output_swap.gains
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from hotshoe.kernels.low_rank import (
     plan_low_rank,
 )
 from hotshoe.registry.formats.base import NormId
-from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteVectors
+from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteRotations, SiteVectors
 from hotshoe.server.adapters.row_terms import RowTerms
 from hotshoe.server.adapters.sites import SiteId, SiteShape
 
@@ -89,11 +89,28 @@ class AdapterBatch:
         x: [rows, in_features] float32 or bfloat16; it stays as it is.
         """
         inputs = self._work(layer, site).inputs
-        return [_scaled(x, rows) for rows in inputs] if inputs else (x,)
+        scaled = [_scaled(x, rows) for rows in inputs] if inputs else [x]
+        turned = [part for part in self._turned(layer, site) if any(found.turns_inputs for found, _ in part[2])]
+        if not turned:
+            return scaled
+        targets = len(turned[0][2][0][0].inputs)
+        spread = [scaled[target if len(scaled) > 1 else 0].clone() for target in range(targets)]
+        for start, end, rotations in turned:
+            for target, rows in enumerate(spread):
+                rows[start:end] = _rotated(rows[start:end], [(r.inputs[target], weight) for r, weight in rotations])
+        return spread
 
     def scale_output(self, layer: int, site: str, y: Tensor) -> None:
-        """Scales y [rows, out_features of the site], the base's product, in place."""
+        """Scales y [rows, out_features of the site], the base's product, in place, and adds what it swaps."""
+        swapped = [
+            (start, end, weight * rotation.gains * y[start:end, rotation.partners])
+            for start, end, rotations in self._turned(layer, site)
+            for rotation, weight in rotations
+            if rotation.partners is not None and rotation.gains is not None
+        ]
         self._work(layer, site).output.multiply(y)
+        for start, end, added in swapped:
+            y[start:end] += added
 
     def add_delta(self, layer: int, site: str, x: Tensor, y: Tensor) -> None:
         """Adds weight · (B (A x) + bias_delta) to y in place; x is the site's unscaled input."""
@@ -101,6 +118,14 @@ class AdapterBatch:
         for table, plan in work.low_rank:
             add_low_rank(y, x, table, plan)
         work.bias.add_to(y)
+
+    def _turned(self, layer: int, site: str) -> Iterator[tuple[int, int, list[tuple[SiteRotations, float]]]]:
+        """Rows start … end−1 whose adapters turn a site's inputs or outputs, and how, with weights."""
+        for group in self._groups:
+            for start, end, stack in group.segments:
+                found = [(a.rotations[layer, site], weight) for a, weight in stack if (layer, site) in a.rotations]
+                if found:
+                    yield start, end, found
 
     def norm_rows(self, norm: NormId) -> Iterator[tuple[int, int, Tensor]]:
         """Rows start … end−1 whose adapters change a norm's weights, and what they add to them, [size] float32."""
@@ -242,6 +267,17 @@ def _weighted_sum(vectors: Sequence[tuple[Tensor | None, float]], *, around: flo
     """around + Σ cᵢ (vᵢ − around), None if there is no vector."""
     terms = [weight * (vector - around) for vector, weight in vectors if vector is not None]
     return sum(terms, torch.tensor(around, device=terms[0].device)) if terms else None
+
+
+def _rotated(rows: Tensor, rotations: Sequence[tuple[Tensor | None, float]]) -> Tensor:
+    """rows + Σ cᵢ (rows turned by the i-th − rows), each block of a row times its matrix."""
+    total = rows.float()
+    for matrices, weight in rotations:
+        if matrices is not None:
+            blocks = rows.float().unflatten(1, matrices.shape[:2])
+            turned = torch.einsum("nrk,rkc->nrc", blocks, matrices).flatten(1)
+            total = total + weight * (turned - rows.float())
+    return total.to(rows.dtype)
 
 
 def _scaled(x: Tensor, rows: RowVectors) -> Tensor:

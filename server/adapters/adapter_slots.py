@@ -120,6 +120,7 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
             ranks=layout.ranks,
             rank_table=layout.rank_table(self._num_layers),
             vectors=vectors,
+            rotations={site: found.to(self.device) for site, found in adapter.rotations.items()},
             norms={norm: weights.to(self.device) for norm, weights in adapter.norms.items()},
             sequence_terms=sequence_terms,
             size_bytes=adapter.device_bytes,

@@ -98,9 +98,9 @@ class FixedAdapterSlots(AdapterPlaces[FixedAdapter]):
     def pack(self, adapter: LoweredAdapter, *, pause: Pause = go_on) -> PackedAdapter:
         if adapter.rank > self._max_rank:
             raise ValueError(f"rank {adapter.rank} is more than the tables hold, {self._max_rank}")
-        if adapter.norms or adapter.head_rows:
-            raise ValueError("norms and rows of the output head can be replaced on backends of the CPU only, so far")
         packed = super().pack(adapter, pause=pause)
+        if packed.sequence_terms.apart or packed.sequence_terms.head_rows:
+            raise ValueError("rotations, norms and rows of the output head are for backends of the CPU only, so far")
         return pinned(packed) if self.device.type == "cuda" else packed
 
     def batch(self, segments: Sequence[AdapterSegment], num_rows: int) -> SlotBatch | None:

@@ -10,7 +10,7 @@ from hotshoe.registry.formats.base import LinearId, NormId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
-from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteVectors
+from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteRotations, SiteVectors
 from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
 
 
@@ -21,6 +21,7 @@ class PackedAdapter:
     factors: Tensor  # [layout.num_elements], flat
     layout: FactorLayout
     vectors: Mapping[SiteId, SiteVectors]
+    rotations: Mapping[SiteId, SiteRotations]
     norms: Mapping[NormId, Tensor]
     sequence_terms: SequenceTerms
     size_bytes: int  # here
@@ -49,20 +50,22 @@ def pack_adapter(
         torch._foreach_copy_(targets, [tensor.t() for linear in linears for tensor in (linear.a, linear.b)])  # type: ignore[union-attr]
         pause()
     vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
+    rotations = {site: found for site, linears in sites.items() if (found := _site_rotations(linears, shapes[site]))}
     sequence_terms = SequenceTerms(
         kv_prefix=adapter.kv_prefix,
         prompt_embeddings=adapter.prompt_embeddings,
         embedding_rows=adapter.embedding_rows,
         head_rows=adapter.head_rows,
         invocation=adapter.invocation,
-        apart=bool(adapter.norms),
+        apart=bool(adapter.norms or rotations),
     )
-    others = [tensor for found in vectors.values() for tensor in found.tensors()]
+    others = [tensor for found in (*vectors.values(), *rotations.values()) for tensor in found.tensors()]
     other_bytes = sum(tensor.nbytes for tensor in (*others, *adapter.norms.values(), *sequence_terms.tensors()))
     return PackedAdapter(
         factors=factors,
         layout=layout,
         vectors=vectors,
+        rotations=rotations,
         norms=adapter.norms,
         sequence_terms=sequence_terms,
         size_bytes=factors.nbytes + other_bytes,
@@ -111,6 +114,19 @@ def _site_vectors(linears: Sequence[LoweredLinear], shape: SiteShape) -> SiteVec
         bias=_side_by_side([linear.bias_delta for linear in linears], shape, neutral=0.0),
     )
     return vectors if any(True for _ in vectors.tensors()) else None
+
+
+def _site_rotations(linears: Sequence[LoweredLinear], shape: SiteShape) -> SiteRotations | None:
+    """How one site's inputs and outputs are turned; None if they are not."""
+    partners = gains = None
+    if any(linear.output_swap is not None for linear in linears):
+        partners, gains = torch.arange(sum(shape.widths)), torch.zeros(sum(shape.widths))
+        for linear, columns in zip(linears, shape.columns, strict=True):
+            if linear.output_swap is not None:
+                partners[columns] = linear.output_swap.partners + columns.start
+                gains[columns] = linear.output_swap.gains
+    rotations = SiteRotations(tuple(linear.input_rotation for linear in linears), partners, gains)
+    return rotations if any(True for _ in rotations.tensors()) else None
 
 
 def _side_by_side(vectors: Sequence[Tensor | None], shape: SiteShape, *, neutral: float) -> Tensor | None:

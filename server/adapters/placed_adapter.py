@@ -78,6 +78,33 @@ class SiteVectors:
 NO_VECTORS = SiteVectors()
 
 
+@dataclass(frozen=True, slots=True)
+class SiteRotations:
+    """How an adapter turns the inputs and the outputs of one site, float32; None is the identity."""
+
+    inputs: tuple[Tensor | None, ...]  # of each target, [blocks, size, size]
+    # [out_features of the site]: which output's product each one takes beside its own, int64, and times what.
+    partners: Tensor | None = None
+    gains: Tensor | None = None
+
+    @property
+    def turns_inputs(self) -> bool:
+        return any(matrices is not None for matrices in self.inputs)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Those that are set."""
+        for tensor in (*self.inputs, self.partners, self.gains):
+            if tensor is not None:
+                yield tensor
+
+    def to(self, device: torch.device) -> "SiteRotations":
+        return SiteRotations(
+            inputs=tuple(None if matrices is None else matrices.to(device) for matrices in self.inputs),
+            partners=None if self.partners is None else self.partners.to(device),
+            gains=None if self.gains is None else self.gains.to(device),
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedAdapter:
     """One adapter on the device; what it holds never changes, and it is equal to itself only."""
@@ -87,13 +114,14 @@ class PlacedAdapter:
     ranks: Mapping[SiteId, tuple[int, ...]]  # of each target, at the sites where one is not 0
     rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
     vectors: Mapping[SiteId, SiteVectors]
+    rotations: Mapping[SiteId, SiteRotations]
     norms: Mapping[NormId, Tensor]  # [size] float32, added to the base's weights
     sequence_terms: SequenceTerms
     size_bytes: int
 
     @property
     def changes_layers(self) -> bool:
-        return bool(self.ranks or self.vectors or self.norms)
+        return bool(self.ranks or self.vectors or self.rotations or self.norms)
 
 
 def tabulated_ranks(ranks: Mapping[SiteId, tuple[int, ...]], num_layers: int) -> NDArray[np.int64]:

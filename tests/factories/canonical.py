@@ -86,14 +86,19 @@ def _with_logits(replaced: TokenRows):
 
 
 def _hook(lowered: LoweredLinear, acts: Tensor | None):
-    """output_scale ∘ (W (input_scale ∘ x)) + bias + bias_delta + B (A x), as the canonical form is defined."""
+    """As `LoweredAdapter`'s module defines it."""
 
     def hook(part: nn.Linear, inputs: tuple[Tensor], plain: Tensor) -> Tensor:
         (x,) = inputs
         scaled = x if lowered.input_scale is None else x * lowered.input_scale
-        y = nn.functional.linear(scaled, part.weight)
+        if lowered.input_rotation is not None:
+            blocks = scaled.unflatten(-1, lowered.input_rotation.shape[:2])
+            scaled = torch.einsum("...rk,rkc->...rc", blocks, lowered.input_rotation).flatten(-2)
+        product = y = nn.functional.linear(scaled, part.weight)
         if lowered.output_scale is not None:
             y = y * lowered.output_scale
+        if lowered.output_swap is not None:
+            y = y + lowered.output_swap.gains * product[..., lowered.output_swap.partners]
         for bias in (part.bias, lowered.bias_delta):
             if bias is not None:
                 y = y + bias

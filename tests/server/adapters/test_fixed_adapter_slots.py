@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="rank 65 is more than the tables hold, 64"):
         slots.pack(lora(65))
     changed_norm = LoweredAdapter("LN_TUNING", norms={NormId(0, "input_layernorm"): torch.zeros(48)})
-    with pytest.raises(ValueError, match="norms .* on backends of the CPU only"):
+    with pytest.raises(ValueError, match="for backends of the CPU only"):
         slots.pack(changed_norm)
     with pytest.raises(ValueError, match="adapter slot 0 is clear"):
         slots.batch([AdapterSegment(0, 1, ((0, 1.0),))], 1)

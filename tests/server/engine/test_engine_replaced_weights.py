@@ -27,6 +27,9 @@ StartEngine = Callable[..., RunningEngine]
 Publish = Callable[..., AdapterUse]
 PROMPT = [25, 68, 4, 118, 25, 9, 7, 23, 200, 3, 5, 118]
 REPLACING = [
+    "oft",
+    "boft",
+    "road of four",
     "trainable tokens",
     "ln-tuning",
     "lora with some tokens",

@@ -1,0 +1,228 @@
+"""OFT, BOFT, ROAD: W behind a rotation of blocks of its inputs, or before one of pairs of its outputs.
+
+OFT turns each block of inputs by the Cayley transform of a skew matrix, exact or as the first terms of its Neumann
+series. BOFT does the same, exactly, and scales the outputs; products of several rotations are not served. ROAD turns
+pairs of outputs, the bias too, and scales them: (u, v) → (c₁ u − s₁ v, c₂ v + s₂ u).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
+from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
+from hotshoe.registry.formats.by_linear import LinearsPlan
+from hotshoe.registry.formats.lowered import LoweredLinear, OutputSwap
+from hotshoe.registry.formats.peft_config import (
+    COUNT,
+    FLAG,
+    INTEGER,
+    NUMBER,
+    SHARE,
+    Config,
+    Rule,
+    one_of,
+)
+from hotshoe.registry.formats.plan import Read, Tensors, require_shape
+from hotshoe.registry.formats.target_modules import take_targets
+from hotshoe.registry.validation import TensorEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_OFT_REST: Mapping[str, Rule[object]] = {
+    "bias": one_of("none"),
+    "init_weights": FLAG,
+    "fan_in_fan_out": FLAG,  # how W is stored
+    "module_dropout": SHARE,
+    "coft": one_of(False),  # whose projection PEFT repeats in each forward pass
+    "eps": NUMBER,
+    "r": INTEGER,  # the tensor's shape says it
+}
+_BOFT_REST: Mapping[str, Rule[object]] = {
+    "bias": one_of("none"),
+    "init_weights": FLAG,
+    "fan_in_fan_out": FLAG,
+    "boft_dropout": SHARE,
+    "boft_n_butterfly_factor": one_of(1),
+    "boft_block_size": INTEGER,  # the tensor's shape says both
+    "boft_block_num": INTEGER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _OftPart:
+    upper: TensorEntry  # [blocks, or 1 that all share; numbers above the diagonal]
+    blocks: int
+    size: int
+    neumann_terms: int  # 0: the transform itself
+    rank: int = 0
+
+    def lower(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
+        import torch
+
+        upper = read(self.upper).double()
+        skew = torch.zeros(upper.shape[0], self.size, self.size, dtype=torch.float64)
+        rows, columns = torch.triu_indices(self.size, self.size, 1)
+        skew[:, rows, columns] = upper
+        skew = skew - skew.mT
+        turned = _neumann(skew, self.neumann_terms) if self.neumann_terms else _cayley(skew)
+        return LoweredLinear(input_rotation=turned.float().expand(self.blocks, -1, -1).contiguous())
+
+
+def _cayley(skew: "Tensor") -> "Tensor":
+    """(I − Q) (I + Q)⁻¹ of each matrix."""
+    import torch
+
+    one = torch.eye(skew.shape[-1], dtype=skew.dtype)
+    turned: Tensor = torch.linalg.solve(one + skew, one - skew, left=False)
+    return turned
+
+
+def _neumann(skew: "Tensor", terms: int) -> "Tensor":
+    """I + 2 Q + 2 Q² + …, as PEFT cuts it: the last power once, and three powers at least of three terms or more."""
+    import torch
+
+    turned = torch.eye(skew.shape[-1], dtype=skew.dtype).expand_as(skew)
+    if terms == 1:
+        return turned
+    if terms == 2:
+        return turned + 2 * skew
+    power = skew
+    for _ in range(1, max(terms - 1, 3)):
+        turned = turned + 2 * power
+        power = power @ skew
+    return turned + power
+
+
+def plan_oft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
+    """The plan of an OFT adapter; see `Format`."""
+    targets = take_targets(config, base, by_layer=True)
+    is_shared = config.take("block_share", FLAG, default=False)
+    is_series = config.take("use_cayley_neumann", FLAG, default=True)
+    terms = config.take("num_cayley_neumann_terms", COUNT, default=5)
+    wanted = config.take("oft_block_size", INTEGER, default=32)
+    config.close("OFT", _OFT_REST)
+    if not terms <= 64:
+        raise InvalidAdapter("num_cayley_neumann_terms", f"expected at most 64, found {terms}")
+
+    tensors.require_known_modules()
+    parts = {}
+    for linear in targets:
+        shape = base.linears[linear]
+        upper = tensors.take_of(linear, "oft_R.weight", reason="target_modules selects its module")
+        require_shape(upper, (None, None), of=f"{shape.module} of {base.name}")
+        size = _size_of(upper, wanted, shape.in_features, is_shared=is_shared)
+        parts[linear] = _OftPart(upper, shape.in_features // size, size, terms if is_series else 0)
+    return LinearsPlan("OFT", parts)
+
+
+def _size_of(upper: TensorEntry, wanted: int, in_features: int, *, is_shared: bool) -> int:
+    """The size of blocks with so many numbers above their diagonals; they must make up the inputs."""
+    numbers = upper.shape[1]
+    size = int((1 + (1 + 8 * numbers) ** 0.5) / 2)
+    blocks = 1 if is_shared else upper.shape[0]
+    if size * (size - 1) // 2 != numbers or upper.shape[0] != blocks or in_features % size:
+        raise IncompatibleAdapter(upper.name, f"found shape {list(upper.shape)}: no blocks of {in_features} inputs")
+    if (not is_shared and blocks * size != in_features) or (wanted and in_features % wanted == 0 and size != wanted):
+        raise IncompatibleAdapter(upper.name, f"found blocks of {size}, expected {wanted or in_features // blocks}")
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class _BoftPart:
+    matrices: TensorEntry  # [1, blocks, size, size]
+    scale: TensorEntry  # [out_features, 1]
+    rank: int = 0
+
+    def lower(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
+        matrices = read(self.matrices)[0].double()
+        turned = _cayley((matrices - matrices.mT) / 2)
+        return LoweredLinear(
+            input_rotation=turned.float().contiguous(), output_scale=read(self.scale)[:, 0].contiguous()
+        )
+
+
+def plan_boft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
+    """The plan of a BOFT adapter; see `Format`."""
+    targets = take_targets(config, base, by_layer=True)
+    config.close("BOFT", _BOFT_REST)
+
+    tensors.require_known_modules()
+    parts = {}
+    for linear in targets:
+        shape = base.linears[linear]
+        matrices, scale = (
+            tensors.take_of(linear, f"boft_{name}", reason="target_modules selects its module") for name in "Rs"
+        )
+        of = f"{shape.module} of {base.name}"
+        require_shape(matrices, (1, None, None, None), of=of)
+        require_shape(scale, (shape.out_features, 1), of=of)
+        _, blocks, size, width = matrices.shape
+        if size != width or blocks * size != shape.in_features:
+            raise IncompatibleAdapter(matrices.name, f"found shape {list(matrices.shape)}, expected blocks for {of}")
+        parts[linear] = _BoftPart(matrices, scale)
+    return LinearsPlan("BOFT", parts)
+
+
+_VARIANTS = {"road_1": 0.5, "road_2": 1.0, "road_4": 2.0}  # numbers for each output
+
+
+@dataclass(frozen=True, slots=True)
+class _RoadPart:
+    theta: TensorEntry
+    alpha: TensorEntry
+    variant: str
+    group: int
+    rank: int = 0
+
+    def lower(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
+        import torch
+
+        theta, alpha = read(self.theta).double(), read(self.alpha).double()
+        if self.variant == "road_4":
+            (cos_theta, sin_theta), (cos_alpha, sin_alpha) = (
+                values.reshape(-1, 2, self.group).transpose(0, 1).reshape(2, -1) for values in (theta, alpha)
+            )
+        else:
+            if self.variant == "road_1":
+                theta, alpha = (
+                    values.reshape(-1, self.group // 2).repeat_interleave(2, dim=0).flatten()
+                    for values in (theta, alpha)
+                )
+            cos_theta, sin_theta, cos_alpha, sin_alpha = theta, theta, alpha, alpha
+        scale, gains = cos_alpha * cos_theta.cos(), sin_alpha * sin_theta.sin()
+        halves = torch.arange(len(scale)).reshape(-1, 2, self.group // 2)
+        partners = halves.flip(1).flatten()
+        gains = (gains.reshape(-1, 2, self.group // 2) * torch.tensor([[-1.0], [1.0]])).flatten()
+        bias = base.bias(linear)
+        bias_delta = None
+        if bias is not None:
+            bias_delta = ((scale - 1) * bias + gains * bias[partners]).float()
+        swap = OutputSwap(partners, gains.float())
+        return LoweredLinear(output_scale=scale.float(), bias_delta=bias_delta, output_swap=swap)
+
+
+def plan_road(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
+    """The plan of a ROAD adapter; see `Format`."""
+    targets = take_targets(config, base, by_layer=False)
+    variant = config.take("variant", one_of(*_VARIANTS), default="road_1")
+    group = config.take("group_size", COUNT, default=64)
+    config.close("ROAD", {"init_weights": FLAG})
+    if group % 2:
+        raise InvalidAdapter("group_size", f"expected an even number, found {group}")
+
+    tensors.require_known_modules()
+    parts = {}
+    for linear in targets:
+        shape = base.linears[linear]
+        theta, alpha = (
+            tensors.take_of(linear, f"road_{name}", reason="target_modules selects its module")
+            for name in ("theta", "alpha")
+        )
+        if shape.out_features % group:
+            raise IncompatibleAdapter("group_size", f"{group} does not divide {shape.out_features}, of {shape.module}")
+        for entry in (theta, alpha):
+            require_shape(entry, (int(_VARIANTS[variant] * shape.out_features),), of=f"{shape.module} of {base.name}")
+        parts[linear] = _RoadPart(theta, alpha, variant, group)
+    return LinearsPlan("ROAD", parts)
