@@ -205,6 +205,21 @@ class Index:
         )
         return [ReferrerRow(*row) for row in rows]
 
+    def names(self) -> list[str]:
+        """Of adapters, sorted."""
+        return [row[0] for row in self._read("SELECT DISTINCT name FROM adapters ORDER BY name")]
+
+    def has_name(self, name: str) -> bool:
+        return bool(self._read("SELECT 1 FROM adapters WHERE name = ? LIMIT 1", (name,)))
+
+    def tags_of(self, name: str) -> dict[str, str]:
+        return dict(self._read("SELECT tag, digest FROM tags WHERE name = ? ORDER BY tag", (name,)))
+
+    def is_manifest_of(self, name: str, digest: str) -> bool:
+        """Whether a manifest is an adapter's of that name, or a document's about one."""
+        condition = "digest = ?2 OR digest = (SELECT subject FROM referrers WHERE digest = ?2)"
+        return bool(self._read(f"SELECT 1 FROM adapters WHERE name = ?1 AND ({condition})", (name, digest)))
+
     def counts(self) -> tuple[int, int]:
         """How many adapters and how many tags there are."""
         (row,) = self._read("SELECT (SELECT count(*) FROM adapters), (SELECT count(*) FROM tags)")

@@ -414,7 +414,41 @@ class Registry:
         with disk("deleting a tag"), self._locks.publishing():
             self._commits.commit(change)
 
+    def names(self) -> Sequence[str]:
+        """Every name that has an adapter, sorted."""
+        with disk("listing names"):
+            return self._index.names()
+
+    def tags(self, name: str) -> Mapping[str, str]:
+        """The tags of a name, and the digests that they point at.
+
+        Raises:
+            InvalidReference: the name is malformed.
+            AdapterNotFound: nothing has that name.
+        """
+        with disk("listing tags"):
+            tags = self._index.tags_of(check_name(name))
+            if not tags and not self._index.has_name(name):
+                raise AdapterNotFound(f"no adapter {name}")
+        return tags
+
     # Reading content.
+
+    def manifest(self, name: str, digest: str) -> bytes:
+        """The manifest of an adapter of that name, or of a document about one, byte for byte.
+
+        Raises:
+            InvalidReference: the name or the digest is malformed.
+            AdapterNotFound: the name has no such manifest.
+            BlobCorrupt: it had, but the manifest is lost.
+        """
+        with disk("reading a manifest"):
+            if not self._index.is_manifest_of(check_name(name), check_digest(digest)):
+                raise AdapterNotFound(f"no manifest {name}@{digest}")
+            document = self._index.manifest_document(digest)
+        if document is None or digest_of(document) != digest:
+            raise BlobCorrupt(f"manifest {digest} is lost; publishing its adapter again heals it")
+        return document
 
     def adapter_files(self, digest: str) -> dict[str, Path]:
         """The files of an adapter by name, as paths of read-only blobs whose bytes have been verified.

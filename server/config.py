@@ -125,6 +125,9 @@ class ServerConfig:
     http: Address | None = _setting(
         Address("127.0.0.1", 9464), "HOST:PORT of /metrics and /health; port 0 takes a free one, '' disables"
     )
+    registry_http: Address | None = _setting(
+        None, "HOST:PORT where OCI clients (skopeo, podman) read the registry; port 0 takes a free one"
+    )
     device: str = _setting("auto", "where the base model lies", choices=("auto", "cpu", "cuda"))
     backend: str = _setting(
         "auto",
@@ -184,11 +187,13 @@ class ServerConfig:
                 f"listen: {self.listen} can be reached from other machines; "
                 "give --tls-cert and --tls-key, or say --insecure-bind"
             )
-        if self.http and not self.http.is_loopback:
-            raise ValueError(
-                f"http: {self.http} can be reached from other machines and has no TLS; "
-                "say --insecure-bind if that is meant"
-            )
+        for name in ("http", "registry_http"):
+            address = getattr(self, name)
+            if address and not address.is_loopback:
+                raise ValueError(
+                    f"{name}: {address} can be reached from other machines and has no TLS; "
+                    "say --insecure-bind if that is meant"
+                )
 
 
 def _require_positive(config: object, name: str) -> None:

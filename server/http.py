@@ -2,18 +2,16 @@
 
 import json
 import logging
-import socket
-import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from hotshoe.registry.http_threads import HttpThreads
 from hotshoe.server.config import Address
 from hotshoe.server.logs import log_event
 
 _IDLE_SECONDS = 10.0  # a connection that says nothing is closed
-_MAX_CONNECTIONS = 64
 
 
 class HttpServer:
@@ -35,49 +33,9 @@ class HttpServer:
         health: Callable[[], tuple[bool, Mapping[str, Any]]],
         metrics: Callable[[str], tuple[bytes, str]],
     ) -> None:
-        server_class = _ServerV6 if ":" in address.host else _Server
-        self._server = server_class((address.host, address.port), _handler(health, metrics))
-        self.address = address.with_port(self._server.server_address[1])
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="http", daemon=True
-        )
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    allow_reuse_port = False
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
-        super().__init__(address, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle of an answer is no event."""
-
-
-class _ServerV6(_Server):
-    address_family = socket.AF_INET6
+        self._threads = HttpThreads(address.host, address.port, _handler(health, metrics), name="http")
+        self.address = address.with_port(self._threads.port)
+        self.start, self.stop = self._threads.start, self._threads.stop
 
 
 def _handler(

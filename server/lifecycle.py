@@ -25,10 +25,12 @@ from hotshoe.protos.v1 import (
     residency_pb2,
     residency_pb2_grpc,
 )
+from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import RegistryError, StoreUnavailable
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import ADAPTER_KINDS
 from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.http_server import registry_http_server
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.validation import AdapterLimits
 from hotshoe.server.adapters.adapter_reader import AdapterReader
@@ -96,6 +98,7 @@ class Server:
         self.registry: Registry
         self.dispatcher: Dispatcher
         self.http: HttpServer | None = None
+        self.registry_http: Address | None = None
         self.merged: AdapterUse | None = None
         self._interceptor = RpcInterceptor(self.metrics)
         self._draining = asyncio.Event()
@@ -111,6 +114,7 @@ class Server:
             server, address = self._bind()
             self._start_http()
             await _in_executor(self._open)
+            self._start_registry_http()
             self.dispatcher = Dispatcher(self.metrics)
             self.engine = self._build_engine()
             self._describe_metrics()
@@ -127,6 +131,7 @@ class Server:
         return {
             "grpc": str(address),
             "http": str(self.http.address) if self.http else "",
+            **({"registry_http": str(self.registry_http)} if self.registry_http else {}),
             "base_model": self.base.name,
             "base_digest": self.base.digest,
             "device": self.base.device,
@@ -178,6 +183,18 @@ class Server:
             raise StartupError(f"cannot listen on {self.config.http}: {error.strerror or error}") from error
         self._cleanup.callback(self.http.stop)
         self.http.start()
+
+    def _start_registry_http(self) -> None:
+        address = self.config.registry_http
+        if address is None:
+            return
+        try:
+            server = registry_http_server(address.host, address.port, Distribution(self.registry))
+        except OSError as error:
+            raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from error
+        self.registry_http = address.with_port(server.port)
+        self._cleanup.callback(server.stop)
+        server.start()
 
     def _open(self) -> None:
         """Opens the registry and loads the base: seconds, or minutes where the base is quantized for the first time."""

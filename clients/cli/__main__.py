@@ -17,6 +17,7 @@ from hotshoe.clients.cli.merge import merge
 from hotshoe.clients.cli.ps import ps
 from hotshoe.clients.cli.publish import publish
 from hotshoe.clients.cli.pull import pull
+from hotshoe.clients.cli.registry import registry
 from hotshoe.clients.cli.run import run
 from hotshoe.clients.cli.scenario import scenario
 from hotshoe.clients.cli.serve import serve
@@ -29,6 +30,7 @@ from hotshoe.clients.cli.version import version
 
 VERBS = (
     serve,
+    registry,
     publish,
     pull,
     ls,
@@ -75,7 +77,7 @@ def command_line() -> typer.Typer:
         if verb is bench:  # a verb of its own, with others below it
             app.add_typer(_bench_verbs(), name="bench")
             continue
-        passes_on = verb is serve  # the server reads its own arguments, --help too
+        passes_on = verb in (serve, registry)  # which read their own arguments, --help too
         settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
         app.command(context_settings=settings if passes_on else None, add_help_option=not passes_on)(verb)
     return app

@@ -1,0 +1,46 @@
+"""Serves a registry to OCI clients by HTTP, read only."""
+
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from hotshoe.registry.distribution import Distribution
+from hotshoe.registry.http_threads import HttpThreads
+
+_IDLE_SECONDS = 30.0  # a connection that says nothing, or takes nothing, is closed
+
+
+def registry_http_server(host: str, port: int, distribution: Distribution) -> HttpThreads:
+    """A server that has not started yet; see `HttpThreads`."""
+    return HttpThreads(host, port, _handler(distribution), name="registry-http")
+
+
+def _handler(distribution: Distribution) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = _IDLE_SECONDS
+        server_version = "hotshoe"
+        sys_version = ""
+
+        def _answer(self) -> None:
+            answer = distribution.answer(self.command, self.path, byte_range=self.headers.get("Range", ""))
+            try:
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(answer.content_length))
+                if self.command not in ("GET", "HEAD"):
+                    self.close_connection = True  # whatever it meant to send is not read
+                    self.send_header("Connection", "close")
+                self.end_headers()
+                if self.command != "HEAD":
+                    for part in answer.chunks():
+                        self.wfile.write(part)
+            finally:
+                answer.close()
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _answer
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Pulls are no events."""
+
+    return Handler
