@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from modelpack_client import ModelPackClient
 from store_adapters import ia3_files, lora_files, publish
 
 from hotshoe.registry.digest import digest_of
@@ -192,6 +193,18 @@ def test_skopeo_pulls_from_a_registry_that_is_served_alone(
     assert {file.digest.removeprefix("sha256:") for file in sql.files} <= copied
     for name in copied - {"manifest.json", "version"}:
         assert hashlib.sha256((tmp_path / "copy" / name).read_bytes()).hexdigest() == name
+
+
+def test_a_strict_modelpack_client_takes_an_adapter_for_a_valid_artifact(
+    http: httpx.Client, registry: Registry, sql: AdapterRecord, tmp_path: Path
+) -> None:
+    client = ModelPackClient(insecure=True)
+    client.pull(f"{http.base_url.host}:{http.base_url.port}/team/sql@{sql.digest}", tmp_path / "pulled")
+    files = registry.adapter_files(sql.digest)
+    pulled = {path.name: path.read_bytes() for path in (tmp_path / "pulled").iterdir()}
+    assert pulled.keys() >= files.keys()
+    for name, path in files.items():
+        assert pulled[name] == path.read_bytes(), name
 
 
 def test_a_registry_that_is_served_alone_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
