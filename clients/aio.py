@@ -251,6 +251,20 @@ class AsyncClient:
         response: registry.GetAdapterResponse = await self._call(self._registry.GetAdapter, request, timeout)
         return response.adapter
 
+    async def lineage(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.GetLineageResponse:
+        """What an adapter was made from, back to the trained ones, and what was made from it."""
+        request = registry.GetLineageRequest(reference=reference)
+        response: registry.GetLineageResponse = await self._call(self._registry.GetLineage, request, timeout)
+        return response
+
+    async def compare_adapters(
+        self, first: str, second: str, *, timeout: float | None = TRANSFER_SECONDS
+    ) -> registry.CompareAdaptersResponse:
+        """How two adapters differ, in their configs and in what they do to each of the base's weights."""
+        request = registry.CompareAdaptersRequest(first=first, second=second)
+        response: registry.CompareAdaptersResponse = await self._call(self._registry.CompareAdapters, request, timeout)
+        return response
+
     async def list_adapters(
         self,
         *,

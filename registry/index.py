@@ -205,6 +205,11 @@ class Index:
         )
         return [ReferrerRow(*row) for row in rows]
 
+    def that_name(self, digest: str) -> list[AdapterRow]:
+        """Adapters in whose manifests a digest stands, each under the name that it had first."""
+        condition = "WHERE a.digest IN (SELECT digest FROM manifests WHERE instr(document, ?1) AND digest != ?2) "
+        return self._adapters(f"{condition} GROUP BY a.digest ORDER BY a.sequence", (digest.encode(), digest))
+
     def names(self) -> list[str]:
         """Of adapters, sorted."""
         return [row[0] for row in self._read("SELECT DISTINCT name FROM adapters ORDER BY name")]

@@ -414,6 +414,17 @@ class Registry:
         with disk("deleting a tag"), self._locks.publishing():
             self._commits.commit(change)
 
+    def children(self, digest: str) -> Sequence[AdapterRecord]:
+        """The adapters whose manifests name that one as a parent, the oldest first.
+
+        Raises:
+            InvalidReference: that is no digest.
+        """
+        with disk("looking for children"):
+            rows = self._index.that_name(check_digest(digest))
+            records = [self._record(row) for row in rows]
+        return [record for record in records if digest in {parent.digest for parent in record.parents}]
+
     def names(self) -> Sequence[str]:
         """Every name that has an adapter, sorted."""
         with disk("listing names"):

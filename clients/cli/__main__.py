@@ -9,8 +9,10 @@ from hotshoe.clients.cli.bench import bench
 from hotshoe.clients.cli.chat import chat
 from hotshoe.clients.cli.compare import compare
 from hotshoe.clients.cli.demo import demo
+from hotshoe.clients.cli.diff import diff
 from hotshoe.clients.cli.doctor import doctor
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
+from hotshoe.clients.cli.lineage import lineage
 from hotshoe.clients.cli.load import load
 from hotshoe.clients.cli.ls import ls
 from hotshoe.clients.cli.merge import merge
@@ -35,6 +37,8 @@ VERBS = (
     pull,
     ls,
     show,
+    lineage,
+    diff,
     doctor,
     merge,
     tag,

@@ -363,6 +363,76 @@ class MitigateAdapterResponse(_message.Message):
     energy_kept: float
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., shrunk: _Optional[int] = ..., energy_kept: _Optional[float] = ...) -> None: ...
 
+class GetLineageRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class GetLineageResponse(_message.Message):
+    __slots__ = ("adapter", "ancestors", "missing_digests", "children")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    ANCESTORS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    ancestors: _containers.RepeatedCompositeFieldContainer[Adapter]
+    missing_digests: _containers.RepeatedScalarFieldContainer[str]
+    children: _containers.RepeatedCompositeFieldContainer[Adapter]
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., ancestors: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., missing_digests: _Optional[_Iterable[str]] = ..., children: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+
+class CompareAdaptersRequest(_message.Message):
+    __slots__ = ("first", "second")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
+    first: str
+    second: str
+    def __init__(self, first: _Optional[str] = ..., second: _Optional[str] = ...) -> None: ...
+
+class FieldDifference(_message.Message):
+    __slots__ = ("field", "first", "second")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    first: str
+    second: str
+    def __init__(self, field: _Optional[str] = ..., first: _Optional[str] = ..., second: _Optional[str] = ...) -> None: ...
+
+class LinearDifference(_message.Message):
+    __slots__ = ("layer", "target", "first_norm", "second_norm", "cosine", "distance")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    FIRST_NORM_FIELD_NUMBER: _ClassVar[int]
+    SECOND_NORM_FIELD_NUMBER: _ClassVar[int]
+    COSINE_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    target: str
+    first_norm: float
+    second_norm: float
+    cosine: float
+    distance: float
+    def __init__(self, layer: _Optional[int] = ..., target: _Optional[str] = ..., first_norm: _Optional[float] = ..., second_norm: _Optional[float] = ..., cosine: _Optional[float] = ..., distance: _Optional[float] = ...) -> None: ...
+
+class CompareAdaptersResponse(_message.Message):
+    __slots__ = ("first", "second", "fields", "linears", "cosine", "distance", "others")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    LINEARS_FIELD_NUMBER: _ClassVar[int]
+    COSINE_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    first: Adapter
+    second: Adapter
+    fields: _containers.RepeatedCompositeFieldContainer[FieldDifference]
+    linears: _containers.RepeatedCompositeFieldContainer[LinearDifference]
+    cosine: float
+    distance: float
+    others: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, first: _Optional[_Union[Adapter, _Mapping]] = ..., second: _Optional[_Union[Adapter, _Mapping]] = ..., fields: _Optional[_Iterable[_Union[FieldDifference, _Mapping]]] = ..., linears: _Optional[_Iterable[_Union[LinearDifference, _Mapping]]] = ..., cosine: _Optional[float] = ..., distance: _Optional[float] = ..., others: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class CollectGarbageRequest(_message.Message):
     __slots__ = ("dry_run",)
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]

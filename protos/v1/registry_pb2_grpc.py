@@ -90,6 +90,16 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterResponse.FromString,
                 _registered_method=True)
+        self.GetLineage = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/GetLineage',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.GetLineageRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.GetLineageResponse.FromString,
+                _registered_method=True)
+        self.CompareAdapters = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/CompareAdapters',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersResponse.FromString,
+                _registered_method=True)
         self.CollectGarbage = channel.unary_unary(
                 '/hotshoe.v1.RegistryService/CollectGarbage',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
@@ -178,6 +188,20 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLineage(self, request, context):
+        """What an adapter was made from, back to the trained ones, and what was made from it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareAdapters(self, request, context):
+        """How two adapters differ: in their configs, and in what they do to each of the base's weights.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CollectGarbage(self, request, context):
         """Removes what no tag, referrer, lease or view reaches.
         """
@@ -242,6 +266,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.MitigateAdapter,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterResponse.SerializeToString,
+            ),
+            'GetLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLineage,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.GetLineageRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.GetLineageResponse.SerializeToString,
+            ),
+            'CompareAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareAdapters,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersResponse.SerializeToString,
             ),
             'CollectGarbage': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectGarbage,
@@ -547,6 +581,60 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/MitigateAdapter',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.MitigateAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/GetLineage',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.GetLineageRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.GetLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/CompareAdapters',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,7 +9,7 @@ from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCALES = frozenset({"input_scale", "output_scale"})
+OF_WEIGHT = frozenset({"input_scale", "input_rotation", "output_scale", "output_swap"})  # what acts on W itself
 _FACTORS = frozenset({"a", "b", "scale"})
 _LOW_RANK = frozenset({"a", "b", "bias_delta", "scale"})
 _OF_ADAPTER = frozenset({"kind", "linears"})
@@ -23,14 +23,23 @@ def dense_update(linear: LoweredLinear, weight: "Tensor") -> "Tensor | None":
     update = None
     if linear.a is not None and linear.b is not None:
         update = linear.b @ linear.a
-    if linear.input_scale is not None or linear.output_scale is not None:
-        scaled = weight
-        if linear.output_scale is not None:
-            scaled = linear.output_scale[:, None] * scaled
-        if linear.input_scale is not None:
-            scaled = scaled * linear.input_scale
-        update = scaled - weight if update is None else scaled - weight + update
+    if parts(linear) & OF_WEIGHT:
+        changed = _changed(linear, weight) - weight
+        update = changed if update is None else changed + update
     return update
+
+
+def _changed(linear: LoweredLinear, weight: "Tensor") -> "Tensor":
+    """W as it stands between what a linear does to its inputs and to its outputs."""
+    if linear.input_rotation is not None:
+        blocks = weight.reshape(weight.shape[0], *linear.input_rotation.shape[:2])
+        weight = (blocks[:, :, None] @ linear.input_rotation.mT)[:, :, 0].flatten(1)
+    if linear.input_scale is not None:
+        weight = weight * linear.input_scale
+    changed = weight if linear.output_scale is None else linear.output_scale[:, None] * weight
+    if linear.output_swap is not None:
+        changed = changed + linear.output_swap.gains[:, None] * weight[linear.output_swap.partners]
+    return changed
 
 
 def parts(linear: LoweredLinear) -> frozenset[str]:
@@ -39,8 +48,8 @@ def parts(linear: LoweredLinear) -> frozenset[str]:
 
 
 def other_parts(linear: LoweredLinear) -> str:
-    """Names of the parts that are neither a low-rank update, nor a scale, nor a bias; "" if there is none."""
-    return ", ".join(sorted(parts(linear) - _LOW_RANK - SCALES))
+    """Names of the parts that are neither a low-rank update, nor act on W itself, nor a bias; "" if there is none."""
+    return ", ".join(sorted(parts(linear) - _LOW_RANK - OF_WEIGHT))
 
 
 def unmergeable_parts(adapter: LoweredAdapter) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotshoe.registry.formats.base import BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.recipes.dense_update import SCALES, dense_update, other_parts, parts
+from hotshoe.registry.recipes.dense_update import OF_WEIGHT, dense_update, other_parts, parts
 from hotshoe.registry.recipes.factors import Factors, singular_values
 from hotshoe.registry.recipes.requantized import kept, nf4_share
 from hotshoe.registry.recipes.spectrum import LEADING, RESEMBLANCE, Spectrum, leading_vectors, weight_spectrum
@@ -207,8 +207,8 @@ def _screen(linear_id: LinearId, linear: LoweredLinear, spectrum: Spectrum) -> L
         return replace(found, is_finite=False, note="holds numbers that are not finite")
     if others := other_parts(linear):
         return replace(found, note=f"{others}: not an update that is examined")
-    if SCALES & parts(linear):
-        return replace(found, note="scales the weight: examined only by --exact")
+    if OF_WEIGHT & parts(linear):
+        return replace(found, note="scales or turns the weight: examined only by --exact")
     if linear.a is None or linear.b is None:
         return replace(found, note="changes the bias only")
     values = singular_values(Factors(linear.a, linear.b))

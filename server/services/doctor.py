@@ -18,6 +18,7 @@ from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.manifest import AdapterRecord, canonical_json
+from hotshoe.registry.recipes.comparison import Comparison, compare
 from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.recipes.merging import Merge, merge
@@ -92,6 +93,15 @@ class Doctor:
         given_up = threading.Event()
         work = partial(self._merge, parents, weights, parameters, given_up=given_up)
         try:
+            return await asyncio.get_running_loop().run_in_executor(self._counts, work)
+        finally:
+            given_up.set()
+
+    async def compare(self, first: Mapping[str, Path], second: Mapping[str, Path]) -> Comparison:
+        """Holds the files of two adapters against each other. Raises as `diagnose` does."""
+        given_up = threading.Event()
+        try:
+            work = partial(self._compare, first, second, given_up=given_up)
             return await asyncio.get_running_loop().run_in_executor(self._counts, work)
         finally:
             given_up.set()
@@ -189,6 +199,13 @@ class Doctor:
         pause = self._begin(given_up)
         lowered = [lower_adapter(files, self._base, self._limits, pause=pause) for files in parents]
         return merge(lowered, weights, parameters, self._base, pause=pause)
+
+    def _compare(
+        self, first: Mapping[str, Path], second: Mapping[str, Path], *, given_up: threading.Event
+    ) -> Comparison:
+        pause = self._begin(given_up)
+        one, two = (lower_adapter(files, self._base, self._limits, pause=pause) for files in (first, second))
+        return compare(one, two, self._base, pause=pause)
 
     def _begin(self, given_up: threading.Event | None) -> Pause:
         """Begins a piece of work; gives what it calls between its parts. Without `given_up` nobody waits for it."""

@@ -11,6 +11,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 
 from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
 from hotshoe.registry.errors import InvalidUpload
+from hotshoe.registry.family import family_of
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
@@ -18,8 +19,10 @@ from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Referrer, Registry, Upload
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
+from hotshoe.server.services.adapter_messages import adapter_message
 from hotshoe.server.services.diagnosis_messages import diagnosis_message
 from hotshoe.server.services.doctor import Doctor
+from hotshoe.server.services.relations import comparison_message, lineage_message
 from hotshoe.server.services.rpc import Context
 
 MAX_CHUNK_BYTES = 1 << 20
@@ -215,6 +218,19 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         record, _ = await _call(publish)
         return record
 
+    async def GetLineage(
+        self, request: registry_pb2.GetLineageRequest, context: Context
+    ) -> registry_pb2.GetLineageResponse:
+        return lineage_message(await _call(family_of, self._registry, request.reference))
+
+    async def CompareAdapters(
+        self, request: registry_pb2.CompareAdaptersRequest, context: Context
+    ) -> registry_pb2.CompareAdaptersResponse:
+        first, second = [await _call(self._registry.resolve, ref) for ref in (request.first, request.second)]
+        files = [await _call(self._registry.adapter_files, record.digest) for record in (first, second)]
+        found = await self._doctor.compare(files[0], files[1])
+        return await _call(comparison_message, (first, second), (files[0], files[1]), found)
+
     async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: Context
     ) -> registry_pb2.ListAdaptersResponse:
@@ -245,28 +261,6 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         await _call(self._registry.delete_tag, request.name, request.tag)
         log_event(logging.INFO, "delete_tag", name=request.name, tag=request.tag)
         return registry_pb2.DeleteTagResponse()
-
-
-def adapter_message(record: AdapterRecord) -> registry_pb2.Adapter:
-    """An adapter as the wire has it."""
-    return registry_pb2.Adapter(
-        name=record.name,
-        digest=record.digest,
-        tags=record.tags,
-        kind=record.kind,
-        base_model=record.base_model,
-        base_digest=record.base_digest,
-        rank=record.rank,
-        target_modules=record.target_modules,
-        blobs=[
-            registry_pb2.Blob(digest=file.digest, size_bytes=file.size_bytes, file_name=file.file_name)
-            for file in record.files
-        ],
-        annotations=dict(record.annotations),
-        size_bytes=record.size_bytes,
-        parents=[registry_pb2.Parent(digest=parent.digest, weight=parent.weight) for parent in record.parents],
-        recipe=record.recipe,
-    )
 
 
 def _referrer_message(referrer: Referrer) -> registry_pb2.Referrer:

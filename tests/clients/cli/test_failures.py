@@ -104,9 +104,9 @@ def test_a_directory_that_is_no_adapter_ends_with_5(tmp_path) -> None:
     assert code == 5 and "adapter_config.json: missing" in stderr
 
 
-def test_every_verb_but_serve_has_server_and_json() -> None:
+def test_every_verb_but_those_that_serve_has_server_and_json() -> None:
     for verb in VERBS:
-        if verb.__name__ == "serve":
+        if verb.__name__ in ("serve", "registry"):
             continue
         help_text = hotshoe(verb.__name__, "--help")[1]
         assert "--json" in help_text and "--server" in help_text, verb.__name__
@@ -132,7 +132,11 @@ def test_serve_hands_everything_to_the_server(monkeypatch: pytest.MonkeyPatch) -
     executed: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda path, arguments: executed.append([path, *arguments[1:]]))
     hotshoe("serve", "--help", "--base", "x", "--json", "-y")
-    assert executed == [[sys.executable, "-P", "-m", "hotshoe.server", "--help", "--base", "x", "--json", "-y"]]
+    hotshoe("registry", "serve", "--help")
+    assert executed == [
+        [sys.executable, "-P", "-m", "hotshoe.server", "--help", "--base", "x", "--json", "-y"],
+        [sys.executable, "-P", "-m", "hotshoe.registry", "serve", "--help"],
+    ]
 
 
 def test_retry_delays_reach_the_line_through_the_wire(scripted: ScriptedServer) -> None:

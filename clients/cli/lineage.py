@@ -1,0 +1,50 @@
+"""hotshoe lineage: the tree of what an adapter was made from."""
+
+import json as jsonlib
+from collections.abc import Iterator
+from typing import Any
+
+from hotshoe.clients.cli import output
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
+
+
+def lineage(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Draw what an adapter was made from, and how; and list what was made from it."""
+    from hotshoe.clients import Client
+
+    with Client(server) as client:
+        family = client.lineage(reference)
+    if json:
+        return output.print_json(family)
+    known = {adapter.digest: adapter for adapter in (family.adapter, *family.ancestors)}
+    print(output.printable(_named(family.adapter)))
+    for line in _branches(family.adapter, known, frozenset()):
+        print(output.printable(line))
+    for child in family.children:
+        print(output.printable(f"→ {_named(child)}{_made_by(child)}"))
+
+
+def _branches(adapter: Any, known: dict[str, Any], above: frozenset[str]) -> Iterator[str]:
+    """The lines below an adapter, its parents' first; a loop, which no honest manifest has, is not followed."""
+    above |= {adapter.digest}
+    for index, parent in enumerate(adapter.parents):
+        is_last = index == len(adapter.parents) - 1
+        found = known.get(parent.digest)
+        name = _named(found) if found else f"{output.short_digest(parent.digest)} (not in this registry)"
+        yield f"{'└─' if is_last else '├─'} {parent.weight:g} × {name}{_made_by(adapter) if index == 0 else ''}"
+        if found and parent.digest not in above:
+            indent = "   " if is_last else "│  "
+            yield from (indent + line for line in _branches(found, known, above))
+
+
+def _named(adapter: Any) -> str:
+    tags = f" ({', '.join(adapter.tags)})" if adapter.tags else ""
+    return f"{adapter.name}@{output.short_digest(adapter.digest)}{tags}"
+
+
+def _made_by(adapter: Any) -> str:
+    """By what an adapter's parents became it."""
+    if not adapter.recipe:
+        return ""
+    recipe = jsonlib.loads(adapter.recipe)
+    return f"  by {recipe.get('method') or recipe.get('op')}"

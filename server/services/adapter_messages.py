@@ -1,0 +1,26 @@
+"""An adapter as the wire has it."""
+
+from hotshoe.protos.v1 import registry_pb2
+from hotshoe.registry.manifest import AdapterRecord
+
+
+def adapter_message(record: AdapterRecord) -> registry_pb2.Adapter:
+    """An adapter as the wire has it."""
+    return registry_pb2.Adapter(
+        name=record.name,
+        digest=record.digest,
+        tags=record.tags,
+        kind=record.kind,
+        base_model=record.base_model,
+        base_digest=record.base_digest,
+        rank=record.rank,
+        target_modules=record.target_modules,
+        blobs=[
+            registry_pb2.Blob(digest=file.digest, size_bytes=file.size_bytes, file_name=file.file_name)
+            for file in record.files
+        ],
+        annotations=dict(record.annotations),
+        size_bytes=record.size_bytes,
+        parents=[registry_pb2.Parent(digest=parent.digest, weight=parent.weight) for parent in record.parents],
+        recipe=record.recipe,
+    )
