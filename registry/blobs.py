@@ -160,6 +160,18 @@ class BlobStore:
             if is_digest(digest) and entry.is_file(follow_symlinks=False):
                 yield digest, entry.stat(follow_symlinks=False).st_size
 
+    def older_than(self, digest: str, seconds: float) -> bool:
+        """Whether a blob's file was last wanted before `seconds` since the epoch; False if it is not there."""
+        try:
+            return os.lstat(self.path(digest)).st_mtime < seconds
+        except FileNotFoundError:
+            return False
+
+    def throw_away(self, digest: str) -> None:
+        """Moves a blob to .trash/; only under `StoreLocks.collecting`."""
+        self._verified.pop(digest, None)
+        os.rename(self.path(digest), self._layout.trash / digest_hex(digest))
+
     def _hash(self, digest: str, file: BinaryIO) -> None:
         found = _fingerprint(file.fileno())
         actual = digest_of_stream(file)

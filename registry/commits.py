@@ -8,6 +8,7 @@ from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import build_index
 from hotshoe.registry.tag_log import Move, TagLog, log_line
+from hotshoe.registry.tag_policy import FIXED_VERSIONS, TagPolicy
 
 
 class Commits:
@@ -22,7 +23,7 @@ class Commits:
     def commit(self, change: Callable[[Transaction], Sequence[Move]]) -> None:
         """Runs `change` in a transaction, then brings tags.log and index.json up to it, durably.
 
-        Call it under `StoreLocks.publishing`. If `change` raises, nothing happened.
+        Call it under `StoreLocks.publishing` or `collecting`. If `change` raises, nothing happened.
 
         Raises:
             StoreUnavailable: an earlier sync failed, or the database was replaced.
@@ -52,12 +53,19 @@ class Commits:
                 self._layout.confirm_index(index_json)
 
 
-def move_tags(transaction: Transaction, *, name: str, tags: Sequence[str], digest: str) -> list[Move]:
-    """Points every tag at `digest`, wherever it pointed; returns the moves that were needed."""
+def move_tags(
+    transaction: Transaction, *, name: str, tags: Sequence[str], digest: str, policy: TagPolicy = FIXED_VERSIONS
+) -> list[Move]:
+    """Points every tag at `digest`, wherever it pointed; returns the moves that were needed.
+
+    Raises:
+        TagImmutable: the policy lets one of them not move.
+    """
     moves = []
     for tag in tags:
         old = transaction.tag_digest(name, tag)
         if old != digest:
+            policy.check(name, tag, old, digest)
             transaction.set_tag(name, tag, digest)
             moves.append(Move(name, tag, old, digest))
     return moves

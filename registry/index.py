@@ -13,13 +13,20 @@ from typing import Any, NamedTuple
 
 from hotshoe.registry.errors import StoreUnavailable
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BUSY_TIMEOUT_SECONDS = 30.0
 
 _REFERRERS = (
     "CREATE TABLE referrers (sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, subject TEXT NOT NULL, "
     "type TEXT NOT NULL)",
     "CREATE INDEX referrers_by_subject ON referrers (subject)",
+)
+_LEASES = (
+    "CREATE TABLE leases (holder TEXT NOT NULL, digest TEXT NOT NULL, expires REAL NOT NULL, "
+    "PRIMARY KEY (holder, digest)) WITHOUT ROWID",
+    # A name may have thousands of tags, and a listing asks for those of one digest.
+    "CREATE INDEX tags_by_target ON tags (name, digest)",
+    "CREATE INDEX uses_by_manifest ON uses (manifest)",
 )
 _TABLES = (
     # A manifest whose bytes were lost keeps its row, with no document, so that its names still say so.
@@ -36,7 +43,10 @@ _TABLES = (
     # Lines that tags.log may still lack.
     "CREATE TABLE moves (id INTEGER PRIMARY KEY, line TEXT NOT NULL)",
     *_REFERRERS,
+    *_LEASES,
 )
+# What each version added to the one before.
+_UPGRADES = {1: _REFERRERS, 2: _LEASES}
 
 _ADAPTERS = """
     SELECT a.sequence, a.name, a.digest,
@@ -110,10 +120,10 @@ class Index:
         if not path.exists():
             for suffix in ("-wal", "-shm"):  # the log of a database that is gone must not be replayed
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
-        self._writer = _connect(path)
+        self._writer = connect(path)
         try:
             self._prepare()
-            self._reader = _connect(path)
+            self._reader = connect(path)
         except sqlite3.DatabaseError as error:
             self._writer.close()
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -129,15 +139,16 @@ class Index:
         self._writer.execute("PRAGMA journal_mode = WAL")
         self._writer.execute("PRAGMA synchronous = FULL")
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, 1, SCHEMA_VERSION):
+        if version not in (0, *_UPGRADES, SCHEMA_VERSION):
             raise StoreUnavailable(f"the index has version {version}; this hotshoe reads version {SCHEMA_VERSION}")
         self.is_new = version == 0
         problem = self._writer.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise IndexDamaged(problem)
-        if version == 1:  # which had no referrers
+        if version in _UPGRADES:
+            added = [table for since, tables in _UPGRADES.items() if since >= version for table in tables]
             with self.transaction() as transaction:
-                transaction.create_tables(_REFERRERS)
+                transaction.create_tables(added)
 
     def close(self) -> None:
         with self._mutex, self._read_mutex:
@@ -187,6 +198,37 @@ class Index:
     def used_blobs(self) -> set[str]:
         rows = self._read("SELECT digest FROM manifests UNION SELECT blob FROM uses")
         return {row[0] for row in rows}
+
+    def manifests(self) -> set[str]:
+        """The digests of all manifests, the adapters' and the referrers'."""
+        return {row[0] for row in self._read("SELECT digest FROM manifests")}
+
+    def has_lost_manifests(self) -> bool:
+        """Whether the bytes of one are lost, so that nobody knows which blobs it names."""
+        return bool(self._read("SELECT 1 FROM manifests WHERE document IS NULL LIMIT 1"))
+
+    def rooted(self, now: float) -> set[str]:
+        """The manifests that a tag names, or a lease that holds at `now`, in seconds since the epoch."""
+        sql = "SELECT digest FROM tags UNION SELECT digest FROM leases WHERE expires > ?"
+        return {row[0] for row in self._read(sql, (now,))}
+
+    def manifests_that_say(self, text: str) -> list[bytes]:
+        """The manifests' documents in which `text` occurs."""
+        sql = "SELECT document FROM manifests WHERE instr(document, ?)"  # of a lost one: null, which is not true
+        return [row[0] for row in self._read(sql, (text.encode(),))]
+
+    def names_of(self, digest: str) -> list[str]:
+        """The names under which an adapter was published, the first first; none if it is no adapter."""
+        sql = "SELECT name FROM adapters WHERE digest = ? ORDER BY sequence"
+        return [row[0] for row in self._read(sql, (digest,))]
+
+    def named_like(self, beginning: str) -> list[tuple[str, str]]:
+        """Name and digest of every adapter whose name begins so."""
+        return self._read("SELECT name, digest FROM adapters WHERE substr(name, 1, ?) = ?", (len(beginning), beginning))
+
+    def blobs_of(self, manifest: str) -> list[str]:
+        """The blobs that a manifest names."""
+        return [row[0] for row in self._read("SELECT blob FROM uses WHERE manifest = ?", (manifest,))]
 
     def entries(self) -> list[IndexEntry]:
         """What index.json lists, in order of publication, then of tags."""
@@ -298,6 +340,23 @@ class Transaction:
         values = (row.digest, row.subject, row.artifact_type)
         self._connection.execute("INSERT INTO referrers (digest, subject, type) VALUES (?, ?, ?)", values)
 
+    def has_manifest(self, digest: str) -> bool:
+        return self._connection.execute("SELECT 1 FROM manifests WHERE digest = ?", (digest,)).fetchone() is not None
+
+    def remove_manifest(self, digest: str) -> None:
+        """Forgets an adapter under all its names, or a referrer. Nothing may name it any more."""
+        for table, column in (("adapters", "digest"), ("referrers", "digest"), ("uses", "manifest")):
+            self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (digest,))
+        self._connection.execute("DELETE FROM manifests WHERE digest = ?", (digest,))
+
+    def forget_verified(self, digests: Iterable[str]) -> None:
+        """Drops what is remembered of files that may go."""
+        self._connection.executemany("DELETE FROM verified WHERE digest = ?", [(digest,) for digest in digests])
+
+    def forget_leases(self, now: float) -> None:
+        """Drops the leases that have expired."""
+        self._connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
+
     def tag_digest(self, name: str, tag: str) -> str | None:
         row = self._connection.execute("SELECT digest FROM tags WHERE name = ? AND tag = ?", (name, tag)).fetchone()
         return None if row is None else str(row[0])
@@ -329,7 +388,8 @@ class Transaction:
         self._connection.execute("INSERT INTO moves VALUES (?, ?)", (move_id, line))
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that several threads may use in turns, and that begins no transaction by itself."""
     return sqlite3.connect(path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
 
 

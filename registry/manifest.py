@@ -49,7 +49,7 @@ _PRECISIONS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 ANNOTATION_PREFIX = "dev.hotshoe.adapter."
 BASE_DIGEST = ANNOTATION_PREFIX + "base.digest"
 BASE_NAME = ANNOTATION_PREFIX + "base.name"
-_PARENTS = ANNOTATION_PREFIX + "parents"
+PARENTS = ANNOTATION_PREFIX + "parents"
 _RECIPE = ANNOTATION_PREFIX + "recipe"
 _NAME = ANNOTATION_PREFIX + "name"  # in index.json, of adapters without a tag
 _SUBJECT = "dev.hotshoe.subject"  # in index.json, of referrers
@@ -237,7 +237,7 @@ def read_manifest(document: bytes) -> AdapterContent:
             files=tuple(_file(layer) for layer in manifest["layers"]),
             annotations=MappingProxyType(annotations),
             config_digest=manifest["config"]["digest"],
-            parents=_parents(annotations.get(_PARENTS, "[]")),
+            parents=_parents(annotations.get(PARENTS, "[]")),
             recipe=annotations.get(_RECIPE, ""),
         )
     except MALFORMED as error:
@@ -306,7 +306,7 @@ def _lineage_annotations(lineage: Lineage | None) -> dict[str, str]:
     if lineage is None:
         return {}
     parents = [[parent.digest, parent.weight] for parent in lineage.parents]
-    return {_PARENTS: canonical_json(parents).decode(), _RECIPE: canonical_json(dict(lineage.recipe)).decode()}
+    return {PARENTS: canonical_json(parents).decode(), _RECIPE: canonical_json(dict(lineage.recipe)).decode()}
 
 
 def _parents(text: str) -> tuple[Parent, ...]:

@@ -92,9 +92,11 @@ def _acknowledged(layout: Layout, *, blobs: BlobStore, log: TagLog) -> IndexList
 
 def _replay(log: TagLog, blobs: BlobStore) -> list[IndexEntry]:
     published: dict[tuple[str, str], set[str]] = {}  # in order of publication
-    for move in log.replay():
+    for move in (logged.move for logged in log.replay()):
         if move.tag is None and move.new is not None:
             published.setdefault((move.name, move.new), set())
+        elif move.tag is None and move.old is not None:
+            published.pop((move.name, move.old), None)
         elif move.tag is not None:
             for (name, _), tags in published.items():
                 if name == move.name:

@@ -14,12 +14,23 @@ _TAIL_BYTES = 64 << 10
 
 
 class Move(NamedTuple):
-    """`tag` of `name` went from digest `old` to `new`; None is nowhere. Without a tag: `new` was published."""
+    """`tag` of `name` went from digest `old` to `new`; None is nowhere.
+
+    Without a tag: `new` was published, or `old` was collected.
+    """
 
     name: str
     tag: str | None
     old: str | None
     new: str | None
+
+
+class LoggedMove(NamedTuple):
+    """A move as the log has it; `time` is in ISO 8601."""
+
+    id: int
+    time: str
+    move: Move
 
 
 class TagLog:
@@ -46,15 +57,31 @@ class TagLog:
             file.flush()
             self._layout.sync_file(file.fileno())
 
-    def replay(self) -> list[Move]:
-        """Every move that can be read, in order."""
+    def replay(self, *, name: str = "") -> list[LoggedMove]:
+        """Every move that can be read, in order; or those of one name."""
+        wanted = json.dumps({"name": name}, separators=(",", ":"))[1:-1].encode() if name else b""
         moves = []
         with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
             for line in file:
+                if wanted not in line:
+                    continue
                 with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
-                    moves.append(Move(entry["name"], entry["tag"], entry["old"], entry["new"]))
+                    move = Move(entry["name"], entry["tag"], entry["old"], entry["new"])
+                    moves.append(LoggedMove(int(entry["id"]), entry["time"], move))
         return moves
+
+    def digests_since(self, seconds: float) -> set[str]:
+        """What was published, and what tags have left or come to, since a time in seconds since the epoch."""
+        digests: set[str | None] = set()
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
+            for line in reversed(file.read().splitlines()):
+                with suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    if datetime.fromisoformat(entry["time"]).timestamp() < seconds:
+                        break
+                    digests |= {entry["old"], entry["new"]}
+        return {digest for digest in digests if digest is not None}
 
     def _open(self, flags: int) -> BinaryIO:
         fd = os.open(self._layout.tag_log, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)

@@ -159,13 +159,13 @@ def test_skopeo_reads_the_live_layout(registry: Registry, root: Path, tmp_path: 
 
 @needs_skopeo
 def test_skopeo_follows_a_moved_and_a_deleted_tag(registry: Registry, root: Path) -> None:
-    publish(registry, "a", lora_files(1), tags=["v1"])
-    two, _ = publish(registry, "a", lora_files(2), tags=["v1"])
-    raw = _skopeo("inspect", "--raw", f"oci:{root}:a:v1")
+    publish(registry, "a", lora_files(1), tags=["live"])
+    two, _ = publish(registry, "a", lora_files(2), tags=["live"])
+    raw = _skopeo("inspect", "--raw", f"oci:{root}:a:live")
     assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == two.digest
-    registry.delete_tag("a", "v1")
+    registry.delete_tag("a", "live")
     with pytest.raises(subprocess.CalledProcessError):
-        _skopeo("inspect", "--raw", f"oci:{root}:a:v1")
+        _skopeo("inspect", "--raw", f"oci:{root}:a:live")
 
 
 def _skopeo(*arguments: str) -> bytes:
