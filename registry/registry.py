@@ -42,6 +42,7 @@ from hotshoe.registry.manifest import (
 )
 from hotshoe.registry.page_token import filters_digest, make_page_token, read_page_token
 from hotshoe.registry.publication import base_model_name, check_annotations, check_files
+from hotshoe.registry.quotas import Quota, Quotas
 from hotshoe.registry.recovery import recover
 from hotshoe.registry.reference import AdapterRef, check_name, check_tag
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
@@ -57,6 +58,7 @@ __all__ = [
     "FsckReport",
     "GarbageReport",
     "LoggedMove",
+    "Quota",
     "Referrer",
     "Registry",
     "StoreStats",
@@ -89,6 +91,7 @@ class Registry:
         max_blob_bytes: larger uploads are refused.
         upload_ttl_seconds: uploads that nobody wrote to for so long are removed.
         mutable_tags: let version tags (v1, 1.2.3) move as others do.
+        quotas: what may be published under names that begin so, or "*" in all.
 
     Raises:
         StoreUnavailable: the directory is something else, damaged beyond recovery, or not readable and writable.
@@ -101,6 +104,7 @@ class Registry:
         max_blob_bytes: int = 512 << 20,
         upload_ttl_seconds: float = 24 * 3600.0,
         mutable_tags: bool = False,
+        quotas: Mapping[str, Quota] | None = None,
     ) -> None:
         self._layout = Layout(root.absolute())
         self._locks = StoreLocks(self._layout.root)
@@ -128,6 +132,7 @@ class Registry:
         )
         # Manifests never change, so what was read of one stays true.
         self._content = lru_cache(maxsize=_CACHED_MANIFESTS)(self._read_content)
+        self._quotas = Quotas(quotas or {}, self._stored_size)
         with disk("removing old uploads"):
             self._uploads.reap()
 
@@ -204,6 +209,7 @@ class Registry:
             InvalidAdapter, IncompatibleAdapter: the files or annotations are refused.
             InvalidUpload: a file's size is not that of its blob.
             TagImmutable: a tag is a version, and points at other bytes.
+            QuotaExceeded: no room is left under that name.
             BlobNotFound: upload these blobs, then publish again.
             StoreUnavailable: the disk refused; nothing was acknowledged, and repeating it is safe.
         """
@@ -252,6 +258,7 @@ class Registry:
 
         def change(transaction: Transaction) -> list[Move]:
             nonlocal created
+            self._check_quotas(name, content)
             manifest = StoredManifest(
                 content.digest, len(artifact.manifest), content.kind, artifact.manifest, content.blobs
             )
@@ -583,9 +590,20 @@ class Registry:
 
     def _check_names(self, name: str, tags: Sequence[str], content: AdapterContent) -> None:
         """Raises what publishing would."""
+        self._check_quotas(name, content)
         for tag in tags:
             if (row := self._index.by_tag(name, tag)) is not None:
                 self._policy.check(name, tag, row.digest, content.digest)
+
+    def _check_quotas(self, name: str, content: AdapterContent) -> None:
+        size = content.size_bytes
+        self._quotas.check(name, content.digest, size_bytes=size, stored=self._index.named_like)
+
+    def _stored_size(self, digest: str) -> int:
+        try:
+            return self._content(digest).size_bytes
+        except BlobCorrupt:  # its manifest is lost, and nobody knows
+            return 0
 
     def _record(self, row: AdapterRow) -> AdapterRecord:
         return AdapterRecord.of(self._content(row.digest), name=row.name, tags=row.tags)
