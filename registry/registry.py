@@ -50,6 +50,7 @@ from hotshoe.registry.tag_log import LoggedMove, Move, TagLog
 from hotshoe.registry.tag_policy import TagPolicy
 from hotshoe.registry.tags import Tags
 from hotshoe.registry.uploads import Upload, Uploads
+from hotshoe.registry.views import Views
 
 __all__ = [
     "AdapterRecord",
@@ -120,6 +121,7 @@ class Registry:
         self._policy = TagPolicy(mutable=mutable_tags)
         self._tags = Tags(locks=self._locks, index=self._index, commits=self._commits, log=log, policy=self._policy)
         self._leases = Leases(self._layout.database)
+        self._views = Views(self._layout, self._locks)
         self._garbage = Garbage(
             self._layout, locks=self._locks, index=self._index, blobs=self._blobs, commits=self._commits, log=log
         )
@@ -469,6 +471,26 @@ class Registry:
         """Ends a holder's leases: of some adapters, or all. Those that it does not have are fine."""
         with disk("releasing leases"):
             self._leases.release(holder, digests)
+
+    def view(self, digest: str) -> Path:
+        """A directory with the files of an adapter, as hard links to its blobs, under the names they were published by.
+
+        It stays, and keeps the adapter from being collected, until `unview`.
+
+        Raises:
+            AdapterNotFound, BlobCorrupt, InvalidReference: as `adapter_files`.
+            StoreUnavailable: the disk refused.
+        """
+        files = self.adapter_files(digest)
+        with disk("making a view"), self._locks.publishing():
+            if self._index.latest_of(digest) is None:  # it was collected meanwhile
+                raise AdapterNotFound(f"no adapter {digest}")
+            return self._views.make(digest, files)
+
+    def unview(self, digest: str) -> bool:
+        """Removes an adapter's view; whether there was one."""
+        with disk("removing a view"):
+            return self._views.remove(check_digest(digest))
 
     def collect_garbage(
         self, *, grace_seconds: float = DEFAULT_GRACE_SECONDS, dry_run: bool = False, retain_parents: bool = True
