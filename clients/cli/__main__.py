@@ -12,14 +12,17 @@ from hotshoe.clients.cli.demo import demo
 from hotshoe.clients.cli.diff import diff
 from hotshoe.clients.cli.doctor import doctor
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
+from hotshoe.clients.cli.gc import gc
 from hotshoe.clients.cli.lineage import lineage
 from hotshoe.clients.cli.load import load
+from hotshoe.clients.cli.log import log
 from hotshoe.clients.cli.ls import ls
 from hotshoe.clients.cli.merge import merge
 from hotshoe.clients.cli.ps import ps
 from hotshoe.clients.cli.publish import publish
 from hotshoe.clients.cli.pull import pull
 from hotshoe.clients.cli.registry import registry
+from hotshoe.clients.cli.rollback import rollback
 from hotshoe.clients.cli.run import run
 from hotshoe.clients.cli.scenario import scenario
 from hotshoe.clients.cli.serve import serve
@@ -29,6 +32,7 @@ from hotshoe.clients.cli.top import top
 from hotshoe.clients.cli.unload import unload
 from hotshoe.clients.cli.untag import untag
 from hotshoe.clients.cli.version import version
+from hotshoe.clients.cli.view import unview, view
 
 VERBS = (
     serve,
@@ -43,6 +47,11 @@ VERBS = (
     merge,
     tag,
     untag,
+    rollback,
+    log,
+    view,
+    unview,
+    gc,
     run,
     chat,
     ps,
