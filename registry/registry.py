@@ -603,12 +603,13 @@ class Registry:
             return check_blobs(self._blobs, self._index)
 
     def _verify_stored(self, digest: str) -> int:
-        try:
-            return self._blobs.verify(digest)
-        except BlobNotFound:
+        for _ in range(2):
+            with suppress(BlobNotFound):
+                return self._blobs.verify(digest)
             if not self._index.is_used(digest):
-                raise AdapterNotFound(f"no adapter has a blob {digest}: it was collected") from None
-            raise BlobCorrupt(f"blob {digest} is lost; publishing its adapter again heals it") from None
+                raise AdapterNotFound(f"no adapter has a blob {digest}: it was collected")
+            # Or it was collected when it was looked for, and has been published again: then it is there.
+        raise BlobCorrupt(f"blob {digest} is lost; publishing its adapter again heals it")
 
     def _check_names(self, name: str, tags: Sequence[str], content: AdapterContent) -> None:
         """Raises what publishing would."""
