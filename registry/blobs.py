@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from hotshoe.registry.digest import digest_hex, digest_of, digest_of_stream, is_digest
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound
-from hotshoe.registry.index import Fingerprint, Index
+from hotshoe.registry.index import Fingerprint, Index, is_io_error
 from hotshoe.registry.layout import Layout, write_synced
 
 # A collector spares what was touched within its grace, which is at least an hour.
@@ -195,8 +195,11 @@ class BlobStore:
 
     def _remember(self, digest: str, fingerprint: Fingerprint) -> None:
         self._verified[digest] = fingerprint
-        with suppress(sqlite3.Error):  # a full disk must not stop reading; it is hashed again after a restart
+        try:
             self._index.remember_verified([(digest, fingerprint)])
+        except sqlite3.Error as error:  # a full disk must not stop reading; it is hashed again after a restart
+            if is_io_error(error):
+                self._layout.fail(f"the index could not be written ({error})")
 
 
 def _fingerprint(fd: int) -> Fingerprint:

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Sequence
 
-from hotshoe.registry.index import Index, Transaction
+from hotshoe.registry.index import Index, Transaction, is_io_error
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import build_index
@@ -42,7 +42,7 @@ class Commits:
                     for move_id, move in enumerate(moves, transaction.next_move(logged)):
                         transaction.add_move(move_id, log_line(move_id, move))
             except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                if is_io_error(error):
                     self._layout.fail(f"the index could not be written ({error})")
                 raise
             self._log.append(self._index.moves(0))

@@ -136,7 +136,9 @@ class Index:
         self._identity = _identity(path)
 
     def _prepare(self) -> None:
-        self._writer.execute("PRAGMA journal_mode = WAL")
+        [mode] = self._writer.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":  # SQLite says no more than this when the disk refuses
+            raise sqlite3.OperationalError("the index could not be given a write-ahead log")
         self._writer.execute("PRAGMA synchronous = FULL")
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, *_UPGRADES, SCHEMA_VERSION):
@@ -386,6 +388,11 @@ class Transaction:
 
     def add_move(self, move_id: int, line: str) -> None:
         self._connection.execute("INSERT INTO moves VALUES (?, ?)", (move_id, line))
+
+
+def is_io_error(error: sqlite3.Error) -> bool:
+    """Whether SQLite was refused a read, a write or a sync, and not just room or its turn."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
 
 
 def connect(path: Path) -> sqlite3.Connection:

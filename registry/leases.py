@@ -3,15 +3,16 @@
 A lease is worth no sync of its own: what a power failure would lose of it ends its holder too.
 """
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from hotshoe.registry.digest import check_digest
 from hotshoe.registry.errors import AdapterNotFound, InvalidReference
-from hotshoe.registry.index import connect
+from hotshoe.registry.index import connect, is_io_error
+from hotshoe.registry.layout import Layout
 
 DEFAULT_LEASE_SECONDS = 24 * 3600.0
 MAX_HOLDER_LENGTH = 200
@@ -20,14 +21,12 @@ MAX_HOLDER_LENGTH = 200
 class Leases:
     """The leases of one store, by holder. A collector looks at them in its own transaction, so that a lease is either
     seen by it or refused because the adapter is gone.
-
-    Args:
-        database: the index's file.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
         self._mutex = threading.Lock()
-        self._connection = connect(database)
+        self._connection = connect(layout.database)
         self._connection.execute("PRAGMA synchronous = NORMAL")
 
     def close(self) -> None:
@@ -72,7 +71,9 @@ class Leases:
             try:
                 yield
                 self._connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, sqlite3.Error) and is_io_error(error):
+                    self._layout.fail(f"the index could not be written ({error})")
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise

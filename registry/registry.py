@@ -120,7 +120,7 @@ class Registry:
         self._blobs = BlobStore(self._layout, self._index)
         self._policy = TagPolicy(mutable=mutable_tags)
         self._tags = Tags(locks=self._locks, index=self._index, commits=self._commits, log=log, policy=self._policy)
-        self._leases = Leases(self._layout.database)
+        self._leases = Leases(self._layout)
         self._views = Views(self._layout, self._locks)
         self._garbage = Garbage(
             self._layout, locks=self._locks, index=self._index, blobs=self._blobs, commits=self._commits, log=log
