@@ -100,7 +100,7 @@ class Garbage:
 
         with self._locks.collecting():
             # Though nothing may have died: the export, too, must have forgotten what earlier collections removed.
-            self._commits.commit(change)
+            self._commits.commit_and_export(change)
             emptied = self._empty_trash()
             swept = self._sweep(marked.blobs, oldest=now - grace_seconds)
         return self._report(adapters, dead, swept, emptied)

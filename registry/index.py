@@ -55,6 +55,17 @@ _ADAPTERS = """
 """
 
 
+# In order of publication, then of tags.
+_ENTRIES = """
+    SELECT a.name, t.tag, a.digest, m.size
+    FROM adapters a JOIN manifests m ON m.digest = a.digest LEFT JOIN tags t ON t.name = a.name AND t.digest = a.digest
+    ORDER BY a.sequence, t.tag
+"""
+_LISTED_REFERRERS = (
+    "SELECT r.digest, r.subject, r.type, m.size FROM referrers r JOIN manifests m ON m.digest = r.digest"
+)
+
+
 class AdapterRow(NamedTuple):
     """One digest under one name; `tags` are sorted."""
 
@@ -80,6 +91,16 @@ class ReferrerRow(NamedTuple):
     subject: str
     artifact_type: str
     size_bytes: int  # of the manifest
+
+
+class Snapshot(NamedTuple):
+    """What index.json lists. `last_move` is the id of the latest entry of the log; None if none was made since the
+    index was rebuilt.
+    """
+
+    entries: list[IndexEntry]
+    referrers: list[ReferrerRow]
+    last_move: int | None
 
 
 class Fingerprint(NamedTuple):
@@ -232,19 +253,22 @@ class Index:
         """The blobs that a manifest names."""
         return [row[0] for row in self._read("SELECT blob FROM uses WHERE manifest = ?", (manifest,))]
 
-    def entries(self) -> list[IndexEntry]:
-        """What index.json lists, in order of publication, then of tags."""
-        rows = self._read(
-            "SELECT a.name, t.tag, a.digest, m.size FROM adapters a JOIN manifests m ON m.digest = a.digest "
-            "LEFT JOIN tags t ON t.name = a.name AND t.digest = a.digest ORDER BY a.sequence, t.tag"
-        )
-        return [IndexEntry(*row) for row in rows]
+    def snapshot(self) -> "Snapshot":
+        """What index.json lists, all of one moment, by a connection of its own: others read and write meanwhile."""
+        connection = connect(self._path)
+        try:
+            connection.execute("BEGIN")
+            entries = connection.execute(_ENTRIES).fetchall()
+            referrers = connection.execute(f"{_LISTED_REFERRERS} ORDER BY r.sequence").fetchall()
+            [last] = connection.execute("SELECT max(id) FROM moves").fetchone()
+        finally:
+            connection.close()
+        return Snapshot([IndexEntry(*row) for row in entries], [ReferrerRow(*row) for row in referrers], last)
 
     def referrers(self, *, subject: str = "", artifact_type: str = "") -> list[ReferrerRow]:
         """The documents about an adapter, or about any; of one type, or of all; the oldest first."""
         rows = self._read(
-            "SELECT r.digest, r.subject, r.type, m.size FROM referrers r JOIN manifests m ON m.digest = r.digest "
-            "WHERE ?1 IN ('', r.subject) AND ?2 IN ('', r.type) ORDER BY r.sequence",
+            f"{_LISTED_REFERRERS} WHERE ?1 IN ('', r.subject) AND ?2 IN ('', r.type) ORDER BY r.sequence",
             (subject, artifact_type),
         )
         return [ReferrerRow(*row) for row in rows]
@@ -312,6 +336,7 @@ class Transaction:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.attached: list[ReferrerRow] = []  # what the log must hear of, beside the moves
 
     def create_tables(self, tables: Sequence[str] = _TABLES) -> None:
         """Marks the index as filled and of this version, once the transaction commits."""
@@ -341,6 +366,7 @@ class Transaction:
         self._connection.execute("DELETE FROM referrers WHERE digest = ?", (row.digest,))
         values = (row.digest, row.subject, row.artifact_type)
         self._connection.execute("INSERT INTO referrers (digest, subject, type) VALUES (?, ?, ?)", values)
+        self.attached.append(row)
 
     def has_manifest(self, digest: str) -> bool:
         return self._connection.execute("SELECT 1 FROM manifests WHERE digest = ?", (digest,)).fetchone() is not None

@@ -98,13 +98,26 @@ class Layout:
 
     def replace_file(self, name: str, data: bytes) -> None:
         """Replaces a file of the root: staged, synced, renamed, directory synced. Durable once it returns."""
-        staged = self.stage()
+        staged = self.stage_file(data)
         try:
-            write_synced(staged, data)
-            os.replace(staged, self.root / name)
+            self.put_in_place(staged, name)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
+
+    def stage_file(self, data: bytes) -> Path:
+        """A synced file that is to be put in its place; only under `StoreLocks.publishing`."""
+        staged = self.stage()
+        try:
+            write_synced(staged, data)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        return staged
+
+    def put_in_place(self, staged: Path, name: str) -> None:
+        """Replaces a file of the root by a staged one, durably."""
+        os.replace(staged, self.root / name)
         self.sync_directory(self.root)
 
     def read_index(self) -> bytes | None:

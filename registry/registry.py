@@ -1,7 +1,8 @@
 """The adapter registry on a local disk: publish, resolve, tag and list. Knows nothing of gRPC or of requests.
 
 A publication becomes visible and durable in this order: blobs, their directory, the manifest, the directory again,
-the index's transaction, tags.log, index.json; only then is it acknowledged. Collecting garbage is the same backwards.
+the index's transaction, tags.log, and index.json if that is small; only then is it acknowledged. Collecting garbage is
+the same backwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from hotshoe.registry.errors import (
     InvalidUpload,
     StoreUnavailable,
 )
+from hotshoe.registry.export import Export
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.kind import inspect_adapter
 from hotshoe.registry.fsck import FsckReport, check_blobs
@@ -116,7 +118,8 @@ class Registry:
                 self._index = recover(self._layout, locks=self._locks, log=log)
         except StoreUnavailable as error:
             raise StoreUnavailable(f"registry {root}: {error}") from error
-        self._commits = Commits(self._layout, locks=self._locks, index=self._index, log=log)
+        self._export = Export(self._layout, locks=self._locks, index=self._index, log=log)
+        self._commits = Commits(self._layout, locks=self._locks, index=self._index, log=log, export=self._export)
         self._blobs = BlobStore(self._layout, self._index)
         self._policy = TagPolicy(mutable=mutable_tags)
         self._tags = Tags(locks=self._locks, index=self._index, commits=self._commits, log=log, policy=self._policy)
@@ -140,6 +143,8 @@ class Registry:
 
     def close(self) -> None:
         """Lets go of the index. Uploads that were interrupted stay for a later `open_upload`."""
+        with suppress(StoreUnavailable), disk("exporting index.json"):  # else the next open does it
+            self._export.close()
         self._leases.close()
         self._index.close()
 
