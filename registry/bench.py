@@ -6,10 +6,12 @@ rebuilt from those, which is the first thing that is measured.
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from io import BufferedWriter
 from pathlib import Path
 
 import numpy as np
@@ -117,12 +119,21 @@ def measure(root: Path, adapters: int) -> dict[str, float]:
     often("resolve a tag", lambda number: store.resolve(f"{_name(number * 7919 % adapters)}:v1"))
     digests = [store.resolve(_name(seed)).digest for seed in range(2)]
     _publish(store, _name(0), seed=1)
+    with (root / ".tmp" / "bench").open("wb") as file:
+        often("write 4 KiB and sync, for comparison", lambda number: _write_synced(file))
     often("move a tag", lambda number: store.update_tag(_name(0), "latest", digests[(number + 1) % 2], _latest(store)))
     often("publish", lambda number: _publish(store, "new", seed=adapters + number), calls=50)
     once("look for garbage", lambda: store.collect_garbage(grace_seconds=0, dry_run=True))
     once("collect garbage", lambda: store.collect_garbage(grace_seconds=0))
     once("close after writes", store.close)
     return results
+
+
+def _write_synced(file: BufferedWriter) -> None:
+    file.seek(0)
+    file.write(bytes(4096))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _list_all(store: Registry) -> None:
