@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 
 from hotshoe.registry.export import Export
-from hotshoe.registry.index import Index, Transaction, is_io_error
+from hotshoe.registry.index import Index, ReferrerRow, Transaction, is_io_error
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.tag_log import Move, TagLog, log_line
@@ -37,7 +37,7 @@ class Commits:
             logged = self._log.last_id()
             try:
                 with self._index.transaction() as transaction:
-                    events = [*change(transaction), *transaction.attached]
+                    events: list[Move | ReferrerRow] = [*change(transaction), *transaction.attached]
                     if events:
                         transaction.forget_moves(logged)
                     for event_id, event in enumerate(events, transaction.next_move(logged)):

@@ -123,11 +123,11 @@ def _replayed(listing: IndexListing, events: Iterable[Move | ReferrerRow], blobs
             published.pop((event.name, event.old), None)
             if all(digest != event.old for _, digest in published):
                 referrers = {key: row for key, row in referrers.items() if row.subject != event.old}
-    entries = [
-        IndexEntry(name, tag, digest, sizes.get(digest) or blobs.size(digest) or 0)
-        for (name, digest), tags in published.items()
-        for tag in (sorted(tags) or [None])
-    ]
+    entries: list[IndexEntry] = []
+    for (name, digest), tags in published.items():
+        size = sizes.get(digest) or blobs.size(digest) or 0
+        shown: list[str | None] = [*sorted(tags)] or [None]
+        entries.extend(IndexEntry(name, tag, digest, size) for tag in shown)
     return IndexListing(entries, list(referrers.values()), listing.log_id)
 
 
