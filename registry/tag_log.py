@@ -15,6 +15,7 @@ from hotshoe.registry.layout import Layout
 from hotshoe.registry.manifest import canonical_json
 
 _TAIL_BYTES = 64 << 10
+_CLOCK_SECONDS = 3600.0  # by which clocks may have gone back: entries are in the order in which they were made
 _REFERRER_KEYS = ("referrer", "subject", "type", "size")  # of an attachment, in the order of ReferrerRow
 
 
@@ -100,9 +101,11 @@ class TagLog:
             for line in reversed(file.read().splitlines()):
                 with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
-                    if datetime.fromisoformat(entry["time"]).timestamp() < seconds:
+                    made = datetime.fromisoformat(entry["time"]).timestamp()
+                    if made < seconds - _CLOCK_SECONDS:
                         break
-                    digests |= {entry["old"], entry["new"]}
+                    if made >= seconds:
+                        digests |= {entry["old"], entry["new"]}
         return {digest for digest in digests if digest is not None}
 
     def _open(self, flags: int) -> BinaryIO:
