@@ -83,26 +83,28 @@ class Garbage:
             StoreUnavailable, OSError, sqlite3.Error: the disk refused; collecting again goes on where this ended.
         """
         now = time.time()
+        oldest = now - grace_seconds
         marked = self._mark(now, grace_seconds=grace_seconds, retain_parents=retain_parents)
-        dead: frozenset[str] = frozenset()
+        dead = marked.manifests
         adapters: list[CollectedAdapter] = []
 
         def change(transaction: Transaction) -> list[Move]:
             nonlocal dead, adapters
-            transaction.forget_leases(now)
-            live = self._live(now - grace_seconds, now=time.time(), retain_parents=retain_parents)
-            dead = marked.manifests - live
+            if dead & self._index.rooted(time.time()):  # leased at the last moment: no lock keeps holders waiting
+                dead -= self._live(oldest, now=time.time(), retain_parents=retain_parents)
             adapters = self._adapters(dead)
             for digest in dead:
                 transaction.remove_manifest(digest)
+            transaction.forget_leases(now)
             transaction.forget_verified(marked.blobs)
             return [Move(adapter.name, None, adapter.digest, None) for adapter in adapters]
 
         with self._locks.collecting():
-            # Though nothing may have died: the export, too, must have forgotten what earlier collections removed.
+            dead -= self._live(oldest, now=time.time(), retain_parents=retain_parents)
+            # Though nothing may be dead: the export, too, must have forgotten what earlier collections removed.
             self._commits.commit_and_export(change)
             emptied = self._empty_trash()
-            swept = self._sweep(marked.blobs, oldest=now - grace_seconds)
+            swept = self._sweep(marked.blobs, oldest=oldest)
         return self._report(adapters, dead, swept, emptied)
 
     def _mark(self, now: float, *, grace_seconds: float, retain_parents: bool) -> _Marked:

@@ -13,6 +13,7 @@ from store_adapters import descriptors, lora_files, publish, small_base, upload
 from store_children import age, check_whole, faults, fork
 
 from hotshoe.registry.errors import AdapterNotFound, StoreUnavailable
+from hotshoe.registry.garbage import Garbage
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.registry import AdapterRecord, CollectedAdapter, Registry
 
@@ -198,6 +199,23 @@ def test_a_lease_keeps_what_its_holder_uses_until_it_ends_or_expires(registry: R
     assert [gone.digest for gone in registry.collect_garbage(grace_seconds=0).adapters] == [two.digest]
     with pytest.raises(AdapterNotFound):
         registry.lease([two.digest], holder="server-1")
+
+
+def test_a_lease_at_the_last_moment_counts(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, stray = (publish(registry, "a", lora_files(seed))[0] for seed in range(2))
+    child = derive(registry, 2, parent)
+    look, looks = Garbage._live, []
+
+    def lease_after_the_second_look(self: Garbage, oldest: float, *, now: float, retain_parents: bool) -> set[str]:
+        found = look(self, oldest, now=now, retain_parents=retain_parents)
+        looks.append(found)
+        if len(looks) == 2:
+            registry.lease([child.digest], holder="server")
+        return found
+
+    monkeypatch.setattr(Garbage, "_live", lease_after_the_second_look)
+    assert [gone.digest for gone in registry.collect_garbage(grace_seconds=0).adapters] == [stray.digest]
+    assert is_there(registry, parent) and is_there(registry, child) and registry.fsck().is_clean
 
 
 def test_a_lease_survives_another_open_of_the_store_and_protects_parents(registry: Registry, root: Path) -> None:
