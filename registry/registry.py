@@ -19,6 +19,7 @@ from hotshoe.registry.errors import (
     AdapterNotFound,
     BlobCorrupt,
     BlobNotFound,
+    InvalidAdapter,
     InvalidReference,
     InvalidUpload,
     StoreUnavailable,
@@ -225,7 +226,13 @@ class Registry:
         check_annotations(annotations, base)
         paths = self.uploaded_files(files)
         with disk("publishing"):
-            summary = inspect_adapter(paths, base)
+            try:
+                summary = inspect_adapter(paths, base)
+            except InvalidAdapter:
+                self._verify_files(
+                    files
+                )  # they may have been collected while they were read: then they are not invalid
+                raise
             base_name = base_model_name(annotations, configured=summary.base_model, base=base)
             artifact = build_artifact(
                 files, summary=summary, base=base, base_name=base_name, annotations=annotations, lineage=lineage

@@ -7,12 +7,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_adapters import descriptors, lora_files, publish, small_base, upload
 from store_children import age, check_whole, faults, fork
 
-from hotshoe.registry.errors import AdapterNotFound, StoreUnavailable
+from hotshoe.registry import registry as registry_module
+from hotshoe.registry.errors import AdapterNotFound, BlobNotFound, StoreUnavailable
 from hotshoe.registry.garbage import Garbage
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.registry import AdapterRecord, CollectedAdapter, Registry
@@ -181,6 +183,23 @@ def test_publishing_again_brings_back_what_was_collected(registry: Registry, roo
     registry.collect_garbage(grace_seconds=0)
     assert registry.resolve("a:v1") == again and is_there(registry, again) and registry.fsck().is_clean
     check_whole(registry, root)
+
+
+def test_what_is_collected_while_it_is_published_is_to_be_sent_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect, files = registry_module.inspect_adapter, lora_files(1)
+
+    def collect_first(*args: Any) -> Any:
+        registry.collect_garbage(grace_seconds=0)
+        return inspect(*args)
+
+    monkeypatch.setattr(registry_module, "inspect_adapter", collect_first)
+    with pytest.raises(BlobNotFound) as caught:
+        publish(registry, "a", files)
+    assert set(caught.value.digests) == {blob.digest for blob in descriptors(files)}
+    monkeypatch.undo()
+    assert is_there(registry, publish(registry, "a", files)[0])
 
 
 def test_a_lease_keeps_what_its_holder_uses_until_it_ends_or_expires(registry: Registry) -> None:
