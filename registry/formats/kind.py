@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.adalora import plan_adalora
+from hotshoe.registry.formats.adaption_prompt import plan_adaption_prompt
 from hotshoe.registry.formats.base import BaseShape, BaseWeights
 from hotshoe.registry.formats.beft import plan_beft
 from hotshoe.registry.formats.delora import plan_delora
@@ -63,6 +64,14 @@ _EMBEDDINGS = "embeddings before the prompt, their pages shared"
 # By PEFT's peft_type.
 ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "ADALORA": AdapterKind(plan_adalora, "low-rank update", "up to `init_r`", 5e-6, "ranks as training left them"),
+    "ADAPTION_PROMPT": AdapterKind(
+        plan_adaption_prompt,
+        "keys and values with a softmax of their own, gated",
+        "–",
+        1e-6,
+        "bases of llama and mistral, as in PEFT",
+        wraps_modules=False,
+    ),
     "BEFT": AdapterKind(plan_beft, "bias", "–", 0.0, ""),
     "BOFT": AdapterKind(
         plan_boft, "rotation of input blocks, output scale", "–", 1e-6, "of one butterfly factor; any block size"

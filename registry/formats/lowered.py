@@ -66,6 +66,18 @@ class KvPrefix:
 
 
 @dataclass(frozen=True, slots=True)
+class GatedPrompt:
+    """Keys and values that every query of a layer sees beside the others, in a softmax of their own, times a gate.
+
+    What comes of it is added to what attention gives. No rotation is applied to the keys.
+    """
+
+    keys: "Tensor"  # [length, num_kv_heads, head_dim] float32
+    values: "Tensor"  # the same
+    gate: "Tensor"  # [1] float32
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRows:
     """Rows of the embedding or of the output head, in place of the base's."""
 
@@ -85,6 +97,7 @@ class LoweredAdapter:
     embedding_rows: TokenRows | None = None
     head_rows: TokenRows | None = None
     norms: "Mapping[NormId, Tensor]" = field(default_factory=dict)  # [size] float32, its weights less the base's
+    gated_prompts: Mapping[int, GatedPrompt] = field(default_factory=dict)  # by layer
     # Its linears act from where these token ids stand in the prompt for the last time; not at all where they do not.
     # None: everywhere.
     invocation: tuple[int, ...] | None = None
@@ -114,6 +127,8 @@ class LoweredAdapter:
                 yield replaced.rows
                 yield replaced.base
         yield from self.norms.values()
+        for prompt in self.gated_prompts.values():
+            yield from (prompt.keys, prompt.values, prompt.gate)
 
     @property
     def size_bytes(self) -> int:

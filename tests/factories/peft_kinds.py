@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from peft import (
     AdaLoraConfig,
+    AdaptionPromptConfig,
     BeftConfig,
     BOFTConfig,
     CPTConfig,
@@ -84,6 +85,10 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "road": lambda: of(RoadConfig, group_size=16),
     "road of two": lambda: of(RoadConfig, variant="road_2", group_size=32),
     "road of four": lambda: of(RoadConfig, variant="road_4", group_size=8),
+    "adaption prompt": lambda: AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=5, adapter_layers=1),
+    "adaption prompt at every layer": lambda: AdaptionPromptConfig(
+        task_type="CAUSAL_LM", adapter_len=3, adapter_layers=2
+    ),
     "lora with negative alpha": lambda: lora(lora_alpha=-3),
     "ia3": lambda: ia3(),
     "ia3 on everything": lambda: ia3(target_modules=ALL, feedforward_modules=["down_proj", "o_proj"]),
@@ -126,6 +131,11 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "gralora beside a whole": lambda: of(GraloraConfig, r=4, hybrid_r=3),
     "vb-lora": lambda: of(VBLoRAConfig, r=4, num_vectors=30, vector_length=16, topk=3),
 }
+
+
+def suits(name: str, model: str) -> bool:
+    """Whether PEFT can put an adapter of `CONFIGS` on a model; ADAPTION_PROMPT knows few, and repeats a bias."""
+    return not name.startswith("adaption") or model not in ("qwen2", "llama with biases")
 
 
 def one_of_each_kind() -> dict[str, PeftConfig]:

@@ -17,10 +17,10 @@ from peft_adapters import (
     write_prefix,
     write_prompt,
 )
-from peft_kinds import CONFIGS, lora, one_of_each_kind
+from peft_kinds import CONFIGS, lora, one_of_each_kind, suits
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
-from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.kind import ADAPTER_KINDS, REFUSED_KINDS, inspect_adapter, lower_adapter
 from hotshoe.registry.formats.kind_table import kind_table
 
@@ -44,6 +44,11 @@ def peft_logits(model, directory):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_canonical_form_gives_pefts_logits(name, model, tmp_path):
+    if not suits(name, model):
+        save_peft(tmp_path, tiny_llama(), CONFIGS[name]())
+        with pytest.raises(IncompatibleAdapter):
+            inspect_adapter(adapter_files(tmp_path), base_shape(MODELS[model]()))
+        return
     save_peft(tmp_path, MODELS[model](), CONFIGS[name]())
     base = MODELS[model]()
     lowered = lower_adapter(adapter_files(tmp_path), ModelWeights(base))
@@ -66,8 +71,9 @@ def test_adapters_stored_in_16_bits_give_pefts_logits(write, dtype, tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_inspection_says_is_what_lowering_gives(name, tmp_path):
-    save_peft(tmp_path, tiny_qwen2(), CONFIGS[name]())
-    weights = ModelWeights(tiny_qwen2())
+    model = tiny_qwen2 if suits(name, "qwen2") else tiny_llama
+    save_peft(tmp_path, model(), CONFIGS[name]())
+    weights = ModelWeights(model())
     summary = inspect_adapter(adapter_files(tmp_path), weights.shape)
     lowered = lower_adapter(adapter_files(tmp_path), weights)
     assert summary.kind == lowered.kind == json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]

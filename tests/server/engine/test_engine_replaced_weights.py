@@ -27,6 +27,7 @@ StartEngine = Callable[..., RunningEngine]
 Publish = Callable[..., AdapterUse]
 PROMPT = [25, 68, 4, 118, 25, 9, 7, 23, 200, 3, 5, 118]
 REPLACING = [
+    "adaption prompt at every layer",
     "oft",
     "boft",
     "road of four",
