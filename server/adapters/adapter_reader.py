@@ -55,7 +55,7 @@ class AdapterReader:
         files = self._source.adapter_files(digest)
         verified = time.perf_counter()
         on_stage(LoadStage.LOADING, record)
-        lowered = lower_adapter(files, self._base, self._limits, pause=pause)
+        lowered = lower_adapter(files, self._base, self._limits, approximate_rank=record.approximate_rank, pause=pause)
         pause()
         check_finite(lowered)
         lowered_at = time.perf_counter()
