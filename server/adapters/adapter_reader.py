@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
-from hotshoe.registry.formats.base import BaseWeights, LinearId
+from hotshoe.registry.formats.base import BaseWeights, LinearId, NormId
 from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.manifest import AdapterRecord
@@ -97,17 +97,28 @@ class AdapterReader:
 
 
 class _WatchedWeights:
-    """The base's weights, and whether any was asked for."""
+    """The base's weights, and whether any linear's was asked for."""
 
     def __init__(self, base: BaseWeights) -> None:
         self.shape = base.shape
-        self.bias = base.bias
         self.was_read = False
         self._base = base
 
     def weight(self, linear: LinearId) -> torch.Tensor:
         self.was_read = True
         return self._base.weight(linear)
+
+    def bias(self, linear: LinearId) -> torch.Tensor | None:
+        return self._base.bias(linear)
+
+    def norm(self, norm: NormId) -> torch.Tensor:
+        return self._base.norm(norm)
+
+    def embedding(self) -> torch.Tensor:
+        return self._base.embedding()
+
+    def head(self) -> torch.Tensor:
+        return self._base.head()
 
 
 def check_finite(adapter: LoweredAdapter) -> None:
