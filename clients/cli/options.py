@@ -16,7 +16,7 @@ Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Give
 Reference = Annotated[str, typer.Argument(metavar="REF", help="name, name:tag or name@sha256:<hex>")]
 ApproximateRank = Annotated[
     int,
-    typer.Option(min=0, metavar="R", help="Serve an update of full rank (HiRA, OFT, …) as its nearest of rank R."),
+    typer.Option(min=0, metavar="R", help="Serve an update of full rank (HiRA, C3A, …) as its nearest of rank R."),
 ]
 FullDigests = Annotated[bool, typer.Option("--full", help="Do not shorten digests.")]
 

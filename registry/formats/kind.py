@@ -36,10 +36,21 @@ from hotshoe.registry.formats.replaced import (
     take_saved_modules,
 )
 from hotshoe.registry.formats.rotations import plan_boft, plan_oft, plan_road
+from hotshoe.registry.formats.sparse import plan_shira, plan_supertuning
 from hotshoe.registry.formats.tinylora import plan_tinylora
+from hotshoe.registry.formats.unilora import plan_unilora
 from hotshoe.registry.formats.vblora import plan_vblora
 from hotshoe.registry.formats.vera import plan_pvera, plan_vera
-from hotshoe.registry.validation import AdapterLimits, Pause, TensorEntry, TensorFile, go_on, read_config, shown
+from hotshoe.registry.validation import (
+    ANY_INTEGER,
+    AdapterLimits,
+    Pause,
+    TensorEntry,
+    TensorFile,
+    go_on,
+    read_config,
+    shown,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,6 +135,7 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "TRAINABLE_TOKENS": AdapterKind(
         plan_trainable_tokens, "rows of the embedding and of the output head", "–", 1e-6, "of tokens that the base has"
     ),
+    "UNILORA": AdapterKind(plan_unilora, "low-rank update", "r", 0.0, "with `save_indices`"),
     "VBLORA": AdapterKind(plan_vblora, "low-rank update", "r", 0.0, "the bank's mixtures, written out"),
     "VERA": AdapterKind(plan_vera, "low-rank update", "r", 1e-6, "with `save_projection`"),
 }
@@ -134,6 +146,8 @@ DENSE_KINDS: Mapping[str, DenseKind] = {
     "FOURIERFT": DenseKind(plan_fourierft, "a sum of n_frequency waves"),
     "HIRA": DenseKind(plan_hira, "the served W times a low-rank matrix, number by number"),
     "RANDLORA": DenseKind(plan_randlora, "a sum of random bases, exact in as many ranks as W has"),
+    "SHIRA": DenseKind(plan_shira, "a few numbers of W, each by itself"),
+    "SUPERTUNING": DenseKind(plan_supertuning, "a few numbers of W, each by itself, and a low-rank matrix"),
 }
 
 _OTHER_PART = "it changes what this server cannot give each request its own of"
@@ -149,9 +163,6 @@ REFUSED_KINDS: Mapping[str, str] = {
     "POLY": "its mixture of skills depends on a task that a request cannot name here",
     "PSOFT": f"its factors are W's singular vectors, whose signs are any library's choice: {_NOT_IN_FILE}",
     "SHADOW": "it is a second model beside the base",
-    "SHIRA": "its update is a sparse matrix of full rank, in places given as integers, which are not read here",
-    "SUPERTUNING": "its update is a sparse matrix of full rank, in places given as integers, which are not read here",
-    "UNILORA": "its factors are picked from one vector by integers, which are not read here",
     "WAVEFT": "its update is of full rank, by a wavelet transform that is not computed here",
     "XLORA": "its gates need a forward pass of their own before each step",
 }
@@ -237,6 +248,8 @@ def lower_adapter(
         def read(entry: TensorEntry, *, scale: float = 1.0) -> "Tensor":
             pause()
             unread.remove(entry.name)
+            if entry.is_integer:  # in bounds, as its plan has checked
+                return torch.from_numpy(tensor_file.read_integers(entry, below=ANY_INTEGER))
             return torch.from_numpy(tensor_file.read(entry, scale=scale))
 
         lowered = plan.lower(read, base)
@@ -254,7 +267,12 @@ class _CheckedConfig:
     approximate_rank: int  # 0 for a kind that is served exactly
 
     def plan(self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on) -> Plan:
-        tensors = Tensors(tensor_file.entries, shape, pause)
+        tensors = Tensors(
+            tensor_file.entries,
+            shape,
+            pause,
+            check_integers=lambda entry, below: tensor_file.read_integers(entry, below=below),
+        )
         plan = self._plan(tensors, shape)
         tensors.close()
         if plan.rank > limits.max_rank:

@@ -31,8 +31,11 @@ from peft import (
     PveraConfig,
     RandLoraConfig,
     RoadConfig,
+    ShiraConfig,
+    SupertuningConfig,
     TinyLoraConfig,
     TrainableTokensConfig,
+    UniLoraConfig,
     VBLoRAConfig,
     VeraConfig,
 )
@@ -144,6 +147,7 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "glora by output": lambda: of(GloraConfig, r=2, config_A_B="vector"),
     "glora of constants": lambda: of(GloraConfig, config_A_B="constant", config_C="vector", config_D_E="vector"),
     "glora of weights only": lambda: of(GloraConfig, config_A_B="vector", config_C="none", config_D_E="none"),
+    "unilora": lambda: of(UniLoraConfig, r=3, theta_d_length=200, save_indices=True),
     "cartridge": lambda: CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
     "gralora": lambda: of(GraloraConfig, r=8, gralora_k=4, alpha=32),
     "gralora beside a whole": lambda: of(GraloraConfig, r=4, hybrid_r=3),
@@ -156,6 +160,9 @@ DENSE_CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "fourierft": lambda: of(FourierFTConfig, n_frequency=90, n_frequency_pattern={"v_proj": 50}, scaling=900.0),
     "c3a": lambda: of(C3AConfig, block_size=16, block_size_pattern={"up_proj": 32}),
     "randlora": lambda: of(RandLoraConfig, r=5),
+    "shira": lambda: of(ShiraConfig, r=2),
+    "supertuning": lambda: of(SupertuningConfig, sparsity=0.95),
+    "supertuning beside a low rank": lambda: of(SupertuningConfig, sparsity=0.95, r=3, lora_alpha=9),
 }
 
 

@@ -1,5 +1,7 @@
 """Updates of full rank: PEFT's own at their full rank, the nearest at a lower one, and never unless asked for."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,25 @@ def test_randlora_whose_shared_matrices_differ_is_refused(tmp_path):
     save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InvalidAdapter, match=r"layers.1.mlp.up_proj.randlora_A"):
         lower_adapter(adapter_files(tmp_path), ModelWeights(tiny_llama()), approximate_rank=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "place"),
+    [("shira", "shira_indices", (0, 3)), ("shira", "shira_indices", (1, 3)), ("supertuning", "supertuning_indices", 3)],
+)
+@pytest.mark.parametrize("value", [-1, 64, 64 * 96])
+def test_places_outside_of_the_weight_are_refused_at_publish(name, suffix, place, value, tmp_path):
+    save_peft(tmp_path, tiny_llama(), DENSE_CONFIGS[name]())
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensor = f"base_model.model.model.layers.1.self_attn.k_proj.{suffix}"  # of 32 outputs and 64 inputs
+    tensors[tensor][place] = value
+    save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    check = partial(inspect_adapter, adapter_files(tmp_path), ModelWeights(tiny_llama()).shape, approximate_rank=4)
+    if name == "supertuning" and value == 64:  # counted along the rows, there is such a place
+        check()
+        return
+    with pytest.raises(InvalidAdapter, match=f"{tensor}: expected integers from 0 to .*, found {value}$"):
+        check()
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24)])
