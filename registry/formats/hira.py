@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.dense import DensePlan
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, NULL, OBJECT, SHARE, TEXT, Config, Rule, either
+from hotshoe.registry.formats.peft_config import COUNT, FLAG, NULL, SHARE, TEXT, Config, Rule, either
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -18,7 +18,7 @@ _REST: Mapping[str, Rule[object]] = {
     "fan_in_fan_out": FLAG,  # how W is stored
     "hira_dropout": SHARE,
     "init_weights": either(either(FLAG, TEXT), NULL),
-    "rank_pattern": either(OBJECT, NULL),  # PEFT makes every linear's of rank r
+    "rank_pattern": Rule("an empty object", lambda value: value == {}),  # PEFT would make every linear's of rank r
 }
 
 

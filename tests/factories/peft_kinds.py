@@ -156,7 +156,7 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
 
 # Those whose update is of full rank.
 DENSE_CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
-    "hira": lambda: of(HiraConfig, r=3, rank_pattern={"q_proj": 2}),
+    "hira": lambda: of(HiraConfig, r=3),
     "fourierft": lambda: of(FourierFTConfig, n_frequency=90, n_frequency_pattern={"v_proj": 50}, scaling=900.0),
     "c3a": lambda: of(C3AConfig, block_size=16, block_size_pattern={"up_proj": 32}),
     "randlora": lambda: of(RandLoraConfig, r=5),
