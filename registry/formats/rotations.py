@@ -5,6 +5,7 @@ series. BOFT does the same, exactly, and scales the outputs; products of several
 pairs of outputs, the bias too, and scales them: (u, v) → (c₁ u − s₁ v, c₂ v + s₂ u).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,10 +18,13 @@ from hotshoe.registry.formats.peft_config import (
     COUNT,
     FLAG,
     INTEGER,
+    NULL,
     NUMBER,
     SHARE,
+    TEXT,
     Config,
     Rule,
+    either,
     one_of,
 )
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
@@ -102,7 +106,10 @@ def plan_oft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
     is_series = config.take("use_cayley_neumann", FLAG, default=True)
     terms = config.take("num_cayley_neumann_terms", COUNT, default=5)
     wanted = config.take("oft_block_size", INTEGER, default=32)
+    version = config.take("peft_version", either(TEXT, NULL), default=None) or "none"
     config.close("OFT", _OFT_REST)
+    if is_series and not _is_since_0_18(version):
+        raise InvalidAdapter("peft_version", f"expected 0.18.0 or later, found {version}: its series was another")
     if not terms <= 64:
         raise InvalidAdapter("num_cayley_neumann_terms", f"expected at most 64, found {terms}")
 
@@ -115,6 +122,11 @@ def plan_oft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
         size = _size_of(upper, wanted, shape.in_features, is_shared=is_shared)
         parts[linear] = _OftPart(upper, shape.in_features // size, size, terms if is_series else 0)
     return LinearsPlan("OFT", parts)
+
+
+def _is_since_0_18(version: str) -> bool:
+    found = re.match(r"(\d{1,6})\.(\d{1,6})(?:\.|$)", version, re.ASCII)
+    return found is not None and (int(found[1]), int(found[2])) >= (0, 18)
 
 
 def _size_of(upper: TensorEntry, wanted: int, in_features: int, *, is_shared: bool) -> int:

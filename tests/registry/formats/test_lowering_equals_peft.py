@@ -127,6 +127,18 @@ def test_a_linear_says_what_scale_was_folded_into_it(tmp_path):
     assert {linear.scale for linear in lowered.linears.values()} == {None}
 
 
+@pytest.mark.parametrize("version", ["0.17.1", "new", None])
+def test_an_oft_whose_series_was_another_is_refused(version, tmp_path):
+    save_peft(tmp_path, tiny_llama(), CONFIGS["oft"]())
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"peft_version": version}))
+    with pytest.raises(InvalidAdapter, match="peft_version: expected 0.18.0 or later"):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
+    path.write_text(json.dumps(config | {"peft_version": version, "use_cayley_neumann": False}))
+    inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))  # the transform itself was always the same
+
+
 def test_the_readme_s_tables_of_kinds_are_those_of_the_code():
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     assert kind_table() in readme and dense_table() in readme, (
