@@ -39,7 +39,8 @@ class _Part:
         spectrum = torch.zeros(shape.out_features * shape.in_features)
         spectrum[places] = read(self.spectrum)
         update = torch.fft.ifft2(spectrum.view(shape.out_features, shape.in_features)).real
-        return update * self.scale
+        scaled: Tensor = update * self.scale
+        return scaled
 
 
 def plan_fourierft(config: Config, tensors: Tensors, base: BaseShape) -> DensePlan:

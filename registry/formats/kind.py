@@ -41,6 +41,7 @@ from hotshoe.registry.formats.tinylora import plan_tinylora
 from hotshoe.registry.formats.unilora import plan_unilora
 from hotshoe.registry.formats.vblora import plan_vblora
 from hotshoe.registry.formats.vera import plan_pvera, plan_vera
+from hotshoe.registry.formats.waveft import plan_waveft
 from hotshoe.registry.validation import (
     ANY_INTEGER,
     AdapterLimits,
@@ -148,6 +149,7 @@ DENSE_KINDS: Mapping[str, DenseKind] = {
     "RANDLORA": DenseKind(plan_randlora, "a sum of random bases, exact in as many ranks as W has"),
     "SHIRA": DenseKind(plan_shira, "a few numbers of W, each by itself"),
     "SUPERTUNING": DenseKind(plan_supertuning, "a few numbers of W, each by itself, and a low-rank matrix"),
+    "WAVEFT": DenseKind(plan_waveft, "a sum of n_frequency Haar wavelets"),
 }
 
 _OTHER_PART = "it changes what this server cannot give each request its own of"
@@ -163,7 +165,6 @@ REFUSED_KINDS: Mapping[str, str] = {
     "POLY": "its mixture of skills depends on a task that a request cannot name here",
     "PSOFT": f"its factors are W's singular vectors, whose signs are any library's choice: {_NOT_IN_FILE}",
     "SHADOW": "it is a second model beside the base",
-    "WAVEFT": "its update is of full rank, by a wavelet transform that is not computed here",
     "XLORA": "its gates need a forward pass of their own before each step",
 }
 

@@ -38,6 +38,7 @@ from peft import (
     UniLoraConfig,
     VBLoRAConfig,
     VeraConfig,
+    WaveFTConfig,
 )
 from tiny_models import TARGETS
 
@@ -159,6 +160,10 @@ DENSE_CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "hira": lambda: of(HiraConfig, r=3),
     "fourierft": lambda: of(FourierFTConfig, n_frequency=90, n_frequency_pattern={"v_proj": 50}, scaling=900.0),
     "c3a": lambda: of(C3AConfig, block_size=16, block_size_pattern={"up_proj": 32}),
+    "waveft": lambda: of(WaveFTConfig, n_frequency=90, n_frequency_pattern={"v_proj": 50}, scaling=9.0),
+    "waveft without a transform": lambda: of(
+        WaveFTConfig, n_frequency=90, use_idwt=False, wavelet_family="db4", scaling=5
+    ),
     "randlora": lambda: of(RandLoraConfig, r=5),
     "shira": lambda: of(ShiraConfig, r=2),
     "supertuning": lambda: of(SupertuningConfig, sparsity=0.95),
