@@ -144,17 +144,21 @@ class AsyncClient:
         tags: Sequence[str] = ("latest",),
         annotations: Mapping[str, str] | None = None,
         validate_only: bool = False,
+        approximate_rank: int = 0,
         progress: Progress = ignore_progress,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> registry.PublishAdapterResponse:
         """Publishes a PEFT directory as `name` and moves `tags` to it; sends only the files that the server lacks.
 
-        Idempotent: equal bytes give the same digest. An upload that breaks goes on where it broke.
+        Idempotent: equal bytes give the same digest. An upload that breaks goes on where it broke. With
+        `approximate_rank` an update of full rank is served as its nearest of that rank: the answer says what is kept.
         Raises InvalidAdapterDirectory before anything is sent.
         """
         files = await asyncio.to_thread(scan_directory, directory, progress)
         attempts = Attempts(self._retry, timeout)
-        request = messages.publish_request(name, tags, files, annotations or {}, validate_only)
+        request = messages.publish_request(
+            name, tags, files, annotations or {}, validate_only, approximate_rank=approximate_rank
+        )
         await self._upload_missing(files, progress, attempts)
         try:
             return await self._publish(request, attempts)
@@ -198,6 +202,7 @@ class AsyncClient:
         directory: str | os.PathLike[str],
         *,
         exact: bool = False,
+        approximate_rank: int = 0,
         progress: Progress = ignore_progress,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> registry.Diagnosis:
@@ -208,7 +213,7 @@ class AsyncClient:
         files = await asyncio.to_thread(scan_directory, directory, progress)
         attempts = Attempts(self._retry, timeout)
         await self._upload_missing(files, progress, attempts)
-        request = messages.diagnose_request(files, exact=exact)
+        request = messages.diagnose_request(files, exact=exact, approximate_rank=approximate_rank)
         response = await self._call(self._registry.DiagnoseAdapter, request, attempts.remaining())
         diagnosis: registry.Diagnosis = response.diagnosis
         return diagnosis

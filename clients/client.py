@@ -143,17 +143,21 @@ class Client:
         tags: Sequence[str] = ("latest",),
         annotations: Mapping[str, str] | None = None,
         validate_only: bool = False,
+        approximate_rank: int = 0,
         progress: Progress = ignore_progress,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> registry.PublishAdapterResponse:
         """Publishes a PEFT directory as `name` and moves `tags` to it; sends only the files that the server lacks.
 
-        Idempotent: equal bytes give the same digest. An upload that breaks goes on where it broke.
+        Idempotent: equal bytes give the same digest. An upload that breaks goes on where it broke. With
+        `approximate_rank` an update of full rank is served as its nearest of that rank: the answer says what is kept.
         Raises InvalidAdapterDirectory before anything is sent.
         """
         files = scan_directory(directory, progress)
         attempts = Attempts(self._retry, timeout)
-        request = messages.publish_request(name, tags, files, annotations or {}, validate_only)
+        request = messages.publish_request(
+            name, tags, files, annotations or {}, validate_only, approximate_rank=approximate_rank
+        )
         self._upload_missing(files, progress, attempts)
         try:
             return self._publish(request, attempts)
@@ -197,6 +201,7 @@ class Client:
         directory: str | os.PathLike[str],
         *,
         exact: bool = False,
+        approximate_rank: int = 0,
         progress: Progress = ignore_progress,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> registry.Diagnosis:
@@ -207,7 +212,7 @@ class Client:
         files = scan_directory(directory, progress)
         attempts = Attempts(self._retry, timeout)
         self._upload_missing(files, progress, attempts)
-        request = messages.diagnose_request(files, exact=exact)
+        request = messages.diagnose_request(files, exact=exact, approximate_rank=approximate_rank)
         response = self._call(self._registry.DiagnoseAdapter, request, attempts.remaining())
         diagnosis: registry.Diagnosis = response.diagnosis
         return diagnosis

@@ -167,7 +167,13 @@ def check_request(files: Iterable[AdapterFile]) -> registry.CheckBlobsRequest:
 
 
 def publish_request(
-    name: str, tags: Sequence[str], files: Iterable[AdapterFile], annotations: Mapping[str, str], validate_only: bool
+    name: str,
+    tags: Sequence[str],
+    files: Iterable[AdapterFile],
+    annotations: Mapping[str, str],
+    validate_only: bool,
+    *,
+    approximate_rank: int = 0,
 ) -> registry.PublishAdapterRequest:
     """The message that makes uploaded `files` an adapter."""
     if isinstance(tags, str):
@@ -178,12 +184,19 @@ def publish_request(
         blobs=[_blob(file) for file in files],
         annotations=annotations,
         validate_only=validate_only,
+        approximate_rank=approximate_rank,
     )
 
 
-def diagnose_request(files: Iterable[AdapterFile], *, exact: bool) -> registry.DiagnoseAdapterRequest:
+def diagnose_request(
+    files: Iterable[AdapterFile], *, exact: bool, approximate_rank: int = 0
+) -> registry.DiagnoseAdapterRequest:
     """The message that asks for uploaded `files` to be examined."""
-    return registry.DiagnoseAdapterRequest(blobs=[_blob(file) for file in files], exact=exact)
+    return registry.DiagnoseAdapterRequest(
+        blobs=[_blob(file) for file in files],
+        exact=exact,
+        approximate_rank=approximate_rank,
+    )
 
 
 def merge_request(

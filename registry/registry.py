@@ -25,6 +25,7 @@ from hotshoe.registry.errors import (
 )
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.kind import inspect_adapter
+from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.index import AdapterRow, ReferrerRow, StoredManifest, Transaction
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.locks import StoreLocks
@@ -172,11 +173,13 @@ class Registry:
         base: BaseShape,
         validate_only: bool = False,
         lineage: Lineage | None = None,
+        approximation: Approximation | None = None,
     ) -> tuple[AdapterRecord, bool]:
         """Checks uploaded files as an adapter of `base`, commits them as `name`, and moves `tags` to them.
 
         Repeating it changes nothing. Tags move wherever they pointed; compare-and-set is `update_tag`. The manifest
-        says what an adapter of some `lineage` was made from.
+        says what an adapter of some `lineage` was made from, and what an `approximation` of these files keeps of them:
+        they are lowered to its rank from then on.
 
         Returns:
             The record, and whether `name` had no adapter of these bytes before. With `validate_only` nothing is
@@ -194,10 +197,17 @@ class Registry:
         check_annotations(annotations, base)
         paths = self.uploaded_files(files)
         with disk("publishing"):
-            summary = inspect_adapter(paths, base)
+            rank = approximation.rank if approximation else 0
+            summary = inspect_adapter(paths, base, approximate_rank=rank)
             base_name = base_model_name(annotations, configured=summary.base_model, base=base)
             artifact = build_artifact(
-                files, summary=summary, base=base, base_name=base_name, annotations=annotations, lineage=lineage
+                files,
+                summary=summary,
+                base=base,
+                base_name=base_name,
+                annotations=annotations,
+                lineage=lineage,
+                approximation=approximation,
             )
             if validate_only:
                 return AdapterRecord.of(artifact.content, name=name, tags=tags), False

@@ -35,6 +35,7 @@ from hotshoe.registry.registry import Registry
 from hotshoe.registry.validation import AdapterLimits
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
+from hotshoe.server.adapters.lowered_cache import LoweredCache
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.config import Address, ServerConfig
 from hotshoe.server.engine.engine import Engine
@@ -217,8 +218,11 @@ class Server:
     def _read_merged(self, weights: BaseWeights) -> LoweredAdapter:
         record = self.registry.resolve(self.config.merge)
         self.merged = AdapterUse(self.config.merge, record.name, record.digest, 1.0)
-        reader = AdapterReader(self.registry, weights, self.config.residency)
+        reader = AdapterReader(self.registry, weights, self.config.residency, cache=self._lowered_cache())
         return reader.read(record.digest, lambda stage, record: None)[1]
+
+    def _lowered_cache(self) -> LoweredCache:
+        return LoweredCache(self.config.base_cache / "lowered", max_bytes=self.config.residency.lowered_cache_bytes)
 
     def _build_engine(self) -> Engine:
         base, config = self.base, self.config
@@ -231,7 +235,12 @@ class Server:
             max_rank=config.residency.max_rank,
         )
         self.residency = AdapterResidency(
-            registry=self.registry, base=base.weights, slots=slots, config=config.residency, observer=self.metrics
+            registry=self.registry,
+            base=base.weights,
+            slots=slots,
+            config=config.residency,
+            observer=self.metrics,
+            cache=self._lowered_cache(),
         )
         self._cleanup.push_async_callback(_in_executor, self.residency.close)
         return Engine(

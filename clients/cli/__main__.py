@@ -11,6 +11,7 @@ from hotshoe.clients.cli.compare import compare
 from hotshoe.clients.cli.demo import demo
 from hotshoe.clients.cli.diff import diff
 from hotshoe.clients.cli.doctor import doctor
+from hotshoe.clients.cli.extract import extract
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
 from hotshoe.clients.cli.lineage import lineage
 from hotshoe.clients.cli.load import load
@@ -41,6 +42,7 @@ VERBS = (
     diff,
     doctor,
     merge,
+    extract,
     tag,
     untag,
     run,

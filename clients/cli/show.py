@@ -24,6 +24,8 @@ def show(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = Fal
         ("base", f"{adapter.base_model} {adapter.base_digest}"),
         ("size", output.human_bytes(adapter.size_bytes)),
     ]
+    if adapter.HasField("approximation"):
+        fields.append(("approximation", output.approximation(adapter.approximation)))
     fields += [("parent", f"{parent.digest} weight {parent.weight:g}") for parent in adapter.parents]
     if adapter.recipe:
         fields.append(("recipe", adapter.recipe))

@@ -56,7 +56,7 @@ class Parent(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe", "referrers")
+    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe", "referrers", "approximation")
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class Adapter(_message.Message):
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     REFERRERS_FIELD_NUMBER: _ClassVar[int]
+    APPROXIMATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     tags: _containers.RepeatedScalarFieldContainer[str]
@@ -92,7 +93,20 @@ class Adapter(_message.Message):
     parents: _containers.RepeatedCompositeFieldContainer[Parent]
     recipe: str
     referrers: _containers.RepeatedCompositeFieldContainer[Referrer]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ..., referrers: _Optional[_Iterable[_Union[Referrer, _Mapping]]] = ...) -> None: ...
+    approximation: Approximation
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ..., referrers: _Optional[_Iterable[_Union[Referrer, _Mapping]]] = ..., approximation: _Optional[_Union[Approximation, _Mapping]] = ...) -> None: ...
+
+class Approximation(_message.Message):
+    __slots__ = ("rank", "energy", "least_energy", "least_linear")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_FIELD_NUMBER: _ClassVar[int]
+    LEAST_ENERGY_FIELD_NUMBER: _ClassVar[int]
+    LEAST_LINEAR_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    energy: float
+    least_energy: float
+    least_linear: str
+    def __init__(self, rank: _Optional[int] = ..., energy: _Optional[float] = ..., least_energy: _Optional[float] = ..., least_linear: _Optional[str] = ...) -> None: ...
 
 class CheckBlobsRequest(_message.Message):
     __slots__ = ("blobs",)
@@ -139,7 +153,7 @@ class DownloadBlobResponse(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class PublishAdapterRequest(_message.Message):
-    __slots__ = ("name", "tags", "blobs", "annotations", "validate_only")
+    __slots__ = ("name", "tags", "blobs", "annotations", "validate_only", "approximate_rank")
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -152,12 +166,14 @@ class PublishAdapterRequest(_message.Message):
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     ANNOTATIONS_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    APPROXIMATE_RANK_FIELD_NUMBER: _ClassVar[int]
     name: str
     tags: _containers.RepeatedScalarFieldContainer[str]
     blobs: _containers.RepeatedCompositeFieldContainer[Blob]
     annotations: _containers.ScalarMap[str, str]
     validate_only: bool
-    def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    approximate_rank: int
+    def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., validate_only: _Optional[bool] = ..., approximate_rank: _Optional[int] = ...) -> None: ...
 
 class PublishAdapterResponse(_message.Message):
     __slots__ = ("adapter", "created", "diagnosis")
@@ -322,14 +338,16 @@ class Diagnosis(_message.Message):
     def __init__(self, grade: _Optional[_Union[Grade, str]] = ..., headline: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., exact: _Optional[bool] = ..., intruders: _Optional[int] = ..., affected_share: _Optional[float] = ..., strength: _Optional[float] = ..., linears: _Optional[_Iterable[_Union[LinearDiagnosis, _Mapping]]] = ...) -> None: ...
 
 class DiagnoseAdapterRequest(_message.Message):
-    __slots__ = ("reference", "blobs", "exact")
+    __slots__ = ("reference", "blobs", "exact", "approximate_rank")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
+    APPROXIMATE_RANK_FIELD_NUMBER: _ClassVar[int]
     reference: str
     blobs: _containers.RepeatedCompositeFieldContainer[Blob]
     exact: bool
-    def __init__(self, reference: _Optional[str] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., exact: _Optional[bool] = ...) -> None: ...
+    approximate_rank: int
+    def __init__(self, reference: _Optional[str] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., exact: _Optional[bool] = ..., approximate_rank: _Optional[int] = ...) -> None: ...
 
 class DiagnoseAdapterResponse(_message.Message):
     __slots__ = ("diagnosis", "referrer")

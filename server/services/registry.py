@@ -88,9 +88,13 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.PublishAdapterResponse:
         _check_count("blobs", len(request.blobs))
         files = [_file(blob) for blob in request.blobs]
-        diagnosis = None
+        diagnosis = approximation = None
+        if rank := request.approximate_rank:
+            paths = await _call(self._registry.uploaded_files, files)
+            approximation = await self._doctor.approximate(paths, rank=rank)
         if self._publish_doctor == "require":
-            diagnosis = await self._doctor.refuse_bad(request.name, await _call(self._registry.uploaded_files, files))
+            paths = await _call(self._registry.uploaded_files, files)
+            diagnosis = await self._doctor.refuse_bad(request.name, paths, approximate_rank=rank)
         publish = partial(
             self._registry.publish,
             name=request.name,
@@ -99,6 +103,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             annotations=dict(request.annotations),
             base=self._base,
             validate_only=request.validate_only,
+            approximation=approximation,
         )
         record, created = await _call(publish)
         if not request.validate_only:
@@ -139,11 +144,13 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             raise InvalidRequest("reference", "expected a reference or blobs, and not both")
         if request.blobs:
             files = await _call(self._registry.uploaded_files, [_file(blob) for blob in request.blobs])
-            diagnosis = await self._doctor.diagnose(files, exact=request.exact)
+            rank = request.approximate_rank
+            diagnosis = await self._doctor.diagnose(files, exact=request.exact, approximate_rank=rank)
             return registry_pb2.DiagnoseAdapterResponse(diagnosis=diagnosis_message(diagnosis))
         record = await _call(self._registry.resolve, request.reference)
         files = await _call(self._registry.adapter_files, record.digest)
-        diagnosis = await self._doctor.diagnose(files, exact=request.exact)
+        rank = record.approximate_rank
+        diagnosis = await self._doctor.diagnose(files, exact=request.exact, approximate_rank=rank)
         referrer = await _call(self._doctor.attach, record, diagnosis)
         return registry_pb2.DiagnoseAdapterResponse(
             diagnosis=diagnosis_message(diagnosis), referrer=_referrer_message(referrer)
@@ -156,7 +163,8 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             raise InvalidRequest("keep", f"expected a number from 0 to below 1, not {request.keep}")
         parent = await _call(self._registry.resolve, request.reference)
         parts = await _call(self._registry.adapter_files, parent.digest)
-        mitigation = await self._doctor.mitigate(parts, keep=request.keep)
+        rank = parent.approximate_rank
+        mitigation = await self._doctor.mitigate(parts, keep=request.keep, approximate_rank=rank)
         made = lora_files(mitigation.updates, self._base, base_name=parent.base_model)
         files = await _call(self._registry.add_files, made)
         paths = await _call(self._registry.uploaded_files, files)
@@ -183,7 +191,9 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         parameters.check_parents(weights)
         _check_count("sources", len(weights))
         parents = [await _call(self._registry.resolve, source.reference) for source in request.sources]
-        parts = [await _call(self._registry.adapter_files, parent.digest) for parent in parents]
+        parts = [
+            (await _call(self._registry.adapter_files, parent.digest), parent.approximate_rank) for parent in parents
+        ]
         merged = await self._doctor.merge(parts, weights, parameters)
         made = lora_files(merged.updates, self._base, base_name=parents[0].base_model)
         files = await _call(self._registry.add_files, made)
@@ -228,7 +238,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.CompareAdaptersResponse:
         first, second = [await _call(self._registry.resolve, ref) for ref in (request.first, request.second)]
         files = [await _call(self._registry.adapter_files, record.digest) for record in (first, second)]
-        found = await self._doctor.compare(files[0], files[1])
+        found = await self._doctor.compare((files[0], first.approximate_rank), (files[1], second.approximate_rank))
         return await _call(comparison_message, (first, second), (files[0], files[1]), found)
 
     async def ListAdapters(
