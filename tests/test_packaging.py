@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("server", "registry", "protos", "kernels", "clients")
+FOLDERS = ("server", "registry", "protos", "kernels", "clients", "signing")
 
 
 def test_every_package_is_listed():
