@@ -50,6 +50,9 @@ def publish(
     done = "valid" if validate_only else "published" if response.created else "already there"
     tags = ",".join(tag for _, tag in references)
     print(f"{done} {name}:{tags}  {adapter.kind}  {output.human_bytes(adapter.size_bytes)}\n{name}@{adapter.digest}")
+    if problem := adapter.verification.problem:
+        word = "not served yet" if output.enum_word(adapter.verification, "mode") == "require" else "unsigned"
+        print(f"{word}: {output.printable(problem)}")
     if response.HasField("diagnosis"):
         print(f"doctor: {output.enum_word(response.diagnosis, 'grade').upper()}, {response.diagnosis.headline}")
 
