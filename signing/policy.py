@@ -172,6 +172,8 @@ def _rule(field_name: str, entry: Any, keys: Mapping[str, PublicKey]) -> Rule:
     key_ids = _key_ids(f"{field_name}.keys", entry.get("keys", sorted(keys)))
     if unknown := [key_id for key_id in key_ids if key_id not in keys]:
         raise InvalidPolicy(f"{field_name}.keys: no file of the keys' directory has the key {unknown[0]}")
+    if not key_ids and mode != Mode.OFF:
+        raise InvalidPolicy(f"{field_name}.keys: expected one key or more; there is none")
     threshold = entry.get("threshold", 1)
     _check_threshold(f"{field_name}.threshold", threshold, MAX_KEYS if mode == Mode.OFF else len(key_ids))
     return Rule(names, Mode(mode), threshold, key_ids)

@@ -123,6 +123,7 @@ def test_securesystemslib_verifies_the_envelope() -> None:
         ("no bundle", b""),
         ("at most", sign(DIGEST, KEY) + b" " * MAX_BUNDLE_BYTES),
     ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
 )  # fmt: skip
 def test_what_does_not_sign_the_digest_is_refused_with_the_reason(why: str, bundle: bytes) -> None:
     with pytest.raises(InvalidBundle, match=why):
