@@ -2,6 +2,7 @@
 
 HotshoeError
 ├── InvalidAdapterDirectory    not an adapter as PEFT saves it; nothing was sent
+├── InvalidLayout              not an OCI layout that holds one whole adapter; nothing was sent
 ├── NotVerified                an adapter without the signatures that were asked for
 └── CallError                  a call ended with a status other than OK
     ├── InvalidArgument        a field is wrong: `field_violations` says which; do not retry
@@ -40,6 +41,10 @@ class HotshoeError(Exception):
 
 class InvalidAdapterDirectory(HotshoeError):
     """A directory that does not hold an adapter as PEFT saves it."""
+
+
+class InvalidLayout(HotshoeError):
+    """An OCI layout, or an archive of one, that holds no adapter, or a damaged one."""
 
 
 class NotVerified(HotshoeError):

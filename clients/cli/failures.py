@@ -80,7 +80,7 @@ def exit_code(error: Exception) -> int:
             return NOT_FOUND
         case errors.InvalidArgument() | errors.FailedPrecondition():
             return REFUSED
-        case errors.InvalidAdapterDirectory() | errors.NotVerified():
+        case errors.InvalidAdapterDirectory() | errors.InvalidLayout() | errors.NotVerified():
             return REFUSED
         case errors.Aborted() | errors.AlreadyExists():
             return CONFLICT
