@@ -11,7 +11,9 @@ from hotshoe.clients.cli.compare import compare
 from hotshoe.clients.cli.demo import demo
 from hotshoe.clients.cli.diff import diff
 from hotshoe.clients.cli.doctor import doctor
+from hotshoe.clients.cli.export import export
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
+from hotshoe.clients.cli.import_ import import_
 from hotshoe.clients.cli.key import key, new
 from hotshoe.clients.cli.key import show as show_keys
 from hotshoe.clients.cli.lineage import lineage
@@ -39,6 +41,8 @@ VERBS = (
     registry,
     publish,
     pull,
+    export,
+    import_,
     ls,
     show,
     lineage,
