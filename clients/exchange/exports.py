@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from hotshoe.clients.adapter_files import Progress, ignore_progress
+from hotshoe.clients.adapter_files import CONFIG, Progress, ignore_progress
 from hotshoe.clients.errors import DataLoss, HotshoeError
 from hotshoe.clients.exchange.archives import write_archive
 from hotshoe.clients.exchange.layout import (
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 MODELS_DIRECTORY = "models"  # where a modelcar's files are looked for
 SOURCE_DIGEST = "dev.hotshoe.source.digest"  # of an image's manifest: the adapter that it was made of
+# Of a LoRA's config: what Ollama, which reads r and lora_alpha, does not.
+_BEYOND_OLLAMA = (
+    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save"),
+    *("trainable_token_indices", "alora_invocation_tokens", "layer_replication", "fan_in_fan_out"),
+)
 _IMAGE_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _IMAGE_LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 
@@ -193,6 +198,9 @@ def _ollama(fetched: Fetched, made: Path) -> None:
     adapter = fetched.adapter
     if adapter.kind != "LORA":
         raise CannotExport(f"{adapter.name}: Ollama reads adapters of kind LORA only, this one is {adapter.kind}")
+    config = json.loads(fetched.files[CONFIG].read_bytes())
+    if beyond := [name for name in _BEYOND_OLLAMA if config.get(name) not in (None, False, "none", [], {})]:
+        raise CannotExport(f"{adapter.name}: Ollama would drop its {', '.join(beyond)}, and answer otherwise than here")
     if not adapter.base_model.isprintable():  # it would be lines of the Modelfile
         raise CannotExport(f"{adapter.name}: its base model's name is not printable")
     _directory(fetched, made)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_directories import tiny_model, write_tiny_model
+from peft_adapters import write_lora
 from safetensors.numpy import load_file
 from scripted_server import ScriptedServer
 from typer.testing import CliRunner
@@ -169,7 +171,11 @@ def test_ollama_gets_the_files_and_two_lines(client: Client, adapters, tmp_path:
     client.publish_directory(adapters["cedar"], "llama-ia3")
     with pytest.raises(CannotExport, match="LORA only, this one is IA3"):
         export(client, "llama-ia3", tmp_path / "ia3", form="ollama")
-    assert os.listdir(tmp_path) == ["ollama"]
+    scaled = write_lora(tmp_path / "scaled", tiny_model(), rank=4, use_rslora=True, alpha_pattern={"q_proj": 2})
+    client.publish_directory(scaled, "llama-scaled")
+    with pytest.raises(CannotExport, match="would drop its use_rslora, alpha_pattern"):
+        export(client, "llama-scaled", tmp_path / "dora", form="ollama")
+    assert sorted(os.listdir(tmp_path)) == ["ollama", "scaled"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -237,8 +243,6 @@ def test_a_lineage_cannot_be_published_again_and_the_import_says_so(
 def test_an_adapter_of_another_base_is_refused_unless_it_is_meant(
     client: Client, adapters, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from model_directories import write_tiny_model
-
     client.publish_directory(adapters["amber"], "based")
     export(client, "based", tmp_path / "based", form="oci")
     write_tiny_model(tmp_path / "base", seed=77)
