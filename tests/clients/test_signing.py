@@ -181,8 +181,16 @@ def test_a_client_verifies_by_itself(client: Client, guarded: LocalServer, adapt
     assert asyncio.run(sign_and_verify()) and client.verify("dev/verified", policy).is_met
 
 
-@pytest.mark.parametrize("lie", ["other files", "another manifest", "endless", "not json"])
-def test_a_server_that_lies_is_found_out(scripted: ScriptedServer, lie: str) -> None:
+@pytest.mark.parametrize(
+    ("lie", "why"),
+    [
+        ("other files", "other files than the manifest"),
+        ("another manifest", "another digest"),
+        ("endless", "more than"),
+        ("not json", "other files than the manifest"),
+    ],
+)
+def test_a_server_that_lies_is_found_out(scripted: ScriptedServer, lie: str, why: str) -> None:
     blob = registry_pb2.Blob(file_name="adapter_model.safetensors", digest=f"sha256:{'1' * 64}", size_bytes=3)
     manifest = json.dumps({"layers": [{"digest": blob.digest, "size": 3}]}).encode()
     sent = {"not json": b"[" * 9999, "another manifest": manifest + b" ", "endless": b" " * (5 << 20)}.get(
@@ -195,7 +203,7 @@ def test_a_server_that_lies_is_found_out(scripted: ScriptedServer, lie: str) -> 
     scripted.answer("RegistryService/GetAdapter", registry_pb2.GetAdapterResponse(adapter=adapter))
     parts = [registry_pb2.DownloadBlobResponse(data=sent[at : at + (1 << 20)]) for at in range(0, len(sent), 1 << 20)]
     scripted.answer("RegistryService/DownloadBlob", parts)
-    with Client(scripted.address) as client, pytest.raises(DataLoss):
+    with Client(scripted.address) as client, pytest.raises(DataLoss, match=why):
         client.verify("a", Policy.of_keys({FIRST.public.key_id: FIRST.public}))
 
 

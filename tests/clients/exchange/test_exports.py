@@ -232,12 +232,14 @@ def test_a_lineage_cannot_be_published_again_and_the_import_says_so(
         client.publish_directory(adapters[name], f"parents/{name}")
     merged = client.merge_adapters(["parents/amber", "parents/birch"], "parents/both").adapter
     client.sign("parents/both", KEY)
+    client.attach("parents/both", b"{}", artifact_type="text/eval", file_name="eval.json")
     export(client, "parents/both", tmp_path / "both", form="oci")
     out, err = hotshoe(server.grpc, "import", tmp_path / "both", "parents/copy", "--json")
     imported = json.loads(out)
     assert imported["original_digest"] == merged.digest != imported["adapter"]["digest"] and imported["documents"] == 0
     assert merged.digest in err and "another digest" in err
     assert not client.verify("parents/copy", POLICY).is_met
+    assert "text/eval" not in {one.artifact_type for one in client.get_adapter("parents/copy").referrers}
 
 
 def test_an_adapter_of_another_base_is_refused_unless_it_is_meant(
