@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # As hotshoe.signing.bundle has them.
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 MAX_BUNDLE_BYTES = 64 << 10
+FILE_PATH = "org.cncf.model.filepath"  # of a layer
 
 
 def sign_request(adapter: registry.Adapter, key: "PrivateKey") -> registry.AttachReferrerRequest:
@@ -45,10 +46,11 @@ def bundle_digests(adapter: registry.Adapter) -> list[str]:
 def check_manifest(adapter: registry.Adapter, manifest: bytes) -> None:
     """Raises DataLoss unless a manifest, which has the adapter's digest, names the very files that the server does."""
     try:
-        named = {(layer["digest"], layer["size"]) for layer in json.loads(manifest)["layers"]}
+        layers = json.loads(manifest)["layers"]
+        named = {(layer["annotations"][FILE_PATH], layer["digest"], layer["size"]) for layer in layers}
     except (ValueError, KeyError, TypeError, RecursionError):
         named = None
-    if named != {(blob.digest, blob.size_bytes) for blob in adapter.blobs}:
+    if named != {(blob.file_name, blob.digest, blob.size_bytes) for blob in adapter.blobs}:
         raise DataLoss(
             f"{adapter.name}@{adapter.digest}: the server names other files than the manifest",
             status=grpc.StatusCode.DATA_LOSS,

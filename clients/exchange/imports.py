@@ -23,6 +23,7 @@ from hotshoe.clients.exchange.layout import (
     REF_NAME,
 )
 from hotshoe.clients.exchange.sources import Source, copy_blob, open_source, read_blob, read_small
+from hotshoe.clients.signatures import FILE_PATH
 from hotshoe.protos.v1 import registry_pb2 as registry
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ MAX_LAYERS = 64
 MAX_DOCUMENT_BYTES = 1 << 20
 MAX_DOCUMENTS = 256
 FILES = (WEIGHTS, CONFIG, CARD)
-_FILE_PATH = "org.cncf.model.filepath"
 _TITLE = "org.opencontainers.image.title"
 # Annotations that the registry makes; of them a publisher may say the base model's.
 _MADE = "dev.hotshoe.adapter."
@@ -199,7 +199,7 @@ def _copy_files(source: Source, manifest: Mapping[str, Any], directory: Path) ->
     written: set[str] = set()
     for layer in layers:
         annotations = layer.get("annotations") or {}
-        name = _text(annotations.get(_FILE_PATH, annotations.get(_TITLE, "")))
+        name = _text(annotations.get(FILE_PATH, annotations.get(_TITLE, "")))
         if name.startswith("/") or "\0" in name or ".." in name.split("/"):
             raise InvalidLayout(f"layer {ascii(name[:80])}: not a path below its directory")
         is_file = name in FILES and _text(layer["mediaType"]).endswith(".raw")

@@ -184,22 +184,22 @@ def test_a_client_verifies_by_itself(client: Client, guarded: LocalServer, adapt
 @pytest.mark.parametrize(
     ("lie", "why"),
     [
-        ("other files", "other files than the manifest"),
+        ("size", "other files than the manifest"),
+        ("name", "other files than the manifest"),
+        ("not json", "other files than the manifest"),
         ("another manifest", "another digest"),
         ("endless", "more than"),
-        ("not json", "other files than the manifest"),
     ],
 )
 def test_a_server_that_lies_is_found_out(scripted: ScriptedServer, lie: str, why: str) -> None:
     blob = registry_pb2.Blob(file_name="adapter_model.safetensors", digest=f"sha256:{'1' * 64}", size_bytes=3)
-    manifest = json.dumps({"layers": [{"digest": blob.digest, "size": 3}]}).encode()
-    sent = {"not json": b"[" * 9999, "another manifest": manifest + b" ", "endless": b" " * (5 << 20)}.get(
-        lie, manifest
-    )
-    data = sent if lie in ("not json", "endless") else manifest
-    adapter = registry_pb2.Adapter(name="a", digest=f"sha256:{hashlib.sha256(data).hexdigest()}", blobs=[blob])
-    if lie == "other files":
-        adapter.blobs[0].size_bytes = 4
+    named = {"org.cncf.model.filepath": blob.file_name}
+    manifest = json.dumps({"layers": [{"digest": blob.digest, "size": 3, "annotations": named}]}).encode()
+    truth = {"not json": b"[" * 9999, "endless": b" " * (5 << 20)}.get(lie, manifest)
+    sent = truth + b" " if lie == "another manifest" else truth
+    blob.size_bytes += lie == "size"
+    blob.file_name = "README.md" if lie == "name" else blob.file_name
+    adapter = registry_pb2.Adapter(name="a", digest=f"sha256:{hashlib.sha256(truth).hexdigest()}", blobs=[blob])
     scripted.answer("RegistryService/GetAdapter", registry_pb2.GetAdapterResponse(adapter=adapter))
     parts = [registry_pb2.DownloadBlobResponse(data=sent[at : at + (1 << 20)]) for at in range(0, len(sent), 1 << 20)]
     scripted.answer("RegistryService/DownloadBlob", parts)

@@ -266,11 +266,14 @@ def test_a_source_that_is_nothing_sends_nothing(server: LocalServer, tmp_path: P
     assert sorted(os.listdir(tmp_path)) == ["empty", "file"]
 
 
-@pytest.mark.parametrize("lie", ["files", "no config"])
-def test_a_server_that_lies_is_found_out_and_leaves_nothing(scripted: ScriptedServer, tmp_path: Path, lie: str) -> None:
+@pytest.mark.parametrize(("lie", "why"), [("files", "other files"), ("no config", "without a config")])
+def test_a_server_that_lies_is_found_out_and_leaves_nothing(
+    scripted: ScriptedServer, tmp_path: Path, lie: str, why: str
+) -> None:
     data = b"weights"
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    layers = [{"digest": digest, "size": len(data)}] * (lie == "no config")
+    named = {"org.cncf.model.filepath": "adapter_model.safetensors"}
+    layers = [{"digest": digest, "size": len(data), "annotations": named}] * (lie == "no config")
     manifest = json.dumps({"layers": layers}).encode()
     blob = registry_pb2.Blob(file_name="adapter_model.safetensors", digest=digest, size_bytes=len(data))
     about = registry_pb2.Adapter(name="a", digest=f"sha256:{hashlib.sha256(manifest).hexdigest()}", blobs=[blob])
@@ -280,6 +283,6 @@ def test_a_server_that_lies_is_found_out_and_leaves_nothing(scripted: ScriptedSe
 
     scripted.answer("RegistryService/GetAdapter", registry_pb2.GetAdapterResponse(adapter=about))
     scripted.answer("RegistryService/DownloadBlob", sent)
-    with Client(scripted.address) as client, pytest.raises(DataLoss):
+    with Client(scripted.address) as client, pytest.raises(DataLoss, match=why):
         export(client, "a", tmp_path / "out", form="oci")
     assert os.listdir(tmp_path) == []
