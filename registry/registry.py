@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+from hotshoe.registry.attachment import check_attachment
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.commits import Commits, move_tags
 from hotshoe.registry.digest import check_digest, digest_of
@@ -280,9 +281,11 @@ class Registry:
         Attaching equal bytes again only makes them the latest.
 
         Raises:
+            InvalidDocument: its type, name, size or annotations, or a signature that is none.
             AdapterNotFound, BlobCorrupt: no adapter has that digest, or its manifest is lost.
             StoreUnavailable: the disk refused; nothing was acknowledged, and repeating it is safe.
         """
+        check_attachment(digest, document, artifact_type=artifact_type, file_name=file_name, annotations=annotations)
         self._content(check_digest(digest))
         with disk("attaching a document"):
             subject = self._index.manifest_document(digest)
@@ -351,6 +354,15 @@ class Registry:
         if row is None:
             raise AdapterNotFound(f"no adapter {digest}")
         return self._record(row)
+
+    def adapter_names(self, digest: str) -> Sequence[str]:
+        """Every name that has the adapter of that digest; none if nothing has it.
+
+        Raises:
+            InvalidReference: that is no digest.
+        """
+        with disk("resolving"):
+            return self._index.names_of(check_digest(digest))
 
     def list(
         self, *, page_size: int = 0, page_token: str = "", name_contains: str = "", kind: str = ""

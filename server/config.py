@@ -157,6 +157,9 @@ class ServerConfig:
         "examine adapters as they are published: warn reports, require also refuses a BAD grade, off does neither",
         choices=("warn", "require", "off"),
     )
+    policy: Path | None = _setting(
+        None, "TOML file that says which adapters must be signed, and by whom; followed while the server runs"
+    )
     reflection: bool = _setting(False, "offer gRPC server reflection")
     grace_seconds: float = _setting(30.0, "seconds that running requests get after SIGTERM", flag="--grace")
     stream_buffer_tokens: int = _setting(4096, "tokens kept for a client that does not read its stream, then it is cut")

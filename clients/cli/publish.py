@@ -54,6 +54,9 @@ def publish(
     print(f"{done} {name}:{tags}  {adapter.kind}  {output.human_bytes(adapter.size_bytes)}\n{name}@{adapter.digest}")
     if adapter.HasField("approximation"):
         print(output.approximation(adapter.approximation))
+    if problem := adapter.verification.problem:
+        word = "not served yet" if output.enum_word(adapter.verification, "mode") == "require" else "unsigned"
+        print(f"{word}: {output.printable(problem)}")
     if response.HasField("diagnosis"):
         print(f"doctor: {output.enum_word(response.diagnosis, 'grade').upper()}, {response.diagnosis.headline}")
 

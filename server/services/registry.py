@@ -16,7 +16,11 @@ from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
+from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Referrer, Registry, Upload
+from hotshoe.registry.signing.policy import Mode
+from hotshoe.registry.signing.verdict import Verdict
+from hotshoe.registry.verification import Verifier
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
@@ -29,6 +33,12 @@ MAX_CHUNK_BYTES = 1 << 20
 DOWNLOAD_CHUNK_BYTES = 1 << 18
 MAX_BLOBS = 64
 
+_MODES = {
+    Mode.OFF: registry_pb2.Verification.MODE_OFF,
+    Mode.WARN: registry_pb2.Verification.MODE_WARN,
+    Mode.REQUIRE: registry_pb2.Verification.MODE_REQUIRE,
+}
+
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
@@ -39,13 +49,24 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     Args:
         base: the model that published adapters are checked against.
         publish_doctor: what happens at publish: "warn", "require" or "off", as `ServerConfig.doctor` has it.
+        verifier: None where no policy asks for signatures. With one, everything may be published all the same: an
+            adapter can be signed once its digest is known, and until then it is not served.
     """
 
-    def __init__(self, registry: Registry, base: BaseShape, *, doctor: Doctor, publish_doctor: str) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        base: BaseShape,
+        *,
+        doctor: Doctor,
+        publish_doctor: str,
+        verifier: Verifier | None = None,
+    ) -> None:
         self._registry = registry
         self._base = base
         self._doctor = doctor
         self._publish_doctor = publish_doctor
+        self._verifier = verifier
 
     async def CheckBlobs(
         self, request: registry_pb2.CheckBlobsRequest, context: Context
@@ -122,7 +143,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             elif self._publish_doctor == "warn":
                 diagnosis = await self._doctor.examine_soon(record)
         return registry_pb2.PublishAdapterResponse(
-            adapter=adapter_message(record),
+            adapter=await self._verified_message(record),
             created=created,
             diagnosis=None if diagnosis is None else diagnosis_message(diagnosis, with_linears=False),
         )
@@ -131,9 +152,38 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.GetAdapterRequest, context: Context
     ) -> registry_pb2.GetAdapterResponse:
         record = await _call(self._registry.resolve, request.reference)
-        message = adapter_message(record)
+        message = await self._verified_message(record)
         message.referrers.extend(map(_referrer_message, await _call(self._registry.referrers, record.digest)))
         return registry_pb2.GetAdapterResponse(adapter=message)
+
+    async def AttachReferrer(
+        self, request: registry_pb2.AttachReferrerRequest, context: Context
+    ) -> registry_pb2.AttachReferrerResponse:
+        if request.artifact_type == DIAGNOSIS_TYPE:
+            raise InvalidRequest("artifact_type", f"{DIAGNOSIS_TYPE} is what the server's doctor attaches")
+        record = await _call(self._registry.resolve, request.reference)
+        attach = partial(
+            self._registry.attach,
+            record.digest,
+            request.document,
+            artifact_type=request.artifact_type,
+            file_name=request.file_name,
+            annotations=dict(request.annotations),
+        )
+        referrer = await _call(attach)
+        log_event(
+            logging.INFO, "attach", name=record.name, digest=record.digest, type=referrer.artifact_type,
+            document=referrer.document.digest,
+        )  # fmt: skip
+        return registry_pb2.AttachReferrerResponse(referrer=_referrer_message(referrer), subject=record.digest)
+
+    async def _verified_message(self, record: AdapterRecord) -> registry_pb2.Adapter:
+        """An adapter as the wire has it, with what the policy says of its signatures."""
+        message = adapter_message(record)
+        if self._verifier is not None:
+            verdict = await _call(self._verifier.verdict, record.name, record.digest)
+            message.verification.CopyFrom(_verification_message(verdict))
+        return message
 
     async def DiagnoseAdapter(
         self, request: registry_pb2.DiagnoseAdapterRequest, context: Context
@@ -271,6 +321,15 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         await _call(self._registry.delete_tag, request.name, request.tag)
         log_event(logging.INFO, "delete_tag", name=request.name, tag=request.tag)
         return registry_pb2.DeleteTagResponse()
+
+
+def _verification_message(verdict: Verdict) -> registry_pb2.Verification:
+    return registry_pb2.Verification(
+        mode=_MODES[verdict.rule.mode],
+        threshold=verdict.rule.threshold,
+        key_ids=verdict.key_ids,
+        problem=verdict.problem,
+    )
 
 
 def _referrer_message(referrer: Referrer) -> registry_pb2.Referrer:
