@@ -196,6 +196,10 @@ class Index:
         """A digest under the name that it was published by last."""
         return next(iter(self._adapters("WHERE a.digest = ? ORDER BY a.sequence DESC LIMIT 1", (digest,))), None)
 
+    def names_of(self, digest: str) -> list[str]:
+        """Every name that a digest was published under."""
+        return [row[0] for row in self._read("SELECT name FROM adapters WHERE digest = ? ORDER BY name", (digest,))]
+
     def page(self, *, before: int | None, limit: int, name_contains: str, kind: str) -> list[AdapterRow]:
         """At most `limit` adapters, newest first, published before sequence `before`; none whose manifest is lost."""
         condition = "WHERE (?1 IS NULL OR a.sequence < ?1) AND (?2 = '' OR instr(a.name, ?2)) AND EXISTS "
@@ -239,11 +243,6 @@ class Index:
         """The manifests' documents in which `text` occurs."""
         sql = "SELECT document FROM manifests WHERE instr(document, ?)"  # of a lost one: null, which is not true
         return [row[0] for row in self._read(sql, (text.encode(),))]
-
-    def names_of(self, digest: str) -> list[str]:
-        """The names under which an adapter was published, the first first; none if it is no adapter."""
-        sql = "SELECT name FROM adapters WHERE digest = ? ORDER BY sequence"
-        return [row[0] for row in self._read(sql, (digest,))]
 
     def named_like(self, beginning: str) -> list[tuple[str, str]]:
         """Name and digest of every adapter whose name begins so."""

@@ -21,7 +21,7 @@ def parse_arguments(arguments: Sequence[str], environment: Mapping[str, str]) ->
     parser = _parser()
     values = vars(parser.parse_args(arguments))
     registry = values.setdefault("registry", _default_registry(environment))
-    values.setdefault("base_cache", Path(f"{registry.resolve()}.bases"))
+    values.setdefault("base_cache", _base_cache(registry))
     try:
         engine = EngineConfig(**_take(values, EngineConfig))
         residency = ResidencyConfig(**_take(values, ResidencyConfig))
@@ -145,6 +145,15 @@ def _metavar(name: str, hint: Any) -> str:
 
 def _take(values: dict[str, Any], config: type) -> dict[str, Any]:
     return {setting.name: values.pop(setting.name) for setting in fields(config) if setting.name in values}
+
+
+def default_base_cache(environment: Mapping[str, str]) -> Path:
+    """Where a server that was told neither a registry nor a cache keeps quantized bases."""
+    return _base_cache(_default_registry(environment))
+
+
+def _base_cache(registry: Path) -> Path:
+    return Path(f"{registry.resolve()}.bases")
 
 
 def _default_registry(environment: Mapping[str, str]) -> Path:

@@ -66,12 +66,34 @@ class KvPrefix:
 
 
 @dataclass(frozen=True, slots=True)
+class GatedPrompt:
+    """Keys and values that every query of a layer sees beside the others, in a softmax of their own, times a gate.
+
+    What comes of it is added to what attention gives. No rotation is applied to the keys.
+    """
+
+    keys: "Tensor"  # [length, num_kv_heads, head_dim] float32
+    values: "Tensor"  # the same
+    gate: "Tensor"  # [1] float32
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRows:
     """Rows of the embedding or of the output head, in place of the base's."""
 
     token_ids: "Tensor"  # [n] int64, ascending
     rows: "Tensor"  # [n, hidden_size] float32
     base: "Tensor"  # the same, what they replace: an adapter's weight goes from these to those
+
+
+@dataclass(frozen=True, slots=True)
+class Approximation:
+    """What updates of full rank kept of themselves when they were cut to a rank."""
+
+    rank: int  # that the publisher asked for
+    energy: float  # share of ‖Δ‖², all linears together
+    least_energy: float  # that of the linear which kept least
+    least_linear: str  # its name, as LinearId has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +107,11 @@ class LoweredAdapter:
     embedding_rows: TokenRows | None = None
     head_rows: TokenRows | None = None
     norms: "Mapping[NormId, Tensor]" = field(default_factory=dict)  # [size] float32, its weights less the base's
+    gated_prompts: Mapping[int, GatedPrompt] = field(default_factory=dict)  # by layer
     # Its linears act from where these token ids stand in the prompt for the last time; not at all where they do not.
     # None: everywhere.
     invocation: tuple[int, ...] | None = None
+    approximation: Approximation | None = None  # None: it is what was trained, exactly
 
     @property
     def rank(self) -> int:
@@ -114,6 +138,8 @@ class LoweredAdapter:
                 yield replaced.rows
                 yield replaced.base
         yield from self.norms.values()
+        for prompt in self.gated_prompts.values():
+            yield from (prompt.keys, prompt.values, prompt.gate)
 
     @property
     def size_bytes(self) -> int:

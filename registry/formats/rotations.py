@@ -5,6 +5,7 @@ series. BOFT does the same, exactly, and scales the outputs; products of several
 pairs of outputs, the bias too, and scales them: (u, v) → (c₁ u − s₁ v, c₂ v + s₂ u).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,11 +26,12 @@ from hotshoe.registry.formats.peft_config import (
 )
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
-from hotshoe.registry.validation import TensorEntry
+from hotshoe.registry.validation import TensorEntry, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})")
 _OFT_REST: Mapping[str, Rule[object]] = {
     "bias": one_of("none"),
     "init_weights": FLAG,
@@ -101,7 +103,9 @@ def plan_oft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
     is_shared = config.take("block_share", FLAG, default=False)
     is_series = config.take("use_cayley_neumann", FLAG, default=True)
     terms = config.take("num_cayley_neumann_terms", COUNT, default=5)
-    wanted = config.take("oft_block_size", INTEGER, default=32)
+    wanted = config.require("oft_block_size", INTEGER)  # what older formats of OFT lack
+    if is_series:
+        _require_series_of_today(config.peek("peft_version"))
     config.close("OFT", _OFT_REST)
     if not terms <= 64:
         raise InvalidAdapter("num_cayley_neumann_terms", f"expected at most 64, found {terms}")
@@ -115,6 +119,15 @@ def plan_oft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
         size = _size_of(upper, wanted, shape.in_features, is_shared=is_shared)
         parts[linear] = _OftPart(upper, shape.in_features // size, size, terms if is_series else 0)
     return LinearsPlan("OFT", parts)
+
+
+def _require_series_of_today(peft_version: object) -> None:
+    """Before 0.18 PEFT summed the series in another way, so adapters of then mean something else."""
+    found = _VERSION.match(peft_version) if isinstance(peft_version, str) else None
+    if found is None or (int(found[1]), int(found[2])) < (0, 18):
+        raise InvalidAdapter(
+            "peft_version", f"expected 0.18 or later with use_cayley_neumann, found {shown(peft_version)}"
+        )
 
 
 def _size_of(upper: TensorEntry, wanted: int, in_features: int, *, is_shared: bool) -> int:

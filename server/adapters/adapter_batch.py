@@ -17,6 +17,7 @@ from hotshoe.kernels.low_rank import (
     plan_low_rank,
 )
 from hotshoe.registry.formats.base import NormId
+from hotshoe.registry.formats.lowered import GatedPrompt
 from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteRotations, SiteVectors
 from hotshoe.server.adapters.row_terms import RowTerms
 from hotshoe.server.adapters.sites import SiteId, SiteShape
@@ -126,6 +127,14 @@ class AdapterBatch:
                 found = [(a.rotations[layer, site], weight) for a, weight in stack if (layer, site) in a.rotations]
                 if found:
                     yield start, end, found
+
+    def gated_prompts(self, layer: int) -> Iterator[tuple[int, int, GatedPrompt, float]]:
+        """Rows start … end−1 that see a gated prompt at a layer, with its weight."""
+        for group in self._groups:
+            for start, end, stack in group.segments:
+                for adapter, weight in stack:
+                    if layer in adapter.gated_prompts:
+                        yield start, end, adapter.gated_prompts[layer], weight
 
     def norm_rows(self, norm: NormId) -> Iterator[tuple[int, int, Tensor]]:
         """Rows start … end−1 whose adapters change a norm's weights, and what they add to them, [size] float32."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from hotshoe.kernels.low_rank import LowRankKind
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
 from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.formats.lowered import GatedPrompt
 from hotshoe.registry.validation import Pause
 from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
 from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
@@ -121,6 +122,10 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
             rank_table=layout.rank_table(self._num_layers),
             vectors=vectors,
             rotations={site: found.to(self.device) for site, found in adapter.rotations.items()},
+            gated_prompts={
+                layer: GatedPrompt(one.keys.to(self.device), one.values.to(self.device), one.gate.to(self.device))
+                for layer, one in adapter.gated_prompts.items()
+            },
             norms={norm: weights.to(self.device) for norm, weights in adapter.norms.items()},
             sequence_terms=sequence_terms,
             size_bytes=adapter.device_bytes,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hotshoe.registry.formats.base import LinearId, NormId
-from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
 from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteRotations, SiteVectors
@@ -22,6 +22,7 @@ class PackedAdapter:
     layout: FactorLayout
     vectors: Mapping[SiteId, SiteVectors]
     rotations: Mapping[SiteId, SiteRotations]
+    gated_prompts: Mapping[int, GatedPrompt]
     norms: Mapping[NormId, Tensor]
     sequence_terms: SequenceTerms
     size_bytes: int  # here
@@ -57,15 +58,19 @@ def pack_adapter(
         embedding_rows=adapter.embedding_rows,
         head_rows=adapter.head_rows,
         invocation=adapter.invocation,
-        apart=bool(adapter.norms or rotations),
+        apart=bool(adapter.norms or adapter.gated_prompts or rotations),
     )
     others = [tensor for found in (*vectors.values(), *rotations.values()) for tensor in found.tensors()]
-    other_bytes = sum(tensor.nbytes for tensor in (*others, *adapter.norms.values(), *sequence_terms.tensors()))
+    prompts = [tensor for one in adapter.gated_prompts.values() for tensor in (one.keys, one.values)]
+    other_bytes = sum(
+        tensor.nbytes for tensor in (*others, *adapter.norms.values(), *prompts, *sequence_terms.tensors())
+    )
     return PackedAdapter(
         factors=factors,
         layout=layout,
         vectors=vectors,
         rotations=rotations,
+        gated_prompts=adapter.gated_prompts,
         norms=adapter.norms,
         sequence_terms=sequence_terms,
         size_bytes=factors.nbytes + other_bytes,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.registry.formats.base import NormId
-from hotshoe.registry.formats.lowered import KvPrefix, TokenRows
+from hotshoe.registry.formats.lowered import GatedPrompt, KvPrefix, TokenRows
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
@@ -115,13 +115,14 @@ class PlacedAdapter:
     rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
     vectors: Mapping[SiteId, SiteVectors]
     rotations: Mapping[SiteId, SiteRotations]
+    gated_prompts: Mapping[int, GatedPrompt]  # by layer
     norms: Mapping[NormId, Tensor]  # [size] float32, added to the base's weights
     sequence_terms: SequenceTerms
     size_bytes: int
 
     @property
     def changes_layers(self) -> bool:
-        return bool(self.ranks or self.vectors or self.rotations or self.norms)
+        return bool(self.ranks or self.vectors or self.rotations or self.gated_prompts or self.norms)
 
 
 def tabulated_ranks(ranks: Mapping[SiteId, tuple[int, ...]], num_layers: int) -> NDArray[np.int64]:

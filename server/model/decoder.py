@@ -148,6 +148,7 @@ class Decoder:
             qkv = _run_site(layer, index, "qkv", x, adapters)
             self._norm_heads(index, qkv, adapters)
             attended = self._attend(index, qkv, rotation, slots, kv, plans[self.spec.windows[index]])
+            self._add_gated(index, qkv, attended, adapters)
             hidden += _run_site(layer, index, "o", attended, adapters)
             x = self._normed(hidden, layer.post_attention_norm, NormId(index, "post_attention_layernorm"), adapters)
             x = ops.silu_mul(_run_site(layer, index, "gate_up", x, adapters))
@@ -209,6 +210,16 @@ class Decoder:
         kv.layers[index].index_copy_(0, slots, new.to(kv.layers[index].dtype))
         out = ops.paged_attention(heads[:, : spec.num_heads], kv.layers[index], plan, scale=spec.head_dim**-0.5)
         return out.view(out.shape[0], spec.num_heads * spec.head_dim)
+
+    def _add_gated(self, index: int, qkv: Tensor, attended: Tensor, adapters: "AdapterBatch | None") -> None:
+        """Adds what rows see of their adapters' gated prompts to what attention gave, by the same queries."""
+        spec = self.spec
+        for start, end, prompt, weight in () if adapters is None else adapters.gated_prompts(index):
+            heads = qkv[start:end].unflatten(1, (-1, spec.head_dim))[:, : spec.num_heads].float()
+            query = heads.unflatten(1, (spec.num_kv_heads, -1))  # [rows, kv_heads, group, head_dim]
+            scores = torch.einsum("nhgd,thd->nhgt", query, prompt.keys) * spec.head_dim**-0.5
+            seen = torch.einsum("nhgt,thd->nhgd", scores.softmax(-1), prompt.values)
+            attended[start:end] += (weight * prompt.gate * seen.flatten(1)).to(attended.dtype)
 
     def _check(self, inputs: DecoderInput) -> None:
         rows = inputs.token_ids.shape[0]

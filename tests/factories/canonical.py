@@ -8,7 +8,7 @@ from tiny_models import decoder_linears, decoder_norms
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear, TokenRows
+from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear, TokenRows
 
 
 @torch.no_grad()
@@ -48,6 +48,11 @@ def _adapted(model: PreTrainedModel, adapter: LoweredAdapter, acts: Tensor | Non
     handles = [parts[linear].register_forward_hook(_hook(lowered, acts)) for linear, lowered in adapter.linears.items()]
     norms = {norm: part for norm, _, part in decoder_norms(model)}
     handles += [norms[norm].register_forward_hook(_reweighted(added)) for norm, added in adapter.norms.items()]
+    attentions = dict(model.named_modules())
+    handles += [
+        attentions[f"model.layers.{layer}.self_attn"].register_forward_hook(_gated(prompt), with_kwargs=True)
+        for layer, prompt in adapter.gated_prompts.items()
+    ]
     if adapter.embedding_rows:
         handles.append(model.get_input_embeddings().register_forward_hook(_with_rows(adapter.embedding_rows)))
     if adapter.head_rows:
@@ -57,6 +62,26 @@ def _adapted(model: PreTrainedModel, adapter: LoweredAdapter, acts: Tensor | Non
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _gated(prompt: GatedPrompt):
+    """Attention whose queries see a prompt beside their context, in a softmax of their own."""
+
+    def hook(part: nn.Module, _: object, kwargs: dict, output: tuple):
+        hidden, (cos, sin) = kwargs["hidden_states"], kwargs["position_embeddings"]
+        query = part.q_proj(hidden).unflatten(-1, (-1, part.head_dim)).transpose(1, 2)
+        half = part.head_dim // 2
+        turned = torch.cat((-query[..., half:], query[..., :half]), dim=-1)
+        query = query * cos[:, None] + turned * sin[:, None]
+        keys, values = (
+            states.repeat_interleave(query.shape[1] // states.shape[1], 1).transpose(0, 1)
+            for states in (prompt.keys, prompt.values)
+        )
+        seen = (query @ keys.mT * part.head_dim**-0.5).softmax(-1) @ values
+        added = part.o_proj(prompt.gate * seen.transpose(1, 2).flatten(2))
+        return (output[0] + added, *output[1:])
+
+    return hook
 
 
 def _reweighted(added: Tensor):

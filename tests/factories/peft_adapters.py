@@ -37,6 +37,8 @@ def save_peft(directory: Path, model: PreTrainedModel, config: PeftConfig, *, se
         for name, parameter in wrapped.named_parameters():
             if parameter.requires_grad:
                 noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+                if "adaption_" in name:
+                    noise *= 10  # a prompt is an embedding before its norm, and a gate is mostly near 1
                 parameter.copy_(parameter + noise if "ia3_l" in name or name.endswith("base_layer.bias") else noise)
     wrapped.save_pretrained(directory)
     return wrapped

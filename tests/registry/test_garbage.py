@@ -190,9 +190,9 @@ def test_what_is_collected_while_it_is_published_is_to_be_sent_again(
 ) -> None:
     inspect, files = registry_module.inspect_adapter, lora_files(1)
 
-    def collect_first(*args: Any) -> Any:
+    def collect_first(*args: Any, **options: Any) -> Any:
         registry.collect_garbage(grace_seconds=0)
-        return inspect(*args)
+        return inspect(*args, **options)
 
     monkeypatch.setattr(registry_module, "inspect_adapter", collect_first)
     with pytest.raises(BlobNotFound) as caught:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hotshoe.kernels.cpu import nf4_linear
 from hotshoe.registry.formats.base import NormId
+from hotshoe.registry.formats.lowered import GatedPrompt
 from hotshoe.server.adapters.sites import SITES
 from hotshoe.server.model import backends
 from hotshoe.server.model.backends import Backend, choose_backend, cuda_backend
@@ -136,6 +137,9 @@ class _OneAdapter:
 
     def add_delta(self, layer: int, site: str, x: Tensor, y: Tensor) -> None:
         y += x.sum(dim=1, keepdim=True)
+
+    def gated_prompts(self, layer: int) -> Sequence[tuple[int, int, GatedPrompt, float]]:
+        return ()
 
     def norm_rows(self, norm: NormId) -> Sequence[tuple[int, int, Tensor]]:
         return ()
