@@ -257,6 +257,8 @@ class Server:
             cache=self._lowered_cache(),
         )
         self._cleanup.push_async_callback(_in_executor, self.residency.close)
+        if self.merged is not None:
+            self.residency.keep_merged(self.merged.digest)
         return Engine(
             decoder=base.decoder,
             slots=slots,
