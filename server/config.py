@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hotshoe.registry.quotas import Quota
+
 MEBIBYTE = 1 << 20
 _METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # as gRPC passes it on: lower case
 
@@ -157,6 +159,15 @@ class ServerConfig:
         "examine adapters as they are published: warn reports, require also refuses a BAD grade, off does neither",
         choices=("warn", "require", "off"),
     )
+    mutable_tags: bool = _setting(False, "let version tags (v1, 1.2.3) move as others do")
+    quotas: Mapping[str, Quota] = _setting(
+        {},
+        "what may be published under names that begin so, or * in all; what has no tag counts until it is collected",
+        metavar="PREFIX=BYTES[:ADAPTERS],…",
+    )
+    collect_every_seconds: float = _setting(
+        0.0, "how often garbage is collected, with a day's grace; 0: only when asked", flag="--collect-every"
+    )
     policy: Path | None = _setting(
         None, "TOML file that says which adapters must be signed, and by whom; followed while the server runs"
     )
@@ -185,6 +196,8 @@ class ServerConfig:
             raise ValueError(f"grace: must be 0 or more seconds, not {self.grace_seconds}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert: --tls-cert and --tls-key go together")
+        if not (math.isfinite(self.collect_every_seconds) and self.collect_every_seconds >= 0):
+            raise ValueError(f"collect_every: must be 0 or more seconds, not {self.collect_every_seconds}")
         self._refuse_open_ports()
 
     def _refuse_open_ports(self) -> None:
