@@ -100,6 +100,7 @@ class Garbage:
             return [Move(adapter.name, None, adapter.digest, None) for adapter in adapters]
 
         with self._locks.collecting():
+            dead &= self._index.manifests()  # another collector may have come first
             dead -= self._live(oldest, now=time.time(), retain_parents=retain_parents)
             # Though nothing may be dead: the export, too, must have forgotten what earlier collections removed.
             self._commits.commit_and_export(change)
