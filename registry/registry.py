@@ -51,6 +51,7 @@ from hotshoe.registry.quotas import Quota, Quotas
 from hotshoe.registry.recovery import recover
 from hotshoe.registry.reference import AdapterRef, check_name, check_tag
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
+from hotshoe.registry.reserve import Reserve
 from hotshoe.registry.tag_log import LoggedMove, Move, TagLog
 from hotshoe.registry.tag_policy import TagPolicy
 from hotshoe.registry.tags import Tags
@@ -98,6 +99,7 @@ class Registry:
         upload_ttl_seconds: uploads that nobody wrote to for so long are removed.
         mutable_tags: let version tags (v1, 1.2.3) move as others do.
         quotas: what may be published under names that begin so, or "*" in all.
+        reserve_bytes: room that is kept aside, so that garbage can be collected on a full disk.
 
     Raises:
         StoreUnavailable: the directory is something else, damaged beyond recovery, or not readable and writable.
@@ -111,6 +113,7 @@ class Registry:
         upload_ttl_seconds: float = 24 * 3600.0,
         mutable_tags: bool = False,
         quotas: Mapping[str, Quota] | None = None,
+        reserve_bytes: int = 0,
     ) -> None:
         self._layout = Layout(root.absolute())
         self._locks = StoreLocks(self._layout.root)
@@ -128,8 +131,16 @@ class Registry:
         self._tags = Tags(locks=self._locks, index=self._index, commits=self._commits, log=log, policy=self._policy)
         self._leases = Leases(self._layout)
         self._views = Views(self._layout, self._locks)
+        reserve = Reserve(self._layout.root, reserve_bytes)
+        reserve.keep()
         self._garbage = Garbage(
-            self._layout, locks=self._locks, index=self._index, blobs=self._blobs, commits=self._commits, log=log
+            self._layout,
+            locks=self._locks,
+            index=self._index,
+            blobs=self._blobs,
+            commits=self._commits,
+            log=log,
+            reserve=reserve,
         )
         self._uploads = Uploads(
             self._layout,

@@ -58,6 +58,7 @@ from hotshoe.server.services.registry import RegistryService
 from hotshoe.server.services.requests import RequestMapper
 from hotshoe.server.services.residency import ResidencyParts, ResidencyService
 
+_RESERVE_BYTES = 8 << 20  # of the registry's disk
 _MAPPING_THREADS = 2
 _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
 _FLUSH_SECONDS = 0.5  # for what is written but not sent, and for health watches
@@ -211,6 +212,7 @@ class Server:
                 max_blob_bytes=config.residency.max_adapter_bytes,
                 mutable_tags=config.mutable_tags,
                 quotas=config.quotas,
+                reserve_bytes=_RESERVE_BYTES,
             )
             self._cleanup.callback(self.registry.close)
             if config.policy is not None:
