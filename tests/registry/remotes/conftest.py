@@ -1,0 +1,77 @@
+"""Real registries for the tests of remotes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import docker_registry
+import pytest
+from docker_registry import DockerRegistry
+
+from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.oci import OciRemote
+from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.remote_url import RemoteUrl
+
+# What a test can wait for.
+IMPATIENCE = Patience(
+    connect_seconds=1.0,
+    silence_seconds=0.5,
+    exchange_seconds=1.5,
+    slowest_bytes_per_second=1 << 20,
+    attempts=2,
+    backoff_seconds=0.01,
+)
+OpenRemote = Callable[..., OciRemote]
+
+
+@pytest.fixture(scope="session")
+def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """One registry for all; each test takes names of its own."""
+    if docker_registry.is_missing():
+        pytest.skip("docker-registry is not installed (apt: docker-registry)")
+    registry = DockerRegistry(tmp_path_factory.mktemp("docker"))
+    registry.start()
+    yield registry
+    registry.stop()
+
+
+@pytest.fixture
+def own_docker(tmp_path: Path) -> Iterator[Callable[..., DockerRegistry]]:
+    """Starts registries of this test."""
+    if docker_registry.is_missing():
+        pytest.skip("docker-registry is not installed (apt: docker-registry)")
+    started: list[DockerRegistry] = []
+
+    def start(**options: object) -> DockerRegistry:
+        registry = DockerRegistry(tmp_path / f"docker-{len(started)}", **options)  # type: ignore[arg-type]
+        started.append(registry)
+        registry.start()
+        return registry
+
+    yield start
+    for registry in started:
+        registry.stop()
+
+
+@pytest.fixture
+def oci() -> Iterator[OpenRemote]:
+    """Opens remotes of a host, and closes them."""
+    opened: list[OciRemote] = []
+
+    def open_remote(host: str, prefix: str = "pre", *, patience: Patience = IMPATIENCE, **options: object) -> OciRemote:
+        url = host if "://" in host else f"oci://{host}/{prefix}"
+        remote = OciRemote(RemoteUrl.parse(url), patience=patience, **options)  # type: ignore[arg-type]
+        opened.append(remote)
+        return remote
+
+    yield open_remote
+    for remote in opened:
+        remote.close()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Registry]:
+    """A second store, which pulls what the first pushed."""
+    store = Registry(tmp_path / "other")
+    yield store
+    store.close()
