@@ -18,6 +18,7 @@ from hotshoe.registry.errors import (
 )
 from hotshoe.registry.manifest import FileDescriptor
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.patience import DEFAULT_PATIENCE
 from hotshoe.registry.remotes.remote import CHUNK_BYTES, MAX_REFERRERS, Sent
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
@@ -27,6 +28,7 @@ class DirectoryRemote:
 
     def __init__(self, url: RemoteUrl) -> None:
         self.url = url
+        self.patience = DEFAULT_PATIENCE
         with self._told():
             self._store = Registry(Path(url.prefix))
 

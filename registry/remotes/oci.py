@@ -17,7 +17,7 @@ from hotshoe.registry.errors import AdapterNotFound, RemoteDamaged, RemoteError,
 from hotshoe.registry.manifest import INDEX_TYPE, MALFORMED, MANIFEST_TYPE, FileDescriptor
 from hotshoe.registry.remotes.oci_auth import Credentials
 from hotshoe.registry.remotes.oci_http import Answer, OciHttp, OciRequest, ServerFailed, quoted
-from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.patience import DEFAULT_PATIENCE, Patience
 from hotshoe.registry.remotes.remote import CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_REFERRERS, MAX_TAGS, Sent
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
@@ -49,11 +49,12 @@ class OciRemote:
         url: RemoteUrl,
         *,
         credentials: Callable[[str], Credentials | None] = lambda host: None,
-        patience: Patience | None = None,
+        patience: Patience = DEFAULT_PATIENCE,
     ) -> None:
         self.url = url
+        self.patience = patience
         self.capabilities = Capabilities()
-        self._http = OciHttp(url, credentials=credentials, patience=patience or Patience())
+        self._http = OciHttp(url, credentials=credentials, patience=patience)
 
     def close(self) -> None:
         self._http.close()
@@ -226,7 +227,7 @@ class OciRemote:
 
     def _bounded(self, response: httpx.Response, blob: FileDescriptor, *, skip: int, expected: int) -> Iterator[bytes]:
         received = 0
-        for chunk in response.iter_raw(CHUNK_BYTES):
+        for chunk in response.iter_raw():  # as they come: what is gathered is lost when the connection breaks
             received += len(chunk)
             if received > expected:
                 raise self._wrong_size(blob, f"more than {expected}")

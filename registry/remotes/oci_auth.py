@@ -19,7 +19,7 @@ from hotshoe.registry.manifest import MALFORMED
 
 _HELPER_SECONDS = 10.0
 _MAX_CONFIG_BYTES = 1 << 20
-_DEFAULT_TOKEN_SECONDS = 60.0
+_TOKEN_SECONDS = 60.0  # that a token lives at least, by the specification, and where it does not say
 _TOKEN_MARGIN = 0.8  # of its life, after which a token is fetched anew
 _CHALLENGE = re.compile(r'(basic|bearer)\s+((?:[a-z_]+=(?:"[^"]*"|[^\s,"]*)\s*,?\s*)*)', re.IGNORECASE)
 _PARAMETER = re.compile(r'([a-z_]+)=(?:"([^"]*)"|([^\s,"]*))', re.IGNORECASE)
@@ -108,9 +108,9 @@ class Authenticator:
         if not (isinstance(token, str) and token.isascii() and token.isprintable() and " " not in token):
             raise ValueError("the token server gave no token")
         try:
-            life = float(document.get("expires_in", _DEFAULT_TOKEN_SECONDS))
+            life = max(_TOKEN_SECONDS, float(document.get("expires_in", _TOKEN_SECONDS)))
         except (TypeError, ValueError):
-            life = _DEFAULT_TOKEN_SECONDS
+            life = _TOKEN_SECONDS
         return f"Bearer {token}", time.monotonic() + _TOKEN_MARGIN * life
 
 

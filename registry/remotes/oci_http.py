@@ -14,8 +14,9 @@ import httpx
 
 from hotshoe.registry.errors import AdapterNotFound, RemoteDamaged, RemoteRefused, RemoteUnavailable
 from hotshoe.registry.manifest import MALFORMED
+from hotshoe.registry.remotes.connections import HTTP_ERRORS, PatientTransport, within
 from hotshoe.registry.remotes.oci_auth import Authenticator, Credentials, TokenRequest
-from hotshoe.registry.remotes.patience import HTTP_ERRORS, Patience, PatientTransport, within
+from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote_url import RemoteUrl, is_loopback
 
 _MAX_HOPS = 4
@@ -85,7 +86,7 @@ class OciHttp:
         self._auth = Authenticator(lambda: credentials(url.host), self._fetch_token)
         self._client = httpx.Client(
             transport=PatientTransport(),
-            timeout=patience.timeout,
+            timeout=httpx.Timeout(patience.silence_seconds, connect=patience.connect_seconds),
             headers={"Accept-Encoding": "identity", "User-Agent": "hotshoe"},
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             trust_env=False,
@@ -136,9 +137,10 @@ class OciHttp:
 
     def location(self, answer: Answer, what: str) -> str:
         """Where an upload goes on. Raises RemoteRefused if that is another host: credentials and bytes stay here."""
-        target = answer.url.join(answer.headers.get("location", ""))
-        if not self._is_ours(target) or not target.path.startswith("/v2/"):
-            raise RemoteRefused(str(self._url), f"{what}: it names {_shown(str(target))} for the upload")
+        location = answer.headers.get("location", "")
+        target = answer.url.join(location)
+        if not location or not self._is_ours(target) or not target.path.startswith("/v2/"):
+            raise RemoteRefused(str(self._url), f"{what}: it names {_shown(location) or 'no place'} for the bytes")
         return str(target)
 
     def _answer(self, request: OciRequest) -> httpx.Response:

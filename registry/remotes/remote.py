@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from hotshoe.registry.manifest import FileDescriptor
+from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -28,6 +29,8 @@ class Remote(Protocol):
 
     @property
     def url(self) -> RemoteUrl: ...
+    @property
+    def patience(self) -> Patience: ...
 
     def resolve(self, name: str, tag: str) -> str:
         """The digest that a tag points at."""

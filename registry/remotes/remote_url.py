@@ -9,7 +9,7 @@ from types import MappingProxyType
 from urllib.parse import parse_qsl, urlsplit
 
 from hotshoe.registry.errors import InvalidReference
-from hotshoe.registry.reference import AdapterRef, check_name
+from hotshoe.registry.reference import check_name
 
 # How bytes travel, by scheme; None: in the clear to this machine only.
 _SECURE: Mapping[str, bool | None] = MappingProxyType(
@@ -42,6 +42,8 @@ class RemoteUrl:
         if not separator or scheme not in _SECURE:
             expected = "oci://HOST/PREFIX, s3://BUCKET/PREFIX or dir:///PATH"
             raise InvalidReference(f"remote {_shown(text)}: expected {expected}")
+        if not text.isprintable():
+            raise InvalidReference(f"remote {_shown(text)}: expected printable text")
         try:
             parts = urlsplit(text)
             port = parts.port
@@ -85,24 +87,6 @@ class RemoteUrl:
         )
         ours, theirs = PurePosixPath(self.prefix).parts, PurePosixPath(other.prefix).parts
         return same and theirs[: len(ours)] == ours
-
-
-def split_location(text: str) -> tuple[str, str]:
-    """The remote and the reference of "URL/NAME:TAG"; NAME is what follows "//", or else the last part of the path.
-
-        oci://host/team/a:v1 → oci://host/team, a:v1        oci://host//team/a:v1 → oci://host, team/a:v1
-
-    Raises:
-        InvalidReference: it is no such location.
-    """
-    scheme, separator, rest = text.partition("://")
-    remote, marked, reference = rest.partition("//")
-    if not marked:
-        remote, marked, reference = rest.rpartition("/")
-    if not (separator and remote and marked and reference):
-        raise InvalidReference(f"{_shown(text)}: expected REMOTE/NAME, REMOTE/NAME:TAG or REMOTE/NAME@DIGEST")
-    AdapterRef.parse(reference)
-    return f"{scheme}://{remote}", reference
 
 
 def is_loopback(netloc: str) -> bool:

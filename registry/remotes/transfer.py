@@ -13,6 +13,7 @@ from hotshoe.registry.errors import (
     InvalidAdapter,
     InvalidUpload,
     RemoteDamaged,
+    RemoteError,
     RemoteUnavailable,
 )
 from hotshoe.registry.formats.base import BaseShape
@@ -20,8 +21,6 @@ from hotshoe.registry.manifest import AdapterRecord, FileDescriptor, blob_descri
 from hotshoe.registry.reference import check_name, check_tag
 from hotshoe.registry.registry import Registry, Upload
 from hotshoe.registry.remotes.remote import Remote
-
-_ATTEMPTS = 4  # of a blob, since its last byte came
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +150,11 @@ def pull(
         with _naming(remote):
             check_manifest(manifest)
         _pull_blobs(registry, remote, manifest, name=name, progress=progress)
+        documents = _pull_documents(registry, remote, digest, name=name, progress=progress)
         with _naming(remote):
             record, created = registry.adopt(manifest, name=as_name or name, tags=tags, base=base)
-        _pull_referrers(registry, remote, digest, name=name, progress=progress)
+        for document in documents:
+            registry.adopt_referrer(document)
     return Pulled(record, created)
 
 
@@ -193,8 +194,7 @@ def _pull_blob(registry: Registry, remote: Remote, blob: FileDescriptor, *, name
     with _one_at_a_time(registry, blob.digest):
         if not registry.missing_blobs([blob.digest]):  # it came with another adapter meanwhile
             return
-        attempts = _ATTEMPTS
-        while True:
+        for attempt in range(remote.patience.attempts):
             with registry.open_upload(blob) as upload:
                 start = upload.received_bytes
                 try:
@@ -203,18 +203,18 @@ def _pull_blob(registry: Registry, remote: Remote, blob: FileDescriptor, *, name
                     return
                 except InvalidUpload as error:
                     upload.discard()
+                    problem = f"blob {blob.digest} ({blob.file_name}): {error}"
+                    failure: RemoteError = RemoteDamaged(str(remote.url), problem)
                     if start == 0:
-                        raise RemoteDamaged(
-                            str(remote.url), f"blob {blob.digest} ({blob.file_name}): {error}"
-                        ) from error
+                        raise failure from error
                     # What an earlier transfer left may have been wrong: once more, from the start.
                 except RemoteDamaged:
                     upload.discard()
                     raise
-                except RemoteUnavailable:
-                    attempts = _ATTEMPTS if upload.received_bytes > start else attempts - 1
-                    if attempts == 0:
-                        raise
+                except RemoteUnavailable as error:
+                    failure = error
+            remote.patience.rest(attempt)
+        raise failure
 
 
 def _receive(upload: Upload, remote: Remote, *, name: str, progress: Progress) -> None:
@@ -226,21 +226,26 @@ def _receive(upload: Upload, remote: Remote, *, name: str, progress: Progress) -
             progress(TransferProgress(upload.blob, upload.received_bytes))
 
 
-def _pull_referrers(registry: Registry, remote: Remote, subject: str, *, name: str, progress: Progress) -> None:
-    """Those of the remote's documents that are not here, and that are of a form that we keep."""
+def _pull_documents(registry: Registry, remote: Remote, subject: str, *, name: str, progress: Progress) -> list[bytes]:
+    """The manifests of what the remote has about an adapter, whose documents are then here: those that we lack.
+
+    They are fetched before the adapter is committed, so that it does not come without what vouches for it.
+    """
     here = {referrer.digest for referrer in registry.referrers(subject)}
+    manifests = []
     for digest in remote.list_referrers(name, subject):
         if digest in here:
             continue
         manifest = remote.read_manifest(name, digest)
         try:
             referrer = check_referrer(manifest)
-        except InvalidAdapter:  # another tool's
+        except InvalidAdapter:  # another tool's, of a form that is not kept here
             continue
         if referrer.subject == subject:
             if registry.missing_blobs([referrer.document.digest]):
                 _pull_blob(registry, remote, referrer.document, name=name, progress=progress)
-            registry.adopt_referrer(manifest)
+            manifests.append(manifest)
+    return manifests
 
 
 @contextmanager
