@@ -6,7 +6,7 @@ callers, counted with, and believed by those who load it.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +35,13 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_ANNOTATION_BYTES = 64 << 10  # of a manifest in all: targets and recipe are among them
 MAX_DOCUMENT_BYTES = 1 << 20  # of config and card
 _MAX_COUNT = 1 << 20  # of ranks and positions
+
+# Told of an adapter and its files, once they are sound and before they are committed; what it raises refuses them.
+Approve = Callable[[AdapterContent, Mapping[str, Path]], None]
+
+
+def approve_all(content: AdapterContent, files: Mapping[str, Path]) -> None:
+    """For those who take what is sound."""
 
 
 def check_manifest(document: bytes) -> AdapterContent:

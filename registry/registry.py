@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from hotshoe.registry.adoption import check_contents, check_manifest, check_referrer
+from hotshoe.registry.adoption import Approve, approve_all, check_contents, check_manifest, check_referrer
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.commits import Commits, move_tags
 from hotshoe.registry.digest import check_digest, digest_of
@@ -207,12 +207,18 @@ class Registry:
             return self._commit_adapter(artifact, name=name, tags=tags)
 
     def adopt(
-        self, manifest: bytes, *, name: str, tags: Sequence[str], base: BaseShape | None = None
+        self,
+        manifest: bytes,
+        *,
+        name: str,
+        tags: Sequence[str],
+        base: BaseShape | None = None,
+        approve: Approve = approve_all,
     ) -> tuple[AdapterRecord, bool]:
         """Commits an adapter that was published elsewhere, its manifest byte for byte, and moves `tags` to it.
 
         Its blobs, the config and the card too, must have been uploaded. It may be of another base than `base`; if it
-        is of that one, its files are held against it, as `publish` does.
+        is of that one, its files are held against it, as `publish` does. `approve` may refuse it then.
 
         Returns:
             The record, and whether `name` had no adapter of that digest before.
@@ -229,6 +235,7 @@ class Registry:
             self._verify_files(descriptors)
             paths = {file.file_name: self._blobs.path(file.digest) for file in descriptors}
             check_contents(content, paths, base)
+            approve(content, paths)
             artifact = Artifact(
                 card=paths[CARD_FILE].read_bytes(),
                 config=self._blobs.path(content.config_digest).read_bytes(),

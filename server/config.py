@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hotshoe.registry.errors import InvalidReference
+from hotshoe.registry.remotes.remote_url import RemoteUrl
+
 MEBIBYTE = 1 << 20
 _METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # as gRPC passes it on: lower case
 
@@ -152,6 +155,16 @@ class ServerConfig:
         "examine adapters as they are published: warn reports, require also refuses a BAD grade, off does neither",
         choices=("warn", "require", "off"),
     )
+    remotes: tuple[str, ...] = _setting(
+        (),
+        "another registry, oci://HOST/PREFIX, s3://BUCKET/PREFIX or dir:///PATH; adapters named by digest are fetched "
+        "from it, and it may be pushed to and pulled from; may be repeated",
+        flag="--remote",
+        metavar="URL",
+    )
+    docker_config: Path = _setting(
+        Path("config.json"), "docker's config.json, for remotes' passwords (default: ~/.docker/config.json)"
+    )
     reflection: bool = _setting(False, "offer gRPC server reflection")
     grace_seconds: float = _setting(30.0, "seconds that running requests get after SIGTERM", flag="--grace")
     stream_buffer_tokens: int = _setting(4096, "tokens kept for a client that does not read its stream, then it is cut")
@@ -177,6 +190,11 @@ class ServerConfig:
             raise ValueError(f"grace: must be 0 or more seconds, not {self.grace_seconds}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert: --tls-cert and --tls-key go together")
+        for remote in self.remotes:
+            try:
+                RemoteUrl.parse(remote)
+            except InvalidReference as error:
+                raise ValueError(f"remote: {str(error).removeprefix('remote ')}") from error
         self._refuse_open_ports()
 
     def _refuse_open_ports(self) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hotshoe.registry.adoption import check_manifest, check_referrer
+from hotshoe.registry.adoption import Approve, approve_all, check_manifest, check_referrer
 from hotshoe.registry.digest import is_digest
 from hotshoe.registry.errors import (
     AdapterNotFound,
@@ -25,7 +25,7 @@ from hotshoe.registry.remotes.remote import Remote
 
 @dataclass(frozen=True, slots=True)
 class TransferProgress:
-    """How far one blob has come; one that was there already comes once, complete."""
+    """How far one blob has come. All of a manifest are named before the first moves; one that is there is whole."""
 
     blob: FileDescriptor
     completed_bytes: int
@@ -94,11 +94,11 @@ class _Sender:
         with self.registry.read_blob(digest) as file:
             manifest = file.read()
         blobs = blob_descriptors(manifest)
+        missing = [blob for blob in blobs if not self.remote.has_blob(self.name, blob)]
         for blob in blobs:
-            if self.remote.has_blob(self.name, blob):
-                self.progress(TransferProgress(blob, blob.size_bytes))
-            else:
-                self._send_blob(blob, mount_from=self.mount_from)
+            self.progress(TransferProgress(blob, 0 if blob in missing else blob.size_bytes))
+        for blob in missing:
+            self._send_blob(blob, mount_from=self.mount_from)
         put(manifest)
         # A registry whose garbage was collected beneath it says that it has what is gone, and takes the manifest too.
         lost = [blob for blob in blobs if not self.remote.reads_blob(self.name, blob)]
@@ -129,6 +129,7 @@ def pull(
     as_name: str = "",
     tags: Sequence[str] = (),
     base: BaseShape | None = None,
+    approve: Approve = approve_all,
     progress: Progress = ignore_progress,
 ) -> Pulled:
     """Copies an adapter and the documents about it from a remote, byte for byte, and moves `tags` to it here.
@@ -137,6 +138,7 @@ def pull(
         reference: a tag or a digest there.
         name: what it is called there; here too, unless `as_name` says otherwise.
         base: if the adapter is for that base, it is held against it.
+        approve: what else must be said of it, once all its files are sound.
 
     Raises:
         AdapterNotFound: the remote does not have it.
@@ -152,7 +154,7 @@ def pull(
         _pull_blobs(registry, remote, manifest, name=name, progress=progress)
         documents = _pull_documents(registry, remote, digest, name=name, progress=progress)
         with _naming(remote):
-            record, created = registry.adopt(manifest, name=as_name or name, tags=tags, base=base)
+            record, created = registry.adopt(manifest, name=as_name or name, tags=tags, base=base, approve=approve)
         for document in documents:
             registry.adopt_referrer(document)
     return Pulled(record, created)
@@ -165,6 +167,7 @@ def mirror(
     *,
     as_name: str = "",
     base: BaseShape | None = None,
+    approve: Approve = approve_all,
     progress: Progress = ignore_progress,
 ) -> Iterator[Pulled]:
     """Brings every tag of a name on the remote here, and what it points at; tags that are only here stay.
@@ -178,16 +181,27 @@ def mirror(
         with suppress(AdapterNotFound):  # a listing is a hint
             tags_by_digest.setdefault(remote.resolve(name, check_tag(tag)), []).append(tag)
     for digest, tags in tags_by_digest.items():
-        yield pull(registry, remote, digest, name=name, as_name=as_name, tags=tags, base=base, progress=progress)
+        yield pull(
+            registry,
+            remote,
+            digest,
+            name=name,
+            as_name=as_name,
+            tags=tags,
+            base=base,
+            approve=approve,
+            progress=progress,
+        )
 
 
 def _pull_blobs(registry: Registry, remote: Remote, manifest: bytes, *, name: str, progress: Progress) -> None:
     blobs = {blob.digest: blob for blob in blob_descriptors(manifest)}
-    missing = set(registry.missing_blobs(list(blobs)))
+    missing = registry.missing_blobs(list(blobs))
     for digest, blob in blobs.items():
-        if digest in missing:
-            _pull_blob(registry, remote, blob, name=name, progress=progress)
-        progress(TransferProgress(blob, blob.size_bytes))
+        progress(TransferProgress(blob, 0 if digest in missing else blob.size_bytes))
+    for digest in missing:
+        _pull_blob(registry, remote, blobs[digest], name=name, progress=progress)
+        progress(TransferProgress(blobs[digest], blobs[digest].size_bytes))
 
 
 def _pull_blob(registry: Registry, remote: Remote, blob: FileDescriptor, *, name: str, progress: Progress) -> None:
