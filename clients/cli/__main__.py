@@ -16,9 +16,11 @@ from hotshoe.clients.cli.lineage import lineage
 from hotshoe.clients.cli.load import load
 from hotshoe.clients.cli.ls import ls
 from hotshoe.clients.cli.merge import merge
+from hotshoe.clients.cli.mirror import mirror
 from hotshoe.clients.cli.ps import ps
 from hotshoe.clients.cli.publish import publish
 from hotshoe.clients.cli.pull import pull
+from hotshoe.clients.cli.push import push
 from hotshoe.clients.cli.registry import registry
 from hotshoe.clients.cli.run import run
 from hotshoe.clients.cli.scenario import scenario
@@ -43,6 +45,8 @@ VERBS = (
     merge,
     tag,
     untag,
+    push,
+    mirror,
     run,
     chat,
     ps,
