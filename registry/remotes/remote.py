@@ -95,6 +95,10 @@ def parse_remote(text: str, *, docker_config: Path | None = None) -> Remote:
             from hotshoe.registry.remotes.oci_auth import DockerConfig
 
             return OciRemote(url, credentials=DockerConfig(docker_config).credentials)
+        case "s3":
+            from hotshoe.registry.remotes.s3 import S3Remote
+
+            return S3Remote(url)
         case _:
             from hotshoe.registry.remotes.directory import DirectoryRemote
 

