@@ -22,7 +22,7 @@ from hotshoe.registry.remotes.remote import CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 _MANIFEST_TYPES = f"{MANIFEST_TYPE}, {INDEX_TYPE}"
-_REFERRERS_TAG = re.compile(r"sha256-[0-9a-f]{64}")
+_REFERRERS_TAG = re.compile(r"sha256-[0-9a-f]{64}(\.[a-z]+)?")  # with .sig and .att, older tools keep theirs
 _TAGS_A_PAGE = 1000
 _NEXT_PAGE = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from hotshoe.registry.manifest import FileDescriptor
-from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.patience import DEFAULT_PATIENCE, Patience
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -74,7 +74,7 @@ class Remote(Protocol):
         """Ends the connections."""
 
 
-def parse_remote(text: str, *, docker_config: Path | None = None) -> Remote:
+def parse_remote(text: str, *, docker_config: Path | None = None, patience: Patience = DEFAULT_PATIENCE) -> Remote:
     """Opens the remote of a URL; connects to nothing yet.
 
         oci://host/prefix          an OCI registry by https, or by http on this machine; oci+http:// by http anywhere
@@ -94,11 +94,11 @@ def parse_remote(text: str, *, docker_config: Path | None = None) -> Remote:
             from hotshoe.registry.remotes.oci import OciRemote
             from hotshoe.registry.remotes.oci_auth import DockerConfig
 
-            return OciRemote(url, credentials=DockerConfig(docker_config).credentials)
+            return OciRemote(url, credentials=DockerConfig(docker_config).credentials, patience=patience)
         case "s3":
             from hotshoe.registry.remotes.s3 import S3Remote
 
-            return S3Remote(url)
+            return S3Remote(url, patience=patience)
         case _:
             from hotshoe.registry.remotes.directory import DirectoryRemote
 

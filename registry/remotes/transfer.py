@@ -11,6 +11,7 @@ from hotshoe.registry.digest import is_digest
 from hotshoe.registry.errors import (
     AdapterNotFound,
     InvalidAdapter,
+    InvalidReference,
     InvalidUpload,
     RemoteDamaged,
     RemoteError,
@@ -178,7 +179,7 @@ def mirror(
     """
     tags_by_digest: dict[str, list[str]] = {}
     for tag in remote.list_tags(name):
-        with suppress(AdapterNotFound):  # a listing is a hint
+        with suppress(AdapterNotFound, InvalidReference):  # a listing is a hint, and other tools' tags have other forms
             tags_by_digest.setdefault(remote.resolve(name, check_tag(tag)), []).append(tag)
     for digest, tags in tags_by_digest.items():
         yield pull(

@@ -13,11 +13,14 @@ from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.manifest import AdapterContent, AdapterRecord
 from hotshoe.registry.reference import AdapterRef
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote import Remote, parse_remote
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 from hotshoe.registry.remotes.transfer import Progress, Pulled, TransferProgress, mirror, pull, push
 
 _STEP_BYTES = 1 << 20  # between two messages about one blob
+# With what a request waits for: it fails sooner than a transfer that was asked for.
+_REQUEST_PATIENCE = Patience(connect_seconds=2.0, silence_seconds=10.0, exchange_seconds=30.0, attempts=3)
 
 
 class TransferEnded(Exception):
@@ -93,7 +96,8 @@ class Transfers:
 
     def pull_here(self, url: RemoteUrl, ref: AdapterRef, progress: Progress) -> Pulled:
         """Copies an adapter here under its own name, moving no tag; on the caller's thread."""
-        with contextlib.closing(parse_remote(str(url), docker_config=self._docker_config)) as remote:
+        opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
+        with contextlib.closing(opened) as remote:
             return self._pull(remote, ref, name="", tags=(), progress=progress)
 
     def _pull(self, remote: Remote, ref: AdapterRef, *, name: str, tags: Sequence[str], progress: Progress) -> Pulled:

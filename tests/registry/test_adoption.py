@@ -1,16 +1,25 @@
 """An adapter that was published elsewhere is kept as it stands, or refused: what it says is not believed."""
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from store_adapters import ia3_files, lora_files, publish, small_base
-from store_children import check_whole
+from store_children import check_whole, faults, fork
 
 from hotshoe.registry.digest import digest_of
-from hotshoe.registry.errors import AdapterNotFound, BlobNotFound, IncompatibleAdapter, InvalidAdapter, InvalidUpload
+from hotshoe.registry.errors import (
+    AdapterNotFound,
+    BlobNotFound,
+    IncompatibleAdapter,
+    InvalidAdapter,
+    InvalidUpload,
+    StoreUnavailable,
+)
 from hotshoe.registry.manifest import FileDescriptor, blob_descriptors
 from hotshoe.registry.registry import AdapterRecord, Registry
 
@@ -202,3 +211,42 @@ def test_documents_are_adopted_for_adapters_that_are_here(registry: Registry, el
     ):
         with pytest.raises(InvalidAdapter):
             registry.adopt_referrer(changed(manifest, change))
+
+
+@pytest.mark.parametrize("fault", ["kill", "refuse"])
+def test_an_adoption_stopped_at_any_point_is_whole_or_absent(tmp_path: Path, elsewhere: Registry, fault: str) -> None:
+    record, _ = publish(elsewhere, "a", lora_files(1), tags=["v1"])
+    template = Registry(tmp_path / "template")
+    manifest = carried(elsewhere, template, record)
+    template.close()
+    points = 0
+    while True:
+        root = tmp_path / str(points)
+        shutil.copytree(tmp_path / "template", root)
+        child, lines = fork(lambda root=root, stop=points + 1: _adopt_until(root, manifest, fault, stop))
+        says = lines.read().split()
+        lines.close()
+        os.waitpid(child, 0)
+        registry = Registry(root)
+        found = registry.list()[0]
+        assert found in ([], [record]) and (found or "done" not in says)
+        assert registry.adopt(manifest, name="a", tags=["v1"])[0] == record
+        check_whole(registry, root)
+        registry.close()
+        points += 1
+        if "unharmed" in says:
+            break
+    assert points >= 10
+
+
+def _adopt_until(root: Path, manifest: bytes, fault: str, stop: int) -> Iterator[str]:
+    registry = Registry(root)
+    with faults(fault, stop) as reached:
+        try:
+            registry.adopt(manifest, name="a", tags=["v1"])
+        except StoreUnavailable:
+            yield "refused"
+        else:
+            yield "done"
+    if not reached():
+        yield "unharmed"

@@ -11,7 +11,7 @@ import pytest
 from docker_registry import DockerRegistry
 from store_adapters import ia3_files, lora_files, publish, small_base
 
-from hotshoe.registry.errors import AdapterNotFound, RemoteDamaged, RemoteRefused, RemoteUnavailable
+from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, RemoteDamaged, RemoteRefused, RemoteUnavailable
 from hotshoe.registry.manifest import INDEX_TYPE, FileDescriptor, blob_descriptors
 from hotshoe.registry.registry import AdapterRecord, Registry
 from hotshoe.registry.remotes.oci import OciRemote
@@ -212,3 +212,67 @@ def test_skopeo_reads_what_we_push_and_we_read_what_skopeo_pushes(
 
 def _skopeo(*arguments: str) -> None:
     subprocess.run(["skopeo", "--insecure-policy", *arguments], check=True, capture_output=True, timeout=60)
+
+
+def test_a_transfer_that_nobody_waits_for_ends_and_goes_on_the_next_time(
+    registry: Registry, other: Registry, docker: DockerRegistry, oci: Callable[..., OciRemote]
+) -> None:
+    readme = bytes(range(256)) * 3600
+    record, _ = publish(registry, "given-up", {**lora_files(1), "README.md": readme})
+    remote = oci(docker.host)
+    push(registry, record, remote, tags=["v1"])
+
+    class Enough(Exception):
+        pass
+
+    def give_up(step: TransferProgress) -> None:
+        if step.blob.file_name == "README.md" and step.completed_bytes > 200_000:
+            raise Enough
+
+    with pytest.raises(Enough):
+        pull(other, remote, "v1", name="given-up", progress=give_up)
+    assert other.list() == ([], "")
+    [blob] = [file for file in record.files if file.file_name == "README.md"]
+    with other.open_upload(blob) as upload:
+        assert 200_000 < upload.committed_bytes < len(readme)
+    assert pull(other, remote, "v1", name="given-up").created and other.fsck().is_clean
+    with pytest.raises(Enough):
+        push(registry, record, remote, name="given-up/too", progress=give_up)
+    push(registry, record, remote, name="given-up/too", tags=["v1"])
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "empty"])
+def test_what_rots_here_is_healed_by_pulling_it_again(
+    damage: str,
+    registry: Registry,
+    other: Registry,
+    docker: DockerRegistry,
+    oci: Callable[..., OciRemote],
+    tmp_path: Path,
+) -> None:
+    record, _ = publish(registry, "rot", lora_files(1))
+    remote = oci(docker.host)
+    push(registry, record, remote, tags=["v1"])
+    pull(other, remote, "v1", name="rot", tags=["v1"])
+    blob = tmp_path / "other" / "blobs" / "sha256" / record.files[0].digest.removeprefix("sha256:")
+    data = blob.read_bytes()
+    blob.unlink()
+    if damage != "gone":
+        blob.write_bytes(data[:-1] + b"?" if damage == "flipped" else b"")
+    with pytest.raises(BlobCorrupt):
+        other.adapter_files(record.digest)
+    pull(other, remote, "v1", name="rot")
+    assert other.adapter_files(record.digest) and other.fsck().is_clean
+
+
+def test_other_tools_tags_are_passed_over(
+    registry: Registry, other: Registry, docker: DockerRegistry, oci: Callable[..., OciRemote]
+) -> None:
+    record, _ = publish(registry, "mixed", lora_files(1))
+    remote = oci(docker.host)
+    push(registry, record, remote, tags=["v1"])
+    manifest = bytes_of(registry, record.digest)
+    for tag in ("under__score", f"sha256-{'0' * 64}.sig"):
+        remote.set_tag("mixed", tag, manifest)
+    assert remote.list_tags("mixed") == ["under__score", "v1"]
+    assert [one.record.tags for one in mirror(other, remote, "mixed")] == [("v1",)]
