@@ -83,13 +83,7 @@ class DirectoryRemote:
 
     def list_tags(self, name: str) -> list[str]:
         with self._told():
-            tags: list[str] = []
-            token = ""
-            while True:
-                records, token = self._store.list(name_contains=name, page_token=token)
-                tags += [tag for record in records if record.name == name for tag in record.tags]
-                if not token:
-                    return sorted(tags)
+            return sorted(self._store.tags(name))
 
     def list_referrers(self, name: str, subject: str) -> list[str]:
         with self._told():

@@ -11,7 +11,9 @@ import pytest
 from docker_registry import DockerRegistry
 from store_adapters import ia3_files, lora_files, publish, small_base
 
+from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, RemoteDamaged, RemoteRefused, RemoteUnavailable
+from hotshoe.registry.http_server import registry_http_server
 from hotshoe.registry.manifest import INDEX_TYPE, FileDescriptor, blob_descriptors
 from hotshoe.registry.registry import AdapterRecord, Registry
 from hotshoe.registry.remotes.oci import OciRemote
@@ -239,6 +241,27 @@ def test_a_transfer_that_nobody_waits_for_ends_and_goes_on_the_next_time(
     with pytest.raises(Enough):
         push(registry, record, remote, name="given-up/too", progress=give_up)
     push(registry, record, remote, name="given-up/too", tags=["v1"])
+
+
+def test_another_hotshoe_is_a_registry_with_an_api_for_referrers(
+    registry: Registry, other: Registry, oci: Callable[..., OciRemote]
+) -> None:
+    record = with_documents(registry, "team/peer")
+    registry.update_tag("team/peer", "live", record.digest, "")
+    server = registry_http_server("127.0.0.1", 0, Distribution(registry))
+    server.start()
+    try:
+        remote = oci(f"oci://127.0.0.1:{server.port}")
+        assert remote.list_tags("team/peer") == ["live", "v1"]
+        assert [one.record.tags for one in mirror(other, remote, "team/peer", base=small_base())] == [("live", "v1")]
+        assert remote.capabilities.referrers is True
+        assert other.referrers(record.digest) == registry.referrers(record.digest) and other.fsck().is_clean
+        with pytest.raises(RemoteRefused):
+            push(other, publish(other, "team/peer", lora_files(9))[0], remote)
+        with pytest.raises(AdapterNotFound):
+            pull(other, remote, NOWHERE, name="team/peer")
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone", "empty"])
