@@ -162,8 +162,8 @@ class ServerConfig:
         flag="--remote",
         metavar="URL",
     )
-    docker_config: Path = _setting(
-        Path("config.json"), "docker's config.json, for remotes' passwords (default: ~/.docker/config.json)"
+    docker_config: Path | None = _setting(
+        None, "docker's config.json, for remotes' passwords (default: ~/.docker/config.json)"
     )
     reflection: bool = _setting(False, "offer gRPC server reflection")
     grace_seconds: float = _setting(30.0, "seconds that running requests get after SIGTERM", flag="--grace")

@@ -14,7 +14,7 @@ from hotshoe.server.config import Address, EngineConfig, ResidencyConfig, Server
 
 _BYTE_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 # Their help says where they lie if they are not given.
-_DEFAULTS_IN_WORDS = ("registry", "base_cache", "docker_config", "remotes")
+_DEFAULTS_IN_WORDS = ("registry", "base_cache", "remotes")
 
 
 def parse_arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConfig:

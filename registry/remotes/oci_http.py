@@ -139,7 +139,7 @@ class OciHttp:
         """Where an upload goes on. Raises RemoteRefused if that is another host: credentials and bytes stay here."""
         location = answer.headers.get("location", "")
         target = answer.url.join(location)
-        if not location or not self._is_ours(target) or not target.path.startswith("/v2/"):
+        if not location or not self._is_ours(target):
             raise RemoteRefused(str(self._url), f"{what}: it names {_shown(location) or 'no place'} for the bytes")
         return str(target)
 

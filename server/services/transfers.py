@@ -33,7 +33,7 @@ class Transfers:
     Args:
         remotes: URLs; what a caller names must be one of them, or lie below one. Else whoever reaches this server
             could have it connect to anything, with its passwords.
-        docker_config: has the passwords.
+        docker_config: has the passwords; None: there are none.
         refuse_bad: examines files of an adapter of this base before it is kept, and raises if it must not be; None if
             nobody asks for that.
     """
@@ -44,7 +44,7 @@ class Transfers:
         base: BaseShape,
         *,
         remotes: Sequence[str],
-        docker_config: Path,
+        docker_config: Path | None,
         executor: Executor,
         refuse_bad: Callable[[str, Mapping[str, Path]], object] | None = None,
     ) -> None:

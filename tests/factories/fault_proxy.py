@@ -45,8 +45,7 @@ class FaultProxy:
         self.sent_bytes = 0
         self._ended = threading.Event()
         self._fault: tuple[Matches, Fault] | None = None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, upstream))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self, upstream))
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -68,6 +67,11 @@ class FaultProxy:
         self._ended.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256  # a herd connects at once
 
 
 def _handler(proxy: FaultProxy, upstream: str) -> type[BaseHTTPRequestHandler]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 from docker_registry import DockerRegistry
 from fault_proxy import FaultProxy
@@ -129,6 +130,33 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     storage = own_docker(tls=_certificate(tmp_path))
     with pytest.raises(RemoteUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
         oci(f"oci+https://{storage.host}/pre").resolve("x", "v1")
+
+
+@pytest.mark.parametrize(
+    ("registry_host", "target", "is_followed"),
+    [
+        ("ghcr.io", "https://pkg-containers.example/blob", True),
+        ("ghcr.io", "https://140.82.121.34/blob", True),
+        ("ghcr.io", "https://10.0.0.1/blob", False),
+        ("ghcr.io", "https://127.0.0.1/blob", False),
+        ("ghcr.io", "https://[::1]/blob", False),
+        ("ghcr.io", "https://localhost/blob", False),
+        ("ghcr.io", "https://169.254.169.254/blob", False),
+        ("ghcr.io", "http://ghcr.io/blob", False),
+        ("10.0.0.5", "https://10.0.0.6/blob", True),
+        ("10.0.0.5", "https://169.254.169.254/blob", False),
+        ("10.0.0.5", "https://[fe80::1]/blob", False),
+    ],
+)
+def test_redirects_lead_by_tls_and_not_from_the_world_into_this_network(
+    registry_host: str, target: str, is_followed: bool, oci: Callable[..., OciRemote]
+) -> None:
+    http = oci(f"oci://{registry_host}/x")._http
+    if is_followed:
+        assert str(http._redirected(httpx.URL(f"https://{registry_host}/v2/"), target, "x")) == target
+    else:
+        with pytest.raises(RemoteRefused, match="is not followed"):
+            http._redirected(httpx.URL(f"https://{registry_host}/v2/"), target, "x")
 
 
 class TokenServer:
