@@ -5,12 +5,12 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 import grpc.aio
 
-from hotshoe.clients import messages
+from hotshoe.clients import messages, signatures
 from hotshoe.clients.adapter_files import (
     AdapterFile,
     PartialDownload,
@@ -22,6 +22,7 @@ from hotshoe.clients.adapter_files import (
 from hotshoe.clients.channels import (
     DEFAULT_SERVER,
     GENERATE_SECONDS,
+    MAX_SMALL_BLOB_BYTES,
     QUICK_SECONDS,
     TRANSFER_SECONDS,
     open_aio_channel,
@@ -36,6 +37,11 @@ from hotshoe.protos.v1 import residency_pb2 as residency
 from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
 from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
+
+if TYPE_CHECKING:
+    from hotshoe.registry.signing.keys import PrivateKey
+    from hotshoe.registry.signing.policy import Policy
+    from hotshoe.registry.signing.verdict import Verdict
 
 
 class AsyncClient:
@@ -145,17 +151,21 @@ class AsyncClient:
         tags: Sequence[str] = ("latest",),
         annotations: Mapping[str, str] | None = None,
         validate_only: bool = False,
+        approximate_rank: int = 0,
         progress: Progress = ignore_progress,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> registry.PublishAdapterResponse:
         """Publishes a PEFT directory as `name` and moves `tags` to it; sends only the files that the server lacks.
 
-        Idempotent: equal bytes give the same digest. An upload that breaks goes on where it broke.
+        Idempotent: equal bytes give the same digest. An upload that breaks goes on where it broke. With
+        `approximate_rank` an update of full rank is served as its nearest of that rank: the answer says what is kept.
         Raises InvalidAdapterDirectory before anything is sent.
         """
         files = await asyncio.to_thread(scan_directory, directory, progress)
         attempts = Attempts(self._retry, timeout)
-        request = messages.publish_request(name, tags, files, annotations or {}, validate_only)
+        request = messages.publish_request(
+            name, tags, files, annotations or {}, validate_only, approximate_rank=approximate_rank
+        )
         await self._upload_missing(files, progress, attempts)
         try:
             return await self._publish(request, attempts)
@@ -199,6 +209,7 @@ class AsyncClient:
         directory: str | os.PathLike[str],
         *,
         exact: bool = False,
+        approximate_rank: int = 0,
         progress: Progress = ignore_progress,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> registry.Diagnosis:
@@ -209,7 +220,7 @@ class AsyncClient:
         files = await asyncio.to_thread(scan_directory, directory, progress)
         attempts = Attempts(self._retry, timeout)
         await self._upload_missing(files, progress, attempts)
-        request = messages.diagnose_request(files, exact=exact)
+        request = messages.diagnose_request(files, exact=exact, approximate_rank=approximate_rank)
         response = await self._call(self._registry.DiagnoseAdapter, request, attempts.remaining())
         diagnosis: registry.Diagnosis = response.diagnosis
         return diagnosis
@@ -323,6 +334,63 @@ class AsyncClient:
         request = registry.CompareAdaptersRequest(first=first, second=second)
         response: registry.CompareAdaptersResponse = await self._call(self._registry.CompareAdapters, request, timeout)
         return response
+
+    async def attach(
+        self,
+        reference: str,
+        document: bytes,
+        *,
+        artifact_type: str,
+        file_name: str,
+        annotations: Mapping[str, str] | None = None,
+        timeout: float | None = QUICK_SECONDS,
+    ) -> registry.AttachReferrerResponse:
+        """Keeps a document of at most 1 MiB about an adapter, as its latest of that media type. Idempotent."""
+        request = messages.attach_request(
+            reference, document, artifact_type=artifact_type, file_name=file_name, annotations=annotations or {}
+        )
+        response: registry.AttachReferrerResponse = await self._call(self._registry.AttachReferrer, request, timeout)
+        return response
+
+    async def read_blob(
+        self, digest: str, *, max_bytes: int = MAX_SMALL_BLOB_BYTES, timeout: float | None = QUICK_SECONDS
+    ) -> bytes:
+        """A manifest, or a document about an adapter. Raises DataLoss if it has another digest, or more bytes."""
+        request = registry.DownloadBlobRequest(digest=digest)
+        blob = messages.SmallBlob(digest, max_bytes)
+        message: registry.DownloadBlobResponse
+        stream: AsyncResponseStream[registry.DownloadBlobResponse]
+        async with AsyncResponseStream(*self._opening(self._registry.DownloadBlob, request, timeout)) as stream:
+            async for message in stream:
+                blob.add(message.data)
+        return blob.whole()
+
+    async def sign(
+        self, reference: str, key: "PrivateKey", *, timeout: float | None = QUICK_SECONDS
+    ) -> registry.AttachReferrerResponse:
+        """Signs the digest that `reference` resolves to, here, and attaches the signature. The key stays here."""
+        attempts = Attempts(self._retry, timeout)
+        adapter = await self.get_adapter(reference, timeout=attempts.remaining())
+        request = signatures.sign_request(adapter, key)
+        response: registry.AttachReferrerResponse = await self._call(
+            self._registry.AttachReferrer, request, attempts.remaining()
+        )
+        return response
+
+    async def verify(self, reference: str, policy: "Policy", *, timeout: float | None = QUICK_SECONDS) -> "Verdict":
+        """Whose signatures a policy counts for an adapter, checked here: the server is not taken at its word.
+
+        Raises DataLoss when what the server says of the adapter is not what its manifest says.
+        """
+        attempts = Attempts(self._retry, timeout)
+        adapter = await self.get_adapter(reference, timeout=attempts.remaining())
+        manifest = await self.read_blob(adapter.digest, timeout=attempts.remaining())
+        signatures.check_manifest(adapter, manifest)
+        bundles = [
+            await self.read_blob(digest, max_bytes=signatures.MAX_BUNDLE_BYTES, timeout=attempts.remaining())
+            for digest in signatures.bundle_digests(adapter)
+        ]
+        return signatures.judge(adapter, policy, bundles)
 
     async def list_adapters(
         self,

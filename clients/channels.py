@@ -12,6 +12,8 @@ QUICK_SECONDS = 30.0  # look-ups
 GENERATE_SECONDS = 600.0  # an answer, with its queue and its adapters' load
 TRANSFER_SECONDS = 3600.0  # an adapter's files, or its load
 
+MAX_SMALL_BLOB_BYTES = 4 << 20  # a manifest, or a document about an adapter
+
 CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", 64 << 20),  # long answers with log-probabilities
     ("grpc.keepalive_time_ms", 30_000),  # finds a dead server under a silent stream

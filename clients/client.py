@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 
-from hotshoe.clients import messages
+from hotshoe.clients import messages, signatures
 from hotshoe.clients.adapter_files import (
     AdapterFile,
     PartialDownload,
@@ -21,6 +21,7 @@ from hotshoe.clients.adapter_files import (
 from hotshoe.clients.channels import (
     DEFAULT_SERVER,
     GENERATE_SECONDS,
+    MAX_SMALL_BLOB_BYTES,
     QUICK_SECONDS,
     TRANSFER_SECONDS,
     open_channel,
@@ -35,6 +36,11 @@ from hotshoe.protos.v1 import residency_pb2 as residency
 from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
 from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
+
+if TYPE_CHECKING:
+    from hotshoe.registry.signing.keys import PrivateKey
+    from hotshoe.registry.signing.policy import Policy
+    from hotshoe.registry.signing.verdict import Verdict
 
 
 class Client:
@@ -144,17 +150,21 @@ class Client:
         tags: Sequence[str] = ("latest",),
         annotations: Mapping[str, str] | None = None,
         validate_only: bool = False,
+        approximate_rank: int = 0,
         progress: Progress = ignore_progress,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> registry.PublishAdapterResponse:
         """Publishes a PEFT directory as `name` and moves `tags` to it; sends only the files that the server lacks.
 
-        Idempotent: equal bytes give the same digest. An upload that breaks goes on where it broke.
+        Idempotent: equal bytes give the same digest. An upload that breaks goes on where it broke. With
+        `approximate_rank` an update of full rank is served as its nearest of that rank: the answer says what is kept.
         Raises InvalidAdapterDirectory before anything is sent.
         """
         files = scan_directory(directory, progress)
         attempts = Attempts(self._retry, timeout)
-        request = messages.publish_request(name, tags, files, annotations or {}, validate_only)
+        request = messages.publish_request(
+            name, tags, files, annotations or {}, validate_only, approximate_rank=approximate_rank
+        )
         self._upload_missing(files, progress, attempts)
         try:
             return self._publish(request, attempts)
@@ -198,6 +208,7 @@ class Client:
         directory: str | os.PathLike[str],
         *,
         exact: bool = False,
+        approximate_rank: int = 0,
         progress: Progress = ignore_progress,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> registry.Diagnosis:
@@ -208,7 +219,7 @@ class Client:
         files = scan_directory(directory, progress)
         attempts = Attempts(self._retry, timeout)
         self._upload_missing(files, progress, attempts)
-        request = messages.diagnose_request(files, exact=exact)
+        request = messages.diagnose_request(files, exact=exact, approximate_rank=approximate_rank)
         response = self._call(self._registry.DiagnoseAdapter, request, attempts.remaining())
         diagnosis: registry.Diagnosis = response.diagnosis
         return diagnosis
@@ -322,6 +333,63 @@ class Client:
         request = registry.CompareAdaptersRequest(first=first, second=second)
         response: registry.CompareAdaptersResponse = self._call(self._registry.CompareAdapters, request, timeout)
         return response
+
+    def attach(
+        self,
+        reference: str,
+        document: bytes,
+        *,
+        artifact_type: str,
+        file_name: str,
+        annotations: Mapping[str, str] | None = None,
+        timeout: float | None = QUICK_SECONDS,
+    ) -> registry.AttachReferrerResponse:
+        """Keeps a document of at most 1 MiB about an adapter, as its latest of that media type. Idempotent."""
+        request = messages.attach_request(
+            reference, document, artifact_type=artifact_type, file_name=file_name, annotations=annotations or {}
+        )
+        response: registry.AttachReferrerResponse = self._call(self._registry.AttachReferrer, request, timeout)
+        return response
+
+    def read_blob(
+        self, digest: str, *, max_bytes: int = MAX_SMALL_BLOB_BYTES, timeout: float | None = QUICK_SECONDS
+    ) -> bytes:
+        """A manifest, or a document about an adapter. Raises DataLoss if it has another digest, or more bytes."""
+        request = registry.DownloadBlobRequest(digest=digest)
+        blob = messages.SmallBlob(digest, max_bytes)
+        message: registry.DownloadBlobResponse
+        stream: ResponseStream[registry.DownloadBlobResponse]
+        with ResponseStream(*self._opening(self._registry.DownloadBlob, request, timeout)) as stream:
+            for message in stream:
+                blob.add(message.data)
+        return blob.whole()
+
+    def sign(
+        self, reference: str, key: "PrivateKey", *, timeout: float | None = QUICK_SECONDS
+    ) -> registry.AttachReferrerResponse:
+        """Signs the digest that `reference` resolves to, here, and attaches the signature. The key stays here."""
+        attempts = Attempts(self._retry, timeout)
+        adapter = self.get_adapter(reference, timeout=attempts.remaining())
+        request = signatures.sign_request(adapter, key)
+        response: registry.AttachReferrerResponse = self._call(
+            self._registry.AttachReferrer, request, attempts.remaining()
+        )
+        return response
+
+    def verify(self, reference: str, policy: "Policy", *, timeout: float | None = QUICK_SECONDS) -> "Verdict":
+        """Whose signatures a policy counts for an adapter, checked here: the server is not taken at its word.
+
+        Raises DataLoss when what the server says of the adapter is not what its manifest says.
+        """
+        attempts = Attempts(self._retry, timeout)
+        adapter = self.get_adapter(reference, timeout=attempts.remaining())
+        manifest = self.read_blob(adapter.digest, timeout=attempts.remaining())
+        signatures.check_manifest(adapter, manifest)
+        bundles = [
+            self.read_blob(digest, max_bytes=signatures.MAX_BUNDLE_BYTES, timeout=attempts.remaining())
+            for digest in signatures.bundle_digests(adapter)
+        ]
+        return signatures.judge(adapter, policy, bundles)
 
     def list_adapters(
         self,

@@ -2,6 +2,8 @@
 
 HotshoeError
 ├── InvalidAdapterDirectory    not an adapter as PEFT saves it; nothing was sent
+├── InvalidLayout              not an OCI layout that holds one whole adapter; nothing was sent
+├── NotVerified                an adapter without the signatures that were asked for
 └── CallError                  a call ended with a status other than OK
     ├── InvalidArgument        a field is wrong: `field_violations` says which; do not retry
     ├── NotFound               no adapter has that name, tag or digest
@@ -39,6 +41,14 @@ class HotshoeError(Exception):
 
 class InvalidAdapterDirectory(HotshoeError):
     """A directory that does not hold an adapter as PEFT saves it."""
+
+
+class InvalidLayout(HotshoeError):
+    """An OCI layout, or an archive of one, that holds no adapter, or a damaged one."""
+
+
+class NotVerified(HotshoeError):
+    """An adapter does not have the signatures that were asked for; the message says which are missing."""
 
 
 class CallError(HotshoeError):

@@ -1,5 +1,6 @@
 """Python values → the wire's messages. Shared by both clients; does no I/O."""
 
+import hashlib
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,7 +168,13 @@ def check_request(files: Iterable[AdapterFile]) -> registry.CheckBlobsRequest:
 
 
 def publish_request(
-    name: str, tags: Sequence[str], files: Iterable[AdapterFile], annotations: Mapping[str, str], validate_only: bool
+    name: str,
+    tags: Sequence[str],
+    files: Iterable[AdapterFile],
+    annotations: Mapping[str, str],
+    validate_only: bool,
+    *,
+    approximate_rank: int = 0,
 ) -> registry.PublishAdapterRequest:
     """The message that makes uploaded `files` an adapter."""
     if isinstance(tags, str):
@@ -178,12 +185,19 @@ def publish_request(
         blobs=[_blob(file) for file in files],
         annotations=annotations,
         validate_only=validate_only,
+        approximate_rank=approximate_rank,
     )
 
 
-def diagnose_request(files: Iterable[AdapterFile], *, exact: bool) -> registry.DiagnoseAdapterRequest:
+def diagnose_request(
+    files: Iterable[AdapterFile], *, exact: bool, approximate_rank: int = 0
+) -> registry.DiagnoseAdapterRequest:
     """The message that asks for uploaded `files` to be examined."""
-    return registry.DiagnoseAdapterRequest(blobs=[_blob(file) for file in files], exact=exact)
+    return registry.DiagnoseAdapterRequest(
+        blobs=[_blob(file) for file in files],
+        exact=exact,
+        approximate_rank=approximate_rank,
+    )
 
 
 def merge_request(
@@ -238,6 +252,43 @@ def upload_requests(file: AdapterFile, offset: int, counter: ProgressCounter) ->
     for position, data in file.chunks(offset):
         yield registry.UploadBlobRequest(data=data, offset=position)
         counter.at(file.file_name, position + len(data))
+
+
+def attach_request(
+    reference: str, document: bytes, *, artifact_type: str, file_name: str, annotations: Mapping[str, str]
+) -> registry.AttachReferrerRequest:
+    """The message that asks for a document to be kept about an adapter."""
+    return registry.AttachReferrerRequest(
+        reference=reference,
+        artifact_type=artifact_type,
+        file_name=file_name,
+        document=document,
+        annotations=annotations,
+    )
+
+
+class SmallBlob:
+    """A blob as it comes, held in memory: at most `max_bytes`, and only what has the digest."""
+
+    def __init__(self, digest: str, max_bytes: int) -> None:
+        self._digest = digest
+        self._max_bytes = max_bytes
+        self._data = bytearray()
+
+    def add(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > self._max_bytes:
+            raise self._wrong(f"more than {self._max_bytes} bytes came")
+
+    def whole(self) -> bytes:
+        """All of it. Raises DataLoss when it does not have the digest."""
+        data = bytes(self._data)
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != self._digest:
+            raise self._wrong("what came has another digest")
+        return data
+
+    def _wrong(self, problem: str) -> DataLoss:
+        return DataLoss(f"blob {self._digest}: {problem}", status=grpc.StatusCode.DATA_LOSS)
 
 
 def corrupt_download(blob: registry.Blob) -> DataLoss:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hotshoe.registry.attachment import MAX_DOCUMENT_BYTES
 from hotshoe.registry.digest import is_digest
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.formats.kind import ADAPTER_KINDS, inspect_adapter
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, DENSE_KINDS, inspect_adapter
 from hotshoe.registry.manifest import (
     CARD_FILE,
     CONFIG_FILE,
@@ -33,7 +34,6 @@ from hotshoe.registry.validation import TensorFile, read_config, shown
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_ANNOTATION_BYTES = 64 << 10  # of a manifest in all: targets and recipe are among them
-MAX_DOCUMENT_BYTES = 1 << 20  # of config and card
 _MAX_COUNT = 1 << 20  # of ranks and positions
 
 # Told of an adapter and its files, once they are sound and before they are committed; what it raises refuses them.
@@ -84,7 +84,8 @@ def check_contents(content: AdapterContent, paths: Mapping[str, Path], base: Bas
     """
     files = {name: paths[name] for name in (WEIGHTS_FILE, CONFIG_FILE)}
     if base is not None and base.digest == content.base_digest:
-        summary = inspect_adapter(files, base)
+        rank = content.approximation.rank if content.approximation else 0
+        summary = inspect_adapter(files, base, approximate_rank=rank)
         found = (summary.kind, summary.rank, summary.virtual_tokens, summary.target_modules)
         if found != (content.kind, content.rank, content.virtual_tokens, content.target_modules):
             _refuse(".annotations", f"expected what the files are: {summary.kind} of rank {summary.rank}")
@@ -109,11 +110,11 @@ def check_referrer(document: bytes) -> Referrer:
         referrer = read_referrer(document)
     except NotAReferrer as error:
         _refuse("", shown(str(error)))
-    words = (referrer.artifact_type, referrer.document.file_name)
-    if not all(word and word.isascii() and word.isprintable() and len(word) <= 255 for word in words):
+    if not (_is_plain(referrer.artifact_type) and _is_plain(referrer.document.file_name)):
         _refuse("", "expected an artifactType and a title of printable ASCII")
-    if referrer.document.size_bytes < 0:
-        _refuse(".layers", f"has {referrer.document.size_bytes} bytes")
+    if not 1 <= referrer.document.size_bytes <= MAX_DOCUMENT_BYTES:
+        size = referrer.document.size_bytes
+        _refuse(".layers", f"has {size} bytes; expected 1 to {MAX_DOCUMENT_BYTES}")
     _check_annotations(referrer.annotations)
     return referrer
 
@@ -128,8 +129,12 @@ def _check_annotations(annotations: Mapping[str, str]) -> None:
 
 
 def _check_words(content: AdapterContent) -> None:
-    if content.kind not in ADAPTER_KINDS:
+    if content.kind not in (DENSE_KINDS if content.approximation else ADAPTER_KINDS):
         _refuse(".annotations", f"expected a kind that is served here, found {shown(content.kind)}")
+    if (kept := content.approximation) is not None:
+        shares = 0 <= kept.least_energy <= 1 and 0 <= kept.energy <= 1
+        if not (1 <= kept.rank <= _MAX_COUNT and shares and _is_plain(kept.least_linear)):
+            _refuse(".annotations", "expected an approximation by rank, energies from 0 to 1, and a linear's name")
     if not is_digest(content.base_digest) or len(content.base_model) > MAX_BASE_NAME_LENGTH:
         _refuse(".annotations", "expected the digest and the name of a base model")
     if not (0 <= content.rank <= _MAX_COUNT and 0 <= content.virtual_tokens <= _MAX_COUNT):
@@ -138,6 +143,10 @@ def _check_words(content: AdapterContent) -> None:
         _refuse(".annotations", "expected parents by digest and finite weight")
     if content.recipe and not isinstance(_json(content.recipe), dict):
         _refuse(".annotations", "expected a recipe that is a JSON object")
+
+
+def _is_plain(word: str) -> bool:
+    return 1 <= len(word) <= 255 and word.isascii() and word.isprintable()
 
 
 def _json(text: str) -> Any:

@@ -4,6 +4,8 @@ RegistryError
 ├── InvalidAdapter          the files are not an adapter that can be served exactly
 │   └── IncompatibleAdapter they are, but not on this base model
 ├── InvalidReference        not name, name:tag or name@sha256:<hex>
+├── InvalidDocument         what is to be attached to an adapter is not what its type says
+├── SignaturesMissing       the policy asks for signatures that are not there
 ├── InvalidUpload           bytes that are not what their descriptor says, or out of order
 ├── AdapterNotFound         no such name, tag or digest
 ├── BlobNotFound            a manifest names a blob that is not here: upload it again
@@ -34,6 +36,19 @@ class InvalidAdapter(RegistryError):
 
 class IncompatibleAdapter(InvalidAdapter):
     """A sound adapter that does not fit the base model it was held against."""
+
+
+class InvalidDocument(RegistryError):
+    """A document about an adapter is wrong; `field` names what of it, `problem` says what was expected."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class SignaturesMissing(RegistryError):
+    """An adapter that the policy does not let be served under that name; the message says what is missing."""
 
 
 class InvalidReference(RegistryError):

@@ -162,6 +162,10 @@ class Index:
         """A digest under the name that it was published by last."""
         return next(iter(self._adapters("WHERE a.digest = ? ORDER BY a.sequence DESC LIMIT 1", (digest,))), None)
 
+    def names_of(self, digest: str) -> list[str]:
+        """Every name that a digest was published under."""
+        return [row[0] for row in self._read("SELECT name FROM adapters WHERE digest = ? ORDER BY name", (digest,))]
+
     def page(self, *, before: int | None, limit: int, name_contains: str, kind: str) -> list[AdapterRow]:
         """At most `limit` adapters, newest first, published before sequence `before`; none whose manifest is lost."""
         condition = "WHERE (?1 IS NULL OR a.sequence < ?1) AND (?2 = '' OR instr(a.name, ?2)) AND EXISTS "

@@ -19,6 +19,7 @@ import rfc8785
 from hotshoe.registry.digest import check_digest, digest_of, is_digest
 from hotshoe.registry.errors import InvalidReference
 from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.index import IndexEntry, ReferrerRow
 from hotshoe.registry.reference import check_name, check_tag
 
@@ -51,6 +52,7 @@ BASE_DIGEST = ANNOTATION_PREFIX + "base.digest"
 BASE_NAME = ANNOTATION_PREFIX + "base.name"
 _PARENTS = ANNOTATION_PREFIX + "parents"
 _RECIPE = ANNOTATION_PREFIX + "recipe"
+_APPROXIMATION = ANNOTATION_PREFIX + "approximation"
 _NAME = ANNOTATION_PREFIX + "name"  # in index.json, of adapters without a tag
 _SUBJECT = "dev.hotshoe.subject"  # in index.json, of referrers
 _FILE_PATH = "org.cncf.model.filepath"
@@ -102,6 +104,7 @@ class AdapterContent:
     config_digest: str
     parents: tuple[Parent, ...] = ()
     recipe: str = ""  # JSON
+    approximation: Approximation | None = None  # None: it is served as it was trained
 
     @property
     def size_bytes(self) -> int:
@@ -131,6 +134,12 @@ class AdapterRecord:
     size_bytes: int
     parents: tuple[Parent, ...] = ()
     recipe: str = ""
+    approximation: Approximation | None = None
+
+    @property
+    def approximate_rank(self) -> int:
+        """What `lower_adapter` is to be told."""
+        return self.approximation.rank if self.approximation else 0
 
     @classmethod
     def of(cls, content: AdapterContent, *, name: str, tags: Sequence[str]) -> "AdapterRecord":
@@ -149,6 +158,7 @@ class AdapterRecord:
             size_bytes=content.size_bytes,
             parents=content.parents,
             recipe=content.recipe,
+            approximation=content.approximation,
         )
 
 
@@ -177,10 +187,12 @@ def build_artifact(
     base_name: str,
     annotations: Mapping[str, str],
     lineage: Lineage | None = None,
+    approximation: Approximation | None = None,
 ) -> Artifact:
     """Makes card, config and manifest of checked files; a pure function of its arguments."""
+    kept = None if approximation is None else _rounded(approximation)
     given = {file.file_name: file for file in files}
-    card = canonical_json(_card(given.values(), summary=summary, base=base, base_name=base_name))
+    card = canonical_json(_card(given.values(), summary=summary, base=base, base_name=base_name, kept=kept))
     given[CARD_FILE] = FileDescriptor(CARD_FILE, digest_of(card), len(card))
     layers = [given[name] for name in LAYER_TYPES if name in given]
     config = canonical_json(
@@ -201,6 +213,7 @@ def build_artifact(
             "annotations": {
                 **annotations,
                 **_lineage_annotations(lineage),
+                **({} if kept is None else {_APPROXIMATION: canonical_json(kept).decode()}),
                 ANNOTATION_PREFIX + "schema": "1",
                 ANNOTATION_PREFIX + "kind": summary.kind,
                 ANNOTATION_PREFIX + "rank": str(summary.rank),
@@ -239,6 +252,7 @@ def read_manifest(document: bytes) -> AdapterContent:
             config_digest=manifest["config"]["digest"],
             parents=_parents(annotations.get(_PARENTS, "[]")),
             recipe=annotations.get(_RECIPE, ""),
+            approximation=_approximation(annotations.get(_APPROXIMATION)),
         )
     except MALFORMED as error:
         raise NotAnAdapter(f"it is no adapter's manifest ({type(error).__name__}: {error})") from error
@@ -296,7 +310,12 @@ def canonical_json(value: Any) -> bytes:
 
 
 def _card(
-    files: Iterable[FileDescriptor], *, summary: "AdapterSummary", base: BaseShape, base_name: str
+    files: Iterable[FileDescriptor],
+    *,
+    summary: "AdapterSummary",
+    base: BaseShape,
+    base_name: str,
+    kept: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     sizes = {file.file_name: file.size_bytes for file in files}
     return {
@@ -310,6 +329,7 @@ def _card(
         "params": summary.num_parameters,
         "tensors": summary.num_tensors,
         "bytes": sizes[WEIGHTS_FILE],
+        **({} if kept is None else {"approximation": kept}),
     }
 
 
@@ -322,6 +342,24 @@ def _lineage_annotations(lineage: Lineage | None) -> dict[str, str]:
 
 def _parents(text: str) -> tuple[Parent, ...]:
     return tuple(Parent(str(digest), float(weight)) for digest, weight in json.loads(text))
+
+
+def _rounded(approximation: Approximation) -> dict[str, Any]:
+    """As documents have it: shares to four digits, which every machine computes alike."""
+    return {
+        "rank": approximation.rank,
+        "energy": round(approximation.energy, 4),
+        "least_energy": round(approximation.least_energy, 4),
+        "least_linear": approximation.least_linear,
+    }
+
+
+def _approximation(text: str | None) -> Approximation | None:
+    if text is None:
+        return None
+    kept = json.loads(text)
+    shares = float(kept["energy"]), float(kept["least_energy"])
+    return Approximation(int(kept["rank"]), *shares, str(kept["least_linear"]))
 
 
 def _base_fingerprint(base: BaseShape) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hotshoe.registry.adoption import Approve, approve_all, check_contents, check_manifest, check_referrer
+from hotshoe.registry.attachment import check_attachment
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.commits import Commits, move_tags
 from hotshoe.registry.digest import check_digest, digest_of
@@ -26,6 +27,7 @@ from hotshoe.registry.errors import (
 )
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.kind import inspect_adapter
+from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.index import AdapterRow, ReferrerRow, StoredManifest, Transaction
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.locks import StoreLocks
@@ -175,11 +177,13 @@ class Registry:
         base: BaseShape,
         validate_only: bool = False,
         lineage: Lineage | None = None,
+        approximation: Approximation | None = None,
     ) -> tuple[AdapterRecord, bool]:
         """Checks uploaded files as an adapter of `base`, commits them as `name`, and moves `tags` to them.
 
         Repeating it changes nothing. Tags move wherever they pointed; compare-and-set is `update_tag`. The manifest
-        says what an adapter of some `lineage` was made from.
+        says what an adapter of some `lineage` was made from, and what an `approximation` of these files keeps of them:
+        they are lowered to its rank from then on.
 
         Returns:
             The record, and whether `name` had no adapter of these bytes before. With `validate_only` nothing is
@@ -197,10 +201,17 @@ class Registry:
         check_annotations(annotations, base)
         paths = self.uploaded_files(files)
         with disk("publishing"):
-            summary = inspect_adapter(paths, base)
+            rank = approximation.rank if approximation else 0
+            summary = inspect_adapter(paths, base, approximate_rank=rank)
             base_name = base_model_name(annotations, configured=summary.base_model, base=base)
             artifact = build_artifact(
-                files, summary=summary, base=base, base_name=base_name, annotations=annotations, lineage=lineage
+                files,
+                summary=summary,
+                base=base,
+                base_name=base_name,
+                annotations=annotations,
+                lineage=lineage,
+                approximation=approximation,
             )
             if validate_only:
                 return AdapterRecord.of(artifact.content, name=name, tags=tags), False
@@ -327,9 +338,11 @@ class Registry:
         Attaching equal bytes again only makes them the latest.
 
         Raises:
+            InvalidDocument: its type, name, size or annotations, or a signature that is none.
             AdapterNotFound, BlobCorrupt: no adapter has that digest, or its manifest is lost.
             StoreUnavailable: the disk refused; nothing was acknowledged, and repeating it is safe.
         """
+        check_attachment(digest, document, artifact_type=artifact_type, file_name=file_name, annotations=annotations)
         self._content(check_digest(digest))
         with disk("attaching a document"):
             subject = self._index.manifest_document(digest)
@@ -401,6 +414,15 @@ class Registry:
         if row is None:
             raise AdapterNotFound(f"no adapter {digest}")
         return self._record(row)
+
+    def adapter_names(self, digest: str) -> Sequence[str]:
+        """Every name that has the adapter of that digest; none if nothing has it.
+
+        Raises:
+            InvalidReference: that is no digest.
+        """
+        with disk("resolving"):
+            return self._index.names_of(check_digest(digest))
 
     def list(
         self, *, page_size: int = 0, page_token: str = "", name_contains: str = "", kind: str = ""

@@ -1,14 +1,15 @@
 """Whether an adapter's files are what they say they are, before anything of a size that they declare is allocated.
 
 The safetensors library promises memory safety; this reader also promises that every byte of the file belongs to
-exactly one sensibly named tensor of finite numbers. Nothing here imports torch or can execute what a file holds.
+exactly one sensibly named tensor of finite numbers or of integers. Nothing here imports torch or can execute what a
+file holds.
 """
 
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Self
@@ -25,6 +26,7 @@ MAX_CONFIG_DEPTH = 16
 MAX_TENSORS = 4_096
 MAX_NAME_BYTES = 256
 MAX_DIMENSIONS = 5
+ANY_INTEGER = (1 << 62,)  # a bound that is none
 _PIECE = MEBIBYTE // 4  # values that are read and checked at once, so that they are still in the cache
 
 
@@ -56,13 +58,15 @@ _FLOATS: Mapping[str, _Float] = {
     "BF16": _Float(np.uint16, 0x7FFF, 0x7F80, 0x5F80),
 }
 
+_INTEGERS: Mapping[str, type[np.signedinteger]] = {"I32": np.int32, "I64": np.int64}
+
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
     """Where one tensor lies in its file."""
 
     name: str
-    dtype: str  # "F32", "F16" or "BF16"
+    dtype: str  # "F32", "F16" or "BF16"; or "I32" or "I64"
     shape: tuple[int, ...]
     offset: int  # of its first byte, from the start of the file
     size_bytes: int
@@ -70,6 +74,10 @@ class TensorEntry:
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def is_integer(self) -> bool:
+        return self.dtype in _INTEGERS
 
 
 Pause = Callable[[], None]
@@ -119,6 +127,8 @@ class TensorFile:
 
     def check_finite(self, entry: TensorEntry) -> None:
         """Reads the tensor a piece at a time and raises InvalidAdapter, naming it, if a value is not finite."""
+        if entry.is_integer:  # any is
+            return
         self._read_finite(entry, np.empty(min(entry.num_elements, _PIECE), _FLOATS[entry.dtype].bits))
 
     def read(self, entry: TensorEntry, *, scale: float = 1.0) -> NDArray[np.float32]:
@@ -129,6 +139,17 @@ class TensorFile:
         if scale != 1:
             values *= np.float32(scale)
         return values
+
+    def read_integers(self, entry: TensorEntry, *, below: Sequence[int]) -> NDArray[np.int64]:
+        """The tensor's values; raises InvalidAdapter if one is not from 0 to below that of its row, or the only one."""
+        stored = np.empty(entry.num_elements, _INTEGERS[entry.dtype])
+        self._read_into(stored.data.cast("B"), entry.offset)
+        rows = stored.astype(np.int64).reshape(len(below), -1)
+        for bound, row in zip(below, rows, strict=True):
+            odd = row[(row < 0) | (row >= bound)]
+            if odd.size:
+                raise InvalidAdapter(entry.name, f"expected integers from 0 to {bound - 1}, found {odd[0]}")
+        return rows.reshape(entry.shape)
 
     def _read_finite(self, entry: TensorEntry, bits: NDArray[np.unsignedinteger]) -> None:
         """Reads the tensor into `bits`, or again and again over it if it is shorter, checking every value."""
@@ -247,18 +268,22 @@ def _parse_entry(name: str, value: object, *, data_start: int) -> TensorEntry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise InvalidAdapter(name, "expected exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _FLOATS:
-        raise InvalidAdapter(name, f"expected dtype {', '.join(_FLOATS)}, found {shown(dtype)}")
+    if not isinstance(dtype, str) or (dtype not in _FLOATS and dtype not in _INTEGERS):
+        raise InvalidAdapter(name, f"expected dtype {', '.join((*_FLOATS, *_INTEGERS))}, found {shown(dtype)}")
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or 0 in shape:
         raise InvalidAdapter(name, f"expected a shape of at most {MAX_DIMENSIONS} positive sizes, found {shown(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise InvalidAdapter(name, f"expected data_offsets [begin, end], found {shown(offsets)}")
-    size = math.prod(shape) * _FLOATS[dtype].size_bytes
+    size = math.prod(shape) * _item_bytes(dtype)
     if offsets[1] - offsets[0] != size:
         raise InvalidAdapter(
             name, f"expected {size} bytes for {dtype} of shape {shape}, its offsets hold {offsets[1] - offsets[0]}"
         )
     return TensorEntry(name, dtype, tuple(shape), data_start + offsets[0], size)
+
+
+def _item_bytes(dtype: str) -> int:
+    return _FLOATS[dtype].size_bytes if dtype in _FLOATS else np.dtype(_INTEGERS[dtype]).itemsize
 
 
 def _check_name(name: str) -> None:

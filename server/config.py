@@ -66,6 +66,9 @@ class ResidencyConfig:
     host_bytes: int = _setting(2048 * MEBIBYTE, "bytes of adapters in host memory")
     max_rank: int = _setting(256, "largest rank of an adapter")
     max_adapter_bytes: int = _setting(512 * MEBIBYTE, "largest adapter, in bytes")
+    lowered_cache_bytes: int = _setting(
+        2048 * MEBIBYTE, "bytes on disk, in the base cache, of adapters whose form took the base's weights; 0: none"
+    )
     loader_threads: int = _setting(2, "adapters loaded at the same time")
     loader_share: float = _setting(
         0.05,
@@ -77,6 +80,8 @@ class ResidencyConfig:
     def __post_init__(self) -> None:
         for name in ("adapter_slots", "device_bytes", "host_bytes", "max_rank", "max_adapter_bytes", "loader_threads"):
             _require_positive(self, name)
+        if self.lowered_cache_bytes < 0:
+            raise ValueError(f"lowered_cache_bytes: must be at least 0, not {self.lowered_cache_bytes}")
         if not self.loader_share > 0:
             raise ValueError(f"loader_share: must be above 0, not {self.loader_share}")
 
@@ -164,6 +169,9 @@ class ServerConfig:
     )
     docker_config: Path | None = _setting(
         None, "docker's config.json, for remotes' passwords (default: ~/.docker/config.json)"
+    )
+    policy: Path | None = _setting(
+        None, "TOML file that says which adapters must be signed, and by whom; followed while the server runs"
     )
     reflection: bool = _setting(False, "offer gRPC server reflection")
     grace_seconds: float = _setting(30.0, "seconds that running requests get after SIGTERM", flag="--grace")

@@ -25,7 +25,7 @@ def parse_arguments(arguments: Sequence[str], environment: Mapping[str, str]) ->
     parser = _parser()
     values = vars(parser.parse_args(arguments))
     registry = values.setdefault("registry", _default_registry(environment))
-    values.setdefault("base_cache", Path(f"{registry.resolve()}.bases"))
+    values.setdefault("base_cache", _base_cache(registry))
     values.setdefault("docker_config", _default_docker_config(environment))
     values["remotes"] = tuple(values.get("remotes", ()))
     try:
@@ -140,6 +140,15 @@ def _take(values: dict[str, Any], config: type) -> dict[str, Any]:
 
 def _default_docker_config(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("DOCKER_CONFIG") or "~/.docker").expanduser() / "config.json"
+
+
+def default_base_cache(environment: Mapping[str, str]) -> Path:
+    """Where a server that was told neither a registry nor a cache keeps quantized bases."""
+    return _base_cache(_default_registry(environment))
+
+
+def _base_cache(registry: Path) -> Path:
+    return Path(f"{registry.resolve()}.bases")
 
 
 def _default_registry(environment: Mapping[str, str]) -> Path:

@@ -33,10 +33,14 @@ from hotshoe.registry.formats.kind import ADAPTER_KINDS
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.http_server import registry_http_server
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.signing.policy import PolicyFile
 from hotshoe.registry.validation import AdapterLimits
+from hotshoe.registry.verification import Verifier
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
+from hotshoe.server.adapters.lowered_cache import LoweredCache
 from hotshoe.server.adapters.residency import AdapterResidency
+from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.config import Address, ServerConfig
 from hotshoe.server.engine.engine import Engine
 from hotshoe.server.engine.request import AdapterUse
@@ -101,6 +105,8 @@ class Server:
         self.engine: Engine
         self.residency: AdapterResidency
         self.registry: Registry
+        self.verifier: Verifier | None = None
+        self.gate: SignatureGate
         self.dispatcher: Dispatcher
         self.http: HttpServer | None = None
         self.registry_http: Address | None = None
@@ -207,6 +213,9 @@ class Server:
         try:
             self.registry = Registry(config.registry, max_blob_bytes=config.residency.max_adapter_bytes)
             self._cleanup.callback(self.registry.close)
+            if config.policy is not None:
+                self.verifier = Verifier(self.registry, PolicyFile(config.policy))
+            self.gate = SignatureGate(self.registry, self.verifier)
             self.base = load_base(
                 config.base,
                 cache=config.base_cache,
@@ -220,10 +229,13 @@ class Server:
             raise StartupError(str(error)) from error
 
     def _read_merged(self, weights: BaseWeights) -> LoweredAdapter:
-        record = self.registry.resolve(self.config.merge)
+        record = self.gate.resolve(self.config.merge)
         self.merged = AdapterUse(self.config.merge, record.name, record.digest, 1.0)
-        reader = AdapterReader(self.registry, weights, self.config.residency)
+        reader = AdapterReader(self.gate, weights, self.config.residency, cache=self._lowered_cache())
         return reader.read(record.digest, lambda stage, record: None)[1]
+
+    def _lowered_cache(self) -> LoweredCache:
+        return LoweredCache(self.config.base_cache / "lowered", max_bytes=self.config.residency.lowered_cache_bytes)
 
     def _build_engine(self) -> Engine:
         base, config = self.base, self.config
@@ -236,7 +248,12 @@ class Server:
             max_rank=config.residency.max_rank,
         )
         self.residency = AdapterResidency(
-            registry=self.registry, base=base.weights, slots=slots, config=config.residency, observer=self.metrics
+            registry=self.gate,
+            base=base.weights,
+            slots=slots,
+            config=config.residency,
+            observer=self.metrics,
+            cache=self._lowered_cache(),
         )
         self._cleanup.push_async_callback(_in_executor, self.residency.close)
         return Engine(
@@ -294,6 +311,7 @@ class Server:
             ResidencyParts(
                 residency=self.residency,
                 registry=self.registry,
+                gate=self.gate,
                 dispatcher=self.dispatcher,
                 max_adapters=self.config.residency.adapter_slots,
                 draining=self._draining,
@@ -307,6 +325,7 @@ class Server:
             transfers=transfers,
             doctor=doctor,
             publish_doctor=self.config.doctor,
+            verifier=self.verifier,
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)  # type: ignore[no-untyped-call]
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)  # type: ignore[no-untyped-call]
@@ -356,7 +375,7 @@ class Server:
         spec = self.base.spec
         return RequestMapper(
             tokenizer=self.base.tokenizer,
-            resolve=self.registry.resolve,
+            resolve=self.gate.resolve,
             vocab_size=spec.vocab_size,
             max_tokens=min(spec.max_sequence_length, self.config.engine.kv_tokens),
             merged=self.merged,

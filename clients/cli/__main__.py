@@ -11,7 +11,12 @@ from hotshoe.clients.cli.compare import compare
 from hotshoe.clients.cli.demo import demo
 from hotshoe.clients.cli.diff import diff
 from hotshoe.clients.cli.doctor import doctor
+from hotshoe.clients.cli.export import export
+from hotshoe.clients.cli.extract import extract
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
+from hotshoe.clients.cli.import_ import import_
+from hotshoe.clients.cli.key import key, new
+from hotshoe.clients.cli.key import show as show_keys
 from hotshoe.clients.cli.lineage import lineage
 from hotshoe.clients.cli.load import load
 from hotshoe.clients.cli.ls import ls
@@ -26,10 +31,12 @@ from hotshoe.clients.cli.run import run
 from hotshoe.clients.cli.scenario import scenario
 from hotshoe.clients.cli.serve import serve
 from hotshoe.clients.cli.show import show
+from hotshoe.clients.cli.sign import sign
 from hotshoe.clients.cli.tag import tag
 from hotshoe.clients.cli.top import top
 from hotshoe.clients.cli.unload import unload
 from hotshoe.clients.cli.untag import untag
+from hotshoe.clients.cli.verify import verify
 from hotshoe.clients.cli.version import version
 
 VERBS = (
@@ -37,16 +44,22 @@ VERBS = (
     registry,
     publish,
     pull,
+    export,
+    import_,
     ls,
     show,
     lineage,
     diff,
     doctor,
     merge,
+    extract,
     tag,
     untag,
     push,
     mirror,
+    key,
+    sign,
+    verify,
     run,
     chat,
     ps,
@@ -85,6 +98,9 @@ def command_line() -> typer.Typer:
         if verb is bench:  # a verb of its own, with others below it
             app.add_typer(_bench_verbs(), name="bench")
             continue
+        if verb is key:
+            app.add_typer(_key_verbs(), name="key")
+            continue
         passes_on = verb in (serve, registry)  # which read their own arguments, --help too
         settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
         app.command(context_settings=settings if passes_on else None, add_help_option=not passes_on)(verb)
@@ -95,6 +111,13 @@ def _bench_verbs() -> typer.Typer:
     verbs = typer.Typer(callback=bench, invoke_without_command=True, rich_markup_mode=None)
     verbs.command()(compare)
     verbs.command()(scenario)
+    return verbs
+
+
+def _key_verbs() -> typer.Typer:
+    verbs = typer.Typer(callback=key, no_args_is_help=True, rich_markup_mode=None)
+    verbs.command()(new)
+    verbs.command("show")(show_keys)
     return verbs
 
 

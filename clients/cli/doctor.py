@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hotshoe.clients.cli import output
-from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_tag
+from hotshoe.clients.cli.options import DEFAULT_SERVER, ApproximateRank, Json, Server, name_and_tag
 from hotshoe.clients.cli.progress import byte_progress
 
 COLUMNS = (
@@ -26,6 +26,7 @@ def doctor(
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME[:TAG]", help="For --mitigate: what to call it.")
     ] = None,
+    approximate_rank: ApproximateRank = 0,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
@@ -51,6 +52,7 @@ def doctor(
                 diagnosis = client.diagnose_directory(
                     adapter,
                     exact=exact,
+                    approximate_rank=approximate_rank,
                     progress=lambda step: update(step.stage, step.completed_bytes, step.total_bytes),
                 )
         else:

@@ -14,7 +14,7 @@ EXIT_CODES: Mapping[int, str] = {
     2: "wrong usage",
     3: "the server cannot be reached, or takes no work",
     4: "no such adapter or tag",
-    5: "refused: a field or an adapter is wrong, or does not fit the base model",
+    5: "refused: a field or an adapter is wrong, does not fit the base model, or is not signed",
     6: "somebody else moved the tag",
     7: "the server is full",
     8: "timed out",
@@ -57,7 +57,7 @@ def describe(error: Exception) -> str:
     from hotshoe.clients import errors
 
     text = str(error)
-    if isinstance(error, errors.InvalidAdapterDirectory) or not isinstance(error, errors.CallError):
+    if not isinstance(error, errors.CallError):
         return text
     if isinstance(error, errors.Unavailable) and not error.reason:
         return f"the server cannot be reached: {text}"
@@ -78,7 +78,9 @@ def exit_code(error: Exception) -> int:
             return UNREACHABLE
         case errors.NotFound():
             return NOT_FOUND
-        case errors.InvalidArgument() | errors.FailedPrecondition() | errors.InvalidAdapterDirectory():
+        case errors.InvalidArgument() | errors.FailedPrecondition():
+            return REFUSED
+        case errors.InvalidAdapterDirectory() | errors.InvalidLayout() | errors.NotVerified():
             return REFUSED
         case errors.Aborted() | errors.AlreadyExists():
             return CONFLICT

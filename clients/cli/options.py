@@ -14,6 +14,10 @@ Server = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Give up after this long.")]
 Reference = Annotated[str, typer.Argument(metavar="REF", help="name, name:tag or name@sha256:<hex>")]
+ApproximateRank = Annotated[
+    int,
+    typer.Option(min=0, metavar="R", help="Serve an update of full rank (HiRA, C3A, …) as its nearest of rank R."),
+]
 FullDigests = Annotated[bool, typer.Option("--full", help="Do not shorten digests.")]
 
 AdapterStack = Annotated[

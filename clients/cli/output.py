@@ -87,6 +87,14 @@ def human_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
+def approximation(value: Any) -> str:
+    """What an approximate adapter keeps, in one line."""
+    return (
+        f"cut to rank {value.rank}, {value.energy:.2%} of the update kept, "
+        f"at least {value.least_energy:.2%} ({value.least_linear})"
+    )
+
+
 def short_digest(digest: str, *, full: bool = False) -> str:
     """The first characters of a digest, enough to tell adapters apart."""
     return digest if full else digest[:DIGEST_CHARS]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hotshoe.clients.cli import output
-from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_tag
+from hotshoe.clients.cli.options import DEFAULT_SERVER, ApproximateRank, Json, Server, name_and_tag
 from hotshoe.clients.cli.progress import byte_progress
 
 
@@ -16,6 +16,7 @@ def publish(
     annotation: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept in the manifest; may be repeated.")
     ] = None,
+    approximate_rank: ApproximateRank = 0,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, publish nothing.")] = False,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
@@ -42,6 +43,7 @@ def publish(
             tags=[tag for _, tag in references],
             annotations=annotations,
             validate_only=validate_only,
+            approximate_rank=approximate_rank,
             progress=progress,
         )
     if json:
@@ -50,6 +52,11 @@ def publish(
     done = "valid" if validate_only else "published" if response.created else "already there"
     tags = ",".join(tag for _, tag in references)
     print(f"{done} {name}:{tags}  {adapter.kind}  {output.human_bytes(adapter.size_bytes)}\n{name}@{adapter.digest}")
+    if adapter.HasField("approximation"):
+        print(output.approximation(adapter.approximation))
+    if problem := adapter.verification.problem:
+        word = "not served yet" if output.enum_word(adapter.verification, "mode") == "require" else "unsigned"
+        print(f"{word}: {output.printable(problem)}")
     if response.HasField("diagnosis"):
         print(f"doctor: {output.enum_word(response.diagnosis, 'grade').upper()}, {response.diagnosis.headline}")
 

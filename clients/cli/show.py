@@ -24,9 +24,13 @@ def show(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = Fal
         ("base", f"{adapter.base_model} {adapter.base_digest}"),
         ("size", output.human_bytes(adapter.size_bytes)),
     ]
+    if adapter.HasField("approximation"):
+        fields.append(("approximation", output.approximation(adapter.approximation)))
     fields += [("parent", f"{parent.digest} weight {parent.weight:g}") for parent in adapter.parents]
     if adapter.recipe:
         fields.append(("recipe", adapter.recipe))
+    if adapter.HasField("verification"):
+        fields.append(("policy", _verification(adapter.verification)))
     fields += [_document(referrer) for referrer in adapter.referrers]
     fields += [(blob.file_name, f"{blob.digest} {output.human_bytes(blob.size_bytes)}") for blob in adapter.blobs]
     fields += sorted(adapter.annotations.items())
@@ -37,3 +41,11 @@ def _document(referrer: Any) -> tuple[str, str]:
     """A document about the adapter: by its file's name, what its annotations say, and where it is."""
     said = ", ".join(referrer.annotations[key] for key in sorted(referrer.annotations))
     return referrer.document.file_name.removesuffix(".json"), f"{said} {referrer.document.digest}".strip()
+
+
+def _verification(verification: Any) -> str:
+    """What the policy says, in words."""
+    mode = output.enum_word(verification, "mode")
+    if mode == "off":
+        return mode
+    return f"{mode}: " + (verification.problem or f"signed by {', '.join(verification.key_ids)}")

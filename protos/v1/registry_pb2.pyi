@@ -47,6 +47,28 @@ class Referrer(_message.Message):
     annotations: _containers.ScalarMap[str, str]
     def __init__(self, digest: _Optional[str] = ..., artifact_type: _Optional[str] = ..., document: _Optional[_Union[Blob, _Mapping]] = ..., annotations: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
+class Verification(_message.Message):
+    __slots__ = ("mode", "threshold", "key_ids", "problem")
+    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODE_UNSPECIFIED: _ClassVar[Verification.Mode]
+        MODE_OFF: _ClassVar[Verification.Mode]
+        MODE_WARN: _ClassVar[Verification.Mode]
+        MODE_REQUIRE: _ClassVar[Verification.Mode]
+    MODE_UNSPECIFIED: Verification.Mode
+    MODE_OFF: Verification.Mode
+    MODE_WARN: Verification.Mode
+    MODE_REQUIRE: Verification.Mode
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    KEY_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    mode: Verification.Mode
+    threshold: int
+    key_ids: _containers.RepeatedScalarFieldContainer[str]
+    problem: str
+    def __init__(self, mode: _Optional[_Union[Verification.Mode, str]] = ..., threshold: _Optional[int] = ..., key_ids: _Optional[_Iterable[str]] = ..., problem: _Optional[str] = ...) -> None: ...
+
 class Parent(_message.Message):
     __slots__ = ("digest", "weight")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -56,7 +78,7 @@ class Parent(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe", "referrers")
+    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe", "referrers", "approximation", "verification")
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +100,8 @@ class Adapter(_message.Message):
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     REFERRERS_FIELD_NUMBER: _ClassVar[int]
+    APPROXIMATION_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     tags: _containers.RepeatedScalarFieldContainer[str]
@@ -92,7 +116,21 @@ class Adapter(_message.Message):
     parents: _containers.RepeatedCompositeFieldContainer[Parent]
     recipe: str
     referrers: _containers.RepeatedCompositeFieldContainer[Referrer]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ..., referrers: _Optional[_Iterable[_Union[Referrer, _Mapping]]] = ...) -> None: ...
+    approximation: Approximation
+    verification: Verification
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ..., referrers: _Optional[_Iterable[_Union[Referrer, _Mapping]]] = ..., approximation: _Optional[_Union[Approximation, _Mapping]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ...) -> None: ...
+
+class Approximation(_message.Message):
+    __slots__ = ("rank", "energy", "least_energy", "least_linear")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_FIELD_NUMBER: _ClassVar[int]
+    LEAST_ENERGY_FIELD_NUMBER: _ClassVar[int]
+    LEAST_LINEAR_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    energy: float
+    least_energy: float
+    least_linear: str
+    def __init__(self, rank: _Optional[int] = ..., energy: _Optional[float] = ..., least_energy: _Optional[float] = ..., least_linear: _Optional[str] = ...) -> None: ...
 
 class CheckBlobsRequest(_message.Message):
     __slots__ = ("blobs",)
@@ -139,7 +177,7 @@ class DownloadBlobResponse(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class PublishAdapterRequest(_message.Message):
-    __slots__ = ("name", "tags", "blobs", "annotations", "validate_only")
+    __slots__ = ("name", "tags", "blobs", "annotations", "validate_only", "approximate_rank")
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -152,12 +190,14 @@ class PublishAdapterRequest(_message.Message):
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     ANNOTATIONS_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    APPROXIMATE_RANK_FIELD_NUMBER: _ClassVar[int]
     name: str
     tags: _containers.RepeatedScalarFieldContainer[str]
     blobs: _containers.RepeatedCompositeFieldContainer[Blob]
     annotations: _containers.ScalarMap[str, str]
     validate_only: bool
-    def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    approximate_rank: int
+    def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., validate_only: _Optional[bool] = ..., approximate_rank: _Optional[int] = ...) -> None: ...
 
 class PublishAdapterResponse(_message.Message):
     __slots__ = ("adapter", "created", "diagnosis")
@@ -322,14 +362,16 @@ class Diagnosis(_message.Message):
     def __init__(self, grade: _Optional[_Union[Grade, str]] = ..., headline: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., exact: _Optional[bool] = ..., intruders: _Optional[int] = ..., affected_share: _Optional[float] = ..., strength: _Optional[float] = ..., linears: _Optional[_Iterable[_Union[LinearDiagnosis, _Mapping]]] = ...) -> None: ...
 
 class DiagnoseAdapterRequest(_message.Message):
-    __slots__ = ("reference", "blobs", "exact")
+    __slots__ = ("reference", "blobs", "exact", "approximate_rank")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
+    APPROXIMATE_RANK_FIELD_NUMBER: _ClassVar[int]
     reference: str
     blobs: _containers.RepeatedCompositeFieldContainer[Blob]
     exact: bool
-    def __init__(self, reference: _Optional[str] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., exact: _Optional[bool] = ...) -> None: ...
+    approximate_rank: int
+    def __init__(self, reference: _Optional[str] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., exact: _Optional[bool] = ..., approximate_rank: _Optional[int] = ...) -> None: ...
 
 class DiagnoseAdapterResponse(_message.Message):
     __slots__ = ("diagnosis", "referrer")
@@ -432,6 +474,35 @@ class CompareAdaptersResponse(_message.Message):
     distance: float
     others: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, first: _Optional[_Union[Adapter, _Mapping]] = ..., second: _Optional[_Union[Adapter, _Mapping]] = ..., fields: _Optional[_Iterable[_Union[FieldDifference, _Mapping]]] = ..., linears: _Optional[_Iterable[_Union[LinearDifference, _Mapping]]] = ..., cosine: _Optional[float] = ..., distance: _Optional[float] = ..., others: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AttachReferrerRequest(_message.Message):
+    __slots__ = ("reference", "artifact_type", "file_name", "document", "annotations")
+    class AnnotationsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    FILE_NAME_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    ANNOTATIONS_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    artifact_type: str
+    file_name: str
+    document: bytes
+    annotations: _containers.ScalarMap[str, str]
+    def __init__(self, reference: _Optional[str] = ..., artifact_type: _Optional[str] = ..., file_name: _Optional[str] = ..., document: _Optional[bytes] = ..., annotations: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class AttachReferrerResponse(_message.Message):
+    __slots__ = ("referrer", "subject")
+    REFERRER_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    referrer: Referrer
+    subject: str
+    def __init__(self, referrer: _Optional[_Union[Referrer, _Mapping]] = ..., subject: _Optional[str] = ...) -> None: ...
 
 class TransferProgress(_message.Message):
     __slots__ = ("file_name", "digest", "completed_bytes", "total_bytes")

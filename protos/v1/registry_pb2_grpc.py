@@ -100,6 +100,11 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersResponse.FromString,
                 _registered_method=True)
+        self.AttachReferrer = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/AttachReferrer',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.FromString,
+                _registered_method=True)
         self.PushAdapter = channel.unary_stream(
                 '/hotshoe.v1.RegistryService/PushAdapter',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterRequest.SerializeToString,
@@ -212,6 +217,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachReferrer(self, request, context):
+        """Keeps a document about an adapter, such as a signature. Attaching equal bytes again makes them the latest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PushAdapter(self, request, context):
         """Copies an adapter and the documents about it to a remote that the server was started with.
         """
@@ -300,6 +312,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.CompareAdapters,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersResponse.SerializeToString,
+            ),
+            'AttachReferrer': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachReferrer,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.SerializeToString,
             ),
             'PushAdapter': grpc.unary_stream_rpc_method_handler(
                     servicer.PushAdapter,
@@ -669,6 +686,33 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/CompareAdapters',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.CompareAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachReferrer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/AttachReferrer',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.FromString,
             options,
             channel_credentials,
             insecure,

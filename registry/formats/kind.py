@@ -10,18 +10,26 @@ from hotshoe.registry.formats.adalora import plan_adalora
 from hotshoe.registry.formats.adaption_prompt import plan_adaption_prompt
 from hotshoe.registry.formats.base import BaseShape, BaseWeights
 from hotshoe.registry.formats.beft import plan_beft
+from hotshoe.registry.formats.c3a import plan_c3a
+from hotshoe.registry.formats.deft import plan_deft
 from hotshoe.registry.formats.delora import plan_delora
+from hotshoe.registry.formats.dense import ApproximatePlan, DenseFormat
+from hotshoe.registry.formats.fourierft import plan_fourierft
+from hotshoe.registry.formats.glora import plan_glora
 from hotshoe.registry.formats.gralora import plan_gralora
+from hotshoe.registry.formats.hira import plan_hira
 from hotshoe.registry.formats.hra import plan_hra
 from hotshoe.registry.formats.ia3 import plan_ia3
 from hotshoe.registry.formats.lora import plan_lora
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.formats.miss import plan_miss
+from hotshoe.registry.formats.peanut import plan_peanut
 from hotshoe.registry.formats.peft_config import NULL, TEXT, Config, either
 from hotshoe.registry.formats.plan import Format, Plan, Tensors
-from hotshoe.registry.formats.prefix_tuning import plan_prefix_tuning
+from hotshoe.registry.formats.prefix_tuning import plan_cartridge, plan_prefix_tuning
 from hotshoe.registry.formats.products import plan_loha, plan_lokr
 from hotshoe.registry.formats.prompt_tuning import plan_cpt, plan_p_tuning, plan_prompt_tuning
+from hotshoe.registry.formats.randlora import plan_randlora
 from hotshoe.registry.formats.replaced import (
     ReplacingPlan,
     plan_ln_tuning,
@@ -29,9 +37,22 @@ from hotshoe.registry.formats.replaced import (
     take_saved_modules,
 )
 from hotshoe.registry.formats.rotations import plan_boft, plan_oft, plan_road
+from hotshoe.registry.formats.sparse import plan_shira, plan_supertuning
+from hotshoe.registry.formats.tinylora import plan_tinylora
+from hotshoe.registry.formats.unilora import plan_unilora
 from hotshoe.registry.formats.vblora import plan_vblora
-from hotshoe.registry.formats.vera import plan_vera
-from hotshoe.registry.validation import AdapterLimits, Pause, TensorEntry, TensorFile, go_on, read_config, shown
+from hotshoe.registry.formats.vera import plan_pvera, plan_vera
+from hotshoe.registry.formats.waveft import plan_waveft
+from hotshoe.registry.validation import (
+    ANY_INTEGER,
+    AdapterLimits,
+    Pause,
+    TensorEntry,
+    TensorFile,
+    go_on,
+    read_config,
+    shown,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +80,17 @@ class AdapterKind:
     wraps_modules: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class DenseKind:
+    """A kind whose update is of full rank: its nearest of a low one is served, if the publisher asks for that."""
+
+    plan: DenseFormat
+    update: str  # what it is, for the README
+
+
 _EMBEDDINGS = "embeddings before the prompt, their pages shared"
+
+_PAGES = "key-value pages, shared by all its requests"
 
 # By PEFT's peft_type.
 ADAPTER_KINDS: Mapping[str, AdapterKind] = {
@@ -76,8 +107,17 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "BOFT": AdapterKind(
         plan_boft, "rotation of input blocks, output scale", "–", 1e-6, "of one butterfly factor; any block size"
     ),
+    "CARTRIDGE": AdapterKind(plan_cartridge, _PAGES, "–", 0.0, "", wraps_modules=False),
     "CPT": AdapterKind(plan_cpt, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
+    "DEFT": AdapterKind(plan_deft, "low-rank update", "r", 1e-6, "of the served W; `decomposition_method`, `para`"),
     "DELORA": AdapterKind(plan_delora, "low-rank update", "r", 1e-6, "`rank_pattern`"),
+    "GLORA": AdapterKind(
+        plan_glora,
+        "output scale, low-rank update, bias",
+        "1",
+        5e-6,
+        "with `config_A_B` vector or constant; else it is of full rank",
+    ),
     "GRALORA": AdapterKind(plan_gralora, "low-rank update", "k·r + `hybrid_r`", 4e-6, ""),
     "HRA": AdapterKind(plan_hra, "low-rank update", "r", 2e-6, "of the served W; `apply_GS`"),
     "IA3": AdapterKind(
@@ -95,32 +135,44 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
     "OFT": AdapterKind(plan_oft, "rotation of input blocks", "–", 2e-6, "`block_share`, Cayley or its Neumann series"),
-    "PREFIX_TUNING": AdapterKind(
-        plan_prefix_tuning, "key-value pages, shared by all its requests", "–", 0.0, "", wraps_modules=False
-    ),
+    "PEANUT": AdapterKind(plan_peanut, "low-rank update", "r", 1e-6, "of the served W; any `depth`, six `act_fn`"),
+    "PREFIX_TUNING": AdapterKind(plan_prefix_tuning, _PAGES, "–", 0.0, "", wraps_modules=False),
     "PROMPT_TUNING": AdapterKind(plan_prompt_tuning, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
     "P_TUNING": AdapterKind(plan_p_tuning, _EMBEDDINGS, "–", 1e-6, "what its encoder gave", wraps_modules=False),
+    "PVERA": AdapterKind(plan_pvera, "low-rank update", "r", 1e-6, "its mean; with `save_projection`"),
     "ROAD": AdapterKind(plan_road, "output scale and swap, bias", "–", 1e-6, "`road_1`, `road_2`, `road_4`"),
+    "TINYLORA": AdapterKind(plan_tinylora, "low-rank update", "r", 1e-6, "with `save_projection`; any `weight_tying`"),
     "TRAINABLE_TOKENS": AdapterKind(
         plan_trainable_tokens, "rows of the embedding and of the output head", "–", 1e-6, "of tokens that the base has"
     ),
+    "UNILORA": AdapterKind(plan_unilora, "low-rank update", "r", 0.0, "with `save_indices`"),
     "VBLORA": AdapterKind(plan_vblora, "low-rank update", "r", 0.0, "the bank's mixtures, written out"),
     "VERA": AdapterKind(plan_vera, "low-rank update", "r", 1e-6, "with `save_projection`"),
 }
 
-_NO_LOW_RANK = "its update is of full rank, and has no exact form that a batch can share"
+# Kinds that are served approximately, and only on request.
+DENSE_KINDS: Mapping[str, DenseKind] = {
+    "C3A": DenseKind(plan_c3a, "circulant blocks"),
+    "FOURIERFT": DenseKind(plan_fourierft, "a sum of n_frequency waves"),
+    "HIRA": DenseKind(plan_hira, "the served W times a low-rank matrix, number by number"),
+    "RANDLORA": DenseKind(plan_randlora, "a sum of random bases, exact in as many ranks as W has"),
+    "SHIRA": DenseKind(plan_shira, "a few numbers of W, each by itself"),
+    "SUPERTUNING": DenseKind(plan_supertuning, "a few numbers of W, each by itself, and a low-rank matrix"),
+    "WAVEFT": DenseKind(plan_waveft, "a sum of n_frequency Haar wavelets"),
+}
+
+_OTHER_PART = "it changes what this server cannot give each request its own of"
+_NOT_IN_FILE = "it is not in the file, and PEFT's computing it anew depends on the machine"
 # Kinds of PEFT that are refused, and why.
 REFUSED_KINDS: Mapping[str, str] = {
-    "C3A": _NO_LOW_RANK,
-    "FOURIERFT": _NO_LOW_RANK,
-    "FROD": _NO_LOW_RANK,
-    "HIRA": _NO_LOW_RANK,
+    "ADAMSS": f"its update is of rows that k-means finds by clustering singular vectors of W: {_NOT_IN_FILE}",
+    "FROD": f"its update is of full rank, between bases of which one is solved for from all layers' W: {_NOT_IN_FILE}",
     "LILY": "its router averages over all tokens of a batch, so that answers would depend on their neighbours",
-    "OSF": _NO_LOW_RANK,
-    "RANDLORA": _NO_LOW_RANK,
+    "MULTITASK_PROMPT_TUNING": "its prompt depends on a task that a request cannot name here",
+    "OSF": "it holds most of W's singular directions anew, so its update has full rank and the size of the model",
+    "POLY": "its mixture of skills depends on a task that a request cannot name here",
+    "PSOFT": f"its factors are W's singular vectors, whose signs are any library's choice: {_NOT_IN_FILE}",
     "SHADOW": "it is a second model beside the base",
-    "SHIRA": _NO_LOW_RANK,
-    "WAVEFT": _NO_LOW_RANK,
     "XLORA": "its gates need a forward pass of their own before each step",
 }
 
@@ -140,18 +192,24 @@ class AdapterSummary:
 
 
 def inspect_adapter(
-    files: Mapping[str, Path], shape: BaseShape, limits: AdapterLimits = DEFAULT_LIMITS
+    files: Mapping[str, Path],
+    shape: BaseShape,
+    limits: AdapterLimits = DEFAULT_LIMITS,
+    *,
+    approximate_rank: int = 0,
 ) -> AdapterSummary:
     """Checks everything about an adapter short of lowering it: every field, every tensor, every value.
 
     Args:
         files: adapter_config.json and adapter_model.safetensors by name; others are not read.
+        approximate_rank: the rank to which updates of full rank are cut; 0 refuses them.
 
     Raises:
-        InvalidAdapter: it cannot be served exactly; the error names the first field or tensor that is wrong.
+        InvalidAdapter: it cannot be served exactly, or as nearly as was asked; the error names the first field or
+            tensor that is wrong.
         IncompatibleAdapter: it can, but not on that base.
     """
-    checked = _check_config(files)
+    checked = _check_config(files, approximate_rank)
     with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes) as tensor_file:
         entries = tensor_file.entries.values()
         plan = checked.plan(tensor_file, shape, limits)
@@ -174,11 +232,13 @@ def lower_adapter(
     base: BaseWeights,
     limits: AdapterLimits = DEFAULT_LIMITS,
     *,
+    approximate_rank: int = 0,
     pause: Pause = go_on,
 ) -> LoweredAdapter:
     """Checks an adapter as `inspect_adapter` does, and gives its canonical form on that base.
 
     Args:
+        approximate_rank: as `inspect_adapter` has it.
         pause: called between tensors, so that the caller may spread the work over time.
 
     Returns:
@@ -189,7 +249,7 @@ def lower_adapter(
     """
     import torch
 
-    checked = _check_config(files)
+    checked = _check_config(files, approximate_rank)
     with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes, pause=pause) as tensor_file:
         plan = checked.plan(tensor_file, base.shape, limits, pause)
         unread = set(tensor_file.entries)
@@ -197,6 +257,8 @@ def lower_adapter(
         def read(entry: TensorEntry, *, scale: float = 1.0) -> "Tensor":
             pause()
             unread.remove(entry.name)
+            if entry.is_integer:  # in bounds, as its plan has checked
+                return torch.from_numpy(tensor_file.read_integers(entry, below=ANY_INTEGER))
             return torch.from_numpy(tensor_file.read(entry, scale=scale))
 
         lowered = plan.lower(read, base)
@@ -211,29 +273,51 @@ class _CheckedConfig:
     kind: str
     base_model: str
     fields: Config
+    approximate_rank: int  # 0 for a kind that is served exactly
 
     def plan(self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on) -> Plan:
-        tensors = Tensors(tensor_file.entries, shape, pause)
-        kind = ADAPTER_KINDS[self.kind]
-        saved = take_saved_modules(self.fields, tensors, shape) if kind.wraps_modules else None
-        plan = kind.plan(self.fields, tensors, shape)
-        if saved is not None:
-            plan = ReplacingPlan(self.kind, saved, plan)
+        tensors = Tensors(
+            tensor_file.entries,
+            shape,
+            pause,
+            check_integers=lambda entry, below: tensor_file.read_integers(entry, below=below),
+        )
+        plan = self._plan(tensors, shape)
         tensors.close()
         if plan.rank > limits.max_rank:
-            raise InvalidAdapter("r", f"found rank {plan.rank}, expected at most {limits.max_rank}")
+            field = "approximate_rank" if self.approximate_rank else "r"
+            raise InvalidAdapter(field, f"found rank {plan.rank}, expected at most {limits.max_rank}")
         return plan
 
+    def _plan(self, tensors: Tensors, shape: BaseShape) -> Plan:
+        kind = ADAPTER_KINDS.get(self.kind)
+        wraps_modules = kind is None or kind.wraps_modules
+        saved = take_saved_modules(self.fields, tensors, shape) if wraps_modules else None
+        if kind is not None:
+            plan = kind.plan(self.fields, tensors, shape)
+        else:
+            dense = DENSE_KINDS[self.kind].plan(self.fields, tensors, shape)
+            plan = ApproximatePlan(dense, self.approximate_rank, shape)
+        return plan if saved is None else ReplacingPlan(self.kind, saved, plan)
 
-def _check_config(files: Mapping[str, Path]) -> _CheckedConfig:
+
+def _check_config(files: Mapping[str, Path], approximate_rank: int) -> _CheckedConfig:
     fields = read_config(_file(files, CONFIG_FILE))
     kind = fields.get("peft_type")
-    if not isinstance(kind, str) or kind not in ADAPTER_KINDS:
+    if not isinstance(kind, str) or (kind not in ADAPTER_KINDS and kind not in DENSE_KINDS):
         why = f": {REFUSED_KINDS[kind]}" if isinstance(kind, str) and kind in REFUSED_KINDS else ""
         raise InvalidAdapter("peft_type", f"expected {' or '.join(ADAPTER_KINDS)}, found {shown(kind)}{why}")
+    if kind in DENSE_KINDS and approximate_rank < 1:
+        raise InvalidAdapter(
+            "peft_type",
+            f"{kind}'s update is of full rank, and has no exact form that a batch can share; give approximate_rank, "
+            "hotshoe publish --approximate-rank R, to serve the nearest of rank R",
+        )
+    if kind in ADAPTER_KINDS and approximate_rank:
+        raise InvalidAdapter("approximate_rank", f"expected 0, found {approximate_rank}: {kind} is served exactly")
     config = Config(fields)
     base_model = config.take("base_model_name_or_path", either(TEXT, NULL), default=None)
-    return _CheckedConfig(kind, base_model or "", config)
+    return _CheckedConfig(kind, base_model or "", config, approximate_rank)
 
 
 def _file(files: Mapping[str, Path], name: str) -> Path:

@@ -1,6 +1,6 @@
-"""The README's table of kinds: `python -m hotshoe.registry.formats.kind_table` prints it."""
+"""The README's tables of kinds: `python -m hotshoe.registry.formats.kind_table` prints them."""
 
-from hotshoe.registry.formats.kind import ADAPTER_KINDS, AdapterKind
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, DENSE_KINDS, AdapterKind
 
 
 def kind_table() -> str:
@@ -10,10 +10,18 @@ def kind_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def dense_table() -> str:
+    """One line for each kind that is served approximately, on request."""
+    lines = ["| PEFT kind | its update, of full rank |", "|---|---|"]
+    lines += [f"| `{name}` | {kind.update} |" for name, kind in sorted(DENSE_KINDS.items())]
+    return "\n".join(lines) + "\n"
+
+
 def _line(name: str, kind: AdapterKind) -> str:
     error = f"{kind.error:.0e}" if kind.error else "0"
     return f"| `{name}` | {kind.lowered_to} | {kind.rank} | {error} | {kind.note} |"
 
 
 if __name__ == "__main__":
-    print(kind_table(), end="")
+    print(kind_table())
+    print(dense_table(), end="")

@@ -87,6 +87,16 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Approximation:
+    """What updates of full rank kept of themselves when they were cut to a rank."""
+
+    rank: int  # that the publisher asked for
+    energy: float  # share of ‖Δ‖², all linears together
+    least_energy: float  # that of the linear which kept least
+    least_linear: str  # its name, as LinearId has it
+
+
+@dataclass(frozen=True, slots=True)
 class LoweredAdapter:
     """An adapter in canonical form, ready to be placed on a device."""
 
@@ -101,6 +111,7 @@ class LoweredAdapter:
     # Its linears act from where these token ids stand in the prompt for the last time; not at all where they do not.
     # None: everywhere.
     invocation: tuple[int, ...] | None = None
+    approximation: Approximation | None = None  # None: it is what was trained, exactly
 
     @property
     def rank(self) -> int:

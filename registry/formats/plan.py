@@ -25,7 +25,7 @@ class Read(Protocol):
     """Reads the tensors that a plan has claimed."""
 
     def __call__(self, entry: TensorEntry, *, scale: float = 1.0) -> "Tensor":
-        """Its values times scale, as float32 on the CPU.
+        """Its values times scale, as float32 on the CPU; those of integers as int64.
 
         Scaling here costs next to nothing, and takes no part of torch's thread pool from the engine.
         """
@@ -53,8 +53,19 @@ class Plan(Protocol):
 class Tensors:
     """The tensors of a file that no one has claimed yet. Each is claimed exactly once, or the adapter is refused."""
 
-    def __init__(self, entries: Mapping[str, TensorEntry], base: BaseShape, pause: Pause = go_on) -> None:
-        """`pause` is called at each tensor, so that the caller may spread the work over time."""
+    def __init__(
+        self,
+        entries: Mapping[str, TensorEntry],
+        base: BaseShape,
+        pause: Pause = go_on,
+        *,
+        check_integers: Callable[[TensorEntry, Sequence[int]], object],
+    ) -> None:
+        """`pause` is called at each tensor, so that the caller may spread the work over time.
+
+        `check_integers` raises InvalidAdapter unless a tensor's values are from 0 to below a bound, or its row's.
+        """
+        self._check_integers = check_integers
         self._entries = dict(entries)
         self._base = base
         self._pause = pause
@@ -69,10 +80,20 @@ class Tensors:
 
     def take(self, name: str, *, reason: str) -> TensorEntry:
         """Claims that tensor; InvalidAdapter if it is missing, with the reason why it was expected."""
-        self._pause()
-        entry = self._entries.pop(name, None)
-        if entry is None:
-            raise InvalidAdapter(name, f"missing: {reason}")
+        entry = self._pop(name, reason)
+        if entry.is_integer:
+            raise InvalidAdapter(name, f"expected a tensor of floats, found {entry.dtype}")
+        return entry
+
+    def take_integers_of(
+        self, linear: LinearId, suffix: str, sizes: Sequence[int | None], *, below: Sequence[int], reason: str
+    ) -> TensorEntry:
+        """Claims a decoder linear's tensor of integers, from 0 to below the one bound or each row's own."""
+        entry = self._pop(f"{MODULE_PREFIX}{self._base.linears[linear].module}.{suffix}", reason)
+        if not entry.is_integer:
+            raise InvalidAdapter(entry.name, f"expected a tensor of integers, found {entry.dtype}")
+        require_shape(entry, sizes, of=f"{linear} of {self._base.name}")
+        self._check_integers(entry, below)
         return entry
 
     def take_of(self, linear: LinearId, suffix: str, *, reason: str) -> TensorEntry:
@@ -82,6 +103,13 @@ class Tensors:
     def has_of(self, linear: LinearId, suffix: str) -> bool:
         """Whether the tensor of that suffix of a decoder linear is there, and not claimed yet."""
         return f"{MODULE_PREFIX}{self._base.linears[linear].module}.{suffix}" in self._entries
+
+    def _pop(self, name: str, reason: str) -> TensorEntry:
+        self._pause()
+        entry = self._entries.pop(name, None)
+        if entry is None:
+            raise InvalidAdapter(name, f"missing: {reason}")
+        return entry
 
     def close(self) -> None:
         """Raises InvalidAdapter for a tensor that was not claimed."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 OF_WEIGHT = frozenset({"input_scale", "input_rotation", "output_scale", "output_swap"})  # what acts on W itself
 _FACTORS = frozenset({"a", "b", "scale"})
 _LOW_RANK = frozenset({"a", "b", "bias_delta", "scale"})
-_OF_ADAPTER = frozenset({"kind", "linears"})
+_OF_ADAPTER = frozenset({"kind", "linears", "approximation"})
 
 
 def dense_update(linear: LoweredLinear, weight: "Tensor") -> "Tensor | None":

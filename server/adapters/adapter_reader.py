@@ -3,16 +3,18 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
-from hotshoe.registry.formats.base import BaseWeights
+from hotshoe.registry.formats.base import BaseWeights, LinearId, NormId
 from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.validation import AdapterLimits, Pause, go_on
+from hotshoe.server.adapters.lowered_cache import LoweredCache
 from hotshoe.server.adapters.resident import AdapterSource, LoadStage
 from hotshoe.server.config import ResidencyConfig
 
@@ -22,8 +24,17 @@ _log = logging.getLogger(__name__)
 class AdapterReader:
     """Reads adapters for one base. Any thread; holds nothing."""
 
-    def __init__(self, source: AdapterSource, base: BaseWeights, config: ResidencyConfig) -> None:
+    def __init__(
+        self,
+        source: AdapterSource,
+        base: BaseWeights,
+        config: ResidencyConfig,
+        *,
+        cache: LoweredCache | None = None,
+    ) -> None:
+        """`cache` keeps what took the base's weights to compute."""
         self._source = source
+        self._cache = cache
         self._base = base
         self._config = config
         self._limits = AdapterLimits(max_rank=config.max_rank, max_bytes=config.max_adapter_bytes)
@@ -55,11 +66,24 @@ class AdapterReader:
         files = self._source.adapter_files(digest)
         verified = time.perf_counter()
         on_stage(LoadStage.LOADING, record)
-        lowered = lower_adapter(files, self._base, self._limits, pause=pause)
-        pause()
-        check_finite(lowered)
+        lowered = self._lower(record, files, pause)
         lowered_at = time.perf_counter()
         return record, lowered, {"verify": verified - started, "lower": lowered_at - verified}
+
+    def _lower(self, record: AdapterRecord, files: Mapping[str, Path], pause: Pause) -> LoweredAdapter:
+        base_digest = self._base.shape.digest
+        if self._cache is not None:
+            kept = self._cache.find(record.digest, base_digest, pause=pause)
+            if kept is not None and kept.rank <= self._limits.max_rank:
+                return kept
+        base = _WatchedWeights(self._base)
+        rank = record.approximate_rank
+        lowered = lower_adapter(files, base, self._limits, approximate_rank=rank, pause=pause)
+        pause()
+        check_finite(lowered)
+        if self._cache is not None and (base.was_read or rank):
+            self._cache.add(record.digest, base_digest, lowered)
+        return lowered
 
     def _check_base(self, record: AdapterRecord) -> None:
         base = self._base.shape
@@ -70,6 +94,31 @@ class AdapterReader:
         _log.warning(
             "adapter %s was published for base %s, served on %s", record.digest, record.base_digest, base.digest
         )
+
+
+class _WatchedWeights:
+    """The base's weights, and whether any linear's was asked for."""
+
+    def __init__(self, base: BaseWeights) -> None:
+        self.shape = base.shape
+        self.was_read = False
+        self._base = base
+
+    def weight(self, linear: LinearId) -> torch.Tensor:
+        self.was_read = True
+        return self._base.weight(linear)
+
+    def bias(self, linear: LinearId) -> torch.Tensor | None:
+        return self._base.bias(linear)
+
+    def norm(self, norm: NormId) -> torch.Tensor:
+        return self._base.norm(norm)
+
+    def embedding(self) -> torch.Tensor:
+        return self._base.embedding()
+
+    def head(self) -> torch.Tensor:
+        return self._base.head()
 
 
 def check_finite(adapter: LoweredAdapter) -> None:

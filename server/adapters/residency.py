@@ -17,6 +17,7 @@ from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_queue import LoadQueue
 from hotshoe.server.adapters.loader_pace import LoaderPace
+from hotshoe.server.adapters.lowered_cache import LoweredCache
 from hotshoe.server.adapters.observer_events import ObserverEvents
 from hotshoe.server.adapters.one_core import let_others_first, run_when_idle, use_one_core
 from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
@@ -51,11 +52,12 @@ class AdapterResidency:
         slots: AdapterSlots,
         config: ResidencyConfig,
         observer: ResidencyObserver | None = None,
+        cache: LoweredCache | None = None,
     ) -> None:
         if slots.num_slots != config.adapter_slots:
             raise ValueError(f"adapter_slots: {config.adapter_slots}, but the device has {slots.num_slots}")
         self.on_change: Callable[[], None] = lambda: None
-        self._reader = AdapterReader(registry, base, config)
+        self._reader = AdapterReader(registry, base, config, cache=cache)
         self._slots = slots
         self._config = config
         self._events = ObserverEvents(observer)

@@ -14,7 +14,7 @@ from hotshoe.server.errors import UnsupportedModel
 from hotshoe.server.model.backends import Backend, choose_backend, cpu_dense_backend
 from hotshoe.server.model.base_cache import BaseCache
 from hotshoe.server.model.base_weights import CheckpointWeights
-from hotshoe.server.model.checkpoints import DirectoryCheckpoint, read_json
+from hotshoe.server.model.checkpoints import Checkpoint, DirectoryCheckpoint, read_json
 from hotshoe.server.model.decoder import Decoder
 from hotshoe.server.model.decoder_reader import read_decoder
 from hotshoe.server.model.families import spec_from_config
@@ -45,6 +45,35 @@ class LoadedBase:
     merge: MergeReport | None = None  # of the adapter that lies in the weights
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBase:
+    """A base on the disk, its weights read as they are asked for."""
+
+    name: str
+    digest: str  # "sha256:<hex>" of the files that it comes from
+    spec: ModelSpec
+    checkpoint: Checkpoint  # NF4, as it is served
+    open_original: Callable[[], Checkpoint]  # what that was made of; the same if that was NF4 already
+    weights: BaseWeights  # as they are served
+    tokenizer: Tokenizer
+
+
+def open_base(source: str, *, cache: Path) -> OpenBase:
+    """Finds a base, and quantizes it if that is new. Raises UnsupportedModel as `load_base` does."""
+    prepared = _prepare(source, BaseCache(cache))
+    checkpoint = DirectoryCheckpoint(prepared.directory)
+    spec = spec_from_config(checkpoint.config)
+    return OpenBase(
+        name=prepared.name,
+        digest=prepared.digest,
+        spec=spec,
+        checkpoint=checkpoint,
+        open_original=prepared.open_original,
+        weights=CheckpointWeights(checkpoint, spec.base_shape(name=prepared.name, digest=prepared.digest)),
+        tokenizer=prepared.read_tokenizer(prepared.directory),
+    )
+
+
 def load_base(
     source: str,
     *,
@@ -73,30 +102,26 @@ def load_base(
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = choose_backend(device, backend, ops)
-    prepared = _prepare(source, BaseCache(cache))
-    name, digest = prepared.name, prepared.digest
-    checkpoint = DirectoryCheckpoint(prepared.directory)
-    spec = spec_from_config(checkpoint.config)
-    weights = CheckpointWeights(checkpoint, spec.base_shape(name=name, digest=digest))
-    merged = None if merge is None else MergedCheckpoint(checkpoint, spec, merge(weights))
+    opened = open_base(source, cache=cache)
+    merged = None if merge is None else MergedCheckpoint(opened.checkpoint, opened.spec, merge(opened.weights))
     if merged is not None:
         chosen = _dense(chosen)
         decoder = read_decoder(merged, merged.spec, chosen)
     else:
-        decoder = read_decoder(checkpoint, spec, chosen)
+        decoder = read_decoder(opened.checkpoint, opened.spec, chosen)
     base = LoadedBase(
-        name=name,
-        digest=digest,
-        spec=spec,
+        name=opened.name,
+        digest=opened.digest,
+        spec=opened.spec,
         decoder=decoder,
-        tokenizer=prepared.read_tokenizer(prepared.directory),
-        weights=weights,
+        tokenizer=opened.tokenizer,
+        weights=opened.weights,
         quantization="nf4" if merged is None else "none",
         device=str(chosen.device),
         backend=chosen.name,
         merge=None if merged is None else merged.report,
     )
-    log.info("base loaded: %s %s backend=%s device=%s", name, digest, base.backend, base.device)
+    log.info("base loaded: %s %s backend=%s device=%s", base.name, base.digest, base.backend, base.device)
     return base
 
 
@@ -110,6 +135,7 @@ class _Prepared:
     name: str
     digest: str
     directory: Path  # holds the base as NF4, and its tokenizer
+    open_original: Callable[[], Checkpoint]
     read_tokenizer: Callable[[Path], Tokenizer]
 
 
@@ -128,13 +154,13 @@ def _prepare_directory(path: Path, cache: BaseCache) -> _Prepared:
     name = path.resolve().name
     digest = cache.base_digest(path, [*checkpoint.weight_files, path / "config.json"])
     if checkpoint.quantized:
-        return _Prepared(name, digest, path, Tokenizer.from_directory)
+        return _Prepared(name, digest, path, lambda: checkpoint, Tokenizer.from_directory)
 
     def write(directory: Path) -> None:
         write_quantized(checkpoint, spec, directory)
         Tokenizer.from_directory(path).save(directory)
 
-    return _Prepared(name, digest, _cached(digest, cache, write), Tokenizer.from_saved)
+    return _Prepared(name, digest, _cached(digest, cache, write), lambda: checkpoint, Tokenizer.from_saved)
 
 
 def _prepare_gguf(path: Path, cache: BaseCache) -> _Prepared:
@@ -145,7 +171,9 @@ def _prepare_gguf(path: Path, cache: BaseCache) -> _Prepared:
         write_quantized(file, spec_from_config(file.config), directory)
         read_tokenizer(file).save(directory)
 
-    return _Prepared(path.name.split(".")[0], digest, _cached(digest, cache, write), Tokenizer.from_saved)
+    return _Prepared(
+        path.name.split(".")[0], digest, _cached(digest, cache, write), lambda: GgufFile(path), Tokenizer.from_saved
+    )
 
 
 def _cached(digest: str, cache: BaseCache, write: Callable[[Path], None]) -> Path:

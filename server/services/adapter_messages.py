@@ -1,6 +1,7 @@
 """An adapter as the wire has it."""
 
 from hotshoe.protos.v1 import registry_pb2
+from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.manifest import AdapterRecord
 
 
@@ -23,4 +24,14 @@ def adapter_message(record: AdapterRecord) -> registry_pb2.Adapter:
         size_bytes=record.size_bytes,
         parents=[registry_pb2.Parent(digest=parent.digest, weight=parent.weight) for parent in record.parents],
         recipe=record.recipe,
+        approximation=None if record.approximation is None else _approximation_message(record.approximation),
+    )
+
+
+def _approximation_message(approximation: Approximation) -> registry_pb2.Approximation:
+    return registry_pb2.Approximation(
+        rank=approximation.rank,
+        energy=approximation.energy,
+        least_energy=approximation.least_energy,
+        least_linear=approximation.least_linear,
     )

@@ -17,6 +17,7 @@ from hotshoe.kernels.reference import dequantize_nf4
 from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowered import Approximation, LoweredAdapter
 from hotshoe.registry.manifest import AdapterRecord, canonical_json
 from hotshoe.registry.recipes.comparison import Comparison, compare
 from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of
@@ -62,7 +63,7 @@ class Doctor:
         self._counts = ThreadPoolExecutor(1, "doctor-exact", initializer=use_one_core)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def diagnose(self, files: Mapping[str, Path], *, exact: bool = False) -> Diagnosis:
+    async def diagnose(self, files: Mapping[str, Path], *, exact: bool = False, approximate_rank: int = 0) -> Diagnosis:
         """Examines an adapter's files. Who is cancelled ends the work too.
 
         Raises:
@@ -71,25 +72,37 @@ class Doctor:
         """
         executor: Executor = self._counts if exact else self._screens
         given_up = threading.Event()
-        work = partial(self._diagnose, files, exact=exact, given_up=given_up)
+        work = partial(self._diagnose, files, exact=exact, approximate_rank=approximate_rank, given_up=given_up)
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, work)
         finally:
             given_up.set()
 
-    async def mitigate(self, files: Mapping[str, Path], *, keep: float) -> Mitigation:
+    async def approximate(self, files: Mapping[str, Path], *, rank: int) -> Approximation:
+        """What files whose update is of full rank keep of it when they are cut to a rank. Raises as `diagnose` does."""
+        given_up = threading.Event()
+        work = partial(self._approximate, files, rank=rank, given_up=given_up)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._counts, work)
+        finally:
+            given_up.set()
+
+    async def mitigate(self, files: Mapping[str, Path], *, keep: float, approximate_rank: int = 0) -> Mitigation:
         """Shrinks the intruders of an adapter's files to `keep` of their strength. Raises as `diagnose` does."""
         given_up = threading.Event()
-        work = partial(self._mitigate, files, keep=keep, given_up=given_up)
+        work = partial(self._mitigate, files, keep=keep, approximate_rank=approximate_rank, given_up=given_up)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._counts, work)
         finally:
             given_up.set()
 
     async def merge(
-        self, parents: Sequence[Mapping[str, Path]], weights: Sequence[float], parameters: MergeParameters
+        self,
+        parents: Sequence[tuple[Mapping[str, Path], int]],
+        weights: Sequence[float],
+        parameters: MergeParameters,
     ) -> Merge:
-        """Merges the files of several adapters. Raises as `diagnose` does."""
+        """Merges several adapters, each its files and the rank to which it is cut, or 0. Raises as `diagnose` does."""
         given_up = threading.Event()
         work = partial(self._merge, parents, weights, parameters, given_up=given_up)
         try:
@@ -97,8 +110,13 @@ class Doctor:
         finally:
             given_up.set()
 
-    async def compare(self, first: Mapping[str, Path], second: Mapping[str, Path]) -> Comparison:
-        """Holds the files of two adapters against each other. Raises as `diagnose` does."""
+    async def compare(
+        self, first: tuple[Mapping[str, Path], int], second: tuple[Mapping[str, Path], int]
+    ) -> Comparison:
+        """Holds two adapters against each other, each its files and the rank to which it is cut, or 0.
+
+        Raises as `diagnose` does.
+        """
         given_up = threading.Event()
         try:
             work = partial(self._compare, first, second, given_up=given_up)
@@ -106,13 +124,15 @@ class Doctor:
         finally:
             given_up.set()
 
-    async def refuse_bad(self, name: str, files: Mapping[str, Path], *, exact: bool = False) -> Diagnosis:
+    async def refuse_bad(
+        self, name: str, files: Mapping[str, Path], *, exact: bool = False, approximate_rank: int = 0
+    ) -> Diagnosis:
         """Examines files before they are published.
 
         Raises:
             AdapterRefused: their grade is BAD; and what `diagnose` raises.
         """
-        diagnosis = await self.diagnose(files, exact=exact)
+        diagnosis = await self.diagnose(files, exact=exact, approximate_rank=approximate_rank)
         if diagnosis.grade is Grade.BAD:
             log_event(logging.WARNING, "refused", name=name, grade=diagnosis.grade, headline=diagnosis.headline)
             raise AdapterRefused(f"the doctor's grade is BAD: {diagnosis.headline}")
@@ -158,7 +178,8 @@ class Doctor:
             if await loop.run_in_executor(None, self._registry.referrers, record.digest, DIAGNOSIS_TYPE):
                 return None
             files = await loop.run_in_executor(None, self._registry.adapter_files, record.digest)
-            work = partial(self._diagnose, files, exact=False, given_up=None)
+            rank = record.approximate_rank
+            work = partial(self._diagnose, files, exact=False, approximate_rank=rank, given_up=None)
             diagnosis = await loop.run_in_executor(self._screens, work)
             await loop.run_in_executor(None, self.attach, record, diagnosis)
         except (RegistryError, ServerError, OSError) as error:
@@ -177,34 +198,50 @@ class Doctor:
 
     # The doctor's threads.
 
-    def _diagnose(self, files: Mapping[str, Path], *, exact: bool, given_up: threading.Event | None) -> Diagnosis:
+    def _diagnose(
+        self, files: Mapping[str, Path], *, exact: bool, approximate_rank: int, given_up: threading.Event | None
+    ) -> Diagnosis:
         pause = self._begin(given_up)
-        lowered = lower_adapter(files, self._base, self._limits, pause=pause)
+        lowered = self._lower(files, approximate_rank, pause)
         if not exact:
             return diagnose(lowered, self._spectra.of, pause=pause)
         return diagnose(lowered, self._spectra.of, base=self._base, requantize=_requantized, pause=pause)
 
-    def _mitigate(self, files: Mapping[str, Path], *, keep: float, given_up: threading.Event) -> Mitigation:
+    def _lower(self, files: Mapping[str, Path], approximate_rank: int, pause: Pause) -> LoweredAdapter:
+        return lower_adapter(files, self._base, self._limits, approximate_rank=approximate_rank, pause=pause)
+
+    def _approximate(self, files: Mapping[str, Path], *, rank: int, given_up: threading.Event) -> Approximation:
+        approximation = self._lower(files, rank, self._begin(given_up)).approximation
+        assert approximation is not None, "what is exact is refused with a rank"
+        return approximation
+
+    def _mitigate(
+        self, files: Mapping[str, Path], *, keep: float, approximate_rank: int, given_up: threading.Event
+    ) -> Mitigation:
         pause = self._begin(given_up)
-        return mitigate(lower_adapter(files, self._base, self._limits, pause=pause), self._base, keep=keep, pause=pause)
+        return mitigate(self._lower(files, approximate_rank, pause), self._base, keep=keep, pause=pause)
 
     def _merge(
         self,
-        parents: Sequence[Mapping[str, Path]],
+        parents: Sequence[tuple[Mapping[str, Path], int]],
         weights: Sequence[float],
         parameters: MergeParameters,
         *,
         given_up: threading.Event,
     ) -> Merge:
         pause = self._begin(given_up)
-        lowered = [lower_adapter(files, self._base, self._limits, pause=pause) for files in parents]
+        lowered = [self._lower(files, rank, pause) for files, rank in parents]
         return merge(lowered, weights, parameters, self._base, pause=pause)
 
     def _compare(
-        self, first: Mapping[str, Path], second: Mapping[str, Path], *, given_up: threading.Event
+        self,
+        first: tuple[Mapping[str, Path], int],
+        second: tuple[Mapping[str, Path], int],
+        *,
+        given_up: threading.Event,
     ) -> Comparison:
         pause = self._begin(given_up)
-        one, two = (lower_adapter(files, self._base, self._limits, pause=pause) for files in (first, second))
+        one, two = (self._lower(files, rank, pause) for files, rank in (first, second))
         return compare(one, two, self._base, pause=pause)
 
     def _begin(self, given_up: threading.Event | None) -> Pause:

@@ -18,8 +18,12 @@ from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.reference import AdapterRef, check_name
+from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Referrer, Registry, Upload
 from hotshoe.registry.remotes.transfer import TransferProgress
+from hotshoe.registry.signing.policy import Mode
+from hotshoe.registry.signing.verdict import Verdict
+from hotshoe.registry.verification import Verifier
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
@@ -33,6 +37,12 @@ MAX_CHUNK_BYTES = 1 << 20
 DOWNLOAD_CHUNK_BYTES = 1 << 18
 MAX_BLOBS = 64
 
+_MODES = {
+    Mode.OFF: registry_pb2.Verification.MODE_OFF,
+    Mode.WARN: registry_pb2.Verification.MODE_WARN,
+    Mode.REQUIRE: registry_pb2.Verification.MODE_REQUIRE,
+}
+
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
@@ -44,16 +54,26 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         base: the model that published adapters are checked against.
         transfers: copies to and from the server's remotes.
         publish_doctor: what happens at publish: "warn", "require" or "off", as `ServerConfig.doctor` has it.
+        verifier: None where no policy asks for signatures. With one, everything may be published all the same: an
+            adapter can be signed once its digest is known, and until then it is not served.
     """
 
     def __init__(
-        self, registry: Registry, base: BaseShape, *, transfers: Transfers, doctor: Doctor, publish_doctor: str
+        self,
+        registry: Registry,
+        base: BaseShape,
+        *,
+        transfers: Transfers,
+        doctor: Doctor,
+        publish_doctor: str,
+        verifier: Verifier | None = None,
     ) -> None:
         self._registry = registry
         self._transfers = transfers
         self._base = base
         self._doctor = doctor
         self._publish_doctor = publish_doctor
+        self._verifier = verifier
 
     async def CheckBlobs(
         self, request: registry_pb2.CheckBlobsRequest, context: Context
@@ -96,9 +116,13 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.PublishAdapterResponse:
         _check_count("blobs", len(request.blobs))
         files = [_file(blob) for blob in request.blobs]
-        diagnosis = None
+        diagnosis = approximation = None
+        if rank := request.approximate_rank:
+            paths = await _call(self._registry.uploaded_files, files)
+            approximation = await self._doctor.approximate(paths, rank=rank)
         if self._publish_doctor == "require":
-            diagnosis = await self._doctor.refuse_bad(request.name, await _call(self._registry.uploaded_files, files))
+            paths = await _call(self._registry.uploaded_files, files)
+            diagnosis = await self._doctor.refuse_bad(request.name, paths, approximate_rank=rank)
         publish = partial(
             self._registry.publish,
             name=request.name,
@@ -107,6 +131,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             annotations=dict(request.annotations),
             base=self._base,
             validate_only=request.validate_only,
+            approximation=approximation,
         )
         record, created = await _call(publish)
         if not request.validate_only:
@@ -125,7 +150,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             elif self._publish_doctor == "warn":
                 diagnosis = await self._doctor.examine_soon(record)
         return registry_pb2.PublishAdapterResponse(
-            adapter=adapter_message(record),
+            adapter=await self._verified_message(record),
             created=created,
             diagnosis=None if diagnosis is None else diagnosis_message(diagnosis, with_linears=False),
         )
@@ -134,9 +159,38 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.GetAdapterRequest, context: Context
     ) -> registry_pb2.GetAdapterResponse:
         record = await _call(self._registry.resolve, request.reference)
-        message = adapter_message(record)
+        message = await self._verified_message(record)
         message.referrers.extend(map(_referrer_message, await _call(self._registry.referrers, record.digest)))
         return registry_pb2.GetAdapterResponse(adapter=message)
+
+    async def AttachReferrer(
+        self, request: registry_pb2.AttachReferrerRequest, context: Context
+    ) -> registry_pb2.AttachReferrerResponse:
+        if request.artifact_type == DIAGNOSIS_TYPE:
+            raise InvalidRequest("artifact_type", f"{DIAGNOSIS_TYPE} is what the server's doctor attaches")
+        record = await _call(self._registry.resolve, request.reference)
+        attach = partial(
+            self._registry.attach,
+            record.digest,
+            request.document,
+            artifact_type=request.artifact_type,
+            file_name=request.file_name,
+            annotations=dict(request.annotations),
+        )
+        referrer = await _call(attach)
+        log_event(
+            logging.INFO, "attach", name=record.name, digest=record.digest, type=referrer.artifact_type,
+            document=referrer.document.digest,
+        )  # fmt: skip
+        return registry_pb2.AttachReferrerResponse(referrer=_referrer_message(referrer), subject=record.digest)
+
+    async def _verified_message(self, record: AdapterRecord) -> registry_pb2.Adapter:
+        """An adapter as the wire has it, with what the policy says of its signatures."""
+        message = adapter_message(record)
+        if self._verifier is not None:
+            verdict = await _call(self._verifier.verdict, record.name, record.digest)
+            message.verification.CopyFrom(_verification_message(verdict))
+        return message
 
     async def DiagnoseAdapter(
         self, request: registry_pb2.DiagnoseAdapterRequest, context: Context
@@ -147,11 +201,13 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             raise InvalidRequest("reference", "expected a reference or blobs, and not both")
         if request.blobs:
             files = await _call(self._registry.uploaded_files, [_file(blob) for blob in request.blobs])
-            diagnosis = await self._doctor.diagnose(files, exact=request.exact)
+            rank = request.approximate_rank
+            diagnosis = await self._doctor.diagnose(files, exact=request.exact, approximate_rank=rank)
             return registry_pb2.DiagnoseAdapterResponse(diagnosis=diagnosis_message(diagnosis))
         record = await _call(self._registry.resolve, request.reference)
         files = await _call(self._registry.adapter_files, record.digest)
-        diagnosis = await self._doctor.diagnose(files, exact=request.exact)
+        rank = record.approximate_rank
+        diagnosis = await self._doctor.diagnose(files, exact=request.exact, approximate_rank=rank)
         referrer = await _call(self._doctor.attach, record, diagnosis)
         return registry_pb2.DiagnoseAdapterResponse(
             diagnosis=diagnosis_message(diagnosis), referrer=_referrer_message(referrer)
@@ -164,7 +220,8 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             raise InvalidRequest("keep", f"expected a number from 0 to below 1, not {request.keep}")
         parent = await _call(self._registry.resolve, request.reference)
         parts = await _call(self._registry.adapter_files, parent.digest)
-        mitigation = await self._doctor.mitigate(parts, keep=request.keep)
+        rank = parent.approximate_rank
+        mitigation = await self._doctor.mitigate(parts, keep=request.keep, approximate_rank=rank)
         made = lora_files(mitigation.updates, self._base, base_name=parent.base_model)
         files = await _call(self._registry.add_files, made)
         paths = await _call(self._registry.uploaded_files, files)
@@ -191,7 +248,9 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         parameters.check_parents(weights)
         _check_count("sources", len(weights))
         parents = [await _call(self._registry.resolve, source.reference) for source in request.sources]
-        parts = [await _call(self._registry.adapter_files, parent.digest) for parent in parents]
+        parts = [
+            (await _call(self._registry.adapter_files, parent.digest), parent.approximate_rank) for parent in parents
+        ]
         merged = await self._doctor.merge(parts, weights, parameters)
         made = lora_files(merged.updates, self._base, base_name=parents[0].base_model)
         files = await _call(self._registry.add_files, made)
@@ -278,7 +337,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.CompareAdaptersResponse:
         first, second = [await _call(self._registry.resolve, ref) for ref in (request.first, request.second)]
         files = [await _call(self._registry.adapter_files, record.digest) for record in (first, second)]
-        found = await self._doctor.compare(files[0], files[1])
+        found = await self._doctor.compare((files[0], first.approximate_rank), (files[1], second.approximate_rank))
         return await _call(comparison_message, (first, second), (files[0], files[1]), found)
 
     async def ListAdapters(
@@ -319,6 +378,15 @@ def _progress_message(step: TransferProgress) -> registry_pb2.TransferProgress:
         digest=step.blob.digest,
         completed_bytes=step.completed_bytes,
         total_bytes=step.blob.size_bytes,
+    )
+
+
+def _verification_message(verdict: Verdict) -> registry_pb2.Verification:
+    return registry_pb2.Verification(
+        mode=_MODES[verdict.rule.mode],
+        threshold=verdict.rule.threshold,
+        key_ids=verdict.key_ids,
+        problem=verdict.problem,
     )
 
 

@@ -5,16 +5,16 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 
 from hotshoe.protos.v1 import residency_pb2, residency_pb2_grpc
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.adapters.resident import LoadProgress, LoadStage, ResidentInfo, Tier
+from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.dispatcher import Dispatcher
@@ -48,6 +48,7 @@ class ResidencyParts:
     """What the service stands on.
 
     Attributes:
+        gate: the registry, for what is to be served.
         draining: set once the server shuts down; endless streams end then.
         executor: for callers that wait for a load.
         pull_through: fetches what is named by digest and is not here.
@@ -55,6 +56,7 @@ class ResidencyParts:
 
     residency: AdapterResidency
     registry: Registry
+    gate: SignatureGate
     dispatcher: Dispatcher
     max_adapters: int
     draining: asyncio.Event
@@ -80,7 +82,7 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
             yield residency_pb2.LoadAdapterResponse(
                 stage=residency_pb2.LoadAdapterResponse.STAGE_DOWNLOADING, completed_bytes=completed, total_bytes=total
             )
-        record = await self._resolve(request.reference)
+        record = await self._call(self._parts.gate.resolve, request.reference)
         loop = asyncio.get_running_loop()
         steps: asyncio.Queue[LoadProgress | None] = asyncio.Queue()
 
@@ -104,7 +106,7 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
     async def UnloadAdapter(
         self, request: residency_pb2.UnloadAdapterRequest, context: Context
     ) -> residency_pb2.UnloadAdapterResponse:
-        record = await self._resolve(request.reference)
+        record = await self._call(self._parts.registry.resolve, request.reference)
         await asyncio.get_running_loop().run_in_executor(None, self._parts.residency.unload, record.digest)
         log_event(logging.INFO, "unload", name=record.name, digest=record.digest)
         return residency_pb2.UnloadAdapterResponse()
@@ -131,8 +133,8 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
             tokens, since = self._parts.dispatcher.generated_tokens, time.monotonic()
             rate = (tokens - before) / (since - then)
 
-    async def _resolve(self, reference: str) -> AdapterRecord:
-        return await asyncio.get_running_loop().run_in_executor(None, partial(self._parts.registry.resolve, reference))
+    async def _call(self, resolve: Callable[[str], AdapterRecord], reference: str) -> AdapterRecord:
+        return await asyncio.get_running_loop().run_in_executor(None, resolve, reference)
 
     def _status(self, tokens_per_second: float) -> residency_pb2.WatchStatusResponse:
         stats = self._parts.dispatcher.stats

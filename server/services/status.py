@@ -34,6 +34,8 @@ _Code = grpc.StatusCode
 STATUS_TABLE: dict[type[Exception], StatusRow] = {
     registry_errors.InvalidAdapter: StatusRow(_Code.INVALID_ARGUMENT, "INVALID_ADAPTER"),
     registry_errors.IncompatibleAdapter: StatusRow(_Code.FAILED_PRECONDITION, "ADAPTER_INCOMPATIBLE"),
+    registry_errors.InvalidDocument: StatusRow(_Code.INVALID_ARGUMENT, "INVALID_DOCUMENT"),
+    registry_errors.SignaturesMissing: StatusRow(_Code.FAILED_PRECONDITION, "SIGNATURES_MISSING"),
     registry_errors.InvalidReference: StatusRow(_Code.INVALID_ARGUMENT, "INVALID_REFERENCE"),
     registry_errors.InvalidUpload: StatusRow(_Code.INVALID_ARGUMENT, "INVALID_UPLOAD"),
     registry_errors.AdapterNotFound: StatusRow(_Code.NOT_FOUND, "ADAPTER_NOT_FOUND"),
@@ -64,11 +66,12 @@ _CAUSES_THAT_SHOW = (
     registry_errors.BlobCorrupt,
     registry_errors.BlobNotFound,
     registry_errors.IncompatibleAdapter,
+    registry_errors.SignaturesMissing,
     registry_errors.StoreUnavailable,
     server_errors.QueueFull,
 )
 
-_NAMES_A_FIELD = (registry_errors.InvalidAdapter, server_errors.InvalidRequest)
+_NAMES_A_FIELD = (registry_errors.InvalidAdapter, registry_errors.InvalidDocument, server_errors.InvalidRequest)
 
 
 def status_of(error: Exception, *, method: str = "") -> status_pb2.Status:

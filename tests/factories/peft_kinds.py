@@ -7,9 +7,15 @@ from peft import (
     AdaptionPromptConfig,
     BeftConfig,
     BOFTConfig,
+    C3AConfig,
+    CartridgeConfig,
     CPTConfig,
+    DeftConfig,
     DeloraConfig,
+    FourierFTConfig,
+    GloraConfig,
     GraloraConfig,
+    HiraConfig,
     HRAConfig,
     IA3Config,
     LNTuningConfig,
@@ -18,14 +24,22 @@ from peft import (
     LoraConfig,
     MissConfig,
     OFTConfig,
+    PeanutConfig,
     PeftConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    PveraConfig,
+    RandLoraConfig,
     RoadConfig,
+    ShiraConfig,
+    SupertuningConfig,
+    TinyLoraConfig,
     TrainableTokensConfig,
+    UniLoraConfig,
     VBLoRAConfig,
     VeraConfig,
+    WaveFTConfig,
 )
 from tiny_models import TARGETS
 
@@ -127,9 +141,38 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "mini miss": lambda: of(MissConfig, r=4, mini_r=8, init_weights="mini"),
     "delora": lambda: of(DeloraConfig, r=4, rank_pattern={"q_proj": 2}, lambda_pattern={"v_proj": 3}),
     "beft": lambda: of(BeftConfig),
+    "deft": lambda: of(DeftConfig, r=4),
+    "deft with orthogonal projections": lambda: of(DeftConfig, r=5, decomposition_method="qr", alpha=8),
+    "deft of few outputs": lambda: of(DeftConfig, r=40, target_modules=["k_proj"]),
+    "deft that only takes out": lambda: of(DeftConfig, r=3, para=True, target_modules=["o_proj", "gate_proj"]),
+    "peanut": lambda: of(PeanutConfig, r=4),
+    "deep peanut": lambda: of(PeanutConfig, r=5, depth=2, act_fn="gelu", scaling=2.0),
+    "pvera": lambda: of(PveraConfig, r=6),
+    "tinylora": lambda: of(TinyLoraConfig, r=3, u=8),
+    "tied tinylora": lambda: of(TinyLoraConfig, r=2, u=8, weight_tying=0.7),
+    "glora by output": lambda: of(GloraConfig, r=2, config_A_B="vector"),
+    "glora of constants": lambda: of(GloraConfig, config_A_B="constant", config_C="vector", config_D_E="vector"),
+    "glora of weights only": lambda: of(GloraConfig, config_A_B="vector", config_C="none", config_D_E="none"),
+    "unilora": lambda: of(UniLoraConfig, r=3, theta_d_length=200, save_indices=True),
+    "cartridge": lambda: CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
     "gralora": lambda: of(GraloraConfig, r=8, gralora_k=4, alpha=32),
     "gralora beside a whole": lambda: of(GraloraConfig, r=4, hybrid_r=3),
     "vb-lora": lambda: of(VBLoRAConfig, r=4, num_vectors=30, vector_length=16, topk=3),
+}
+
+# Those whose update is of full rank.
+DENSE_CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
+    "hira": lambda: of(HiraConfig, r=3),
+    "fourierft": lambda: of(FourierFTConfig, n_frequency=90, n_frequency_pattern={"v_proj": 50}, scaling=900.0),
+    "c3a": lambda: of(C3AConfig, block_size=16, block_size_pattern={"up_proj": 32}),
+    "waveft": lambda: of(WaveFTConfig, n_frequency=90, n_frequency_pattern={"v_proj": 50}, scaling=9.0),
+    "waveft without a transform": lambda: of(
+        WaveFTConfig, n_frequency=90, use_idwt=False, wavelet_family="db4", scaling=5
+    ),
+    "randlora": lambda: of(RandLoraConfig, r=5),
+    "shira": lambda: of(ShiraConfig, r=2),
+    "supertuning": lambda: of(SupertuningConfig, sparsity=0.95),
+    "supertuning beside a low rank": lambda: of(SupertuningConfig, sparsity=0.95, r=3, lora_alpha=9),
 }
 
 
@@ -138,10 +181,10 @@ def suits(name: str, model: str) -> bool:
     return not name.startswith("adaption") or model not in ("qwen2", "llama with biases")
 
 
-def one_of_each_kind() -> dict[str, PeftConfig]:
-    """By peft_type, the first of `CONFIGS`."""
+def one_of_each_kind(configs: Mapping[str, Callable[[], PeftConfig]] = CONFIGS) -> dict[str, PeftConfig]:
+    """By peft_type, the first of `configs`."""
     found: dict[str, PeftConfig] = {}
-    for make in CONFIGS.values():
+    for make in configs.values():
         config = make()
         found.setdefault(config.peft_type.value, config)
     return found

@@ -113,6 +113,17 @@ LIES: dict[str, Callable[[Any], None]] = {
     "base name": lambda m: m["annotations"].update({ANNOTATION + "base.name": "x" * 600}),
     "parents": lambda m: m["annotations"].update({ANNOTATION + "parents": '[["sha256:1", 1]]'}),
     "parent's weight": lambda m: m["annotations"].update({ANNOTATION + "parents": f'[["sha256:{"0" * 64}", NaN]]'}),
+    **{
+        f"approximation {text}": lambda m, text=text: m["annotations"].update({ANNOTATION + "approximation": text})
+        for text in (
+            "{}",
+            "null",
+            '{"rank": 0, "energy": 1, "least_energy": 1, "least_linear": "x"}',
+            '{"rank": 2, "energy": NaN, "least_energy": 1, "least_linear": "x"}',
+            '{"rank": 2, "energy": 1, "least_energy": 1, "least_linear": "\\ud800"}',
+            '{"rank": 2, "energy": 1, "least_energy": 1, "least_linear": "layers.0.q_proj"}',
+        )
+    },
     "recipe": lambda m: m["annotations"].update({ANNOTATION + "recipe": "merge it"}),
     "control characters": lambda m: m["annotations"].update({"note": "\x1b[2J"}),
     "half a surrogate pair": lambda m: m["annotations"].update({"note": "\ud800"}),

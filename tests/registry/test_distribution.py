@@ -18,6 +18,8 @@ from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.http_server import registry_http_server
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.signing.bundle import ANNOTATIONS, BUNDLE_FILE, BUNDLE_TYPE, sign, verify
+from hotshoe.registry.signing.keys import PrivateKey
 
 TYPE = "application/vnd.example.report.v1+json"
 
@@ -117,6 +119,22 @@ def test_referrers_are_listed_by_type_and_read_as_manifests(
     assert len(manifest.content) == found["size"] and digest_of(manifest.content) == found["digest"]
     assert http.get(f"/v2/team/sql/blobs/{manifest.json()['layers'][0]['digest']}").content == b'{"a":1}'
     assert http.get(f"/v2/team/sql/referrers/sha256:{'0' * 64}").json()["manifests"] == []
+
+
+def test_a_signature_is_found_where_cosign_looks_for_it(
+    http: httpx.Client, registry: Registry, sql: AdapterRecord
+) -> None:
+    key = PrivateKey.new()
+    registry.attach(
+        sql.digest, sign(sql.digest, key), artifact_type=BUNDLE_TYPE, file_name=BUNDLE_FILE, annotations=ANNOTATIONS
+    )
+    [found] = http.get(f"/v2/team/sql/referrers/{sql.digest}", params={"artifactType": BUNDLE_TYPE}).json()["manifests"]
+    assert found["annotations"]["dev.sigstore.bundle.predicateType"] == "https://sigstore.dev/cosign/sign/v1"
+    manifest = http.get(f"/v2/team/sql/manifests/{found['digest']}").json()
+    [layer] = manifest["layers"]
+    assert manifest["subject"]["digest"] == sql.digest and layer["mediaType"] == BUNDLE_TYPE
+    bundle = http.get(f"/v2/team/sql/blobs/{layer['digest']}").content
+    assert verify(bundle, sql.digest, {key.public.key_id: key.public}) == key.public.key_id
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import io
 import json
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -240,6 +241,23 @@ def test_a_value_that_is_not_finite_names_its_tensor(dtype, length):
             with pytest.raises(InvalidAdapter, match="NaN or infinity") as refusal:
                 look(file.entries["bad"])
             assert refusal.value.field == "bad"
+
+
+@pytest.mark.parametrize("dtype", ["I32", "I64"])
+def test_integers_are_read_within_their_bounds(dtype):
+    kind = {"I32": np.int32, "I64": np.int64}[dtype]
+    file = file_of(dtype, np.array([3, 0, 6, 4], kind))
+    entry = replace(file.entries["bad"], shape=(2, 2))
+    file.check_finite(entry)
+    read = file.read_integers(entry, below=(4, 7))
+    assert read.dtype == np.int64 and read.tolist() == [[3, 0], [6, 4]]
+    assert file.read_integers(entry, below=(7,)).tolist() == [[3, 0], [6, 4]]
+    for below, found in (((3, 7), 3), ((4, 6), 6), ((6,), 6)):
+        with pytest.raises(InvalidAdapter, match=f"^bad: expected integers from 0 to .*, found {found}$"):
+            file.read_integers(entry, below=below)
+    negative = file_of(dtype, np.array([1, -1], kind))
+    with pytest.raises(InvalidAdapter, match="found -1"):
+        negative.read_integers(negative.entries["bad"], below=(9,))
 
 
 @pytest.mark.parametrize("dtype, largest", [("F32", 0x5F7FFFFF), ("BF16", 0x5F7F)])

@@ -17,12 +17,12 @@ from peft_adapters import (
     write_prefix,
     write_prompt,
 )
-from peft_kinds import CONFIGS, lora, one_of_each_kind, suits
+from peft_kinds import CONFIGS, DENSE_CONFIGS, lora, one_of_each_kind, suits
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
-from hotshoe.registry.formats.kind import ADAPTER_KINDS, REFUSED_KINDS, inspect_adapter, lower_adapter
-from hotshoe.registry.formats.kind_table import kind_table
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, DENSE_KINDS, REFUSED_KINDS, inspect_adapter, lower_adapter
+from hotshoe.registry.formats.kind_table import dense_table, kind_table
 
 TOKENS = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(7))
 MODELS = {
@@ -133,15 +133,30 @@ def test_a_linear_says_what_scale_was_folded_into_it(tmp_path):
     assert {linear.scale for linear in lowered.linears.values()} == {None}
 
 
-def test_the_readme_s_table_of_kinds_is_that_of_the_code():
+@pytest.mark.parametrize("version", ["0.17.1", "new", None])
+def test_an_oft_whose_series_was_another_is_refused(version, tmp_path):
+    save_peft(tmp_path, tiny_llama(), CONFIGS["oft"]())
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"peft_version": version}))
+    with pytest.raises(InvalidAdapter, match="peft_version: expected 0.18.0 or later"):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
+    path.write_text(json.dumps(config | {"peft_version": version, "use_cayley_neumann": False}))
+    inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))  # the transform itself was always the same
+
+
+def test_the_readme_s_tables_of_kinds_are_those_of_the_code():
     readme = (Path(__file__).parents[3] / "README.md").read_text()
-    assert kind_table() in readme, "python -m hotshoe.registry.formats.kind_table prints it as it should be"
+    assert kind_table() in readme and dense_table() in readme, (
+        "python -m hotshoe.registry.formats.kind_table prints them as they should be"
+    )
 
 
-def test_each_kind_has_an_example_and_no_kind_is_both_served_and_refused():
+def test_every_kind_of_peft_is_served_or_approximated_or_refused_with_a_reason():
+    tables = [*ADAPTER_KINDS, *DENSE_KINDS, *REFUSED_KINDS]
+    assert sorted(tables) == sorted(kind.value for kind in PeftType)  # and none is in two
     assert one_of_each_kind().keys() == ADAPTER_KINDS.keys()
-    assert not ADAPTER_KINDS.keys() & REFUSED_KINDS.keys()
-    assert {kind.value for kind in PeftType} >= ADAPTER_KINDS.keys() | REFUSED_KINDS.keys()
+    assert one_of_each_kind(DENSE_CONFIGS).keys() == DENSE_KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", REFUSED_KINDS)

@@ -130,6 +130,7 @@ BAD_TENSORS = {
     "infinity": (lambda tensors: tensors[A].__setitem__((0, 0), -torch.inf), A),
     "values that overflow": (lambda tensors: tensors[B].fill_(3e38), B),
     "integers": (lambda tensors: tensors.update({A: tensors[A].to(torch.int8)}), A),
+    "integers of a size that is read": (lambda tensors: tensors.update({A: tensors[A].to(torch.int64)}), A),
     "booleans": (lambda tensors: tensors.update({A: tensors[A].bool()}), A),
     "64-bit floats": (lambda tensors: tensors.update({A: tensors[A].double()}), A),
     "8-bit floats": (lambda tensors: tensors.update({A: tensors[A].to(torch.float8_e4m3fn)}), A),

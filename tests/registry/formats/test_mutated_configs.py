@@ -10,16 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel
 from peft_adapters import adapter_files, save_peft
-from peft_kinds import one_of_each_kind
+from peft_kinds import DENSE_CONFIGS, one_of_each_kind
 from tiny_models import ModelWeights, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import InvalidAdapter
-from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
+from hotshoe.registry.formats.kind import DENSE_KINDS, inspect_adapter, lower_adapter
 
 TOKENS = torch.randint(0, 128, (1, 7), generator=torch.Generator().manual_seed(3))
 BASES = {"ADAPTION_PROMPT": tiny_llama}  # by name in SOUND; tiny_qwen2 for the others
 SOUND = {
     **one_of_each_kind(),
+    **one_of_each_kind(DENSE_CONFIGS),
     "LORA": LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"]),
     "LORA with patterns and biases": LoraConfig(
         task_type="CAUSAL_LM",
@@ -93,6 +94,7 @@ def test_a_mutated_config_is_refused_or_means_what_it_means_to_peft(name, direct
     weights = ModelWeights(base)
     path = directory / "adapter_config.json"
     sound = json.loads(path.read_text())
+    rank = 96 if sound["peft_type"] in DENSE_KINDS else 0  # all of it
     likely = FIELDS.get(sound["peft_type"]) or sorted(sound)
     any_field = st.sampled_from([*likely, *likely, *likely, *sorted(sound), "auto_map", "lora_scale"])
 
@@ -103,10 +105,10 @@ def test_a_mutated_config_is_refused_or_means_what_it_means_to_peft(name, direct
         path.write_text(json.dumps(config))
         files = adapter_files(directory)
         try:
-            lowered = lower_adapter(files, weights)
+            lowered = lower_adapter(files, weights, approximate_rank=rank)
         except InvalidAdapter as refusal:
             with pytest.raises(InvalidAdapter) as at_publish:
-                inspect_adapter(files, weights.shape)
+                inspect_adapter(files, weights.shape, approximate_rank=rank)
             assert str(at_publish.value) == str(refusal)
             return
         try:

@@ -12,6 +12,7 @@ from typing import Any
 import peft_adapters
 import pytest
 import torch
+from engine_logprobs import logprobs_by_peft, logprobs_of
 from peft import PeftModel
 from peft_adapters import save_peft
 from peft_kinds import one_of_each_kind
@@ -74,22 +75,23 @@ def test_all_kinds_in_one_batch_give_peft_s_tokens(
     assert max(report.stats.distinct_adapters for report in running.reports) >= 4
 
 
-def test_one_of_every_kind_at_once_gives_peft_s_tokens(
+def test_one_of_every_kind_at_once_gives_peft_s_log_probabilities(
     start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path
 ) -> None:
     configs = {kind.lower(): config for kind, config in one_of_each_kind().items()}
     assert configs.keys() == {kind.lower() for kind in ADAPTER_KINDS}
     for kind, config in configs.items():
         save_peft(tmp_path / kind, copy.deepcopy(model), config)
-    requests = {
-        kind: make_request(PROMPTS[0], max_new_tokens=6, adapters=[publish(tmp_path / kind)]) for kind in configs
-    }
-    with start_engine(max_running_requests=32) as running:
+    asked = {"max_new_tokens": 6, "logprobs": 0, "prompt_logprobs": 0}
+    requests = {kind: make_request(PROMPTS[0], adapters=[publish(tmp_path / kind)], **asked) for kind in configs}
+    with start_engine(max_running_requests=64, adapter_slots=64, max_step_tokens=128) as running:
         running.run(*requests.values())
     for kind, request in requests.items():
         answer = running.answers[request.request_id, 0]
         assert answer.error is None
-        assert answer.token_ids == peft_tokens(model, tmp_path / kind, PROMPTS[0], 6), kind
+        wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / kind)).eval()
+        expected = logprobs_by_peft(wrapped, [*PROMPTS[0], *answer.token_ids])
+        assert (logprobs_of(answer) - expected).abs().max() < 2e-5, kind
 
 
 def test_stacks_add_their_adapters_by_weight(

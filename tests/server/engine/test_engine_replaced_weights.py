@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import store_adapters
 import torch
+from engine_logprobs import logprobs_by_peft, logprobs_of
 from model_directories import write_tiny_model
 from peft import LNTuningConfig, PeftConfig, PeftModel
 from peft_adapters import save_peft
 from peft_kinds import CONFIGS, lora
-from running_engine import Answer, RunningEngine, make_request
-from torch import Tensor
+from running_engine import RunningEngine, make_request
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hotshoe.kernels.cpu import nf4_linear
@@ -41,20 +41,6 @@ REPLACING = [
 ]
 
 
-@torch.no_grad()
-def peft_logprobs(wrapped: PeftModel, tokens: Sequence[int]) -> Tensor:
-    """Of each token but the first, given those before it."""
-    logits = wrapped(input_ids=torch.tensor([tokens])).logits[0, :-1]
-    return logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
-
-
-def logprobs(answer: Answer) -> Tensor:
-    """Of the prompt's tokens but the first, and of the answer's."""
-    assert answer.error is None and answer.prompt_logprobs is not None
-    known = [entry.logprob for entry in answer.prompt_logprobs if entry is not None]
-    return torch.tensor(known + [entry.logprob for entry in answer.logprobs])
-
-
 @pytest.mark.parametrize("max_step_tokens", [64, 16])
 def test_what_replaces_weights_gives_peft_s_logprobs_beside_all_others(
     start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path, max_step_tokens: int
@@ -71,8 +57,8 @@ def test_what_replaces_weights_gives_peft_s_logprobs_beside_all_others(
         wrapped = copy.deepcopy(model)
         if name != "base":
             wrapped = PeftModel.from_pretrained(wrapped, str(directories[name])).eval()
-        expected = peft_logprobs(wrapped, [*PROMPT, *answer.token_ids])
-        assert (logprobs(answer) - expected).abs().max() < 2e-5, name
+        expected = logprobs_by_peft(wrapped, [*PROMPT, *answer.token_ids])
+        assert (logprobs_of(answer) - expected).abs().max() < 2e-5, name
 
 
 def test_half_of_a_replacement_is_halfway_from_the_base(
@@ -87,7 +73,7 @@ def test_half_of_a_replacement_is_halfway_from_the_base(
     with start_engine() as running:
         use = publish(directory, weight=0.5)
         [answer] = running.run(make_request(PROMPT, adapters=[use], logprobs=0, prompt_logprobs=0))
-    assert (logprobs(answer) - peft_logprobs(half, [*PROMPT, *answer.token_ids])).abs().max() < 2e-5
+    assert (logprobs_of(answer) - logprobs_by_peft(half, [*PROMPT, *answer.token_ids])).abs().max() < 2e-5
 
 
 @pytest.fixture
@@ -153,7 +139,7 @@ def test_compiled_steps_leave_them_to_a_pass_of_their_own(
         wrapped = copy.deepcopy(model)
         if name != "base":
             wrapped = PeftModel.from_pretrained(wrapped, str(tmp_path / name)).eval()
-        expected = peft_logprobs(wrapped, [*PROMPT, *answer.token_ids])
-        assert (logprobs(answer) - expected).abs().max() < 0.05, name  # activations are rounded to bfloat16
+        expected = logprobs_by_peft(wrapped, [*PROMPT, *answer.token_ids])
+        assert (logprobs_of(answer) - expected).abs().max() < 0.05, name  # activations are rounded to bfloat16
     for name in others:
         assert without_norms[name].token_ids == answers[name].token_ids

@@ -1,0 +1,37 @@
+"""The README's commands on signatures, exports and imports, run as they stand there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hotshoe.clients import Client
+from hotshoe.clients.local_server import LocalServer
+
+README = Path(__file__).parents[2] / "README.md"
+MARK = "<!-- tests/clients/test_readme.py runs this -->\n```sh\n"
+TOOLS = ("skopeo", "umoci")
+
+
+@pytest.mark.skipif(None in map(shutil.which, TOOLS), reason=f"not installed: one of {', '.join(TOOLS)}")
+def test_the_readmes_commands_do_what_it_says(server: LocalServer, adapters: dict[str, Path], tmp_path: Path) -> None:
+    blocks = [block.partition("```")[0] for block in README.read_text().split(MARK)[1:]]
+    assert [len(re.findall(r"^hotshoe ", block, re.MULTILINE)) for block in blocks] == [4, 6]
+    with Client(server.grpc) as client:
+        published = client.publish_directory(adapters["amber"], "team/pirate", tags=["v1"]).adapter
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "hotshoe"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m hotshoe.clients.cli "$@"\n')
+    command.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", "HOTSHOE_SERVER": server.grpc}
+    for block in blocks:
+        subprocess.run(["sh", "-euc", block], cwd=tmp_path, env=environment, check=True, timeout=240)
+    with Client(server.grpc) as client:
+        assert client.get_adapter("team/pirate:again").digest == published.digest
+    weights = (adapters["amber"] / "adapter_model.safetensors").read_bytes()
+    for place in ("pirate", "pirate.ollama", "unpacked/rootfs/models"):
+        assert (tmp_path / place / "adapter_model.safetensors").read_bytes() == weights

@@ -1,0 +1,22 @@
+"""Log-probabilities of a prompt and its answer: PEFT's, and an engine's."""
+
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+from running_engine import Answer
+from torch import Tensor
+
+
+@torch.no_grad()
+def logprobs_by_peft(wrapped: PeftModel, tokens: Sequence[int]) -> Tensor:
+    """Of each token but the first, given those before it; virtual tokens are left out."""
+    logits = wrapped(input_ids=torch.tensor([tokens])).logits[0, -len(tokens) : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+
+
+def logprobs_of(answer: Answer) -> Tensor:
+    """Of the prompt's tokens but the first, and of the answer's; both were asked for."""
+    assert answer.error is None and answer.prompt_logprobs is not None
+    known = [entry.logprob for entry in answer.prompt_logprobs if entry is not None]
+    return torch.tensor(known + [entry.logprob for entry in answer.logprobs])

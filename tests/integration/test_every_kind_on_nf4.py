@@ -1,0 +1,83 @@
+"""Every kind of adapter on an NF4 base, through a server: PEFT's log probabilities on the same dequantized weights."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from peft_adapters import save_peft
+from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind
+from server_process import ServerProcess, command, launch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hotshoe.clients import Client
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, DENSE_KINDS
+from hotshoe.server.model.loader import open_base
+
+PROMPT = [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61]
+FULL_RANK = 128  # at which what is approximated is not
+VARIANTS = {name: CONFIGS[name]() for name in ("dora", "rank-stabilized dora with patterns")}
+EVERY = {**one_of_each_kind(), **one_of_each_kind(DENSE_CONFIGS), **VARIANTS}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_base: Path, bases: Path, tmp_path_factory: pytest.TempPathFactory):
+    directory = tmp_path_factory.mktemp("server")
+    server = launch(directory, command(tiny_base, directory / "registry", "--base-cache", str(bases)))
+    yield server
+    server.end()
+
+
+def served_model(tiny_base: Path, bases: Path) -> PreTrainedModel:
+    """The base as transformers has it, of the weights that are served: dequantized linears, the rest in bfloat16."""
+    base = open_base(str(tiny_base), cache=bases)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+        for linear, shape in base.weights.shape.linears.items():
+            model.get_submodule(shape.module).weight.copy_(base.weights.weight(linear))
+    return model
+
+
+@torch.no_grad()
+def logprobs(model: torch.nn.Module) -> list[float]:
+    """Of the prompt's tokens but the first."""
+    logits = model(input_ids=torch.tensor([PROMPT])).logits[0, -len(PROMPT) :]
+    chosen = logits.log_softmax(-1)[torch.arange(len(PROMPT) - 1), torch.tensor(PROMPT[1:])]
+    return chosen.tolist()
+
+
+def answered(client: Client, adapters: list[str]) -> list[float]:
+    answer = client.generate(PROMPT, adapters=adapters, max_new_tokens=1, prompt_logprobs=0)
+    return [token.logprob for token in answer.prompt_tokens[1:]]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_server_gives_pefts_log_probabilities(
+    name: str, server: ServerProcess, tiny_base: Path, bases: Path, tmp_path: Path
+) -> None:
+    config = EVERY[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save_peft(tmp_path, served_model(tiny_base, bases), config)
+        theirs = logprobs(PeftModel.from_pretrained(served_model(tiny_base, bases), tmp_path).eval())
+    rank = FULL_RANK if config.peft_type.value in DENSE_KINDS else 0
+    reference = name.lower().replace(" ", "-").replace("_", "-")
+    with Client(server.ready["grpc"]) as client:
+        client.publish_directory(tmp_path, reference, approximate_rank=rank)
+        ours = answered(client, [reference])
+        bare = answered(client, [])
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert ours != pytest.approx(bare, abs=1e-2)  # or the adapter is not to be seen
+    assert bare == pytest.approx(logprobs(served_model(tiny_base, bases)), abs=1e-4)
+
+
+def test_no_kind_is_left_out() -> None:
+    assert {config.peft_type.value for config in EVERY.values()} == ADAPTER_KINDS.keys() | DENSE_KINDS.keys()
