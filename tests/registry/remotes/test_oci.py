@@ -9,15 +9,27 @@ from typing import Any
 
 import pytest
 from docker_registry import DockerRegistry
+from signing_policies import rule, write_policy
 from store_adapters import ia3_files, lora_files, publish, small_base
 
 from hotshoe.registry.distribution import Distribution
-from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, RemoteDamaged, RemoteRefused, RemoteUnavailable
+from hotshoe.registry.errors import (
+    AdapterNotFound,
+    BlobCorrupt,
+    RemoteDamaged,
+    RemoteRefused,
+    RemoteUnavailable,
+    SignaturesMissing,
+)
 from hotshoe.registry.http_server import registry_http_server
 from hotshoe.registry.manifest import INDEX_TYPE, FileDescriptor, blob_descriptors
 from hotshoe.registry.registry import AdapterRecord, Registry
 from hotshoe.registry.remotes.oci import OciRemote
 from hotshoe.registry.remotes.transfer import TransferProgress, mirror, pull, push
+from hotshoe.registry.signing.bundle import ANNOTATIONS, BUNDLE_FILE, BUNDLE_TYPE, sign
+from hotshoe.registry.signing.keys import PrivateKey
+from hotshoe.registry.signing.policy import PolicyFile
+from hotshoe.registry.verification import Verifier
 
 EVAL = "application/vnd.hotshoe.eval.v1+json"
 NOWHERE = f"sha256:{'0' * 64}"
@@ -262,6 +274,24 @@ def test_another_hotshoe_is_a_registry_with_an_api_for_referrers(
             pull(other, remote, NOWHERE, name="team/peer")
     finally:
         server.stop()
+
+
+def test_signatures_come_with_what_they_vouch_for(
+    registry: Registry, other: Registry, docker: DockerRegistry, oci: Callable[..., OciRemote], tmp_path: Path
+) -> None:
+    record, _ = publish(registry, "prod/a", lora_files(1))
+    remote = oci(docker.host)
+    push(registry, record, remote, tags=["v1"])
+    pull(other, remote, "v1", name="prod/a")
+    key = PrivateKey.new()
+    verifier = Verifier(other, PolicyFile(write_policy(tmp_path / "policy", rule("*", "require"), key)))
+    with pytest.raises(SignaturesMissing):
+        verifier.check("prod/a", record.digest)
+    bundle = sign(record.digest, key)
+    registry.attach(record.digest, bundle, artifact_type=BUNDLE_TYPE, file_name=BUNDLE_FILE, annotations=ANNOTATIONS)
+    push(registry, record, remote)
+    pull(other, remote, "v1", name="prod/a")
+    assert verifier.check("prod/a", record.digest).key_ids == (key.public.key_id,)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone", "empty"])
