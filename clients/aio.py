@@ -424,9 +424,57 @@ class AsyncClient:
         return response.adapter
 
     async def delete_tag(self, name: str, tag: str, *, timeout: float | None = QUICK_SECONDS) -> None:
-        """Removes a tag; the content stays. Not tried again when the answer was lost."""
+        """Removes a tag; the content stays until it is collected. Not tried again when the answer was lost."""
         request = registry.DeleteTagRequest(name=name, tag=tag)
         await self._call(self._registry.DeleteTag, request, timeout, idempotent=False)
+
+    async def roll_back_tag(
+        self, name: str, tag: str, *, timeout: float | None = QUICK_SECONDS
+    ) -> registry.RollBackTagResponse:
+        """Moves a tag back to where it pointed before its latest move, or its removal; again undoes that.
+
+        Not tried again when the answer was lost: read the tag then.
+        """
+        request = registry.RollBackTagRequest(name=name, tag=tag)
+        response: registry.RollBackTagResponse = await self._call(
+            self._registry.RollBackTag, request, timeout, idempotent=False
+        )
+        return response
+
+    async def list_tag_moves(
+        self, name: str, tag: str = "", *, limit: int = 0, timeout: float | None = QUICK_SECONDS
+    ) -> Sequence[registry.TagMove]:
+        """What became of a name's tags, or of one, the latest first; at most `limit`, or 100."""
+        request = registry.ListTagMovesRequest(name=name, tag=tag, limit=limit)
+        response: registry.ListTagMovesResponse = await self._call(self._registry.ListTagMoves, request, timeout)
+        return response.moves
+
+    async def view(self, reference: str, *, timeout: float | None = TRANSFER_SECONDS) -> registry.CreateViewResponse:
+        """Makes a directory of an adapter's files on the server's machine, as PEFT and vLLM read it.
+
+        It is there, and the adapter is not collected, until `unview`.
+        """
+        request = registry.CreateViewRequest(reference=reference)
+        response: registry.CreateViewResponse = await self._call(self._registry.CreateView, request, timeout)
+        return response
+
+    async def unview(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> bool:
+        """Removes an adapter's view; whether there was one."""
+        request = registry.DeleteViewRequest(reference=reference)
+        response: registry.DeleteViewResponse = await self._call(self._registry.DeleteView, request, timeout)
+        return response.deleted
+
+    async def collect_garbage(
+        self,
+        *,
+        dry_run: bool = False,
+        grace_seconds: float | None = None,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.CollectGarbageResponse:
+        """Removes what no tag, lease or view reaches and nobody touched within the grace, a day if it is not given."""
+        request = registry.CollectGarbageRequest(dry_run=dry_run, grace_seconds=grace_seconds)
+        response: registry.CollectGarbageResponse = await self._call(self._registry.CollectGarbage, request, timeout)
+        return response
 
     # Residency
 

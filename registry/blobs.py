@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from hotshoe.registry.digest import digest_hex, digest_of, digest_of_stream, is_digest
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound
-from hotshoe.registry.index import Fingerprint, Index
+from hotshoe.registry.index import Fingerprint, Index, is_io_error
 from hotshoe.registry.layout import Layout, write_synced
 
 # A collector spares what was touched within its grace, which is at least an hour.
@@ -160,6 +160,18 @@ class BlobStore:
             if is_digest(digest) and entry.is_file(follow_symlinks=False):
                 yield digest, entry.stat(follow_symlinks=False).st_size
 
+    def older_than(self, digest: str, seconds: float) -> bool:
+        """Whether a blob's file was last wanted before `seconds` since the epoch; False if it is not there."""
+        try:
+            return os.lstat(self.path(digest)).st_mtime < seconds
+        except FileNotFoundError:
+            return False
+
+    def throw_away(self, digest: str) -> None:
+        """Moves a blob to .trash/; only under `StoreLocks.collecting`."""
+        self._verified.pop(digest, None)
+        os.rename(self.path(digest), self._layout.trash / digest_hex(digest))
+
     def _hash(self, digest: str, file: BinaryIO) -> None:
         found = _fingerprint(file.fileno())
         actual = digest_of_stream(file)
@@ -183,8 +195,11 @@ class BlobStore:
 
     def _remember(self, digest: str, fingerprint: Fingerprint) -> None:
         self._verified[digest] = fingerprint
-        with suppress(sqlite3.Error):  # a full disk must not stop reading; it is hashed again after a restart
+        try:
             self._index.remember_verified([(digest, fingerprint)])
+        except sqlite3.Error as error:  # a full disk must not stop reading; it is hashed again after a restart
+            if is_io_error(error):
+                self._layout.fail(f"the index could not be written ({error})")
 
 
 def _fingerprint(fd: int) -> Fingerprint:

@@ -1,28 +1,30 @@
-"""Commits: a transaction of the index, then its log and its export; done when both are on the disk."""
+"""Commits: a transaction of the index, then its log, both on the disk, and its export."""
 
 import sqlite3
 from collections.abc import Callable, Sequence
 
-from hotshoe.registry.index import Index, Transaction
+from hotshoe.registry.export import Export
+from hotshoe.registry.index import Index, ReferrerRow, Transaction, is_io_error
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
-from hotshoe.registry.manifest import build_index
 from hotshoe.registry.tag_log import Move, TagLog, log_line
+from hotshoe.registry.tag_policy import FIXED_VERSIONS, TagPolicy
 
 
 class Commits:
     """The one way to change what a store's names mean."""
 
-    def __init__(self, layout: Layout, *, locks: StoreLocks, index: Index, log: TagLog) -> None:
+    def __init__(self, layout: Layout, *, locks: StoreLocks, index: Index, log: TagLog, export: Export) -> None:
         self._layout = layout
+        self._export = export
         self._locks = locks
         self._index = index
         self._log = log
 
     def commit(self, change: Callable[[Transaction], Sequence[Move]]) -> None:
-        """Runs `change` in a transaction, then brings tags.log and index.json up to it, durably.
+        """Runs `change` in a transaction, then brings tags.log up to it, durably, and index.json now or soon.
 
-        Call it under `StoreLocks.publishing`. If `change` raises, nothing happened.
+        Call it under `StoreLocks.publishing` or `collecting`. If `change` raises, nothing happened.
 
         Raises:
             StoreUnavailable: an earlier sync failed, or the database was replaced.
@@ -35,29 +37,39 @@ class Commits:
             logged = self._log.last_id()
             try:
                 with self._index.transaction() as transaction:
-                    moves = change(transaction)
-                    if moves:
+                    events: list[Move | ReferrerRow] = [*change(transaction), *transaction.attached]
+                    if events:
                         transaction.forget_moves(logged)
-                    for move_id, move in enumerate(moves, transaction.next_move(logged)):
-                        transaction.add_move(move_id, log_line(move_id, move))
+                    for event_id, event in enumerate(events, transaction.next_move(logged)):
+                        transaction.add_move(event_id, log_line(event_id, event))
             except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                if is_io_error(error):
                     self._layout.fail(f"the index could not be written ({error})")
                 raise
             self._log.append(self._index.moves(0))
-            index_json = build_index(self._index.entries(), self._index.referrers())
-            if moves:
-                self._layout.export_index(index_json)
-            else:  # nothing to do, but an earlier commit may have died before its export
-                self._layout.confirm_index(index_json)
+            # Even with nothing to do: an earlier commit may have died before its export.
+            self._export.after_commit()
+
+    def commit_and_export(self, change: Callable[[Transaction], Sequence[Move]]) -> None:
+        """As `commit`; index.json, too, has it when this returns."""
+        self.commit(change)
+        with self._locks.committing():
+            self._export.now()
 
 
-def move_tags(transaction: Transaction, *, name: str, tags: Sequence[str], digest: str) -> list[Move]:
-    """Points every tag at `digest`, wherever it pointed; returns the moves that were needed."""
+def move_tags(
+    transaction: Transaction, *, name: str, tags: Sequence[str], digest: str, policy: TagPolicy = FIXED_VERSIONS
+) -> list[Move]:
+    """Points every tag at `digest`, wherever it pointed; returns the moves that were needed.
+
+    Raises:
+        TagImmutable: the policy lets one of them not move.
+    """
     moves = []
     for tag in tags:
         old = transaction.tag_digest(name, tag)
         if old != digest:
+            policy.check(name, tag, old, digest)
             transaction.set_tag(name, tag, digest)
             moves.append(Move(name, tag, old, digest))
     return moves

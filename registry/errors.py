@@ -10,6 +10,8 @@ RegistryError
 ├── AdapterNotFound         no such name, tag or digest
 ├── BlobNotFound            a manifest names a blob that is not here: upload it again
 ├── TagMoved                compare-and-set lost
+├── TagImmutable            a version tag that would move
+├── QuotaExceeded           the store, or a part of its names, is full
 ├── BlobCorrupt             stored bytes no longer match their digest
 ├── StoreUnavailable        the disk refused
 └── RemoteError             another registry; `remote` is its URL
@@ -77,6 +79,18 @@ class TagMoved(RegistryError):
     def __init__(self, reference: str, expected: str | None, actual: str | None) -> None:
         super().__init__(f"tag {reference} points at {actual or 'nothing'}, not at {expected or 'nothing'}")
         self.actual = actual
+
+
+class TagImmutable(RegistryError):
+    """A version tag was asked to point at other bytes; `actual` is where it points."""
+
+    def __init__(self, reference: str, actual: str) -> None:
+        super().__init__(f"tag {reference} is a version and stays at {actual}; publish under a new version")
+        self.actual = actual
+
+
+class QuotaExceeded(RegistryError):
+    """A publication would exceed what may be stored under its name."""
 
 
 class BlobCorrupt(RegistryError):

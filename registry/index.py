@@ -13,13 +13,20 @@ from typing import Any, NamedTuple
 
 from hotshoe.registry.errors import StoreUnavailable
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BUSY_TIMEOUT_SECONDS = 30.0
 
 _REFERRERS = (
     "CREATE TABLE referrers (sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, subject TEXT NOT NULL, "
     "type TEXT NOT NULL)",
     "CREATE INDEX referrers_by_subject ON referrers (subject)",
+)
+_LEASES = (
+    "CREATE TABLE leases (holder TEXT NOT NULL, digest TEXT NOT NULL, expires REAL NOT NULL, "
+    "PRIMARY KEY (holder, digest)) WITHOUT ROWID",
+    # A name may have thousands of tags, and a listing asks for those of one digest.
+    "CREATE INDEX tags_by_target ON tags (name, digest)",
+    "CREATE INDEX uses_by_manifest ON uses (manifest)",
 )
 _TABLES = (
     # A manifest whose bytes were lost keeps its row, with no document, so that its names still say so.
@@ -36,13 +43,27 @@ _TABLES = (
     # Lines that tags.log may still lack.
     "CREATE TABLE moves (id INTEGER PRIMARY KEY, line TEXT NOT NULL)",
     *_REFERRERS,
+    *_LEASES,
 )
+# What each version added to the one before.
+_UPGRADES = {1: _REFERRERS, 2: _LEASES}
 
 _ADAPTERS = """
     SELECT a.sequence, a.name, a.digest,
            (SELECT group_concat(t.tag, ' ') FROM tags t WHERE t.name = a.name AND t.digest = a.digest)
     FROM adapters a
 """
+
+
+# In order of publication, then of tags.
+_ENTRIES = """
+    SELECT a.name, t.tag, a.digest, m.size
+    FROM adapters a JOIN manifests m ON m.digest = a.digest LEFT JOIN tags t ON t.name = a.name AND t.digest = a.digest
+    ORDER BY a.sequence, t.tag
+"""
+_LISTED_REFERRERS = (
+    "SELECT r.digest, r.subject, r.type, m.size FROM referrers r JOIN manifests m ON m.digest = r.digest"
+)
 
 
 class AdapterRow(NamedTuple):
@@ -70,6 +91,16 @@ class ReferrerRow(NamedTuple):
     subject: str
     artifact_type: str
     size_bytes: int  # of the manifest
+
+
+class Snapshot(NamedTuple):
+    """What index.json lists. `last_move` is the id of the latest entry of the log; None if none was made since the
+    index was rebuilt.
+    """
+
+    entries: list[IndexEntry]
+    referrers: list[ReferrerRow]
+    last_move: int | None
 
 
 class Fingerprint(NamedTuple):
@@ -110,10 +141,10 @@ class Index:
         if not path.exists():
             for suffix in ("-wal", "-shm"):  # the log of a database that is gone must not be replayed
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
-        self._writer = _connect(path)
+        self._writer = connect(path)
         try:
             self._prepare()
-            self._reader = _connect(path)
+            self._reader = connect(path)
         except sqlite3.DatabaseError as error:
             self._writer.close()
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -126,18 +157,21 @@ class Index:
         self._identity = _identity(path)
 
     def _prepare(self) -> None:
-        self._writer.execute("PRAGMA journal_mode = WAL")
+        [mode] = self._writer.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":  # SQLite says no more than this when the disk refuses
+            raise sqlite3.OperationalError("the index could not be given a write-ahead log")
         self._writer.execute("PRAGMA synchronous = FULL")
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, 1, SCHEMA_VERSION):
+        if version not in (0, *_UPGRADES, SCHEMA_VERSION):
             raise StoreUnavailable(f"the index has version {version}; this hotshoe reads version {SCHEMA_VERSION}")
         self.is_new = version == 0
         problem = self._writer.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise IndexDamaged(problem)
-        if version == 1:  # which had no referrers
+        if version in _UPGRADES:
+            added = [table for since, tables in _UPGRADES.items() if since >= version for table in tables]
             with self.transaction() as transaction:
-                transaction.create_tables(_REFERRERS)
+                transaction.create_tables(added)
 
     def close(self) -> None:
         with self._mutex, self._read_mutex:
@@ -192,19 +226,48 @@ class Index:
         rows = self._read("SELECT digest FROM manifests UNION SELECT blob FROM uses")
         return {row[0] for row in rows}
 
-    def entries(self) -> list[IndexEntry]:
-        """What index.json lists, in order of publication, then of tags."""
-        rows = self._read(
-            "SELECT a.name, t.tag, a.digest, m.size FROM adapters a JOIN manifests m ON m.digest = a.digest "
-            "LEFT JOIN tags t ON t.name = a.name AND t.digest = a.digest ORDER BY a.sequence, t.tag"
-        )
-        return [IndexEntry(*row) for row in rows]
+    def manifests(self) -> set[str]:
+        """The digests of all manifests, the adapters' and the referrers'."""
+        return {row[0] for row in self._read("SELECT digest FROM manifests")}
+
+    def has_lost_manifests(self) -> bool:
+        """Whether the bytes of one are lost, so that nobody knows which blobs it names."""
+        return bool(self._read("SELECT 1 FROM manifests WHERE document IS NULL LIMIT 1"))
+
+    def rooted(self, now: float) -> set[str]:
+        """The manifests that a tag names, or a lease that holds at `now`, in seconds since the epoch."""
+        sql = "SELECT digest FROM tags UNION SELECT digest FROM leases WHERE expires > ?"
+        return {row[0] for row in self._read(sql, (now,))}
+
+    def manifests_that_say(self, text: str) -> list[bytes]:
+        """The manifests' documents in which `text` occurs."""
+        sql = "SELECT document FROM manifests WHERE instr(document, ?)"  # of a lost one: null, which is not true
+        return [row[0] for row in self._read(sql, (text.encode(),))]
+
+    def named_like(self, beginning: str) -> list[tuple[str, str]]:
+        """Name and digest of every adapter whose name begins so."""
+        return self._read("SELECT name, digest FROM adapters WHERE substr(name, 1, ?) = ?", (len(beginning), beginning))
+
+    def blobs_of(self, manifest: str) -> list[str]:
+        """The blobs that a manifest names."""
+        return [row[0] for row in self._read("SELECT blob FROM uses WHERE manifest = ?", (manifest,))]
+
+    def snapshot(self) -> "Snapshot":
+        """What index.json lists, all of one moment, by a connection of its own: others read and write meanwhile."""
+        connection = connect(self._path)
+        try:
+            connection.execute("BEGIN")
+            entries = connection.execute(_ENTRIES).fetchall()
+            referrers = connection.execute(f"{_LISTED_REFERRERS} ORDER BY r.sequence").fetchall()
+            [last] = connection.execute("SELECT max(id) FROM moves").fetchone()
+        finally:
+            connection.close()
+        return Snapshot([IndexEntry(*row) for row in entries], [ReferrerRow(*row) for row in referrers], last)
 
     def referrers(self, *, subject: str = "", artifact_type: str = "") -> list[ReferrerRow]:
         """The documents about an adapter, or about any; of one type, or of all; the oldest first."""
         rows = self._read(
-            "SELECT r.digest, r.subject, r.type, m.size FROM referrers r JOIN manifests m ON m.digest = r.digest "
-            "WHERE ?1 IN ('', r.subject) AND ?2 IN ('', r.type) ORDER BY r.sequence",
+            f"{_LISTED_REFERRERS} WHERE ?1 IN ('', r.subject) AND ?2 IN ('', r.type) ORDER BY r.sequence",
             (subject, artifact_type),
         )
         return [ReferrerRow(*row) for row in rows]
@@ -272,6 +335,7 @@ class Transaction:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.attached: list[ReferrerRow] = []  # what the log must hear of, beside the moves
 
     def create_tables(self, tables: Sequence[str] = _TABLES) -> None:
         """Marks the index as filled and of this version, once the transaction commits."""
@@ -301,6 +365,24 @@ class Transaction:
         self._connection.execute("DELETE FROM referrers WHERE digest = ?", (row.digest,))
         values = (row.digest, row.subject, row.artifact_type)
         self._connection.execute("INSERT INTO referrers (digest, subject, type) VALUES (?, ?, ?)", values)
+        self.attached.append(row)
+
+    def has_manifest(self, digest: str) -> bool:
+        return self._connection.execute("SELECT 1 FROM manifests WHERE digest = ?", (digest,)).fetchone() is not None
+
+    def remove_manifest(self, digest: str) -> None:
+        """Forgets an adapter under all its names, or a referrer. Nothing may name it any more."""
+        for table, column in (("adapters", "digest"), ("referrers", "digest"), ("uses", "manifest")):
+            self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (digest,))
+        self._connection.execute("DELETE FROM manifests WHERE digest = ?", (digest,))
+
+    def forget_verified(self, digests: Iterable[str]) -> None:
+        """Drops what is remembered of files that may go."""
+        self._connection.executemany("DELETE FROM verified WHERE digest = ?", [(digest,) for digest in digests])
+
+    def forget_leases(self, now: float) -> None:
+        """Drops the leases that have expired."""
+        self._connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
 
     def tag_digest(self, name: str, tag: str) -> str | None:
         row = self._connection.execute("SELECT digest FROM tags WHERE name = ? AND tag = ?", (name, tag)).fetchone()
@@ -333,7 +415,13 @@ class Transaction:
         self._connection.execute("INSERT INTO moves VALUES (?, ?)", (move_id, line))
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def is_io_error(error: sqlite3.Error) -> bool:
+    """Whether SQLite was refused a read, a write or a sync, and not just room or its turn."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that several threads may use in turns, and that begins no transaction by itself."""
     return sqlite3.connect(path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -32,7 +33,8 @@ class Layout:
     """The directories of a store.
 
     root/ oci-layout index.json tags.log blobs/sha256/<hex>        what any OCI tool reads, and an audit log
-          .tmp/ .uploads/ .quarantine/ .gate .gc .lock .db         ours; a layout may hold unknown files
+          views/<hex of a manifest>/<file>                         hard links, for those who want a directory
+          .tmp/ .uploads/ .quarantine/ .trash/ .gate .gc .lock .db ours; a layout may hold unknown files
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,6 +42,8 @@ class Layout:
         self.blobs = root / "blobs" / "sha256"
         self.uploads = root / ".uploads"
         self.quarantine = root / ".quarantine"
+        self.trash = root / ".trash"
+        self.views = root / "views"
         self.database = root / ".db"
         self.tag_log = root / "tags.log"
         self._staging = root / ".tmp"
@@ -55,7 +59,7 @@ class Layout:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         self._refuse_foreign_directory()
-        directories = (self.blobs, self.uploads, self.quarantine, self._staging)
+        directories = (self.blobs, self.uploads, self.quarantine, self.trash, self.views, self._staging)
         for directory in directories:
             directory.mkdir(parents=True, exist_ok=True)
         for directory in (self.root, *directories):
@@ -75,29 +79,45 @@ class Layout:
                 raise StoreUnavailable("oci-layout does not say imageLayoutVersion 1.0.0")
             return
         # A crash while a store is made may leave our own entries without the marker.
-        ours = {"blobs", ".tmp", ".uploads", ".quarantine", ".gate", ".gc", ".lock"}
+        ours = {"blobs", "views", ".tmp", ".uploads", ".quarantine", ".trash", ".gate", ".gc", ".lock"}
         strangers = sorted(entry.name for entry in os.scandir(self.root) if entry.name not in ours)
         if strangers:
             raise StoreUnavailable(f"the directory is not empty and no OCI image layout (it holds {strangers[0]!r})")
 
     def stage(self) -> Path:
-        """A path for a new file on the store's file system; only under `StoreLocks.publishing`."""
+        """A path for a new file or directory on the store's file system; only under `StoreLocks.publishing`."""
         return self._staging / uuid.uuid4().hex
 
     def clear_stage(self) -> None:
         """Removes what crashed publishers left; only under `StoreLocks.collecting`."""
         for entry in os.scandir(self._staging):
-            os.unlink(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
 
     def replace_file(self, name: str, data: bytes) -> None:
         """Replaces a file of the root: staged, synced, renamed, directory synced. Durable once it returns."""
-        staged = self.stage()
+        staged = self.stage_file(data)
         try:
-            write_synced(staged, data)
-            os.replace(staged, self.root / name)
+            self.put_in_place(staged, name)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
+
+    def stage_file(self, data: bytes) -> Path:
+        """A synced file that is to be put in its place; only under `StoreLocks.publishing`."""
+        staged = self.stage()
+        try:
+            write_synced(staged, data)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        return staged
+
+    def put_in_place(self, staged: Path, name: str) -> None:
+        """Replaces a file of the root by a staged one, durably."""
+        os.replace(staged, self.root / name)
         self.sync_directory(self.root)
 
     def read_index(self) -> bytes | None:

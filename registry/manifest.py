@@ -9,6 +9,7 @@ annotations have an equal digest under every name.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -50,11 +51,12 @@ _PRECISIONS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 ANNOTATION_PREFIX = "dev.hotshoe.adapter."
 BASE_DIGEST = ANNOTATION_PREFIX + "base.digest"
 BASE_NAME = ANNOTATION_PREFIX + "base.name"
-_PARENTS = ANNOTATION_PREFIX + "parents"
+PARENTS = ANNOTATION_PREFIX + "parents"
 _RECIPE = ANNOTATION_PREFIX + "recipe"
 _APPROXIMATION = ANNOTATION_PREFIX + "approximation"
 _NAME = ANNOTATION_PREFIX + "name"  # in index.json, of adapters without a tag
 _SUBJECT = "dev.hotshoe.subject"  # in index.json, of referrers
+_LOG_ID = "dev.hotshoe.log.id"  # of index.json itself
 _FILE_PATH = "org.cncf.model.filepath"
 FILE_TITLE = "org.opencontainers.image.title"
 _REF_NAME = "org.opencontainers.image.ref.name"
@@ -250,7 +252,7 @@ def read_manifest(document: bytes) -> AdapterContent:
             files=tuple(_file(layer) for layer in manifest["layers"]),
             annotations=MappingProxyType(annotations),
             config_digest=manifest["config"]["digest"],
-            parents=_parents(annotations.get(_PARENTS, "[]")),
+            parents=_parents(annotations.get(PARENTS, "[]")),
             recipe=annotations.get(_RECIPE, ""),
             approximation=_approximation(annotations.get(_APPROXIMATION)),
         )
@@ -275,33 +277,45 @@ def blob_descriptors(document: bytes) -> list[FileDescriptor]:
 
 
 class IndexListing(NamedTuple):
-    """What index.json lists."""
+    """What index.json lists. `log_id` is the entry of tags.log up to which it does; None if it does not say."""
 
     entries: list[IndexEntry]
     referrers: list[ReferrerRow]
+    log_id: int | None
 
 
-def build_index(entries: Iterable[IndexEntry], referrers: Iterable[ReferrerRow] = ()) -> bytes:
+def build_index(entries: Iterable[IndexEntry], referrers: Iterable[ReferrerRow] = (), *, log_id: int = 0) -> bytes:
     """index.json, in the order given: one descriptor a tag, with ref.name "name:tag", then one a referrer.
 
     Referrers are listed because ordinary tools' garbage collection removes what index.json does not name.
     """
-    manifests = [*map(_index_descriptor, entries), *map(_referrer_descriptor, referrers)]
-    return canonical_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests})
+    listed = (canonical_json(_referrer_descriptor(row)).decode() for row in referrers)
+    manifests = ",".join((*map(_index_descriptor, entries), *listed))
+    head = f'{{"annotations":{{"{_LOG_ID}":"{log_id}"}},"manifests":['
+    return f'{head}{manifests}],"mediaType":"{INDEX_TYPE}","schemaVersion":2}}'.encode()
 
 
 def read_index(document: bytes) -> IndexListing | None:
     """What index.json lists; None if it is torn, or not one that `build_index` made."""
-    listing = IndexListing([], [])
+    entries: list[IndexEntry] = []
+    referrers: list[ReferrerRow] = []
     try:
-        for descriptor in json.loads(document)["manifests"]:
+        index = json.loads(document)
+        for descriptor in index["manifests"]:
             if _SUBJECT in descriptor["annotations"]:
-                listing.referrers.append(_referrer_row(descriptor))
+                referrers.append(_referrer_row(descriptor))
             else:
-                listing.entries.append(_index_entry(descriptor))
+                entries.append(_index_entry(descriptor))
+        log_id = index.get("annotations", {}).get(_LOG_ID)
+        return IndexListing(entries, referrers, None if log_id is None else int(log_id))
     except (*MALFORMED, InvalidReference):
         return None
-    return listing
+
+
+def read_log_id(document: bytes) -> int:
+    """The `log_id` that `build_index` wrote, from the beginning of what it made; -1 if that is not there."""
+    match = re.match(rb'\{"annotations":\{"%s":"(\d+)"\}' % re.escape(_LOG_ID).encode(), document)
+    return int(match[1]) if match else -1
 
 
 def canonical_json(value: Any) -> bytes:
@@ -337,7 +351,7 @@ def _lineage_annotations(lineage: Lineage | None) -> dict[str, str]:
     if lineage is None:
         return {}
     parents = [[parent.digest, parent.weight] for parent in lineage.parents]
-    return {_PARENTS: canonical_json(parents).decode(), _RECIPE: canonical_json(dict(lineage.recipe)).decode()}
+    return {PARENTS: canonical_json(parents).decode(), _RECIPE: canonical_json(dict(lineage.recipe)).decode()}
 
 
 def _parents(text: str) -> tuple[Parent, ...]:
@@ -395,15 +409,13 @@ def _file(layer: Mapping[str, Any]) -> FileDescriptor:
     return FileDescriptor(name, layer["digest"], int(layer["size"]))
 
 
-def _index_descriptor(entry: IndexEntry) -> dict[str, Any]:
-    annotations = {_NAME: entry.name} if entry.tag is None else {_REF_NAME: f"{entry.name}:{entry.tag}"}
-    return {
-        "mediaType": MANIFEST_TYPE,
-        "artifactType": ARTIFACT_TYPE,
-        "digest": entry.digest,
-        "size": entry.size_bytes,
-        "annotations": annotations,
-    }
+def _index_descriptor(entry: IndexEntry) -> str:
+    # Canonical JSON by hand, twenty times as fast; nothing in it needs escaping.
+    key, value = (_NAME, entry.name) if entry.tag is None else (_REF_NAME, f"{entry.name}:{entry.tag}")
+    return (
+        f'{{"annotations":{{"{key}":"{value}"}},"artifactType":"{ARTIFACT_TYPE}","digest":"{entry.digest}",'
+        f'"mediaType":"{MANIFEST_TYPE}","size":{entry.size_bytes}}}'
+    )
 
 
 def _index_entry(descriptor: Mapping[str, Any]) -> IndexEntry:

@@ -1,22 +1,24 @@
 """Opening a store after whatever happened to it: what was acknowledged is there, what was torn is gone.
 
-The database wins over index.json; a database that is lost or damaged is rebuilt from index.json, or, should that be
-torn too, from tags.log; manifests and everything that follows from them come from the blobs.
+The database wins over index.json; a database that is lost or damaged is rebuilt from index.json and what tags.log has
+since, or, should index.json be torn too, from tags.log alone; manifests and everything that follows from them come
+from the blobs.
 """
 
 import logging
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.digest import digest_of
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
+from hotshoe.registry.export import index_document
 from hotshoe.registry.index import Index, IndexDamaged, IndexEntry, ReferrerRow, StoredManifest
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
-from hotshoe.registry.manifest import IndexListing, NotAnAdapter, build_index, read_index, read_manifest
+from hotshoe.registry.manifest import IndexListing, NotAnAdapter, read_index, read_manifest
 from hotshoe.registry.referrer import NotAReferrer, Referrer, read_referrer
-from hotshoe.registry.tag_log import TagLog
+from hotshoe.registry.tag_log import Move, TagLog
 
 MAX_MANIFEST_BYTES = 4 << 20
 
@@ -37,7 +39,7 @@ def recover(layout: Layout, *, locks: StoreLocks, log: TagLog) -> Index:
             if index.is_new:
                 _rebuild(index, layout=layout, log=log)
             log.append(index.moves(0))
-            layout.confirm_index(build_index(index.entries(), index.referrers()))
+            layout.confirm_index(index_document(index, log)[1])
         except BaseException:
             index.close()
             raise
@@ -58,7 +60,7 @@ def _open_index(layout: Layout) -> Index:
 
 def _rebuild(index: Index, *, layout: Layout, log: TagLog) -> None:
     blobs = BlobStore(layout, index)
-    entries, referrers = _acknowledged(layout, blobs=blobs, log=log)
+    entries, referrers, _ = _acknowledged(layout, blobs=blobs, log=log)
     sizes = {entry.digest: entry.size_bytes for entry in entries}
     manifests = [_stored_manifest(digest, size, blobs) for digest, size in sizes.items()]
     with index.transaction() as transaction:
@@ -79,34 +81,54 @@ def _rebuild(index: Index, *, layout: Layout, log: TagLog) -> None:
 
 def _acknowledged(layout: Layout, *, blobs: BlobStore, log: TagLog) -> IndexListing:
     exported = layout.read_index()
-    if exported is not None and (listing := read_index(exported)) is not None:
-        return listing
+    listing = read_index(exported) if exported is not None else None
+    if listing is not None:
+        if listing.log_id is None:
+            return listing
+        return _replayed(listing, log.events(after=listing.log_id), blobs)
     if exported is not None:
         logger.error("index.json is torn or not ours; reading tags.log instead")
-    if entries := _replay(log, blobs):
-        return IndexListing(entries, _found_referrers(blobs, {entry.digest for entry in entries}))
-    if next(blobs.scan(), None) is not None:
+    listing = _replayed(IndexListing([], [], None), log.events(after=0), blobs)
+    if not listing.entries and next(blobs.scan(), None) is not None:
         raise StoreUnavailable("there are blobs, but neither .db nor index.json nor tags.log says what they are")
-    return IndexListing([], [])
+    # The log of an older store tells no referrers: then their order is lost.
+    listed = {row.digest for row in listing.referrers}
+    found = _found_referrers(blobs, {entry.digest for entry in listing.entries})
+    return listing._replace(referrers=[*(row for row in found if row.digest not in listed), *listing.referrers])
 
 
-def _replay(log: TagLog, blobs: BlobStore) -> list[IndexEntry]:
+def _replayed(listing: IndexListing, events: Iterable[Move | ReferrerRow], blobs: BlobStore) -> IndexListing:
+    """What is listed after more has happened."""
     published: dict[tuple[str, str], set[str]] = {}  # in order of publication
-    for move in log.replay():
-        if move.tag is None and move.new is not None:
-            published.setdefault((move.name, move.new), set())
-        elif move.tag is not None:
-            for (name, _), tags in published.items():
-                if name == move.name:
-                    tags.discard(move.tag)
-            if move.new is not None:
-                published.setdefault((move.name, move.new), set()).add(move.tag)
+    tagged: dict[tuple[str, str], str] = {}
+    sizes = {entry.digest: entry.size_bytes for entry in listing.entries}
+    referrers = {row.digest: row for row in listing.referrers}
+    for entry in listing.entries:
+        published.setdefault((entry.name, entry.digest), set()).update([entry.tag] if entry.tag else [])
+        if entry.tag:
+            tagged[entry.name, entry.tag] = entry.digest
+    for event in events:
+        if isinstance(event, ReferrerRow):
+            referrers.pop(event.digest, None)
+            referrers[event.digest] = event
+        elif event.tag is not None:
+            if (old := tagged.pop((event.name, event.tag), None)) is not None:
+                published.get((event.name, old), set()).discard(event.tag)
+            if event.new is not None:
+                tagged[event.name, event.tag] = event.new
+                published.setdefault((event.name, event.new), set()).add(event.tag)
+        elif event.new is not None:
+            published.setdefault((event.name, event.new), set())
+        elif event.old is not None:
+            published.pop((event.name, event.old), None)
+            if all(digest != event.old for _, digest in published):
+                referrers = {key: row for key, row in referrers.items() if row.subject != event.old}
     entries: list[IndexEntry] = []
     for (name, digest), tags in published.items():
-        size = blobs.size(digest) or 0
+        size = sizes.get(digest) or blobs.size(digest) or 0
         shown: list[str | None] = [*sorted(tags)] or [None]
         entries.extend(IndexEntry(name, tag, digest, size) for tag in shown)
-    return entries
+    return IndexListing(entries, list(referrers.values()), listing.log_id)
 
 
 def _stored_manifest(digest: str, size_bytes: int, blobs: BlobStore) -> StoredManifest:

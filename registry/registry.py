@@ -1,11 +1,12 @@
 """The adapter registry on a local disk: publish, resolve, tag and list. Knows nothing of gRPC or of requests.
 
 A publication becomes visible and durable in this order: blobs, their directory, the manifest, the directory again,
-the index's transaction, tags.log, index.json; only then is it acknowledged. Garbage collection has its place in
-`StoreLocks.collecting`.
+the index's transaction, tags.log, and index.json if that is small; only then is it acknowledged. Collecting garbage is
+the same backwards.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,16 +21,20 @@ from hotshoe.registry.errors import (
     AdapterNotFound,
     BlobCorrupt,
     BlobNotFound,
+    InvalidAdapter,
     InvalidReference,
     InvalidUpload,
     StoreUnavailable,
-    TagMoved,
 )
+from hotshoe.registry.export import Export
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.kind import inspect_adapter
 from hotshoe.registry.formats.lowered import Approximation
+from hotshoe.registry.fsck import FsckReport, check_blobs
+from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, CollectedAdapter, Garbage, GarbageReport
 from hotshoe.registry.index import AdapterRow, ReferrerRow, StoredManifest, Transaction
 from hotshoe.registry.layout import Layout, disk
+from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Leases
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import (
     CARD_FILE,
@@ -45,13 +50,29 @@ from hotshoe.registry.manifest import (
 )
 from hotshoe.registry.page_token import filters_digest, make_page_token, read_page_token
 from hotshoe.registry.publication import base_model_name, check_annotations, check_files
+from hotshoe.registry.quotas import Quota, Quotas
 from hotshoe.registry.recovery import recover
 from hotshoe.registry.reference import AdapterRef, check_name, check_tag
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
-from hotshoe.registry.tag_log import Move, TagLog
+from hotshoe.registry.tag_log import LoggedMove, Move, TagLog
+from hotshoe.registry.tag_policy import TagPolicy
+from hotshoe.registry.tags import Tags
 from hotshoe.registry.uploads import Upload, Uploads
+from hotshoe.registry.views import Views
 
-__all__ = ["AdapterRecord", "FileDescriptor", "FsckReport", "Referrer", "Registry", "StoreStats", "Upload"]
+__all__ = [
+    "AdapterRecord",
+    "CollectedAdapter",
+    "FileDescriptor",
+    "FsckReport",
+    "GarbageReport",
+    "LoggedMove",
+    "Quota",
+    "Referrer",
+    "Registry",
+    "StoreStats",
+    "Upload",
+]
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -70,20 +91,6 @@ class StoreStats:
     uploads: int
 
 
-@dataclass(frozen=True, slots=True)
-class FsckReport:
-    """What a full check found. `corrupt` blobs are now in quarantine; `missing` ones some manifest needs."""
-
-    blobs: int
-    blob_bytes: int
-    corrupt: tuple[str, ...]
-    missing: tuple[str, ...]
-
-    @property
-    def is_clean(self) -> bool:
-        return not self.corrupt and not self.missing
-
-
 class Registry:
     """An open store. Every method is synchronous and may be called from any thread; several processes may have one
     store open. Wants a local disk: the locks and SQLite's log are not safe on network file systems.
@@ -92,12 +99,22 @@ class Registry:
         root: the store's directory; made if it is missing, recovered if it was left in the middle of something.
         max_blob_bytes: larger uploads are refused.
         upload_ttl_seconds: uploads that nobody wrote to for so long are removed.
+        mutable_tags: let version tags (v1, 1.2.3) move as others do.
+        quotas: what may be published under names that begin so, or "*" in all.
 
     Raises:
         StoreUnavailable: the directory is something else, damaged beyond recovery, or not readable and writable.
     """
 
-    def __init__(self, root: Path, *, max_blob_bytes: int = 512 << 20, upload_ttl_seconds: float = 24 * 3600.0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        max_blob_bytes: int = 512 << 20,
+        upload_ttl_seconds: float = 24 * 3600.0,
+        mutable_tags: bool = False,
+        quotas: Mapping[str, Quota] | None = None,
+    ) -> None:
         self._layout = Layout(root.absolute())
         self._locks = StoreLocks(self._layout.root)
         log = TagLog(self._layout)
@@ -107,8 +124,16 @@ class Registry:
                 self._index = recover(self._layout, locks=self._locks, log=log)
         except StoreUnavailable as error:
             raise StoreUnavailable(f"registry {root}: {error}") from error
-        self._commits = Commits(self._layout, locks=self._locks, index=self._index, log=log)
+        self._export = Export(self._layout, locks=self._locks, index=self._index, log=log)
+        self._commits = Commits(self._layout, locks=self._locks, index=self._index, log=log, export=self._export)
         self._blobs = BlobStore(self._layout, self._index)
+        self._policy = TagPolicy(mutable=mutable_tags)
+        self._tags = Tags(locks=self._locks, index=self._index, commits=self._commits, log=log, policy=self._policy)
+        self._leases = Leases(self._layout)
+        self._views = Views(self._layout, self._locks)
+        self._garbage = Garbage(
+            self._layout, locks=self._locks, index=self._index, blobs=self._blobs, commits=self._commits, log=log
+        )
         self._uploads = Uploads(
             self._layout,
             blobs=self._blobs,
@@ -118,11 +143,15 @@ class Registry:
         )
         # Manifests never change, so what was read of one stays true.
         self._content = lru_cache(maxsize=_CACHED_MANIFESTS)(self._read_content)
+        self._quotas = Quotas(quotas or {}, self._stored_size)
         with disk("removing old uploads"):
             self._uploads.reap()
 
     def close(self) -> None:
         """Lets go of the index. Uploads that were interrupted stay for a later `open_upload`."""
+        with suppress(StoreUnavailable), disk("exporting index.json"):  # else the next open does it
+            self._export.close()
+        self._leases.close()
         self._index.close()
 
     # Uploading and publishing.
@@ -181,9 +210,10 @@ class Registry:
     ) -> tuple[AdapterRecord, bool]:
         """Checks uploaded files as an adapter of `base`, commits them as `name`, and moves `tags` to them.
 
-        Repeating it changes nothing. Tags move wherever they pointed; compare-and-set is `update_tag`. The manifest
-        says what an adapter of some `lineage` was made from, and what an `approximation` of these files keeps of them:
-        they are lowered to its rank from then on.
+        Repeating it changes nothing. Tags move wherever they pointed, unless they are versions; compare-and-set is
+        `update_tag`. Without a tag the adapter is kept for the collector's grace only. The manifest says what an
+        adapter of some `lineage` was made from, and what an `approximation` of these files keeps of them: they are
+        lowered to its rank from then on.
 
         Returns:
             The record, and whether `name` had no adapter of these bytes before. With `validate_only` nothing is
@@ -193,6 +223,8 @@ class Registry:
             InvalidReference: the name, a tag or a digest is malformed.
             InvalidAdapter, IncompatibleAdapter: the files or annotations are refused.
             InvalidUpload: a file's size is not that of its blob.
+            TagImmutable: a tag is a version, and points at other bytes.
+            QuotaExceeded: no room is left under that name.
             BlobNotFound: upload these blobs, then publish again.
             StoreUnavailable: the disk refused; nothing was acknowledged, and repeating it is safe.
         """
@@ -201,8 +233,12 @@ class Registry:
         check_annotations(annotations, base)
         paths = self.uploaded_files(files)
         with disk("publishing"):
-            rank = approximation.rank if approximation else 0
-            summary = inspect_adapter(paths, base, approximate_rank=rank)
+            try:
+                rank = approximation.rank if approximation else 0
+                summary = inspect_adapter(paths, base, approximate_rank=rank)
+            except InvalidAdapter:
+                self._verify_files(files)  # if they were collected while they were read, they are not invalid
+                raise
             base_name = base_model_name(annotations, configured=summary.base_model, base=base)
             artifact = build_artifact(
                 files,
@@ -214,6 +250,7 @@ class Registry:
                 approximation=approximation,
             )
             if validate_only:
+                self._check_names(name, tags, artifact.content)
                 return AdapterRecord.of(artifact.content, name=name, tags=tags), False
             return self._commit_adapter(artifact, name=name, tags=tags)
 
@@ -236,7 +273,7 @@ class Registry:
 
         Raises:
             InvalidAdapter, IncompatibleAdapter: the manifest is none of ours, or says what its files are not.
-            InvalidReference, InvalidUpload, BlobNotFound, StoreUnavailable: as `publish`.
+            InvalidReference, InvalidUpload, TagImmutable, QuotaExceeded, BlobNotFound, StoreUnavailable: as `publish`.
         """
         check_name(name)
         tags = _distinct_tags(tags)
@@ -245,7 +282,11 @@ class Registry:
         with disk("adopting"):
             self._verify_files(descriptors)
             paths = {file.file_name: self._blobs.path(file.digest) for file in descriptors}
-            check_contents(content, paths, base)
+            try:
+                check_contents(content, paths, base)
+            except InvalidAdapter:
+                self._verify_files(descriptors)  # if they were collected while they were read, they are not invalid
+                raise
             approve(content, paths)
             artifact = Artifact(
                 card=paths[CARD_FILE].read_bytes(),
@@ -301,6 +342,7 @@ class Registry:
 
         def change(transaction: Transaction) -> list[Move]:
             nonlocal created
+            self._check_quotas(name, content)
             manifest = StoredManifest(
                 content.digest, len(artifact.manifest), content.kind, artifact.manifest, content.blobs
             )
@@ -308,14 +350,14 @@ class Registry:
             transaction.remember_verified(self._blobs.fingerprints([content.digest, *content.blobs]))
             created = transaction.add_adapter(name, content.digest)
             moves = [Move(name, None, None, content.digest)] if created else []
-            return moves + move_tags(transaction, name=name, tags=tags, digest=content.digest)
+            return moves + move_tags(transaction, name=name, tags=tags, digest=content.digest, policy=self._policy)
 
         with self._locks.publishing():
             self._store([artifact.card, artifact.config], manifest=artifact.manifest, needed=content.blobs)
             self._commits.commit(change)
-        row = self._index.by_digest(name, content.digest)
-        assert row is not None, "committed above, and adapters are not removed"
-        return self._record(row), created
+            row = self._index.by_digest(name, content.digest)
+        assert row is not None, "committed above, and nothing is collected while publishing"
+        return AdapterRecord.of(content, name=name, tags=row.tags), created
 
     def _store(self, documents: Sequence[bytes], *, manifest: bytes, needed: Sequence[str]) -> None:
         """Makes documents durable, then the manifest that names them; `needed` are all the blobs that it names."""
@@ -346,7 +388,8 @@ class Registry:
         self._content(check_digest(digest))
         with disk("attaching a document"):
             subject = self._index.manifest_document(digest)
-            assert subject is not None, "read above"
+            if subject is None:
+                raise AdapterNotFound(f"no adapter {digest}")
             manifest = build_referrer(
                 subject=digest,
                 subject_bytes=len(subject),
@@ -362,6 +405,8 @@ class Registry:
         kind = referrer.artifact_type
 
         def change(transaction: Transaction) -> list[Move]:
+            if not transaction.has_manifest(referrer.subject):  # it was collected meanwhile
+                raise AdapterNotFound(f"no adapter {referrer.subject}")
             transaction.add_manifest(StoredManifest(referrer.digest, len(manifest), kind, manifest, referrer.blobs))
             transaction.remember_verified(self._blobs.fingerprints([referrer.digest, *referrer.blobs]))
             transaction.add_referrer(ReferrerRow(referrer.digest, referrer.subject, kind, len(manifest)))
@@ -446,7 +491,11 @@ class Registry:
         with disk("listing"):
             rows = self._index.page(before=before, limit=limit + 1, name_contains=name_contains, kind=kind)
             token = make_page_token(rows[limit - 1].sequence, filters=filters) if len(rows) > limit else ""
-            return [self._record(row) for row in rows[:limit]], token
+        records = []
+        for row in rows[:limit]:
+            with suppress(AdapterNotFound):  # it was collected meanwhile
+                records.append(self._record(row))
+        return records, token
 
     def update_tag(self, name: str, tag: str, digest: str, expected_digest: str) -> AdapterRecord:
         """Moves a tag to `digest` if it points at `expected_digest` ("": if there is no such tag).
@@ -455,46 +504,108 @@ class Registry:
             InvalidReference: a name, tag or digest is malformed.
             AdapterNotFound: `name` has no adapter of that digest.
             TagMoved: the tag points elsewhere.
+            TagImmutable: the tag is a version, and is taken.
         """
-        check_name(name)
-        check_tag(tag)
-        check_digest(digest)
         expected = check_digest(expected_digest) if expected_digest else None
-
-        def change(transaction: Transaction) -> list[Move]:
-            if not transaction.has_adapter(name, digest):
-                raise AdapterNotFound(f"no adapter {name}@{digest}")
-            actual = transaction.tag_digest(name, tag)
-            if actual != expected:
-                raise TagMoved(f"{name}:{tag}", expected, actual)
-            return move_tags(transaction, name=name, tags=[tag], digest=digest)
-
         with disk("moving a tag"):
-            with self._locks.publishing():
-                self._commits.commit(change)
-            row = self._index.by_digest(name, digest)
-        assert row is not None, "checked above, and adapters are not removed"
+            row = self._tags.move(name, tag, digest, expected)
         return self._record(row)
 
     def delete_tag(self, name: str, tag: str) -> None:
-        """Removes a tag; what it pointed at stays, and is still found by digest.
+        """Removes a tag; what it pointed at is still found by digest, until it is collected.
 
         Raises:
             InvalidReference: the name or the tag is malformed.
             AdapterNotFound: there is no such tag.
         """
-        check_name(name)
-        check_tag(tag)
+        with disk("deleting a tag"):
+            self._tags.remove(name, tag)
 
-        def change(transaction: Transaction) -> list[Move]:
-            actual = transaction.tag_digest(name, tag)
-            if actual is None:
-                raise AdapterNotFound(f"no adapter {name}:{tag}")
-            transaction.remove_tag(name, tag)
-            return [Move(name, tag, actual, None)]
+    def roll_back_tag(self, name: str, tag: str) -> tuple[AdapterRecord, str | None]:
+        """Moves a tag back to where it pointed before its latest move, or its removal; doing it again undoes that.
 
-        with disk("deleting a tag"), self._locks.publishing():
-            self._commits.commit(change)
+        Returns:
+            The adapter that it points at now, and the digest that it pointed at until now.
+
+        Raises:
+            InvalidReference: the name or the tag is malformed.
+            AdapterNotFound: there never was such a tag, it never moved, or what it pointed at has been collected.
+            TagImmutable: it is a version.
+            TagMoved: somebody moved it meanwhile.
+        """
+        with disk("rolling back a tag"):
+            row, previous = self._tags.roll_back(name, tag)
+        return self._record(row), previous
+
+    def tag_history(self, name: str, tag: str = "", *, limit: int = MAX_PAGE_SIZE) -> Sequence[LoggedMove]:
+        """What became of a name's tags, or of one, the latest first: moves, publications, and what was collected.
+
+        Raises:
+            InvalidReference: the name or the tag is malformed.
+        """
+        with disk("reading the log"):
+            return self._tags.history(name, tag, limit=limit)
+
+    # What is kept, and what goes.
+
+    def lease(self, digests: Sequence[str], *, holder: str, ttl_seconds: float = DEFAULT_LEASE_SECONDS) -> None:
+        """Keeps adapters from being collected while `holder` uses them; leasing them again extends that.
+
+        Raises:
+            AdapterNotFound: one is not here; nothing is leased.
+            InvalidReference: a digest is malformed, the holder has no name, or the time is not above 0.
+        """
+        with disk("leasing"):
+            self._leases.take(digests, holder=holder, ttl_seconds=ttl_seconds)
+
+    def renew_leases(self, holder: str, *, ttl_seconds: float = DEFAULT_LEASE_SECONDS) -> int:
+        """Extends all leases of a holder; returns how many it has."""
+        with disk("renewing leases"):
+            return self._leases.renew(holder, ttl_seconds=ttl_seconds)
+
+    def release_leases(self, holder: str, digests: Sequence[str] | None = None) -> None:
+        """Ends a holder's leases: of some adapters, or all. Those that it does not have are fine."""
+        with disk("releasing leases"):
+            self._leases.release(holder, digests)
+
+    def view(self, digest: str) -> Path:
+        """A directory with the files of an adapter, as hard links to its blobs, under the names they were published by.
+
+        It stays, and keeps the adapter from being collected, until `unview`.
+
+        Raises:
+            AdapterNotFound, BlobCorrupt, InvalidReference: as `adapter_files`.
+            StoreUnavailable: the disk refused.
+        """
+        files = self.adapter_files(digest)
+        with disk("making a view"), self._locks.publishing():
+            if self._index.latest_of(digest) is None:  # it was collected meanwhile
+                raise AdapterNotFound(f"no adapter {digest}")
+            return self._views.make(digest, files)
+
+    def unview(self, digest: str) -> bool:
+        """Removes an adapter's view; whether there was one."""
+        with disk("removing a view"):
+            return self._views.remove(check_digest(digest))
+
+    def collect_garbage(
+        self, *, grace_seconds: float = DEFAULT_GRACE_SECONDS, dry_run: bool = False, retain_parents: bool = True
+    ) -> GarbageReport:
+        """Removes adapters that no tag, lease or view reaches, what was said about them, and blobs of none.
+
+        What was published, uploaded, or left by a tag within the grace stays. What goes lies in .trash/ until the
+        next collection.
+
+        Args:
+            dry_run: tell what would go, and change nothing.
+            retain_parents: keep what kept adapters were made from.
+
+        Raises:
+            StoreUnavailable: the disk refused; collecting again goes on where this ended.
+        """
+        with disk("collecting garbage"):
+            run = self._garbage.find if dry_run else self._garbage.collect
+            return run(grace_seconds=grace_seconds, retain_parents=retain_parents)
 
     def children(self, digest: str) -> Sequence[AdapterRecord]:
         """The adapters whose manifests name that one as a parent, the oldest first.
@@ -584,22 +695,34 @@ class Registry:
 
     def fsck(self) -> FsckReport:
         """Reads and hashes every blob. What is corrupt goes to quarantine; a new upload heals it."""
-        corrupt, present, total = [], set(), 0
         with disk("checking the store"):
-            for digest, _ in self._blobs.scan():
-                try:
-                    total += self._blobs.verify_again(digest)
-                    present.add(digest)
-                except (BlobCorrupt, BlobNotFound):
-                    corrupt.append(digest)
-            missing = self._index.used_blobs() - present - set(corrupt)
-        return FsckReport(len(present), total, tuple(sorted(corrupt)), tuple(sorted(missing)))
+            return check_blobs(self._blobs, self._index)
 
     def _verify_stored(self, digest: str) -> int:
+        for _ in range(2):
+            with suppress(BlobNotFound):
+                return self._blobs.verify(digest)
+            if not self._index.is_used(digest):
+                raise AdapterNotFound(f"no adapter has a blob {digest}: it was collected")
+            # Or it was collected when it was looked for, and has been published again: then it is there.
+        raise BlobCorrupt(f"blob {digest} is lost; publishing its adapter again heals it")
+
+    def _check_names(self, name: str, tags: Sequence[str], content: AdapterContent) -> None:
+        """Raises what publishing would."""
+        self._check_quotas(name, content)
+        for tag in tags:
+            if (row := self._index.by_tag(name, tag)) is not None:
+                self._policy.check(name, tag, row.digest, content.digest)
+
+    def _check_quotas(self, name: str, content: AdapterContent) -> None:
+        size = content.size_bytes
+        self._quotas.check(name, content.digest, size_bytes=size, stored=self._index.named_like)
+
+    def _stored_size(self, digest: str) -> int:
         try:
-            return self._blobs.verify(digest)
-        except BlobNotFound:
-            raise BlobCorrupt(f"blob {digest} is lost; publishing its adapter again heals it") from None
+            return self._content(digest).size_bytes
+        except BlobCorrupt:  # its manifest is lost, and nobody knows
+            return 0
 
     def _record(self, row: AdapterRow) -> AdapterRecord:
         return AdapterRecord.of(self._content(row.digest), name=row.name, tags=row.tags)

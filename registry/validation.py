@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn, Self
+from typing import Any, BinaryIO, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -252,9 +252,12 @@ def _parse_json(data: bytes, field: str) -> object:
         number = float(text)
         return number if math.isfinite(number) else refuse_constant(shown(text))
 
+    def whole(text: str) -> int:
+        return refuse_constant(text) if text == "-0" else int(text)  # which other readers take for a float
+
+    hooks: dict[str, Any] = {"parse_constant": refuse_constant, "parse_float": finite, "parse_int": whole}
     try:
-        text = data.decode("utf-8")
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, **hooks)
     except RecursionError:
         raise InvalidAdapter(field, "is nested too deeply") from None
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hotshoe.registry.errors import InvalidReference
+from hotshoe.registry.quotas import Quota
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 MEBIBYTE = 1 << 20
@@ -170,6 +171,15 @@ class ServerConfig:
     docker_config: Path | None = _setting(
         None, "docker's config.json, for remotes' passwords (default: ~/.docker/config.json)"
     )
+    mutable_tags: bool = _setting(False, "let version tags (v1, 1.2.3) move as others do")
+    quotas: Mapping[str, Quota] = _setting(
+        {},
+        "what may be published under names that begin so, or * in all; what has no tag counts until it is collected",
+        metavar="PREFIX=BYTES[:ADAPTERS],…",
+    )
+    collect_every_seconds: float = _setting(
+        0.0, "how often garbage is collected, with a day's grace; 0: only when asked", flag="--collect-every"
+    )
     policy: Path | None = _setting(
         None, "TOML file that says which adapters must be signed, and by whom; followed while the server runs"
     )
@@ -203,6 +213,8 @@ class ServerConfig:
                 RemoteUrl.parse(remote)
             except InvalidReference as error:
                 raise ValueError(f"remote: {str(error).removeprefix('remote ')}") from error
+        if not (math.isfinite(self.collect_every_seconds) and self.collect_every_seconds >= 0):
+            raise ValueError(f"collect_every: must be 0 or more seconds, not {self.collect_every_seconds}")
         self._refuse_open_ports()
 
     def _refuse_open_ports(self) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hotshoe.registry.quotas import Quota
 from hotshoe.server.config import Address, EngineConfig, ResidencyConfig, ServerConfig
 
 _BYTE_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -81,6 +82,8 @@ def _parser_of(name: str, hint: Any) -> Callable[[str], Any]:
         return _described(parse_bytes)
     if name == "tenant_weights":
         return _described(parse_weights)
+    if name == "quotas":
+        return _described(parse_quotas)
     if hint == Address | None:
         return _described(lambda text: Address.parse(text) if text else None)
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
@@ -119,6 +122,20 @@ def parse_weights(text: str) -> dict[str, float]:
         if not equals:
             raise ValueError(f"{part!r} is not NAME=WEIGHT")
     return weights
+
+
+def parse_quotas(text: str) -> dict[str, Quota]:
+    """Reads "*=100GiB:10000,team/=5GiB,guest/=:20". Raises ValueError."""
+    quotas = {}
+    for part in filter(None, text.split(",")):
+        prefix, equals, limits = part.partition("=")
+        size, _, count = limits.partition(":")
+        if not (prefix and equals and (size or count)):
+            raise ValueError(f"{part!r} is not PREFIX=BYTES, PREFIX=BYTES:ADAPTERS or PREFIX=:ADAPTERS")
+        if count and not (count.isascii() and count.isdigit()):
+            raise ValueError(f"{part!r}: {count!r} is not a number of adapters")
+        quotas[prefix] = Quota(parse_bytes(size) if size else None, int(count) if count else None)
+    return quotas
 
 
 def _shown(setting: "Field[Any]") -> str:

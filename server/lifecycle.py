@@ -211,7 +211,12 @@ class Server:
         """Opens the registry and loads the base: seconds, or minutes where the base is quantized for the first time."""
         config = self.config
         try:
-            self.registry = Registry(config.registry, max_blob_bytes=config.residency.max_adapter_bytes)
+            self.registry = Registry(
+                config.registry,
+                max_blob_bytes=config.residency.max_adapter_bytes,
+                mutable_tags=config.mutable_tags,
+                quotas=config.quotas,
+            )
             self._cleanup.callback(self.registry.close)
             if config.policy is not None:
                 self.verifier = Verifier(self.registry, PolicyFile(config.policy))
@@ -253,6 +258,7 @@ class Server:
             slots=slots,
             config=config.residency,
             observer=self.metrics,
+            leases=self.registry,
             cache=self._lowered_cache(),
         )
         self._cleanup.push_async_callback(_in_executor, self.residency.close)
@@ -422,6 +428,25 @@ class Server:
     def _watch(self) -> None:
         watchdog = asyncio.create_task(self._watchdog())
         self._cleanup.callback(watchdog.cancel)
+        if self.config.collect_every_seconds:
+            collector = asyncio.create_task(self._collect_garbage(self.config.collect_every_seconds))
+            self._cleanup.callback(collector.cancel)
+
+    async def _collect_garbage(self, every_seconds: float) -> None:
+        while True:
+            await asyncio.sleep(every_seconds)
+            try:
+                report = await asyncio.get_running_loop().run_in_executor(None, self.registry.collect_garbage)
+            except StoreUnavailable as error:
+                log_event(logging.ERROR, "collect_garbage_failed", reason=str(error))
+                continue
+            log_event(
+                logging.INFO,
+                "collect_garbage",
+                adapters=len(report.adapters),
+                blobs=report.blobs,
+                bytes=report.blob_bytes,
+            )
 
     async def _watchdog(self) -> None:
         """Logs each change of health, and ends the requests of an engine that will give nothing more."""

@@ -14,11 +14,13 @@ from hotshoe.clients.cli.doctor import doctor
 from hotshoe.clients.cli.export import export
 from hotshoe.clients.cli.extract import extract
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
+from hotshoe.clients.cli.gc import gc
 from hotshoe.clients.cli.import_ import import_
 from hotshoe.clients.cli.key import key, new
 from hotshoe.clients.cli.key import show as show_keys
 from hotshoe.clients.cli.lineage import lineage
 from hotshoe.clients.cli.load import load
+from hotshoe.clients.cli.log import log
 from hotshoe.clients.cli.ls import ls
 from hotshoe.clients.cli.merge import merge
 from hotshoe.clients.cli.mirror import mirror
@@ -27,6 +29,7 @@ from hotshoe.clients.cli.publish import publish
 from hotshoe.clients.cli.pull import pull
 from hotshoe.clients.cli.push import push
 from hotshoe.clients.cli.registry import registry
+from hotshoe.clients.cli.rollback import rollback
 from hotshoe.clients.cli.run import run
 from hotshoe.clients.cli.scenario import scenario
 from hotshoe.clients.cli.serve import serve
@@ -38,6 +41,7 @@ from hotshoe.clients.cli.unload import unload
 from hotshoe.clients.cli.untag import untag
 from hotshoe.clients.cli.verify import verify
 from hotshoe.clients.cli.version import version
+from hotshoe.clients.cli.view import unview, view
 
 VERBS = (
     serve,
@@ -60,6 +64,11 @@ VERBS = (
     key,
     sign,
     verify,
+    rollback,
+    log,
+    view,
+    unview,
+    gc,
     run,
     chat,
     ps,

@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -475,6 +478,78 @@ class CompareAdaptersResponse(_message.Message):
     others: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, first: _Optional[_Union[Adapter, _Mapping]] = ..., second: _Optional[_Union[Adapter, _Mapping]] = ..., fields: _Optional[_Iterable[_Union[FieldDifference, _Mapping]]] = ..., linears: _Optional[_Iterable[_Union[LinearDifference, _Mapping]]] = ..., cosine: _Optional[float] = ..., distance: _Optional[float] = ..., others: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class RollBackTagRequest(_message.Message):
+    __slots__ = ("name", "tag")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tag: str
+    def __init__(self, name: _Optional[str] = ..., tag: _Optional[str] = ...) -> None: ...
+
+class RollBackTagResponse(_message.Message):
+    __slots__ = ("adapter", "previous_digest")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    previous_digest: str
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., previous_digest: _Optional[str] = ...) -> None: ...
+
+class ListTagMovesRequest(_message.Message):
+    __slots__ = ("name", "tag", "limit")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tag: str
+    limit: int
+    def __init__(self, name: _Optional[str] = ..., tag: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class TagMove(_message.Message):
+    __slots__ = ("id", "time", "tag", "old_digest", "new_digest")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    OLD_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NEW_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    time: _timestamp_pb2.Timestamp
+    tag: str
+    old_digest: str
+    new_digest: str
+    def __init__(self, id: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tag: _Optional[str] = ..., old_digest: _Optional[str] = ..., new_digest: _Optional[str] = ...) -> None: ...
+
+class ListTagMovesResponse(_message.Message):
+    __slots__ = ("moves",)
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    moves: _containers.RepeatedCompositeFieldContainer[TagMove]
+    def __init__(self, moves: _Optional[_Iterable[_Union[TagMove, _Mapping]]] = ...) -> None: ...
+
+class CreateViewRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class CreateViewResponse(_message.Message):
+    __slots__ = ("adapter", "path")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    path: str
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., path: _Optional[str] = ...) -> None: ...
+
+class DeleteViewRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class DeleteViewResponse(_message.Message):
+    __slots__ = ("deleted",)
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    deleted: bool
+    def __init__(self, deleted: _Optional[bool] = ...) -> None: ...
+
 class AttachReferrerRequest(_message.Message):
     __slots__ = ("reference", "artifact_type", "file_name", "document", "annotations")
     class AnnotationsEntry(_message.Message):
@@ -563,15 +638,32 @@ class PullAdapterResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[TransferProgress, _Mapping]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
 
 class CollectGarbageRequest(_message.Message):
-    __slots__ = ("dry_run",)
+    __slots__ = ("dry_run", "grace_seconds")
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    GRACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     dry_run: bool
-    def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
+    grace_seconds: float
+    def __init__(self, dry_run: _Optional[bool] = ..., grace_seconds: _Optional[float] = ...) -> None: ...
 
 class CollectGarbageResponse(_message.Message):
-    __slots__ = ("removed_blobs", "removed_bytes")
+    __slots__ = ("removed_blobs", "removed_bytes", "adapters", "documents", "emptied_blobs", "emptied_bytes")
+    class CollectedAdapter(_message.Message):
+        __slots__ = ("name", "digest")
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        DIGEST_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        digest: str
+        def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
     REMOVED_BLOBS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    EMPTIED_BLOBS_FIELD_NUMBER: _ClassVar[int]
+    EMPTIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     removed_blobs: int
     removed_bytes: int
-    def __init__(self, removed_blobs: _Optional[int] = ..., removed_bytes: _Optional[int] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[CollectGarbageResponse.CollectedAdapter]
+    documents: int
+    emptied_blobs: int
+    emptied_bytes: int
+    def __init__(self, removed_blobs: _Optional[int] = ..., removed_bytes: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[CollectGarbageResponse.CollectedAdapter, _Mapping]]] = ..., documents: _Optional[int] = ..., emptied_blobs: _Optional[int] = ..., emptied_bytes: _Optional[int] = ...) -> None: ...

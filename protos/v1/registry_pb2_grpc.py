@@ -75,6 +75,26 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteTagRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteTagResponse.FromString,
                 _registered_method=True)
+        self.RollBackTag = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/RollBackTag',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.RollBackTagRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.RollBackTagResponse.FromString,
+                _registered_method=True)
+        self.ListTagMoves = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/ListTagMoves',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListTagMovesRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListTagMovesResponse.FromString,
+                _registered_method=True)
+        self.CreateView = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/CreateView',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CreateViewRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CreateViewResponse.FromString,
+                _registered_method=True)
+        self.DeleteView = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/DeleteView',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteViewRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteViewResponse.FromString,
+                _registered_method=True)
         self.MergeAdapters = channel.unary_unary(
                 '/hotshoe.v1.RegistryService/MergeAdapters',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.MergeAdaptersRequest.SerializeToString,
@@ -169,7 +189,7 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTag(self, request, context):
-        """Moves a tag if it still points where the caller thinks it does; else ABORTED.
+        """Moves a tag if it still points where the caller thinks it does; else ABORTED. A version tag (v1, 1.2.3) stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +198,33 @@ class RegistryServiceServicer:
     def DeleteTag(self, request, context):
         """Removes a tag. The content stays until it is collected.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackTag(self, request, context):
+        """Moves a tag back to where it pointed before its latest move. Doing it again undoes it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTagMoves(self, request, context):
+        """What became of a name's tags, the latest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateView(self, request, context):
+        """Makes a directory of an adapter's files on the server's disk, which keeps it from being collected.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteView(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -287,6 +334,26 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.DeleteTag,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteTagRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteTagResponse.SerializeToString,
+            ),
+            'RollBackTag': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackTag,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.RollBackTagRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.RollBackTagResponse.SerializeToString,
+            ),
+            'ListTagMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTagMoves,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListTagMovesRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListTagMovesResponse.SerializeToString,
+            ),
+            'CreateView': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateView,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CreateViewRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CreateViewResponse.SerializeToString,
+            ),
+            'DeleteView': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteView,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteViewRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteViewResponse.SerializeToString,
             ),
             'MergeAdapters': grpc.unary_unary_rpc_method_handler(
                     servicer.MergeAdapters,
@@ -551,6 +618,114 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/DeleteTag',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteTagRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteTagResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackTag(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/RollBackTag',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.RollBackTagRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.RollBackTagResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTagMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/ListTagMoves',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListTagMovesRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListTagMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateView(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/CreateView',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.CreateViewRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.CreateViewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteView(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/DeleteView',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteViewRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.DeleteViewResponse.FromString,
             options,
             channel_credentials,
             insecure,

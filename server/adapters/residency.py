@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.server.adapters.adapter_leases import AdapterLeases, LeaseStore
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_queue import LoadQueue
@@ -52,6 +53,7 @@ class AdapterResidency:
         slots: AdapterSlots,
         config: ResidencyConfig,
         observer: ResidencyObserver | None = None,
+        leases: LeaseStore | None = None,
         cache: LoweredCache | None = None,
     ) -> None:
         if slots.num_slots != config.adapter_slots:
@@ -64,7 +66,9 @@ class AdapterResidency:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # loaders wait for something to do
         self._progress = threading.Condition(self._lock)  # load() waits for loaders
-        self._state = ResidencyState(config, clear=slots.clear, evicted=self._events.evicted)
+        self._leases = AdapterLeases(leases, self._held) if leases is not None else None
+        left = self._leases.note_departure if self._leases is not None else lambda: None
+        self._state = ResidencyState(config, clear=slots.clear, evicted=self._events.evicted, left=left)
         self._queue = LoadQueue(self._state)
         # The engine tells it whether requests decode.
         self.pace = LoaderPace(config.loader_share, backlog=lambda: self._queue.num_unread)
@@ -220,6 +224,8 @@ class AdapterResidency:
             self._progress.notify_all()
         for thread in self._threads:
             thread.join()
+        if self._leases is not None:
+            self._leases.close()
 
     # Under the lock.
 
@@ -309,6 +315,10 @@ class AdapterResidency:
         """Holds the lock; then tells the observer what happened."""
         return self._events.told_after(self._lock)
 
+    def _held(self) -> list[str]:
+        with self._lock:
+            return self._state.held()
+
     # Loader threads.
 
     def _run_loader(self) -> None:
@@ -365,6 +375,8 @@ class AdapterResidency:
                 entry.stage, entry.record = stage, record
                 self._progress.notify_all()
 
+        if self._leases is not None:
+            self._leases.take(entry.digest)
         record, lowered, seconds = self._reader.read(entry.digest, on_stage, pause=self.pace.pause)
         started = time.perf_counter()
         packed = self._slots.pack(lowered, pause=self.pace.pause)

@@ -106,14 +106,21 @@ class ResidencyState:
     Args:
         clear: frees a slot's tensors; quick.
         evicted: told digest, tier and reason of each eviction.
+        left: called after an adapter was forgotten altogether.
     """
 
     def __init__(
-        self, config: ResidencyConfig, *, clear: Callable[[int], None], evicted: Callable[[str, Tier, str], None]
+        self,
+        config: ResidencyConfig,
+        *,
+        clear: Callable[[int], None],
+        evicted: Callable[[str, Tier, str], None],
+        left: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._clear = clear
         self._evicted = evicted
+        self._left = left
         self._entries: dict[str, Entry] = {}
         self._free_slots = list(range(config.adapter_slots))
         self._holders: dict[int, Entry] = {}  # of the other slots
@@ -137,6 +144,10 @@ class ResidencyState:
             self._forget_failures()
             entry = self._entries[digest] = Entry(digest)
         return entry
+
+    def held(self) -> list[str]:
+        """The adapters that are somewhere, or are being loaded."""
+        return [e.digest for e in self._all() if e.on_device or e.host is not None or e.phase is not Phase.IDLE]
 
     def residents(self) -> Iterator[Entry]:
         on_device = [entry for entry in self._holders.values() if entry.on_device]
@@ -294,7 +305,8 @@ class ResidencyState:
     def forget_if_gone(self, entry: Entry) -> None:
         """Forgets an adapter that is nowhere and that nobody asks for."""
         if entry.is_free and not entry.on_device and entry.host is None and entry.failure is None:
-            self._entries.pop(entry.digest, None)
+            if self._entries.pop(entry.digest, None):
+                self._left()
             self._pinned.pop(entry, None)
 
     def _forget_failures(self) -> None:

@@ -1,12 +1,11 @@
-"""RegistryService: message ⇄ core type. The registry blocks on the disk, so every call of it runs in the executor.
-
-CollectGarbage is left to the generated base class, which answers UNIMPLEMENTED.
-"""
+"""RegistryService: message ⇄ core type. The registry blocks on the disk, so every call of it runs in the executor."""
 
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import BinaryIO, ParamSpec, TypeVar
 
@@ -14,12 +13,23 @@ from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
 from hotshoe.registry.errors import InvalidUpload
 from hotshoe.registry.family import family_of
 from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, MIN_GRACE_SECONDS
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.reference import AdapterRef, check_name
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE
-from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Referrer, Registry, Upload
+from hotshoe.registry.registry import (
+    DEFAULT_PAGE_SIZE,
+    MAX_PAGE_SIZE,
+    AdapterRecord,
+    FileDescriptor,
+    GarbageReport,
+    LoggedMove,
+    Referrer,
+    Registry,
+    Upload,
+)
 from hotshoe.registry.remotes.transfer import TransferProgress
 from hotshoe.registry.signing.policy import Mode
 from hotshoe.registry.signing.verdict import Verdict
@@ -370,6 +380,74 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         await _call(self._registry.delete_tag, request.name, request.tag)
         log_event(logging.INFO, "delete_tag", name=request.name, tag=request.tag)
         return registry_pb2.DeleteTagResponse()
+
+    async def RollBackTag(
+        self, request: registry_pb2.RollBackTagRequest, context: Context
+    ) -> registry_pb2.RollBackTagResponse:
+        record, previous = await _call(self._registry.roll_back_tag, request.name, request.tag)
+        log_event(logging.INFO, "roll_back_tag", name=request.name, tag=request.tag, digest=record.digest)
+        return registry_pb2.RollBackTagResponse(adapter=adapter_message(record), previous_digest=previous or "")
+
+    async def ListTagMoves(
+        self, request: registry_pb2.ListTagMovesRequest, context: Context
+    ) -> registry_pb2.ListTagMovesResponse:
+        if request.limit < 0:
+            raise InvalidRequest("limit", f"must be 0 or more, not {request.limit}")
+        limit = min(request.limit or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        history = await _call(partial(self._registry.tag_history, request.name, request.tag, limit=limit))
+        return registry_pb2.ListTagMovesResponse(moves=map(_move_message, history))
+
+    async def CreateView(
+        self, request: registry_pb2.CreateViewRequest, context: Context
+    ) -> registry_pb2.CreateViewResponse:
+        record = await _call(self._registry.resolve, request.reference)
+        path = await _call(self._registry.view, record.digest)
+        log_event(logging.INFO, "create_view", name=record.name, digest=record.digest)
+        return registry_pb2.CreateViewResponse(adapter=adapter_message(record), path=str(path))
+
+    async def DeleteView(
+        self, request: registry_pb2.DeleteViewRequest, context: Context
+    ) -> registry_pb2.DeleteViewResponse:
+        record = await _call(self._registry.resolve, request.reference)
+        deleted = await _call(self._registry.unview, record.digest)
+        log_event(logging.INFO, "delete_view", name=record.name, digest=record.digest, there=deleted)
+        return registry_pb2.DeleteViewResponse(deleted=deleted)
+
+    async def CollectGarbage(
+        self, request: registry_pb2.CollectGarbageRequest, context: Context
+    ) -> registry_pb2.CollectGarbageResponse:
+        grace = request.grace_seconds if request.HasField("grace_seconds") else DEFAULT_GRACE_SECONDS
+        if not MIN_GRACE_SECONDS <= grace < math.inf:
+            raise InvalidRequest("grace_seconds", f"expected at least {MIN_GRACE_SECONDS:.0f}, not {grace}")
+        report = await _call(partial(self._registry.collect_garbage, grace_seconds=grace, dry_run=request.dry_run))
+        if not request.dry_run:
+            log_event(
+                logging.INFO,
+                "collect_garbage",
+                adapters=len(report.adapters),
+                blobs=report.blobs,
+                bytes=report.blob_bytes,
+            )
+        return _garbage_message(report)
+
+
+def _move_message(logged: LoggedMove) -> registry_pb2.TagMove:
+    _, tag, old, new = logged.move
+    message = registry_pb2.TagMove(id=logged.id, tag=tag or "", old_digest=old or "", new_digest=new or "")
+    message.time.FromDatetime(datetime.fromisoformat(logged.time))
+    return message
+
+
+def _garbage_message(report: GarbageReport) -> registry_pb2.CollectGarbageResponse:
+    collected = registry_pb2.CollectGarbageResponse.CollectedAdapter
+    return registry_pb2.CollectGarbageResponse(
+        removed_blobs=report.blobs,
+        removed_bytes=report.blob_bytes,
+        adapters=[collected(name=adapter.name, digest=adapter.digest) for adapter in report.adapters],
+        documents=report.documents,
+        emptied_blobs=report.emptied_blobs,
+        emptied_bytes=report.emptied_bytes,
+    )
 
 
 def _progress_message(step: TransferProgress) -> registry_pb2.TransferProgress:

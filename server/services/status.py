@@ -41,6 +41,8 @@ STATUS_TABLE: dict[type[Exception], StatusRow] = {
     registry_errors.AdapterNotFound: StatusRow(_Code.NOT_FOUND, "ADAPTER_NOT_FOUND"),
     registry_errors.BlobNotFound: StatusRow(_Code.NOT_FOUND, "BLOB_NOT_FOUND"),
     registry_errors.TagMoved: StatusRow(_Code.ABORTED, "TAG_CONFLICT"),
+    registry_errors.TagImmutable: StatusRow(_Code.ALREADY_EXISTS, "TAG_IMMUTABLE"),
+    registry_errors.QuotaExceeded: StatusRow(_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     registry_errors.BlobCorrupt: StatusRow(_Code.DATA_LOSS, "DIGEST_MISMATCH"),
     registry_errors.StoreUnavailable: StatusRow(_Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry_seconds=5.0),
     registry_errors.RemoteUnavailable: StatusRow(_Code.UNAVAILABLE, "REMOTE_UNAVAILABLE", retry_seconds=5.0),
@@ -122,7 +124,7 @@ def _cause_that_shows(error: Exception) -> Exception:
 def _metadata_of(error: Exception) -> dict[str, str]:
     if isinstance(error, registry_errors.InvalidAdapter):
         return {"field": error.field}
-    if isinstance(error, registry_errors.TagMoved):
+    if isinstance(error, registry_errors.TagMoved | registry_errors.TagImmutable):
         return {"actual_digest": error.actual or ""}
     if isinstance(error, registry_errors.RemoteError):
         return {"remote": error.remote}

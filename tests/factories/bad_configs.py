@@ -25,6 +25,7 @@ BAD_CONFIGS = {
         ({"r": None}, "r"),
         ({"r": 16}, A),
         ({"lora_alpha": 1e308}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
         ({"lora_alpha": "16"}, "lora_alpha"),
         ({"lora_alpha": True}, "lora_alpha"),
         ({"use_rslora": 1}, "use_rslora"),

@@ -155,7 +155,7 @@ def mutated_file(data: bytes, rng: random.Random) -> bytes:
         return mutated_bytes(data, rng)
     body = data[8 + length :]
     choice = rng.random()
-    if choice < 0.2 or not header:
+    if choice < 0.2 or not header or not isinstance(header, dict):
         return mutated_bytes(data, rng)
     if choice < 0.3:
         return (length + rng.choice([-8, -1, 1, 8, 1 << 20, 1 << 62])).to_bytes(8, "little", signed=True) + data[8:]

@@ -83,6 +83,7 @@ class House:
             slots=self.slots,
             config=self.config,
             observer=self.observer,
+            leases=self.registry if self.registry_source is self.registry else None,
         )
         residency.on_change = self.changed.set
         return residency

@@ -15,20 +15,20 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def small_base(*, digest: str = f"sha256:{'ba5e' * 16}") -> BaseShape:
-    """One layer with q_proj and v_proj, hidden 8."""
+def small_base(*, digest: str = f"sha256:{'ba5e' * 16}", hidden: int = HIDDEN) -> BaseShape:
+    """One layer with q_proj and v_proj."""
     linears = {
-        LinearId(0, target): LinearShape(f"model.layers.0.self_attn.{target}", HIDDEN, HIDDEN, False)
+        LinearId(0, target): LinearShape(f"model.layers.0.self_attn.{target}", hidden, hidden, False)
         for target in ("q_proj", "v_proj")
     }
     return BaseShape(
         name="small",
         digest=digest,
         model_type="llama",
-        hidden_size=HIDDEN,
+        hidden_size=hidden,
         num_layers=1,
         num_kv_heads=1,
-        head_dim=HIDDEN,
+        head_dim=hidden,
         vocab_size=32,
         max_sequence_length=64,
         linears=linears,

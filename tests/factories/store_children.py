@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -79,3 +80,18 @@ def faults(fault: str, stop: int) -> Iterator[Callable[[], bool]]:
         for name in MUTATIONS:
             patch.setattr(os, name, faulty(getattr(os, name)))
         yield lambda: count >= stop
+
+
+def age(root: Path, seconds: float) -> None:
+    """Makes all that happened to a store so far so much older: its blobs' times, and its log's."""
+    for blob in (root / "blobs" / "sha256").iterdir():
+        status = blob.stat()
+        os.utime(blob, ns=(status.st_atime_ns, status.st_mtime_ns - int(seconds * 1e9)))
+    log = root / "tags.log"
+    if not log.exists():
+        return
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    for entry in entries:
+        earlier = datetime.fromisoformat(entry["time"]) - timedelta(seconds=seconds)
+        entry["time"] = earlier.isoformat(timespec="milliseconds")
+    log.write_text("".join(json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n" for entry in entries))

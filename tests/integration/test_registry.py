@@ -246,9 +246,3 @@ def test_a_download_starts_within_the_blob(server: ServerProcess, lora: Path, of
     with pytest.raises(grpc.RpcError) as caught:
         list(server.registry.DownloadBlob(registry_pb2.DownloadBlobRequest(digest=blob.digest, offset=offset)))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-def test_what_is_not_there_yet_is_unimplemented(server: ServerProcess) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        server.registry.CollectGarbage(registry_pb2.CollectGarbageRequest())
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

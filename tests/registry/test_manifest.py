@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from store_adapters import ia3_files, lora_files, publish, small_base
 
 from hotshoe.registry.index import IndexEntry, ReferrerRow
-from hotshoe.registry.manifest import NotAnAdapter, build_index, read_index, read_manifest
+from hotshoe.registry.manifest import NotAnAdapter, build_index, canonical_json, read_index, read_log_id, read_manifest
 from hotshoe.registry.registry import Registry
 
 # The keys that ModelPack's config schema allows; each object there says additionalProperties: false.
@@ -130,9 +130,13 @@ ENTRIES = st.lists(st.builds(IndexEntry, NAMES, TAGS, DIGESTS, st.integers(0, 1 
 REFERRERS = st.lists(st.builds(ReferrerRow, DIGESTS, DIGESTS, st.just("a/b"), st.integers(0, 1 << 40)), max_size=4)
 
 
-@given(entries=ENTRIES, referrers=REFERRERS)
-def test_index_json_reads_back_as_it_was_written(entries: list[IndexEntry], referrers: list[ReferrerRow]) -> None:
-    assert read_index(build_index(entries, referrers)) == (entries, referrers)
+@given(entries=ENTRIES, referrers=REFERRERS, log_id=st.integers(0, 1 << 53))
+def test_index_json_reads_back_as_it_was_written(
+    entries: list[IndexEntry], referrers: list[ReferrerRow], log_id: int
+) -> None:
+    document = build_index(entries, referrers, log_id=log_id)
+    assert read_index(document) == (entries, referrers, log_id) and read_log_id(document) == log_id
+    assert canonical_json(json.loads(document)) == document
 
 
 @given(entries=ENTRIES.filter(bool), data=st.data())
@@ -159,13 +163,13 @@ def test_skopeo_reads_the_live_layout(registry: Registry, root: Path, tmp_path: 
 
 @needs_skopeo
 def test_skopeo_follows_a_moved_and_a_deleted_tag(registry: Registry, root: Path) -> None:
-    publish(registry, "a", lora_files(1), tags=["v1"])
-    two, _ = publish(registry, "a", lora_files(2), tags=["v1"])
-    raw = _skopeo("inspect", "--raw", f"oci:{root}:a:v1")
+    publish(registry, "a", lora_files(1), tags=["live"])
+    two, _ = publish(registry, "a", lora_files(2), tags=["live"])
+    raw = _skopeo("inspect", "--raw", f"oci:{root}:a:live")
     assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == two.digest
-    registry.delete_tag("a", "v1")
+    registry.delete_tag("a", "live")
     with pytest.raises(subprocess.CalledProcessError):
-        _skopeo("inspect", "--raw", f"oci:{root}:a:v1")
+        _skopeo("inspect", "--raw", f"oci:{root}:a:live")
 
 
 def _skopeo(*arguments: str) -> bytes:

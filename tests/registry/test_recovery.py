@@ -132,11 +132,11 @@ def test_a_database_of_another_version_is_refused(root: Path) -> None:
 
 def test_the_tag_log_tells_every_move_once_and_in_order(root: Path) -> None:
     registry = Registry(root)
-    one, _ = publish(registry, "a", lora_files(1), tags=["v1"])
-    publish(registry, "a", lora_files(1), tags=["v1"])
+    one, _ = publish(registry, "a", lora_files(1), tags=["live"])
+    publish(registry, "a", lora_files(1), tags=["live"])
     two, _ = publish(registry, "a", lora_files(2))
-    registry.update_tag("a", "v1", two.digest, one.digest)
-    registry.delete_tag("a", "v1")
+    registry.update_tag("a", "live", two.digest, one.digest)
+    registry.delete_tag("a", "live")
     registry.close()
     Registry(root).close()
     entries = [json.loads(line) for line in (root / "tags.log").read_text().splitlines()]
@@ -144,10 +144,10 @@ def test_the_tag_log_tells_every_move_once_and_in_order(root: Path) -> None:
     assert all(re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]{12}\+00:00", entry.pop("time")) for entry in entries)
     assert entries == [
         {"name": "a", "tag": None, "old": None, "new": one.digest},
-        {"name": "a", "tag": "v1", "old": None, "new": one.digest},
+        {"name": "a", "tag": "live", "old": None, "new": one.digest},
         {"name": "a", "tag": None, "old": None, "new": two.digest},
-        {"name": "a", "tag": "v1", "old": one.digest, "new": two.digest},
-        {"name": "a", "tag": "v1", "old": two.digest, "new": None},
+        {"name": "a", "tag": "live", "old": one.digest, "new": two.digest},
+        {"name": "a", "tag": "live", "old": two.digest, "new": None},
     ]
 
 

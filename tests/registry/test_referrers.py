@@ -121,7 +121,8 @@ def test_an_index_of_the_version_before_gets_the_table_of_referrers(root: Path) 
     record = make_store(root)
     connection = sqlite3.connect(root / ".db")
     with connection:
-        connection.execute("DROP TABLE referrers")
+        for later in ("TABLE referrers", "TABLE leases", "INDEX tags_by_target", "INDEX uses_by_manifest"):
+            connection.execute(f"DROP {later}")
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     registry = Registry(root)

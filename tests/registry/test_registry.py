@@ -224,6 +224,13 @@ def test_hostile_text_is_refused_by_every_method(registry: Registry) -> None:
             lambda bad=bad: registry.adapter_files(bad),
             lambda bad=bad: registry.adapter_record(bad),
             lambda bad=bad: registry.read_blob(bad, 0),
+            lambda bad=bad: registry.view(bad),
+            lambda bad=bad: registry.unview(bad),
+            lambda bad=bad: registry.lease([digest, bad], holder="me"),
+            lambda bad=bad: registry.roll_back_tag(bad, "v1"),
+            lambda bad=bad: registry.roll_back_tag("a", f"{bad}/"),
+            lambda bad=bad: registry.tag_history(bad),
+            lambda bad=bad: registry.tag_history("a", f"{bad}/"),
             lambda bad=bad: publish(registry, bad, lora_files()),
             lambda bad=bad: publish(registry, "a", lora_files(), tags=[f"{bad}/"]),
         ]

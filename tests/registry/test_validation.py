@@ -101,6 +101,7 @@ MALFORMED = {
     "three offsets": (one(offsets=(0, 8, 8)), "x"),
     "offsets backwards": (one(offsets=(8, 0)), "x"),
     "a negative offset": (one(offsets=(-8, 0)), "x"),
+    "a negative zero": (packed(SOUND[8:-8].replace(b"[0,", b"[-0,"), bytes(8)), FILE),
     "a fractional offset": (one(offsets=(0, 8.0)), "x"),
     "offsets beyond 2^48": (one(offsets=(1 << 60, (1 << 60) + 8)), "x"),
     "a size that is not the shape's": (one(offsets=(0, 4)), "x"),

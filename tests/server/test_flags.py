@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hotshoe.registry.quotas import Quota
 from hotshoe.server.config import Address, EngineConfig, ResidencyConfig, ServerConfig
 from hotshoe.server.flags import parse_arguments, parse_bytes
 
@@ -22,6 +23,19 @@ def test_tenants_have_weights_by_name() -> None:
     config = parse_arguments(["--tenant-metadata", "x-tenant", "--tenant-weights", "gold=3,a=b=0.5"], {})
     assert config.tenant_metadata == "x-tenant" and config.tenant_weights == {"gold": 3.0, "a=b": 0.5}
     assert parse_arguments([], {}).tenant_weights == {}
+
+
+def test_quotas_are_by_the_beginning_of_a_name() -> None:
+    config = parse_arguments(["--quotas", "*=2GiB:100,team/=1kB,guest/=:5"], {})
+    assert config.quotas == {"*": Quota(2 << 30, 100), "team/": Quota(1000, None), "guest/": Quota(None, 5)}
+    assert parse_arguments([], {}).quotas == {}
+
+
+@pytest.mark.parametrize("text", ["team/", "team/=", "=5", "team/=:", "team/=x", "team/=1:x", "team/=1:-2", "a=1:²"])
+def test_a_quota_that_is_none_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--quotas", text], {})
+    assert "--quotas" in capsys.readouterr().err
 
 
 def test_the_registry_lies_in_the_home_directory_without_xdg() -> None:

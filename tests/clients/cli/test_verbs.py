@@ -98,6 +98,45 @@ def test_tag_moves_by_compare_and_set_and_untag_removes(hotshoe: Shell, adapters
     hotshoe("untag", "tagged:live", code=4)
 
 
+def test_rollback_and_log_tell_where_a_tag_was(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    old = hotshoe.json("publish", str(adapters["amber"]), "rolled:v1", "rolled:live")["adapter"]["digest"]
+    new = hotshoe.json("publish", str(adapters["birch"]), "rolled:live")["adapter"]["digest"]
+    hotshoe("publish", str(adapters["birch"]), "rolled:v1", code=6)
+    assert hotshoe("rollback", "rolled:live") == f"rolled:live  back from {new[:19]}\nrolled@{old}\n"
+    assert hotshoe.json("rollback", "rolled:live")["adapter"]["digest"] == new
+    hotshoe("rollback", "rolled:v1", code=4)
+    hotshoe("rollback", "rolled", code=4)
+    moves = hotshoe.json("log", "rolled:live")
+    assert [move["new_digest"] for move in moves] == [new, old, new, old]
+    table = hotshoe("log", "rolled", "--limit", "5", "--full").splitlines()
+    assert len(table) == 6 and table[0].split() == ["TIME", "TAG", "FROM", "TO"]
+    assert table[4].split()[1:] == ["published", "-", new]
+
+
+def test_view_links_a_directory_and_unview_ends_it(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
+    hotshoe("publish", str(adapters["amber"]), "viewed")
+    link, weights = tmp_path / "link", "adapter_model.safetensors"
+    for _ in range(2):
+        assert hotshoe("view", "viewed", str(link)) == f"{link}\n"
+    assert (link / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
+    assert hotshoe("view", "viewed") == f"{link.readlink()}\n" == f"{hotshoe.json('view', 'viewed')['path']}\n"
+    hotshoe("view", "viewed", str(tmp_path), code=1)
+    assert hotshoe("unview", "viewed") == "removed the view of viewed\n" and not link.exists()
+    assert hotshoe.json("unview", "viewed")["deleted"] is False
+    hotshoe("view", "nobody", code=4)
+
+
+def test_gc_tells_what_goes_and_keeps_what_is_new(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    for name in ("amber", "birch"):
+        hotshoe("publish", str(adapters[name]), "collected")
+    told = hotshoe("gc", "--dry-run").splitlines()
+    assert told[-2:] == ["would remove 0 adapters, 0 blobs, 0 B", "would empty the trash of 0 blobs, 0 B"]
+    done = hotshoe.json("gc", "--grace", "1.5")
+    assert done["adapters"] == [] and done["removed_blobs"] == 0
+    assert hotshoe("gc").startswith("removed 0 adapters")
+    hotshoe("gc", "--grace", "0.5", code=2)
+
+
 def test_run_streams_text_and_tells_where_it_came_from(hotshoe: Shell, adapters: dict[str, Path]) -> None:
     digest = hotshoe.json("publish", str(adapters["amber"]), "run")["adapter"]["digest"]
     answer = hotshoe.json("run", "run=0.5", "hi", "--max-new-tokens", "6", "--ignore-eos")

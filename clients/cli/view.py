@@ -1,0 +1,51 @@
+"""hotshoe view, hotshoe unview: an adapter as a directory on the server's machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hotshoe.clients.cli import output
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
+
+
+def view(
+    reference: Reference,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="[DEST]", help="Also a symbolic link to it here; the server must be, too.")
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
+    """Make a directory of an adapter, as PEFT and vLLM read it, without copying.
+
+    Its files are the registry's own, read-only: do not write to them. The adapter is not collected until unview.
+    """
+    from hotshoe.clients import Client
+
+    with Client(server) as client:
+        made = client.view(reference)
+    if destination is not None:
+        _link(destination, Path(made.path))
+    if json:
+        return output.print_json(made)
+    print(destination or made.path)
+
+
+def unview(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Remove the directory that view made. The adapter stays."""
+    from hotshoe.clients import Client
+
+    with Client(server) as client:
+        deleted = client.unview(reference)
+    if json:
+        return output.print_json({"reference": reference, "deleted": deleted})
+    print(f"removed the view of {reference}" if deleted else f"{reference} has no view")
+
+
+def _link(destination: Path, path: Path) -> None:
+    if not path.is_dir():
+        raise ValueError(f"{path} is on the server's machine, which is not this one: use hotshoe pull")
+    if destination.is_symlink() and destination.readlink() == path:
+        return
+    destination.symlink_to(path)

@@ -1,0 +1,192 @@
+"""Garbage collection: what nothing reaches any more goes, first from the names, then from the disk.
+
+    roots      adapters that a tag names, that a lease holds, or that have a view
+    kept too   their parents, and their parents' parents; documents about what is kept; whatever was published,
+               touched, or left by a tag within the grace
+    garbage    the other adapters under all their names, their documents, and old blobs that none of the kept names
+
+A name must be durably gone before bytes may go: the index's transaction, tags.log and index.json come first, then the
+blobs move to .trash/, where they stay until the next collection. A crash between leaves blobs that nothing names, and
+the next collection takes them.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hotshoe.registry.blobs import BlobStore
+from hotshoe.registry.commits import Commits
+from hotshoe.registry.digest import is_digest
+from hotshoe.registry.index import Index, Transaction
+from hotshoe.registry.layout import Layout
+from hotshoe.registry.locks import StoreLocks
+from hotshoe.registry.manifest import PARENTS, NotAnAdapter, read_manifest
+from hotshoe.registry.tag_log import Move, TagLog
+
+DEFAULT_GRACE_SECONDS = 24 * 3600.0
+# What others may ask for: an upload, and a server's lease, must outlive a collection that begins meanwhile.
+MIN_GRACE_SECONDS = 3600.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedAdapter:
+    """An adapter that nothing reached, under one of its names."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageReport:
+    """What a collection removed, or would."""
+
+    adapters: tuple[CollectedAdapter, ...]
+    documents: int  # referrers
+    blobs: int  # now in .trash/
+    blob_bytes: int
+    emptied_blobs: int  # of an earlier collection, now gone from .trash/
+    emptied_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Marked:
+    manifests: frozenset[str]
+    blobs: Mapping[str, int]  # size in bytes
+
+
+class Garbage:
+    """The collector of one store."""
+
+    def __init__(
+        self, layout: Layout, *, locks: StoreLocks, index: Index, blobs: BlobStore, commits: Commits, log: TagLog
+    ) -> None:
+        self._layout = layout
+        self._locks = locks
+        self._index = index
+        self._blobs = blobs
+        self._commits = commits
+        self._log = log
+
+    def find(self, *, grace_seconds: float, retain_parents: bool) -> GarbageReport:
+        """What `collect` would remove now. Changes nothing, waits for nobody."""
+        marked = self._mark(time.time(), grace_seconds=grace_seconds, retain_parents=retain_parents)
+        return self._report(self._adapters(marked.manifests), marked.manifests, marked.blobs, self._trash())
+
+    def collect(self, *, grace_seconds: float, retain_parents: bool) -> GarbageReport:
+        """Removes what nothing reaches. Publishers wait only while what was found is looked at again and moved.
+
+        Raises:
+            StoreUnavailable, OSError, sqlite3.Error: the disk refused; collecting again goes on where this ended.
+        """
+        now = time.time()
+        oldest = now - grace_seconds
+        marked = self._mark(now, grace_seconds=grace_seconds, retain_parents=retain_parents)
+        dead = marked.manifests
+        adapters: list[CollectedAdapter] = []
+
+        def change(transaction: Transaction) -> list[Move]:
+            nonlocal dead, adapters
+            if dead & self._index.rooted(time.time()):  # leased at the last moment: no lock keeps holders waiting
+                dead -= self._live(oldest, now=time.time(), retain_parents=retain_parents)
+            adapters = self._adapters(dead)
+            for digest in dead:
+                transaction.remove_manifest(digest)
+            transaction.forget_leases(now)
+            transaction.forget_verified(marked.blobs)
+            return [Move(adapter.name, None, adapter.digest, None) for adapter in adapters]
+
+        with self._locks.collecting():
+            dead -= self._live(oldest, now=time.time(), retain_parents=retain_parents)
+            # Though nothing may be dead: the export, too, must have forgotten what earlier collections removed.
+            self._commits.commit_and_export(change)
+            emptied = self._empty_trash()
+            swept = self._sweep(marked.blobs, oldest=oldest)
+        return self._report(adapters, dead, swept, emptied)
+
+    def _mark(self, now: float, *, grace_seconds: float, retain_parents: bool) -> _Marked:
+        oldest = now - grace_seconds
+        live = self._live(oldest, now=now, retain_parents=retain_parents)
+        dead = frozenset(self._index.manifests() - live)
+        if self._index.has_lost_manifests():
+            logger.error("no blob is collected: a manifest is lost, and with it which blobs it names; see fsck")
+            return _Marked(dead, {})
+        used = live | {blob for digest in live for blob in self._index.blobs_of(digest)}
+        unused = [(digest, size) for digest, size in self._blobs.scan() if digest not in used]
+        return _Marked(dead, {digest: size for digest, size in unused if self._blobs.older_than(digest, oldest)})
+
+    def _live(self, oldest: float, *, now: float, retain_parents: bool) -> set[str]:
+        """The manifests that are kept."""
+        manifests, referrers = self._index.manifests(), self._index.referrers()
+        young = {digest for digest in manifests if not self._is_old(digest, oldest)}
+        young |= {row.subject for row in referrers if row.digest in young}
+        live = self._index.rooted(now) | self._viewed() | young | self._log.digests_since(oldest)
+        if retain_parents:
+            live |= self._ancestors(live)
+        live |= {row.digest for row in referrers if row.subject in live}
+        return live & manifests
+
+    def _is_old(self, digest: str, oldest: float) -> bool:
+        return self._blobs.older_than(digest, oldest) or self._blobs.size(digest) is None
+
+    def _viewed(self) -> set[str]:
+        return {digest for name in os.listdir(self._layout.views) if is_digest(digest := f"sha256:{name}")}
+
+    def _ancestors(self, digests: Iterable[str]) -> set[str]:
+        parents = self._parents()
+        found: set[str] = set()
+        waiting = list(digests)
+        while waiting:
+            for parent in parents.get(waiting.pop(), ()):
+                if parent not in found:
+                    found.add(parent)
+                    waiting.append(parent)
+        return found
+
+    def _parents(self) -> dict[str, tuple[str, ...]]:
+        parents = {}
+        for document in self._index.manifests_that_say(PARENTS):
+            try:
+                content = read_manifest(document)
+            except NotAnAdapter:  # a document that speaks of parents
+                continue
+            parents[content.digest] = tuple(parent.digest for parent in content.parents)
+        return parents
+
+    def _adapters(self, manifests: Iterable[str]) -> list[CollectedAdapter]:
+        return [CollectedAdapter(name, digest) for digest in sorted(manifests) for name in self._index.names_of(digest)]
+
+    def _sweep(self, blobs: Mapping[str, int], *, oldest: float) -> dict[str, int]:
+        """Throws away those that still nobody names and nobody touched."""
+        swept = {}
+        for digest, size in blobs.items():
+            if self._blobs.older_than(digest, oldest) and not self._index.is_used(digest):
+                self._blobs.throw_away(digest)
+                swept[digest] = size
+        if swept:
+            self._layout.sync_directory(self._layout.trash)
+            self._layout.sync_blobs()
+        return swept
+
+    def _trash(self) -> dict[str, int]:
+        return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._layout.trash)}
+
+    def _empty_trash(self) -> dict[str, int]:
+        trash = self._trash()
+        for name in trash:
+            os.unlink(self._layout.trash / name)
+        return trash
+
+    def _report(
+        self,
+        adapters: Iterable[CollectedAdapter],
+        manifests: Iterable[str],
+        blobs: Mapping[str, int],
+        emptied: Mapping[str, int],
+    ) -> GarbageReport:
+        adapters = tuple(adapters)
+        documents = len(set(manifests) - {adapter.digest for adapter in adapters})
+        return GarbageReport(adapters, documents, len(blobs), sum(blobs.values()), len(emptied), sum(emptied.values()))
