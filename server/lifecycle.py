@@ -358,9 +358,10 @@ class Server:
     def _build_transfers(self, doctor: Doctor) -> Transfers:
         loop = asyncio.get_running_loop()
 
-        def refuse_bad(name: str, files: Mapping[str, Path]) -> None:
+        def refuse_bad(name: str, files: Mapping[str, Path], approximate_rank: int) -> None:
             """Waits on the transfer's thread for what the event loop has examined."""
-            asyncio.run_coroutine_threadsafe(doctor.refuse_bad(name, files), loop).result()
+            examining = doctor.refuse_bad(name, files, approximate_rank=approximate_rank)
+            asyncio.run_coroutine_threadsafe(examining, loop).result()
 
         return Transfers(
             self.registry,

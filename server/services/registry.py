@@ -286,6 +286,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         steps = self._transfers.push(record, request.remote, name=request.name, tags=tags, expected=expected)
         async with contextlib.aclosing(steps):
             async for step in steps:
+                assert isinstance(step, TransferProgress), "a push brings nothing here"
                 yield registry_pb2.PushAdapterResponse(progress=_progress_message(step))
         log_event(logging.INFO, "push", name=record.name, digest=record.digest, remote=request.remote)
         yield registry_pb2.PushAdapterResponse(adapter=adapter_message(record))
