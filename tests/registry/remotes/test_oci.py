@@ -256,8 +256,9 @@ def test_a_transfer_that_nobody_waits_for_ends_and_goes_on_the_next_time(
 
 
 def test_another_hotshoe_is_a_registry_with_an_api_for_referrers(
-    registry: Registry, other: Registry, oci: Callable[..., OciRemote]
+    registry: Registry, other: Registry, oci: Callable[..., OciRemote], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hotshoe.registry.remotes.oci._TAGS_A_PAGE", 1)
     record = with_documents(registry, "team/peer")
     registry.update_tag("team/peer", "live", record.digest, "")
     server = registry_http_server("127.0.0.1", 0, Distribution(registry))
