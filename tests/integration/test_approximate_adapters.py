@@ -116,3 +116,19 @@ def test_what_was_cut_for_the_publisher_is_not_cut_again(start_server, tiny_base
         assert len(list(lowered.iterdir())) == 1
         client.publish_directory(hira, "dense/other", approximate_rank=3)
         assert len(list(lowered.iterdir())) == 2 and logprobs(client, "dense/kept") == first
+
+
+def test_exported_and_imported_it_is_the_same_adapter(
+    server: ServerProcess, client: Client, hira: Path, tmp_path: Path
+) -> None:
+    from hotshoe.clients.exchange.imports import import_adapter
+
+    def export(*arguments: str) -> None:
+        result = CliRunner().invoke(command_line(), ["export", *arguments, "--server", server.ready["grpc"]])
+        assert result.exit_code == 0, result.output
+
+    published = client.publish_directory(hira, "dense/exported", approximate_rank=5).adapter
+    export("dense/exported", str(tmp_path / "layout"), "--format", "oci")
+    imported = import_adapter(client, tmp_path / "layout", "dense/imported")
+    assert imported.adapter.digest == published.digest and not imported.is_another
+    assert imported.adapter.approximation == published.approximation
