@@ -340,6 +340,7 @@ class Server:
             spectra=Spectra(self.config.base_cache, self.base.weights),
             limits=AdapterLimits(max_rank=limits.max_rank, max_bytes=limits.max_adapter_bytes),
             pace=self.residency.pace,
+            cache=self._lowered_cache(),
         )
         self._cleanup.push_async_callback(doctor.close)
         if self.config.doctor != "off":
