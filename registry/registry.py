@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+from hotshoe.registry.adoption import Approve, approve_all, check_contents, check_manifest, check_referrer
 from hotshoe.registry.attachment import check_attachment
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.commits import Commits, move_tags
@@ -36,12 +37,14 @@ from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Leases
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import (
+    CARD_FILE,
     AdapterContent,
     AdapterRecord,
     Artifact,
     FileDescriptor,
     Lineage,
     NotAnAdapter,
+    blob_descriptors,
     build_artifact,
     read_manifest,
 )
@@ -251,6 +254,64 @@ class Registry:
                 return AdapterRecord.of(artifact.content, name=name, tags=tags), False
             return self._commit_adapter(artifact, name=name, tags=tags)
 
+    def adopt(
+        self,
+        manifest: bytes,
+        *,
+        name: str,
+        tags: Sequence[str],
+        base: BaseShape | None = None,
+        approve: Approve = approve_all,
+    ) -> tuple[AdapterRecord, bool]:
+        """Commits an adapter that was published elsewhere, its manifest byte for byte, and moves `tags` to it.
+
+        Its blobs, the config and the card too, must have been uploaded. It may be of another base than `base`; if it
+        is of that one, its files are held against it, as `publish` does. `approve` may refuse it then.
+
+        Returns:
+            The record, and whether `name` had no adapter of that digest before.
+
+        Raises:
+            InvalidAdapter, IncompatibleAdapter: the manifest is none of ours, or says what its files are not.
+            InvalidReference, InvalidUpload, TagImmutable, QuotaExceeded, BlobNotFound, StoreUnavailable: as `publish`.
+        """
+        check_name(name)
+        tags = _distinct_tags(tags)
+        content = check_manifest(manifest)
+        descriptors = blob_descriptors(manifest)
+        with disk("adopting"):
+            self._verify_files(descriptors)
+            paths = {file.file_name: self._blobs.path(file.digest) for file in descriptors}
+            try:
+                check_contents(content, paths, base)
+            except InvalidAdapter:
+                self._verify_files(descriptors)  # if they were collected while they were read, they are not invalid
+                raise
+            approve(content, paths)
+            artifact = Artifact(
+                card=paths[CARD_FILE].read_bytes(),
+                config=self._blobs.path(content.config_digest).read_bytes(),
+                manifest=manifest,
+            )
+            return self._commit_adapter(artifact, name=name, tags=tags)
+
+    def adopt_referrer(self, manifest: bytes) -> Referrer:
+        """Keeps a document about an adapter that is here, its manifest byte for byte, as the latest of its type.
+
+        Its document must have been uploaded.
+
+        Raises:
+            InvalidAdapter: the manifest is none of ours.
+            AdapterNotFound, BlobCorrupt: no adapter has the digest of its subject, or that one's manifest is lost.
+            InvalidUpload, BlobNotFound, StoreUnavailable: as `publish`.
+        """
+        referrer = check_referrer(manifest)
+        self._content(referrer.subject)
+        with disk("adopting a document"):
+            self._verify_files([referrer.document])
+            self._commit_referrer(referrer, manifest, documents=[EMPTY_CONFIG])
+        return referrer
+
     def uploaded_files(self, files: Sequence[FileDescriptor]) -> dict[str, Path]:
         """The files of an adapter that need not be published, by name, as paths of read-only verified blobs.
 
@@ -337,20 +398,23 @@ class Registry:
                 annotations=annotations,
             )
             referrer = read_referrer(manifest)
-
-            def change(transaction: Transaction) -> list[Move]:
-                if not transaction.has_manifest(digest):  # it was collected meanwhile
-                    raise AdapterNotFound(f"no adapter {digest}")
-                stored = StoredManifest(referrer.digest, len(manifest), artifact_type, manifest, referrer.blobs)
-                transaction.add_manifest(stored)
-                transaction.remember_verified(self._blobs.fingerprints([referrer.digest, *referrer.blobs]))
-                transaction.add_referrer(ReferrerRow(referrer.digest, digest, artifact_type, len(manifest)))
-                return []
-
-            with self._locks.publishing():
-                self._store([EMPTY_CONFIG, document], manifest=manifest, needed=referrer.blobs)
-                self._commits.commit(change)
+            self._commit_referrer(referrer, manifest, documents=[EMPTY_CONFIG, document])
         return referrer
+
+    def _commit_referrer(self, referrer: Referrer, manifest: bytes, *, documents: Sequence[bytes]) -> None:
+        kind = referrer.artifact_type
+
+        def change(transaction: Transaction) -> list[Move]:
+            if not transaction.has_manifest(referrer.subject):  # it was collected meanwhile
+                raise AdapterNotFound(f"no adapter {referrer.subject}")
+            transaction.add_manifest(StoredManifest(referrer.digest, len(manifest), kind, manifest, referrer.blobs))
+            transaction.remember_verified(self._blobs.fingerprints([referrer.digest, *referrer.blobs]))
+            transaction.add_referrer(ReferrerRow(referrer.digest, referrer.subject, kind, len(manifest)))
+            return []
+
+        with self._locks.publishing():
+            self._store(documents, manifest=manifest, needed=referrer.blobs)
+            self._commits.commit(change)
 
     def referrers(self, digest: str, artifact_type: str = "") -> list[Referrer]:
         """The documents about an adapter, of one type or of all, the latest first. `read_blob` reads them.

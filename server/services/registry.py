@@ -1,6 +1,7 @@
 """RegistryService: message ⇄ core type. The registry blocks on the disk, so every call of it runs in the executor."""
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,6 +17,7 @@ from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, MIN_GRACE_SECONDS
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
+from hotshoe.registry.reference import AdapterRef, check_name
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import (
     DEFAULT_PAGE_SIZE,
@@ -28,6 +30,7 @@ from hotshoe.registry.registry import (
     Registry,
     Upload,
 )
+from hotshoe.registry.remotes.transfer import TransferProgress
 from hotshoe.registry.signing.policy import Mode
 from hotshoe.registry.signing.verdict import Verdict
 from hotshoe.registry.verification import Verifier
@@ -38,6 +41,7 @@ from hotshoe.server.services.diagnosis_messages import diagnosis_message
 from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.relations import comparison_message, lineage_message
 from hotshoe.server.services.rpc import Context
+from hotshoe.server.services.transfers import Transfers, tags_of
 
 MAX_CHUNK_BYTES = 1 << 20
 DOWNLOAD_CHUNK_BYTES = 1 << 18
@@ -58,6 +62,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
 
     Args:
         base: the model that published adapters are checked against.
+        transfers: copies to and from the server's remotes.
         publish_doctor: what happens at publish: "warn", "require" or "off", as `ServerConfig.doctor` has it.
         verifier: None where no policy asks for signatures. With one, everything may be published all the same: an
             adapter can be signed once its digest is known, and until then it is not served.
@@ -68,11 +73,13 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         registry: Registry,
         base: BaseShape,
         *,
+        transfers: Transfers,
         doctor: Doctor,
         publish_doctor: str,
         verifier: Verifier | None = None,
     ) -> None:
         self._registry = registry
+        self._transfers = transfers
         self._base = base
         self._doctor = doctor
         self._publish_doctor = publish_doctor
@@ -271,6 +278,48 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         log_event(logging.INFO, "merge", name=record.name, digest=record.digest, method=parameters.method)
         return registry_pb2.MergeAdaptersResponse(adapter=adapter_message(record), energy_kept=merged.energy_kept)
 
+    async def PushAdapter(
+        self, request: registry_pb2.PushAdapterRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.PushAdapterResponse]:
+        ref = AdapterRef.parse(request.reference)
+        record = await _call(self._registry.resolve, request.reference)
+        expected = request.expected_digest if request.HasField("expected_digest") else None
+        tags = tags_of(ref, request.tags)
+        steps = self._transfers.push(record, request.remote, name=request.name, tags=tags, expected=expected)
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                yield registry_pb2.PushAdapterResponse(progress=_progress_message(step))
+        log_event(logging.INFO, "push", name=record.name, digest=record.digest, remote=request.remote)
+        yield registry_pb2.PushAdapterResponse(adapter=adapter_message(record))
+
+    async def PullAdapter(
+        self, request: registry_pb2.PullAdapterRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.PullAdapterResponse]:
+        """A caller that goes away ends the transfer; what has come is kept for the next."""
+        if request.all_tags:
+            steps = self._transfers.mirror(request.remote, check_name(request.reference), as_name=request.name)
+        else:
+            ref = AdapterRef.parse(request.reference)
+            tags = tags_of(ref, request.tags)
+            steps = self._transfers.pull(request.remote, ref, name=request.name, tags=tags)
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                if isinstance(step, TransferProgress):
+                    yield registry_pb2.PullAdapterResponse(progress=_progress_message(step))
+                    continue
+                record = step.record
+                log_event(
+                    logging.INFO,
+                    "pull",
+                    name=record.name,
+                    digest=record.digest,
+                    remote=request.remote,
+                    new=step.created,
+                )
+                if self._publish_doctor == "warn" and record.base_digest == self._base.digest:
+                    await self._doctor.examine_soon(record)
+                yield registry_pb2.PullAdapterResponse(adapter=adapter_message(record), created=step.created)
+
     async def _publish_made(
         self,
         request: registry_pb2.MitigateAdapterRequest | registry_pb2.MergeAdaptersRequest,
@@ -400,6 +449,15 @@ def _garbage_message(report: GarbageReport) -> registry_pb2.CollectGarbageRespon
         documents=report.documents,
         emptied_blobs=report.emptied_blobs,
         emptied_bytes=report.emptied_bytes,
+    )
+
+
+def _progress_message(step: TransferProgress) -> registry_pb2.TransferProgress:
+    return registry_pb2.TransferProgress(
+        file_name=step.blob.file_name,
+        digest=step.blob.digest,
+        completed_bytes=step.completed_bytes,
+        total_bytes=step.blob.size_bytes,
     )
 
 
