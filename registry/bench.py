@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -119,9 +120,11 @@ def measure(root: Path, adapters: int) -> dict[str, float]:
     often("resolve a tag", lambda number: store.resolve(f"{_name(number * 7919 % adapters)}:v1"))
     digests = [store.resolve(_name(seed)).digest for seed in range(2)]
     _publish(store, _name(0), seed=1)
+    _move(store, digests[0], digests[1])
     with (root / ".tmp" / "bench").open("wb") as file:
         often("write 4 KiB and sync, for comparison", lambda number: _write_synced(file))
-    often("move a tag", lambda number: store.update_tag(_name(0), "latest", digests[(number + 1) % 2], _latest(store)))
+    # Long enough for several exports of index.json to fall into it.
+    often("move a tag", lambda number: _move(store, digests[(number + 1) % 2], digests[number % 2]), calls=3000)
     often("publish", lambda number: _publish(store, "new", seed=adapters + number), calls=50)
     once("look for garbage", lambda: store.collect_garbage(grace_seconds=0, dry_run=True))
     once("collect garbage", lambda: store.collect_garbage(grace_seconds=0))
@@ -142,8 +145,8 @@ def _list_all(store: Registry) -> None:
         page, token = store.list(page_size=1000, page_token=token)
 
 
-def _latest(store: Registry) -> str:
-    return store.resolve(_name(0)).digest
+def _move(store: Registry, digest: str, expected: str) -> None:
+    store.update_tag(_name(0), "latest", digest, expected)
 
 
 def _publish(store: Registry, name: str, *, seed: int) -> None:
@@ -157,6 +160,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where the store is made, and removed")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    sys.setswitchinterval(0.0005)  # as the server has it
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         root = Path(directory) / "store"
         fill(root, arguments.adapters)

@@ -262,6 +262,8 @@ class Server:
             cache=self._lowered_cache(),
         )
         self._cleanup.push_async_callback(_in_executor, self.residency.close)
+        if self.merged is not None:
+            self.residency.keep_merged(self.merged.digest)
         return Engine(
             decoder=base.decoder,
             slots=slots,
@@ -349,6 +351,7 @@ class Server:
             spectra=Spectra(self.config.base_cache, self.base.weights),
             limits=AdapterLimits(max_rank=limits.max_rank, max_bytes=limits.max_adapter_bytes),
             pace=self.residency.pace,
+            cache=self._lowered_cache(),
         )
         self._cleanup.push_async_callback(doctor.close)
         if self.config.doctor != "off":

@@ -73,6 +73,7 @@ class AdapterResidency:
         # The engine tells it whether requests decode.
         self.pace = LoaderPace(config.loader_share, backlog=lambda: self._queue.num_unread)
         self._quarantined: dict[str, str] = {}  # digest → why
+        self._merged: set[str] = set()
         self._closed = False
         self._threads = [
             threading.Thread(target=self._run_loader, name=f"adapter-loader-{i}", daemon=True)
@@ -205,6 +206,17 @@ class AdapterResidency:
                 self._work.notify()
         self._tell_engine()  # there may be room
 
+    def keep_merged(self, digest: str) -> None:
+        """Keeps an adapter that lies in the base's weights from being collected while this process runs.
+
+        Raises:
+            AdapterNotFound: it is not in the registry any more.
+        """
+        with self._lock:
+            self._merged.add(digest)
+        if self._leases is not None:
+            self._leases.take(digest)
+
     def residents(self) -> list[ResidentInfo]:
         """Every adapter in memory, under the fastest tier that it is in."""
         with self._lock:
@@ -317,7 +329,7 @@ class AdapterResidency:
 
     def _held(self) -> list[str]:
         with self._lock:
-            return self._state.held()
+            return [*self._state.held(), *self._merged]
 
     # Loader threads.
 

@@ -126,10 +126,10 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.PublishAdapterResponse:
         _check_count("blobs", len(request.blobs))
         files = [_file(blob) for blob in request.blobs]
-        diagnosis = approximation = None
+        diagnosis = cut = None
         if rank := request.approximate_rank:
             paths = await _call(self._registry.uploaded_files, files)
-            approximation = await self._doctor.approximate(paths, rank=rank)
+            cut = await self._doctor.approximate(paths, rank=rank)
         if self._publish_doctor == "require":
             paths = await _call(self._registry.uploaded_files, files)
             diagnosis = await self._doctor.refuse_bad(request.name, paths, approximate_rank=rank)
@@ -141,7 +141,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             annotations=dict(request.annotations),
             base=self._base,
             validate_only=request.validate_only,
-            approximation=approximation,
+            approximation=None if cut is None else cut.approximation,
         )
         record, created = await _call(publish)
         if not request.validate_only:
@@ -155,6 +155,8 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 kind=record.kind,
                 new=created,
             )
+            if cut is not None:
+                await _call(self._doctor.keep, record, cut)
             if diagnosis is not None:
                 await _call(self._doctor.attach, record, diagnosis)
             elif self._publish_doctor == "warn":

@@ -41,6 +41,17 @@ def test_what_is_on_host_or_device_is_not_collected(new_house: Callable[..., Hou
     assert len(house.registry.collect_garbage(grace_seconds=0).adapters) == 2
 
 
+def test_what_lies_in_the_weights_is_not_collected(new_house: Callable[..., House], tmp_path: Path) -> None:
+    house = new_house(adapters=3)
+    merged, loaded, cold = house.digests
+    house.residency.keep_merged(merged)
+    house.residency.load(loaded)
+    house.residency.unload(loaded)
+    [root] = [path.parent for path in tmp_path.rglob("oci-layout")]
+    until(lambda: leased(root) == {merged})
+    assert {gone.digest for gone in house.registry.collect_garbage(grace_seconds=0).adapters} == {loaded, cold}
+
+
 class Store:
     """Keeps what it is told."""
 
