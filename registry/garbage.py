@@ -100,10 +100,11 @@ class Garbage:
             return [Move(adapter.name, None, adapter.digest, None) for adapter in adapters]
 
         with self._locks.collecting():
+            dead &= self._index.manifests()  # another collector may have come first
             dead -= self._live(oldest, now=time.time(), retain_parents=retain_parents)
+            emptied = self._empty_trash()  # first: a full disk may need its room for the rest
             # Though nothing may be dead: the export, too, must have forgotten what earlier collections removed.
             self._commits.commit_and_export(change)
-            emptied = self._empty_trash()
             swept = self._sweep(marked.blobs, oldest=oldest)
         return self._report(adapters, dead, swept, emptied)
 

@@ -5,7 +5,7 @@ the index's transaction, tags.log, and index.json if that is small; only then is
 the same backwards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -437,11 +437,7 @@ class Registry:
         with disk("listing"):
             rows = self._index.page(before=before, limit=limit + 1, name_contains=name_contains, kind=kind)
             token = make_page_token(rows[limit - 1].sequence, filters=filters) if len(rows) > limit else ""
-        records = []
-        for row in rows[:limit]:
-            with suppress(AdapterNotFound):  # it was collected meanwhile
-                records.append(self._record(row))
-        return records, token
+        return list(self._records(rows[:limit])), token
 
     def update_tag(self, name: str, tag: str, digest: str, expected_digest: str) -> AdapterRecord:
         """Moves a tag to `digest` if it points at `expected_digest` ("": if there is no such tag).
@@ -561,7 +557,7 @@ class Registry:
         """
         with disk("looking for children"):
             rows = self._index.that_name(check_digest(digest))
-            records = [self._record(row) for row in rows]
+        records = self._records(rows)
         return [record for record in records if digest in {parent.digest for parent in record.parents}]
 
     def names(self) -> Sequence[str]:
@@ -658,6 +654,14 @@ class Registry:
             return self._content(digest).size_bytes
         except BlobCorrupt:  # its manifest is lost, and nobody knows
             return 0
+
+    def _records(self, rows: Iterable[AdapterRow]) -> Sequence[AdapterRecord]:
+        """Those that have not been collected meanwhile."""
+        records = []
+        for row in rows:
+            with suppress(AdapterNotFound):
+                records.append(self._record(row))
+        return records
 
     def _record(self, row: AdapterRow) -> AdapterRecord:
         return AdapterRecord.of(self._content(row.digest), name=row.name, tags=row.tags)
