@@ -22,7 +22,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 class TransferProgress:
     """How far a transfer is; `completed_bytes` and `total_bytes` count all its files."""
 
-    stage: Literal["hash", "upload", "download"]
+    stage: Literal["hash", "upload", "download", "copy"]  # copy: between the server and a remote
     file_name: str
     completed_bytes: int
     total_bytes: int

@@ -27,8 +27,9 @@ from hotshoe.clients.channels import (
     TRANSFER_SECONDS,
     open_aio_channel,
 )
+from hotshoe.clients.copies import Copy
 from hotshoe.clients.errors import NotFound, from_rpc_error
-from hotshoe.clients.retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from hotshoe.clients.retry import DEFAULT_RETRY, NO_RETRY, Attempts, RetryPolicy
 from hotshoe.clients.streams import AsyncAnswerStream, AsyncResponseStream
 from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
@@ -256,6 +257,64 @@ class AsyncClient:
         response: registry.MergeAdaptersResponse = await self._call(self._registry.MergeAdapters, request, timeout)
         return response
 
+    async def push_to(
+        self,
+        remote: str,
+        reference: str,
+        *,
+        name: str = "",
+        tags: Sequence[str] = (),
+        expected_digest: str | None = None,
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.Adapter:
+        """Has the server copy an adapter to a remote, one that it was started with or below it, and move tags there.
+
+        Args:
+            remote: "oci://host/prefix", "s3://bucket/prefix" or "dir:///path".
+            name: what it is called there; as here, if not given.
+            tags: there; that of `reference`, if not given.
+            expected_digest: where the tags must point there, "" for nowhere; Aborted is raised if they do not.
+        """
+        request = messages.push_request(reference, remote, name=name, tags=tags, expected_digest=expected_digest)
+        copy: Copy[registry.PushAdapterResponse] = Copy(progress)
+        await self._follow(self._registry.PushAdapter, request, copy, timeout)
+        return copy.last.adapter
+
+    async def pull_from(
+        self,
+        remote: str,
+        reference: str,
+        *,
+        name: str = "",
+        tags: Sequence[str] = (),
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.PullAdapterResponse:
+        """Has the server copy an adapter from such a remote, as `name`, and move `tags` to it.
+
+        They are the name and the tag of `reference`, if not given.
+        """
+        request = messages.pull_request(remote, reference, name=name, tags=tags)
+        copy: Copy[registry.PullAdapterResponse] = Copy(progress)
+        await self._follow(self._registry.PullAdapter, request, copy, timeout)
+        return copy.last
+
+    async def mirror_from(
+        self,
+        remote: str,
+        name: str,
+        *,
+        as_name: str = "",
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> Sequence[registry.PullAdapterResponse]:
+        """Has the server copy all that a name's tags point at on such a remote, with the tags; others stay."""
+        copy: Copy[registry.PullAdapterResponse] = Copy(progress)
+        request = messages.mirror_request(remote, name, as_name=as_name)
+        await self._follow(self._registry.PullAdapter, request, copy, timeout)
+        return copy.done
+
     async def get_adapter(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.Adapter:
         """The adapter that `reference` resolves to now: "name", "name:tag" or "name@sha256:<hex>"."""
         request = registry.GetAdapterRequest(reference=reference)
@@ -480,6 +539,16 @@ class AsyncClient:
         self, method: Any, request: Any, timeout: float | None
     ) -> tuple[Callable[[float | None], Any], Attempts]:
         return lambda remaining: method(request, timeout=remaining), Attempts(self._retry, timeout)
+
+    async def _follow(self, method: Any, request: Any, copy: Copy[Any], timeout: float | None) -> None:
+        # The server has tried a remote again that failed; to do so once more only takes longer.
+        stream: AsyncResponseStream[Any]
+        message: Any
+        async with AsyncResponseStream(
+            lambda left: method(request, timeout=left), Attempts(NO_RETRY, timeout)
+        ) as stream:
+            async for message in stream:
+                copy.take(message)
 
     async def _upload_missing(self, files: Sequence[AdapterFile], progress: Progress, attempts: Attempts) -> None:
         response = await self._call(self._registry.CheckBlobs, messages.check_request(files), attempts.remaining())

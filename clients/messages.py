@@ -216,6 +216,27 @@ def merge_request(
     )
 
 
+def push_request(
+    reference: str, remote: str, *, name: str, tags: Sequence[str], expected_digest: str | None
+) -> registry.PushAdapterRequest:
+    """The message that asks for an adapter to be copied to a remote."""
+    tags = (tags,) if isinstance(tags, str) else tags
+    return registry.PushAdapterRequest(
+        reference=reference, remote=remote, name=name, tags=tags, expected_digest=expected_digest
+    )
+
+
+def pull_request(remote: str, reference: str, *, name: str, tags: Sequence[str]) -> registry.PullAdapterRequest:
+    """The message that asks for an adapter to be copied from a remote."""
+    tags = (tags,) if isinstance(tags, str) else tags
+    return registry.PullAdapterRequest(remote=remote, reference=reference, name=name, tags=tags)
+
+
+def mirror_request(remote: str, name: str, *, as_name: str) -> registry.PullAdapterRequest:
+    """The message that asks for all that a name's tags point at to be copied from a remote."""
+    return registry.PullAdapterRequest(remote=remote, reference=name, name=as_name, all_tags=True)
+
+
 def _parameter(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 

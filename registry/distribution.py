@@ -155,7 +155,8 @@ class Distribution:
                 "artifactType": referrer.artifact_type,
                 "annotations": dict(referrer.annotations),
             }
-            for referrer in self._registry.referrers(subject, wanted)
+            # The oldest first, as under the fallback tag: whoever copies them in order ends with the same latest.
+            for referrer in reversed(self._registry.referrers(subject, wanted))
         ]
         headers = {"Content-Type": INDEX_TYPE, **({"OCI-Filters-Applied": "artifactType"} if wanted else {})}
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}

@@ -13,7 +13,11 @@ RegistryError
 ├── TagImmutable            a version tag that would move
 ├── QuotaExceeded           the store, or a part of its names, is full
 ├── BlobCorrupt             stored bytes no longer match their digest
-└── StoreUnavailable        the disk refused
+├── StoreUnavailable        the disk refused
+└── RemoteError             another registry; `remote` is its URL
+    ├── RemoteUnavailable   it cannot be reached, is too slow, or fails
+    ├── RemoteRefused       it does not let us, or wants what we do not do
+    └── RemoteDamaged       what it sent is not what it should be
 """
 
 from collections.abc import Sequence
@@ -95,3 +99,24 @@ class BlobCorrupt(RegistryError):
 
 class StoreUnavailable(RegistryError):
     """The disk refused a read or a write; nothing was acknowledged."""
+
+
+class RemoteError(RegistryError):
+    """Another registry could not be used; `remote` is its URL, and nothing of it was kept."""
+
+    def __init__(self, remote: str, problem: str) -> None:
+        super().__init__(f"{remote}: {problem}")
+        self.remote = remote
+        self.problem = problem
+
+
+class RemoteUnavailable(RemoteError):
+    """It cannot be reached, took too long, or failed; another time it may work."""
+
+
+class RemoteRefused(RemoteError):
+    """It refuses what was asked, or asks for what is not done here, such as a password over plain http."""
+
+
+class RemoteDamaged(RemoteError):
+    """It sent other bytes than it was asked for."""

@@ -265,6 +265,17 @@ def read_manifest(document: bytes) -> AdapterContent:
     return content
 
 
+def blob_descriptors(document: bytes) -> list[FileDescriptor]:
+    """The config and the layers of a manifest that `read_manifest` or `read_referrer` reads, with their sizes."""
+    manifest = json.loads(document)
+    config = manifest["config"]
+    layers = [
+        FileDescriptor(str(layer["annotations"][FILE_TITLE]), layer["digest"], int(layer["size"]))
+        for layer in manifest["layers"]
+    ]
+    return [FileDescriptor("config", config["digest"], int(config["size"])), *layers]
+
+
 class IndexListing(NamedTuple):
     """What index.json lists. `log_id` is the entry of tags.log up to which it does; None if it does not say."""
 

@@ -12,9 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+from hotshoe.registry.adoption import Approve, approve_all, check_contents, check_manifest, check_referrer
 from hotshoe.registry.attachment import check_attachment
 from hotshoe.registry.blobs import BlobStore
-from hotshoe.registry.commits import Commits, move_tags
+from hotshoe.registry.commits import Commits
 from hotshoe.registry.digest import check_digest, digest_of
 from hotshoe.registry.errors import (
     AdapterNotFound,
@@ -22,7 +23,6 @@ from hotshoe.registry.errors import (
     BlobNotFound,
     InvalidAdapter,
     InvalidReference,
-    InvalidUpload,
     StoreUnavailable,
 )
 from hotshoe.registry.export import Export
@@ -31,17 +31,19 @@ from hotshoe.registry.formats.kind import inspect_adapter
 from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.fsck import FsckReport, check_blobs
 from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, CollectedAdapter, Garbage, GarbageReport
-from hotshoe.registry.index import AdapterRow, ReferrerRow, StoredManifest, Transaction
+from hotshoe.registry.index import AdapterRow
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Leases
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import (
+    CARD_FILE,
     AdapterContent,
     AdapterRecord,
     Artifact,
     FileDescriptor,
     Lineage,
     NotAnAdapter,
+    blob_descriptors,
     build_artifact,
     read_manifest,
 )
@@ -52,11 +54,12 @@ from hotshoe.registry.recovery import recover
 from hotshoe.registry.reference import AdapterRef, check_name, check_tag
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
 from hotshoe.registry.reserve import Reserve
-from hotshoe.registry.tag_log import LoggedMove, Move, TagLog
+from hotshoe.registry.tag_log import LoggedMove, TagLog
 from hotshoe.registry.tag_policy import TagPolicy
 from hotshoe.registry.tags import Tags
 from hotshoe.registry.uploads import Upload, Uploads
 from hotshoe.registry.views import Views
+from hotshoe.registry.writer import StoreWriter
 
 __all__ = [
     "AdapterRecord",
@@ -127,8 +130,8 @@ class Registry:
         self._export = Export(self._layout, locks=self._locks, index=self._index, log=log)
         self._commits = Commits(self._layout, locks=self._locks, index=self._index, log=log, export=self._export)
         self._blobs = BlobStore(self._layout, self._index)
-        self._policy = TagPolicy(mutable=mutable_tags)
-        self._tags = Tags(locks=self._locks, index=self._index, commits=self._commits, log=log, policy=self._policy)
+        policy = TagPolicy(mutable=mutable_tags)
+        self._tags = Tags(locks=self._locks, index=self._index, commits=self._commits, log=log, policy=policy)
         self._leases = Leases(self._layout)
         self._views = Views(self._layout, self._locks)
         reserve = Reserve(self._layout.root, reserve_bytes)
@@ -151,7 +154,15 @@ class Registry:
         )
         # Manifests never change, so what was read of one stays true.
         self._content = lru_cache(maxsize=_CACHED_MANIFESTS)(self._read_content)
-        self._quotas = Quotas(quotas or {}, self._stored_size)
+        self._writer = StoreWriter(
+            self._layout,
+            locks=self._locks,
+            index=self._index,
+            blobs=self._blobs,
+            commits=self._commits,
+            policy=policy,
+            quotas=Quotas(quotas or {}, self._stored_size),
+        )
         with disk("removing old uploads"):
             self._uploads.reap()
 
@@ -245,7 +256,7 @@ class Registry:
                 rank = approximation.rank if approximation else 0
                 summary = inspect_adapter(paths, base, approximate_rank=rank)
             except InvalidAdapter:
-                self._verify_files(files)  # if they were collected while they were read, they are not invalid
+                self._writer.verify(files)  # if they were collected while they were read, they are not invalid
                 raise
             base_name = base_model_name(annotations, configured=summary.base_model, base=base)
             artifact = build_artifact(
@@ -258,9 +269,67 @@ class Registry:
                 approximation=approximation,
             )
             if validate_only:
-                self._check_names(name, tags, artifact.content)
+                self._writer.check_names(name, tags, artifact.content)
                 return AdapterRecord.of(artifact.content, name=name, tags=tags), False
-            return self._commit_adapter(artifact, name=name, tags=tags)
+            return self._writer.add_adapter(artifact, name=name, tags=tags)
+
+    def adopt(
+        self,
+        manifest: bytes,
+        *,
+        name: str,
+        tags: Sequence[str],
+        base: BaseShape | None = None,
+        approve: Approve = approve_all,
+    ) -> tuple[AdapterRecord, bool]:
+        """Commits an adapter that was published elsewhere, its manifest byte for byte, and moves `tags` to it.
+
+        Its blobs, the config and the card too, must have been uploaded. It may be of another base than `base`; if it
+        is of that one, its files are held against it, as `publish` does. `approve` may refuse it then.
+
+        Returns:
+            The record, and whether `name` had no adapter of that digest before.
+
+        Raises:
+            InvalidAdapter, IncompatibleAdapter: the manifest is none of ours, or says what its files are not.
+            InvalidReference, InvalidUpload, TagImmutable, QuotaExceeded, BlobNotFound, StoreUnavailable: as `publish`.
+        """
+        check_name(name)
+        tags = _distinct_tags(tags)
+        content = check_manifest(manifest)
+        descriptors = blob_descriptors(manifest)
+        with disk("adopting"):
+            self._writer.verify(descriptors)
+            paths = {file.file_name: self._blobs.path(file.digest) for file in descriptors}
+            try:
+                check_contents(content, paths, base)
+            except InvalidAdapter:
+                self._writer.verify(descriptors)  # if they were collected while they were read, they are not invalid
+                raise
+            approve(content, paths)
+            artifact = Artifact(
+                card=paths[CARD_FILE].read_bytes(),
+                config=self._blobs.path(content.config_digest).read_bytes(),
+                manifest=manifest,
+            )
+            return self._writer.add_adapter(artifact, name=name, tags=tags)
+
+    def adopt_referrer(self, manifest: bytes) -> Referrer:
+        """Keeps a document about an adapter that is here, its manifest byte for byte, as the latest of its type.
+
+        Its document must have been uploaded.
+
+        Raises:
+            InvalidAdapter: the manifest is none of ours.
+            AdapterNotFound, BlobCorrupt: no adapter has the digest of its subject, or that one's manifest is lost.
+            InvalidUpload, BlobNotFound, StoreUnavailable: as `publish`.
+        """
+        referrer = check_referrer(manifest)
+        self._content(referrer.subject)
+        with disk("adopting a document"):
+            self._writer.verify([referrer.document])
+            self._writer.add_referrer(referrer, manifest, documents=[EMPTY_CONFIG])
+        return referrer
 
     def uploaded_files(self, files: Sequence[FileDescriptor]) -> dict[str, Path]:
         """The files of an adapter that need not be published, by name, as paths of read-only verified blobs.
@@ -270,55 +339,8 @@ class Registry:
         """
         check_files(files)
         with disk("reading blobs"):
-            self._verify_files(files)
+            self._writer.verify(files)
         return {file.file_name: self._blobs.path(file.digest) for file in files}
-
-    def _verify_files(self, files: Sequence[FileDescriptor]) -> None:
-        missing = []
-        for file in files:
-            try:
-                size = self._blobs.verify(file.digest)
-            except (BlobNotFound, BlobCorrupt):  # a corrupt one was set aside; a new upload heals it
-                missing.append(file.digest)
-                continue
-            if size != file.size_bytes:
-                raise InvalidUpload(f"{file.file_name}: has {size} bytes, was declared with {file.size_bytes}")
-        if missing:
-            raise BlobNotFound(missing)
-
-    def _commit_adapter(self, artifact: Artifact, *, name: str, tags: Sequence[str]) -> tuple[AdapterRecord, bool]:
-        content = artifact.content
-        created = False
-
-        def change(transaction: Transaction) -> list[Move]:
-            nonlocal created
-            self._check_quotas(name, content)
-            manifest = StoredManifest(
-                content.digest, len(artifact.manifest), content.kind, artifact.manifest, content.blobs
-            )
-            transaction.add_manifest(manifest)
-            transaction.remember_verified(self._blobs.fingerprints([content.digest, *content.blobs]))
-            created = transaction.add_adapter(name, content.digest)
-            moves = [Move(name, None, None, content.digest)] if created else []
-            return moves + move_tags(transaction, name=name, tags=tags, digest=content.digest, policy=self._policy)
-
-        with self._locks.publishing():
-            self._store([artifact.card, artifact.config], manifest=artifact.manifest, needed=content.blobs)
-            self._commits.commit(change)
-            row = self._index.by_digest(name, content.digest)
-        assert row is not None, "committed above, and nothing is collected while publishing"
-        return AdapterRecord.of(content, name=name, tags=row.tags), created
-
-    def _store(self, documents: Sequence[bytes], *, manifest: bytes, needed: Sequence[str]) -> None:
-        """Makes documents durable, then the manifest that names them; `needed` are all the blobs that it names."""
-        self._layout.check_sound()
-        for document in documents:
-            self._blobs.put(document)
-        for digest in needed:  # none may have been collected since it was checked
-            self._blobs.freshen(digest)
-        self._layout.sync_blobs()
-        self._blobs.put(manifest)
-        self._layout.sync_blobs()
 
     # Documents about adapters.
 
@@ -348,19 +370,7 @@ class Registry:
                 annotations=annotations,
             )
             referrer = read_referrer(manifest)
-
-            def change(transaction: Transaction) -> list[Move]:
-                if not transaction.has_manifest(digest):  # it was collected meanwhile
-                    raise AdapterNotFound(f"no adapter {digest}")
-                stored = StoredManifest(referrer.digest, len(manifest), artifact_type, manifest, referrer.blobs)
-                transaction.add_manifest(stored)
-                transaction.remember_verified(self._blobs.fingerprints([referrer.digest, *referrer.blobs]))
-                transaction.add_referrer(ReferrerRow(referrer.digest, digest, artifact_type, len(manifest)))
-                return []
-
-            with self._locks.publishing():
-                self._store([EMPTY_CONFIG, document], manifest=manifest, needed=referrer.blobs)
-                self._commits.commit(change)
+            self._writer.add_referrer(referrer, manifest, documents=[EMPTY_CONFIG, document])
         return referrer
 
     def referrers(self, digest: str, artifact_type: str = "") -> list[Referrer]:
@@ -649,17 +659,6 @@ class Registry:
                 raise AdapterNotFound(f"no adapter has a blob {digest}: it was collected")
             # Or it was collected when it was looked for, and has been published again: then it is there.
         raise BlobCorrupt(f"blob {digest} is lost; publishing its adapter again heals it")
-
-    def _check_names(self, name: str, tags: Sequence[str], content: AdapterContent) -> None:
-        """Raises what publishing would."""
-        self._check_quotas(name, content)
-        for tag in tags:
-            if (row := self._index.by_tag(name, tag)) is not None:
-                self._policy.check(name, tag, row.digest, content.digest)
-
-    def _check_quotas(self, name: str, content: AdapterContent) -> None:
-        size = content.size_bytes
-        self._quotas.check(name, content.digest, size_bytes=size, stored=self._index.named_like)
 
     def _stored_size(self, digest: str) -> int:
         try:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hotshoe.registry.errors import InvalidReference
 from hotshoe.registry.quotas import Quota
+from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 MEBIBYTE = 1 << 20
 _METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # as gRPC passes it on: lower case
@@ -159,6 +161,16 @@ class ServerConfig:
         "examine adapters as they are published: warn reports, require also refuses a BAD grade, off does neither",
         choices=("warn", "require", "off"),
     )
+    remotes: tuple[str, ...] = _setting(
+        (),
+        "another registry, oci://HOST/PREFIX, s3://BUCKET/PREFIX or dir:///PATH; adapters named by digest are fetched "
+        "from it, and it may be pushed to and pulled from; may be repeated",
+        flag="--remote",
+        metavar="URL",
+    )
+    docker_config: Path | None = _setting(
+        None, "docker's config.json, for remotes' passwords (default: ~/.docker/config.json)"
+    )
     mutable_tags: bool = _setting(False, "let version tags (v1, 1.2.3) move as others do")
     quotas: Mapping[str, Quota] = _setting(
         {},
@@ -196,6 +208,11 @@ class ServerConfig:
             raise ValueError(f"grace: must be 0 or more seconds, not {self.grace_seconds}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert: --tls-cert and --tls-key go together")
+        for remote in self.remotes:
+            try:
+                RemoteUrl.parse(remote)
+            except InvalidReference as error:
+                raise ValueError(f"remote: {str(error).removeprefix('remote ')}") from error
         if not (math.isfinite(self.collect_every_seconds) and self.collect_every_seconds >= 0):
             raise ValueError(f"collect_every: must be 0 or more seconds, not {self.collect_every_seconds}")
         self._refuse_open_ports()

@@ -24,7 +24,7 @@ from hotshoe.server.errors import ServerError, UnsupportedModel
 from hotshoe.server.flags import default_base_cache
 from hotshoe.server.model.backends import dequantized
 from hotshoe.server.model.checkpoints import Checkpoint, DirectoryCheckpoint
-from hotshoe.server.model.decoder_reader import check_tensors, tensor_shapes
+from hotshoe.server.model.decoder_reader import EMBEDDING, HEAD, check_tensors, tensor_shapes
 from hotshoe.server.model.families import spec_from_config
 from hotshoe.server.model.loader import OpenBase, open_base
 from hotshoe.server.model.spec import ModelSpec
@@ -53,7 +53,8 @@ class Options:
     base_cache: Path
     cut: Cut
     against: str  # "served" or "original"
-    ignores: bool  # of changes that no low-rank update can express
+    keeps_whole: bool  # embeddings and head that changed
+    ignores: bool  # of changes that are not expressed
     takes_flat: bool
     probe: str
 
@@ -79,11 +80,11 @@ def run(options: Options) -> dict[str, Any]:
     base = open_base(options.base, cache=options.base_cache)
     tuned = DirectoryCheckpoint(options.tuned)
     _check_same_shape(tuned, base.spec)
-    inexpressible = changed_tensors(tuned, base)
-    if inexpressible and not options.ignores:
+    whole, ignored = _beside_linears(tuned, base, keeps_whole=options.keeps_whole)
+    if ignored and not options.ignores:
         raise Refused(
-            f"the fine-tune changes what low-rank updates of linears cannot express: {_some(inexpressible)}; "
-            "--ignore leaves those as the base has them"
+            f"the fine-tune changes what low-rank updates of linears cannot express: {_some(ignored)}; "
+            "--whole keeps embeddings and head as they are, --ignore leaves what remains as the base has it"
         )
     extraction = extract(_weights(tuned, base), _reference(base, options.against), base.weights.shape, options.cut)
     if not extraction.updates:
@@ -91,10 +92,13 @@ def run(options: Options) -> dict[str, Any]:
     if (flatness := extraction.flatness) and not options.takes_flat:
         hint = ", or --against original, which leaves out what NF4 lost," if options.against == "served" else ""
         raise Refused(f"the update's spectrum is flat: {flatness}; ask for less energy{hint} or say --flat")
-    report = _report(extraction, options, base, inexpressible) | {
-        "probe": _probe(options.probe, tuned, base, extraction)
+    adapted = _Adapted(base, extraction.updates, whole)
+    report = _report(extraction, options, base) | {
+        "whole": list(whole),
+        "ignored": ignored,
+        "probe": _probe(options.probe, tuned, adapted, base),
     }
-    _write(options.to, extraction, base, report)
+    _write(options.to, extraction, whole, base, report)
     return report
 
 
@@ -108,6 +112,27 @@ def changed_tensors(tuned: Checkpoint, base: OpenBase) -> list[str]:
             if not torch.equal(tuned.tensor(name).to(served.dtype), served):
                 changed.append(name)
     return changed
+
+
+def _beside_linears(tuned: Checkpoint, base: OpenBase, *, keeps_whole: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """What of the fine-tune replaces the base's, by module, and the names of what changed besides.
+
+    Norms do; with `keeps_whole` embeddings and head too, in the precision in which the base is served, so that rows
+    that did not change are the base's.
+    """
+    norms = {f"{shape.module}.weight": shape.module for shape in base.weights.shape.norms.values()}
+    whole: dict[str, Tensor] = {}
+    ignored = []
+    for name in changed_tensors(tuned, base):
+        if name in norms:
+            whole[norms[name]] = tuned.tensor(name).float()
+        elif name in (EMBEDDING, HEAD) and keeps_whole:
+            weight = tuned.tensor(name).to(base.checkpoint.tensor(name).dtype).float()
+            for module in (name, HEAD) if base.spec.tied_head else (name,):
+                whole[module.removesuffix(".weight")] = weight.clone()
+        else:
+            ignored.append(name)
+    return whole, ignored
 
 
 def _check_same_shape(tuned: Checkpoint, spec: ModelSpec) -> None:
@@ -136,9 +161,12 @@ def _reference(base: OpenBase, against: str) -> Weights:
 
 
 class _Adapted:
-    """A checkpoint with updates added to its linears, in float32; a `Checkpoint`."""
+    """A checkpoint with updates added to its linears, in float32, and weights replaced; a `Checkpoint`."""
 
-    def __init__(self, base: OpenBase, updates: Mapping[LinearId, Factors]) -> None:
+    def __init__(
+        self, base: OpenBase, updates: Mapping[LinearId, Factors], whole: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self._whole = {f"{module}.weight": weight for module, weight in (whole or {}).items()}
         self._checkpoint = base.checkpoint
         self._updates = {base.weights.shape.linears[linear].module: factors for linear, factors in updates.items()}
         self.config = base.checkpoint.config
@@ -146,20 +174,20 @@ class _Adapted:
         self.weight_files = base.checkpoint.weight_files
 
     def tensor(self, name: str) -> Tensor:
-        return self._checkpoint.tensor(name)
+        return self._whole[name] if name in self._whole else self._checkpoint.tensor(name)
 
     def linear(self, module: str) -> Tensor:
         weight, factors = dequantized(self._checkpoint.linear(module)), self._updates.get(module)
         return weight if factors is None else weight + factors.b @ factors.a
 
 
-def _probe(text: str, tuned: Checkpoint, base: OpenBase, extraction: Extraction) -> dict[str, Any]:
+def _probe(text: str, tuned: Checkpoint, extracted: Checkpoint, base: OpenBase) -> dict[str, Any]:
     """Losses of a text under the fine-tune, the base with the extracted adapter, and the base alone."""
     token_ids = base.tokenizer.encode(text)[:MOST_PROBE_TOKENS]
     if len(token_ids) < 2:
         raise ValueError("probe: expected a text of two tokens or more")
     full = probe_logits(tuned, base.spec, token_ids)
-    adapted = probe_logits(_Adapted(base, extraction.updates), base.spec, token_ids)
+    adapted = probe_logits(extracted, base.spec, token_ids)
     alone = probe_logits(base.checkpoint, base.spec, token_ids)
     with torch.inference_mode():
         divergence = torch.nn.functional.kl_div(
@@ -174,14 +202,13 @@ def _probe(text: str, tuned: Checkpoint, base: OpenBase, extraction: Extraction)
     }
 
 
-def _report(extraction: Extraction, options: Options, base: OpenBase, inexpressible: Sequence[str]) -> dict[str, Any]:
+def _report(extraction: Extraction, options: Options, base: OpenBase) -> dict[str, Any]:
     return {
         "to": str(options.to),
         "base": {"name": base.name, "digest": base.digest},
         "against": options.against,
         "energy": extraction.energy,
         "numbers": extraction.numbers,
-        "ignored": list(inexpressible),
         "linears": [
             {
                 "linear": str(linear),
@@ -194,9 +221,16 @@ def _report(extraction: Extraction, options: Options, base: OpenBase, inexpressi
     }
 
 
-def _write(directory: Path, extraction: Extraction, base: OpenBase, report: Mapping[str, Any]) -> None:
+def _write(
+    directory: Path,
+    extraction: Extraction,
+    whole: Mapping[str, Tensor],
+    base: OpenBase,
+    report: Mapping[str, Any],
+) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for name, data in lora_files(extraction.updates, base.weights.shape, base_name=base.name).items():
+    files = lora_files(extraction.updates, base.weights.shape, base_name=base.name, whole=whole)
+    for name, data in files.items():
         (directory / name).write_bytes(data)
     (directory / "README.md").write_text(_card(report), encoding="utf-8")
 
@@ -210,6 +244,7 @@ def _card(report: Mapping[str, Any]) -> str:
         f"{report['energy']:.2%} of the updates' energy is kept.",
         f"Loss of a text of {probe['tokens']} tokens: {probe['full']:.4f} the fine-tune, {probe['extracted']:.4f} this "
         f"adapter, {probe['base']:.4f} the base.",
+        *([f"Whole, as the fine-tune has them: {', '.join(report['whole'])}."] if report["whole"] else []),
         *([f"Left as the base has them: {', '.join(report['ignored'])}."] if report["ignored"] else []),
         "",
         "| linear | rank | energy kept | update ÷ weight |",
@@ -231,6 +266,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     parser.add_argument("--rank-energy", type=float, metavar="E")
     parser.add_argument("--max-rank", type=int, default=256, metavar="R")
     parser.add_argument("--against", choices=("served", "original"), default="served")
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--ignore", action="store_true")
     parser.add_argument("--flat", action="store_true")
     parser.add_argument("--probe", type=Path, metavar="FILE")
@@ -247,6 +283,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
         base_cache=found.base_cache or default_base_cache(environment),
         cut=cut,
         against=found.against,
+        keeps_whole=found.whole,
         ignores=found.ignore,
         takes_flat=found.flat,
         probe=probe,

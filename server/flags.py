@@ -14,14 +14,21 @@ from hotshoe.registry.quotas import Quota
 from hotshoe.server.config import Address, EngineConfig, ResidencyConfig, ServerConfig
 
 _BYTE_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+# Their help says where they lie if they are not given.
+_DEFAULTS_IN_WORDS = ("registry", "base_cache", "remotes")
 
 
 def parse_arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConfig:
-    """Reads the server's arguments; `environment` gives XDG_DATA_HOME. Exits with 2 and one line on a bad one."""
+    """Reads the server's arguments; exits with 2 and one line on a bad one.
+
+    `environment` gives XDG_DATA_HOME and DOCKER_CONFIG.
+    """
     parser = _parser()
     values = vars(parser.parse_args(arguments))
     registry = values.setdefault("registry", _default_registry(environment))
     values.setdefault("base_cache", _base_cache(registry))
+    values.setdefault("docker_config", _default_docker_config(environment))
+    values["remotes"] = tuple(values.get("remotes", ()))
     try:
         engine = EngineConfig(**_take(values, EngineConfig))
         residency = ResidencyConfig(**_take(values, ResidencyConfig))
@@ -55,11 +62,12 @@ def _add_flag(group: "argparse._ArgumentGroup", setting: "Field[Any]", hint: Any
     if hint is bool:
         group.add_argument(flag, dest=setting.name, action="store_true", help=text)
         return
-    if setting.default not in (None, MISSING, "") and setting.name not in ("registry", "base_cache"):
+    if setting.default not in (None, MISSING, "") and setting.name not in _DEFAULTS_IN_WORDS:
         text += f" (default: {_shown(setting)})"
     group.add_argument(
         flag,
         dest=setting.name,
+        action="append" if typing.get_origin(hint) is tuple else "store",
         type=_parser_of(setting.name, hint),
         choices=setting.metadata.get("choices"),
         metavar=None
@@ -145,6 +153,10 @@ def _metavar(name: str, hint: Any) -> str:
 
 def _take(values: dict[str, Any], config: type) -> dict[str, Any]:
     return {setting.name: values.pop(setting.name) for setting in fields(config) if setting.name in values}
+
+
+def _default_docker_config(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("DOCKER_CONFIG") or "~/.docker").expanduser() / "config.json"
 
 
 def default_base_cache(environment: Mapping[str, str]) -> Path:

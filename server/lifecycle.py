@@ -8,9 +8,10 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -54,13 +55,17 @@ from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.generation import GenerationParts, GenerationService
 from hotshoe.server.services.health import Health, HealthServicer
 from hotshoe.server.services.interceptors import RpcInterceptor
+from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.registry import RegistryService
 from hotshoe.server.services.requests import RequestMapper
 from hotshoe.server.services.residency import ResidencyParts, ResidencyService
+from hotshoe.server.services.transfers import Transfers
 
 _RESERVE_BYTES = 8 << 20  # of the registry's disk
 _MAPPING_THREADS = 2
 _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
+_TRANSFER_THREADS = 4  # callers of PushAdapter and PullAdapter that are served at the same time
+_PULLING_THREADS = 4  # adapters that are fetched for requests at the same time
 _FLUSH_SECONDS = 0.5  # for what is written but not sent, and for health watches
 _WATCHDOG_SECONDS = 0.25
 _LOST_SECONDS = 60.0  # an engine that stands still for so long will not go on
@@ -295,11 +300,15 @@ class Server:
             return math.nan
 
     def _add_services(self, server: grpc.aio.Server) -> None:
+        doctor = self._build_doctor()
+        transfers = self._build_transfers(doctor)
+        pull_through = PullThrough(self.registry, transfers, self._executor("pulling", _PULLING_THREADS))
         generation = GenerationService(
             GenerationParts(
                 engine=self.engine,
                 dispatcher=self.dispatcher,
                 mapper=self._request_mapper(),
+                pull_through=pull_through,
                 tokenizer=self.base.tokenizer,
                 metrics=self.metrics,
                 model_info=self._model_info(),
@@ -317,12 +326,14 @@ class Server:
                 max_adapters=self.config.residency.adapter_slots,
                 draining=self._draining,
                 executor=self._executor("loading", _LOADING_THREADS),
+                pull_through=pull_through,
             )
         )
         registry = RegistryService(
             self.registry,
             self.base.weights.shape,
-            doctor=self._build_doctor(),
+            transfers=transfers,
+            doctor=doctor,
             publish_doctor=self.config.doctor,
             verifier=self.verifier,
         )
@@ -342,11 +353,29 @@ class Server:
             spectra=Spectra(self.config.base_cache, self.base.weights),
             limits=AdapterLimits(max_rank=limits.max_rank, max_bytes=limits.max_adapter_bytes),
             pace=self.residency.pace,
+            cache=self._lowered_cache(),
         )
         self._cleanup.push_async_callback(doctor.close)
         if self.config.doctor != "off":
             doctor.warm()
         return doctor
+
+    def _build_transfers(self, doctor: Doctor) -> Transfers:
+        loop = asyncio.get_running_loop()
+
+        def refuse_bad(name: str, files: Mapping[str, Path], approximate_rank: int) -> None:
+            """Waits on the transfer's thread for what the event loop has examined."""
+            examining = doctor.refuse_bad(name, files, approximate_rank=approximate_rank)
+            asyncio.run_coroutine_threadsafe(examining, loop).result()
+
+        return Transfers(
+            self.registry,
+            self.base.weights.shape,
+            remotes=self.config.remotes,
+            docker_config=self.config.docker_config,
+            executor=self._executor("transfers", _TRANSFER_THREADS),
+            refuse_bad=refuse_bad if self.config.doctor == "require" else None,
+        )
 
     def _executor(self, name: str, threads: int) -> ThreadPoolExecutor:
         """Threads of their own, so that requests do not queue behind uploads, nor either behind loads."""

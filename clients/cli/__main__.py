@@ -23,9 +23,11 @@ from hotshoe.clients.cli.load import load
 from hotshoe.clients.cli.log import log
 from hotshoe.clients.cli.ls import ls
 from hotshoe.clients.cli.merge import merge
+from hotshoe.clients.cli.mirror import mirror
 from hotshoe.clients.cli.ps import ps
 from hotshoe.clients.cli.publish import publish
 from hotshoe.clients.cli.pull import pull
+from hotshoe.clients.cli.push import push
 from hotshoe.clients.cli.registry import registry
 from hotshoe.clients.cli.rollback import rollback
 from hotshoe.clients.cli.run import run
@@ -57,6 +59,8 @@ VERBS = (
     extract,
     tag,
     untag,
+    push,
+    mirror,
     key,
     sign,
     verify,

@@ -32,13 +32,14 @@ def extract(
             metavar="served|original", help="Weights to differ from: NF4's own, or those that it was made of."
         ),
     ] = "served",
-    ignore: Annotated[bool, typer.Option("--ignore", help="Leave out changed norms, embeddings and biases.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Keep changed embeddings and head, as they are.")] = False,
+    ignore: Annotated[bool, typer.Option("--ignore", help="Leave out what changed and is not expressed.")] = False,
     flat: Annotated[bool, typer.Option("--flat", help="Take updates that no low rank keeps, too.")] = False,
     probe: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to compare the losses on.")] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Make an adapter of a full fine-tune of the base: the updates of its linears, cut to low rank.
+    """Make an adapter of a full fine-tune of the base: the updates of its linears, cut to low rank, and its norms.
 
     Tells the energy kept in each, and the loss of a text under the fine-tune, the adapter and the base.
     """
@@ -52,7 +53,12 @@ def extract(
         arguments = ["--from", str(source), "--to", str(directory), "--base", base, "--against", against]
         arguments += [] if base_cache is None else ["--base-cache", str(base_cache)]
         arguments += ["--rank", str(rank)] if rank is not None else ["--rank-energy", str(rank_energy)]
-        arguments += ["--ignore"] * ignore + ["--flat"] * flat + ([] if probe is None else ["--probe", str(probe)])
+        arguments += (
+            ["--whole"] * whole
+            + ["--ignore"] * ignore
+            + ["--flat"] * flat
+            + ([] if probe is None else ["--probe", str(probe)])
+        )
         report = _run(arguments)
         published = None if reference is None else _publish(directory, *reference, server=server)
     if json:
@@ -64,6 +70,8 @@ def extract(
     output.print_table(COLUMNS, rows)
     told = report["probe"]
     print(f"{report['energy']:.2%} of the updates kept")
+    if report["whole"]:
+        print(f"whole, as the fine-tune has them: {', '.join(report['whole'])}")
     if report["ignored"]:
         print(f"left as the base has them: {', '.join(report['ignored'])}")
     print(

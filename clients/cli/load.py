@@ -1,7 +1,7 @@
 """hotshoe load: brings an adapter into memory ahead of its first request."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,9 +32,13 @@ def load(
             reference,
             tier="host" if tier is TierChoice.HOST else "device",
             pin=pin,
-            progress=lambda step: update("loading", step.completed_bytes, step.total_bytes),
+            progress=lambda step: update(_doing(step), step.completed_bytes, step.total_bytes),
         )
     if json:
         return output.print_json(adapter)
     where = output.enum_word(adapter, "tier") + (", pinned" if adapter.pinned else "")
     print(f"{adapter.name}  {where}  {output.human_bytes(adapter.size_bytes)}\n{adapter.name}@{adapter.digest}")
+
+
+def _doing(step: Any) -> str:
+    return "fetching" if output.enum_word(step, "stage") == "downloading" else "loading"

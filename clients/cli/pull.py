@@ -1,4 +1,4 @@
-"""hotshoe pull: an adapter's files, back in a directory."""
+"""hotshoe pull: an adapter's files, back in a directory; or an adapter of another registry, copied to the server."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,28 +6,69 @@ from typing import Annotated
 import typer
 
 from hotshoe.clients.cli import output
-from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
+from hotshoe.clients.cli.locations import split_location
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_tag
 from hotshoe.clients.cli.progress import byte_progress
 
 
 def pull(
-    reference: Reference,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made if missing.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF|REMOTE/REF", help="name:tag, name@sha256:<hex>; oci://host/x:tag, oci://host//a/b:tag"
+        ),
+    ],
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="For REF: made if missing.", show_default=False)
+    ] = None,
+    as_name: Annotated[
+        str, typer.Option("--as", metavar="NAME[:TAG]", help="For REMOTE/REF: what it is called here.")
+    ] = "",
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Write an adapter's files into a directory.
+    """Write an adapter's files into a directory, or copy one from another registry to the server.
 
-    Each is verified against its digest. PEFT can load the directory.
+    Each file is verified against its digest. PEFT can load the directory. REMOTE is a registry that the server was
+    started with (hotshoe serve --remote), or lies below one; all that stands before the last / belongs to it, or all
+    before //.
     """
+    if "://" in source:
+        if directory is not None:
+            raise ValueError(f"{directory}: a directory is for adapters of the server; pull {source} to it first")
+        return _from_remote(source, as_name, server, json)
+    if directory is None or as_name:
+        raise ValueError(f"{source} is an adapter of the server: it is pulled into a DIR, and has no --as")
     from hotshoe.clients import Client
 
     with Client(server) as client, byte_progress() as update:
         adapter = client.pull(
-            reference,
+            source,
             directory,
             progress=lambda step: update("downloading", step.completed_bytes, step.total_bytes),
         )
     if json:
         return output.print_json(adapter)
     print(f"{directory}  {output.human_bytes(adapter.size_bytes)}\n{adapter.name}@{adapter.digest}")
+
+
+def _from_remote(location: str, as_name: str, server: str, json: bool) -> None:
+    from hotshoe.clients import Client
+
+    remote, reference = split_location(location)
+    name, tag = name_and_tag(as_name, default_tag=None) if ":" in as_name else (as_name, "")
+    with Client(server) as client, byte_progress() as update:
+        pulled = client.pull_from(
+            remote,
+            reference,
+            name=name,
+            tags=[tag] if tag else (),
+            progress=lambda step: update("pulling", step.completed_bytes, step.total_bytes),
+        )
+    if json:
+        return output.print_json(pulled)
+    adapter = pulled.adapter
+    done = "pulled" if pulled.created else "already there"
+    tags = ",".join(adapter.tags) or "-"
+    size = output.human_bytes(adapter.size_bytes)
+    print(f"{done} {adapter.name}:{tags}  {adapter.kind}  {size}\n{adapter.name}@{adapter.digest}")

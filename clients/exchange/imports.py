@@ -39,6 +39,7 @@ _TITLE = "org.opencontainers.image.title"
 # Annotations that the registry makes; of them a publisher may say the base model's.
 _MADE = "dev.hotshoe.adapter."
 _BASE_NAME, _BASE_DIGEST = _MADE + "base.name", _MADE + "base.digest"
+_APPROXIMATION = _MADE + "approximation"
 _DIAGNOSIS_TYPE = "application/vnd.hotshoe.intruder.v1+json"  # the server's own
 # What reading a JSON document of the wrong form raises.
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -78,6 +79,7 @@ class LayoutAdapter:
     annotations: Mapping[str, str]
     documents: tuple[Document, ...]
     left_behind: tuple[str, ...]  # why, of each document that cannot be attached
+    approximate_rank: int  # to which its publisher had it cut; 0 if it is exact
 
 
 def import_adapter(
@@ -114,7 +116,14 @@ def import_adapter(
         annotations = {
             key: value for key, value in found.annotations.items() if not (other_base and key == _BASE_DIGEST)
         }
-        response = client.publish_directory(work, name, tags=[tag], annotations=annotations, progress=progress)
+        response = client.publish_directory(
+            work,
+            name,
+            tags=[tag],
+            annotations=annotations,
+            approximate_rank=found.approximate_rank,
+            progress=progress,
+        )
     adapter = response.adapter
     if adapter.digest != found.digest:  # documents are about other bytes
         return Imported(adapter, response.created, found.digest, 0, ())
@@ -157,9 +166,18 @@ def read_layout(source: Source, directory: Path, reference: str | None) -> Layou
             if not key.startswith(_MADE) or key in (_BASE_NAME, _BASE_DIGEST)
         }
         documents, left_behind = _documents(source, listed, digest)
-        return LayoutAdapter(digest, annotations, tuple(documents), tuple(left_behind))
+        rank = _approximate_rank(manifest)
+        return LayoutAdapter(digest, annotations, tuple(documents), tuple(left_behind), rank)
     except _MALFORMED as error:
         raise InvalidLayout(f"a document of it has another form than OCI's ({type(error).__name__}: {error})") from None
+
+
+def _approximate_rank(manifest: Mapping[str, Any]) -> int:
+    text = manifest.get("annotations", {}).get(_APPROXIMATION)
+    rank = 0 if text is None else json.loads(text)["rank"]
+    if type(rank) is not int or not 0 <= rank < 1 << 31:
+        raise InvalidLayout(f"{_APPROXIMATION}: expected a rank, found {ascii(rank)[:80]}")
+    return rank
 
 
 def _pick(source: Source, listed: list[Any], reference: str | None) -> tuple[str, dict[str, Any]]:

@@ -579,6 +579,64 @@ class AttachReferrerResponse(_message.Message):
     subject: str
     def __init__(self, referrer: _Optional[_Union[Referrer, _Mapping]] = ..., subject: _Optional[str] = ...) -> None: ...
 
+class TransferProgress(_message.Message):
+    __slots__ = ("file_name", "digest", "completed_bytes", "total_bytes")
+    FILE_NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    file_name: str
+    digest: str
+    completed_bytes: int
+    total_bytes: int
+    def __init__(self, file_name: _Optional[str] = ..., digest: _Optional[str] = ..., completed_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class PushAdapterRequest(_message.Message):
+    __slots__ = ("reference", "remote", "name", "tags", "expected_digest")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    remote: str
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    expected_digest: str
+    def __init__(self, reference: _Optional[str] = ..., remote: _Optional[str] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., expected_digest: _Optional[str] = ...) -> None: ...
+
+class PushAdapterResponse(_message.Message):
+    __slots__ = ("progress", "adapter")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    progress: TransferProgress
+    adapter: Adapter
+    def __init__(self, progress: _Optional[_Union[TransferProgress, _Mapping]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class PullAdapterRequest(_message.Message):
+    __slots__ = ("remote", "reference", "name", "tags", "all_tags")
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    ALL_TAGS_FIELD_NUMBER: _ClassVar[int]
+    remote: str
+    reference: str
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    all_tags: bool
+    def __init__(self, remote: _Optional[str] = ..., reference: _Optional[str] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., all_tags: _Optional[bool] = ...) -> None: ...
+
+class PullAdapterResponse(_message.Message):
+    __slots__ = ("progress", "adapter", "created")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    progress: TransferProgress
+    adapter: Adapter
+    created: bool
+    def __init__(self, progress: _Optional[_Union[TransferProgress, _Mapping]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+
 class CollectGarbageRequest(_message.Message):
     __slots__ = ("dry_run", "grace_seconds")
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]

@@ -125,6 +125,16 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.FromString,
                 _registered_method=True)
+        self.PushAdapter = channel.unary_stream(
+                '/hotshoe.v1.RegistryService/PushAdapter',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterResponse.FromString,
+                _registered_method=True)
+        self.PullAdapter = channel.unary_stream(
+                '/hotshoe.v1.RegistryService/PullAdapter',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterResponse.FromString,
+                _registered_method=True)
         self.CollectGarbage = channel.unary_unary(
                 '/hotshoe.v1.RegistryService/CollectGarbage',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
@@ -261,6 +271,20 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushAdapter(self, request, context):
+        """Copies an adapter and the documents about it to a remote that the server was started with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullAdapter(self, request, context):
+        """Copies an adapter, or all that a name's tags point at, and the documents about it, from such a remote.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CollectGarbage(self, request, context):
         """Removes what no tag, referrer, lease or view reaches.
         """
@@ -360,6 +384,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.AttachReferrer,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.SerializeToString,
+            ),
+            'PushAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.PushAdapter,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterResponse.SerializeToString,
+            ),
+            'PullAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullAdapter,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterResponse.SerializeToString,
             ),
             'CollectGarbage': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectGarbage,
@@ -854,6 +888,60 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/AttachReferrer',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/PushAdapter',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/PullAdapter',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,18 +2,29 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from hotshoe.registry.formats.base import BaseShape, LinearId
 from hotshoe.registry.formats.plan import MODULE_PREFIX
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE
 from hotshoe.registry.recipes.factors import Factors
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def lora_files(updates: Mapping[LinearId, Factors], base: BaseShape, *, base_name: str) -> dict[str, bytes]:
+
+def lora_files(
+    updates: Mapping[LinearId, Factors],
+    base: BaseShape,
+    *,
+    base_name: str,
+    whole: "Mapping[str, Tensor] | None" = None,
+) -> dict[str, bytes]:
     """adapter_config.json and adapter_model.safetensors of updates, float32; equal updates give equal bytes.
 
     Args:
         base_name: what base_model_name_or_path says.
+        whole: weights of norms, embeddings and head in place of the base's, by module: PEFT's modules_to_save.
     """
     from safetensors.numpy import save
 
@@ -22,6 +33,8 @@ def lora_files(updates: Mapping[LinearId, Factors], base: BaseShape, *, base_nam
         module = base.linears[linear].module
         tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = a.float().contiguous().numpy()
         tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = b.float().contiguous().numpy()
+    for module, weight in (whole or {}).items():
+        tensors[f"{MODULE_PREFIX}{module}.weight"] = weight.float().contiguous().numpy()
     ranks = {base.linears[linear].module: factors.a.shape[0] for linear, factors in updates.items()}
     rank = max(ranks.values())
     others = {module: other for module, other in sorted(ranks.items()) if other != rank}
@@ -36,6 +49,7 @@ def lora_files(updates: Mapping[LinearId, Factors], base: BaseShape, *, base_nam
         "rank_pattern": others,
         "alpha_pattern": others,
         "bias": "none",
+        **({"modules_to_save": sorted(whole)} if whole else {}),
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     return {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}), CONFIG_FILE: text.encode()}

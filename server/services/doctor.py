@@ -17,7 +17,7 @@ from hotshoe.kernels.reference import dequantize_nf4
 from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import lower_adapter
-from hotshoe.registry.formats.lowered import Approximation, LoweredAdapter
+from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.manifest import AdapterRecord, canonical_json
 from hotshoe.registry.recipes.comparison import Comparison, compare
 from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of
@@ -27,7 +27,9 @@ from hotshoe.registry.recipes.mitigation import Mitigation, mitigate
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import Referrer, Registry
 from hotshoe.registry.validation import AdapterLimits, Pause
+from hotshoe.server.adapters.adapter_reader import check_finite
 from hotshoe.server.adapters.loader_pace import LoaderPace
+from hotshoe.server.adapters.lowered_cache import LoweredCache
 from hotshoe.server.adapters.one_core import let_others_first, run_when_idle, use_one_core
 from hotshoe.server.errors import AdapterRefused, Draining, ServerError
 from hotshoe.server.logs import log_event
@@ -50,9 +52,20 @@ class Doctor:
     """
 
     def __init__(
-        self, *, registry: Registry, base: BaseWeights, spectra: Spectra, limits: AdapterLimits, pace: LoaderPace
+        self,
+        *,
+        registry: Registry,
+        base: BaseWeights,
+        spectra: Spectra,
+        limits: AdapterLimits,
+        pace: LoaderPace,
+        cache: LoweredCache | None = None,
     ) -> None:
-        """`pace` knows whether requests decode; beside it the doctor takes a share as large as a load's at most."""
+        """`pace` knows whether requests decode; beside it the doctor takes a share as large as a load's at most.
+
+        `cache` is the loaders': what was cut for a publisher is not cut again for the first request.
+        """
+        self._cache = cache
         self._registry = registry
         self._base = base
         self._spectra = spectra
@@ -78,14 +91,19 @@ class Doctor:
         finally:
             given_up.set()
 
-    async def approximate(self, files: Mapping[str, Path], *, rank: int) -> Approximation:
-        """What files whose update is of full rank keep of it when they are cut to a rank. Raises as `diagnose` does."""
+    async def approximate(self, files: Mapping[str, Path], *, rank: int) -> LoweredAdapter:
+        """Files whose update is of full rank, cut to a rank, and what they keep of it. Raises as `diagnose` does."""
         given_up = threading.Event()
         work = partial(self._approximate, files, rank=rank, given_up=given_up)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._counts, work)
         finally:
             given_up.set()
+
+    def keep(self, record: AdapterRecord, lowered: LoweredAdapter) -> None:
+        """Keeps what `approximate` gave of an adapter that is published now. Blocks on the disk."""
+        if self._cache is not None:
+            self._cache.add(record.digest, self._base.shape.digest, lowered)
 
     async def mitigate(self, files: Mapping[str, Path], *, keep: float, approximate_rank: int = 0) -> Mitigation:
         """Shrinks the intruders of an adapter's files to `keep` of their strength. Raises as `diagnose` does."""
@@ -179,7 +197,8 @@ class Doctor:
                 return None
             files = await loop.run_in_executor(None, self._registry.adapter_files, record.digest)
             rank = record.approximate_rank
-            work = partial(self._diagnose, files, exact=False, approximate_rank=rank, given_up=None)
+            digest = record.digest
+            work = partial(self._diagnose, files, exact=False, approximate_rank=rank, given_up=None, digest=digest)
             diagnosis = await loop.run_in_executor(self._screens, work)
             await loop.run_in_executor(None, self.attach, record, diagnosis)
         except (RegistryError, ServerError, OSError) as error:
@@ -199,10 +218,18 @@ class Doctor:
     # The doctor's threads.
 
     def _diagnose(
-        self, files: Mapping[str, Path], *, exact: bool, approximate_rank: int, given_up: threading.Event | None
+        self,
+        files: Mapping[str, Path],
+        *,
+        exact: bool,
+        approximate_rank: int,
+        given_up: threading.Event | None,
+        digest: str = "",
     ) -> Diagnosis:
+        """`digest`: of the adapter, if it is published."""
         pause = self._begin(given_up)
-        lowered = self._lower(files, approximate_rank, pause)
+        kept = self._cache.find(digest, self._base.shape.digest, pause=pause) if self._cache and digest else None
+        lowered = kept or self._lower(files, approximate_rank, pause)
         if not exact:
             return diagnose(lowered, self._spectra.of, pause=pause)
         return diagnose(lowered, self._spectra.of, base=self._base, requantize=_requantized, pause=pause)
@@ -210,10 +237,10 @@ class Doctor:
     def _lower(self, files: Mapping[str, Path], approximate_rank: int, pause: Pause) -> LoweredAdapter:
         return lower_adapter(files, self._base, self._limits, approximate_rank=approximate_rank, pause=pause)
 
-    def _approximate(self, files: Mapping[str, Path], *, rank: int, given_up: threading.Event) -> Approximation:
-        approximation = self._lower(files, rank, self._begin(given_up)).approximation
-        assert approximation is not None, "what is exact is refused with a rank"
-        return approximation
+    def _approximate(self, files: Mapping[str, Path], *, rank: int, given_up: threading.Event) -> LoweredAdapter:
+        lowered = self._lower(files, rank, self._begin(given_up))
+        check_finite(lowered)
+        return lowered
 
     def _mitigate(
         self, files: Mapping[str, Path], *, keep: float, approximate_rank: int, given_up: threading.Event

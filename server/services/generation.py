@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +22,8 @@ from hotshoe.server.metrics import Metrics
 from hotshoe.server.model.tokenizer import Tokenizer
 from hotshoe.server.services.answers import RequestAnswers, resolved_adapters
 from hotshoe.server.services.dispatcher import Dispatcher, OutputQueue
-from hotshoe.server.services.requests import RequestMapper, request_id_of
+from hotshoe.server.services.pull_through import PullThrough
+from hotshoe.server.services.requests import MAX_ADAPTERS, RequestMapper, request_id_of
 from hotshoe.server.services.rpc import Context
 from hotshoe.server.services.status import REQUEST_ID_KEY, row_of
 
@@ -39,6 +40,7 @@ class GenerationParts:
     engine: Engine
     dispatcher: Dispatcher
     mapper: RequestMapper
+    pull_through: PullThrough
     tokenizer: Tokenizer
     metrics: Metrics
     model_info: generation_pb2.GetModelInfoResponse
@@ -58,6 +60,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> generation_pb2.GenerateResponse:
         request_id = _identify(request.request_id, context)
+        await self._bring(request.adapters)
         answers = await self._map(partial(self._parts.mapper.generate, request), request_id, context)
         with self._running(answers, limit=None) as queue:
             while not answers.finished:
@@ -71,6 +74,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     async def StreamGenerate(self, request: generation_pb2.StreamGenerateRequest, context: Context) -> None:
         """Writes by itself, so that a write that blocks is inside `_running`."""
         request_id = _identify(request.request.request_id, context)
+        await self._bring(request.request.adapters)
         mapping = partial(self._parts.mapper.generate, request.request, streaming=True)
         answers = await self._map(mapping, request_id, context)
         with self._running(answers, limit=self._parts.stream_buffer_tokens) as queue:
@@ -85,6 +89,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Score(self, request: generation_pb2.ScoreRequest, context: Context) -> generation_pb2.ScoreResponse:
         request_id = _identify(request.request_id, context)
+        await self._bring(request.adapters)
         answers = await self._map(partial(self._parts.mapper.score, request), request_id, context)
         with self._running(answers, limit=None) as queue:
             while not answers.finished:
@@ -121,6 +126,10 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         tokenizer = self._parts.tokenizer
         ids = tokenizer.encode(request.text, add_special_tokens=request.add_special_tokens)
         return generation_pb2.TokenizeResponse(token_ids=ids, tokens=[tokenizer.token_text(token) for token in ids])
+
+    async def _bring(self, adapters: Sequence[generation_pb2.AdapterSelection]) -> None:
+        """Has what is named by digest fetched if it is elsewhere; the mapper refuses more than a request may have."""
+        await self._parts.pull_through.bring(selection.reference for selection in adapters[:MAX_ADAPTERS])
 
     async def _map(self, mapping: Callable[..., Request], request_id: str, context: Context) -> RequestAnswers:
         """Checks, tokenizes and resolves in the executor: all of it may block."""

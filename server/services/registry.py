@@ -1,10 +1,10 @@
 """RegistryService: message ⇄ core type. The registry blocks on the disk, so every call of it runs in the executor."""
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import datetime
 from functools import partial
 from typing import BinaryIO, ParamSpec, TypeVar
 
@@ -16,38 +16,37 @@ from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, MIN_GRACE_SECONDS
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
+from hotshoe.registry.reference import AdapterRef, check_name
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import (
     DEFAULT_PAGE_SIZE,
     MAX_PAGE_SIZE,
     AdapterRecord,
     FileDescriptor,
-    GarbageReport,
-    LoggedMove,
-    Referrer,
     Registry,
     Upload,
 )
-from hotshoe.registry.signing.policy import Mode
-from hotshoe.registry.signing.verdict import Verdict
+from hotshoe.registry.remotes.transfer import TransferProgress
 from hotshoe.registry.verification import Verifier
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
 from hotshoe.server.services.diagnosis_messages import diagnosis_message
 from hotshoe.server.services.doctor import Doctor
+from hotshoe.server.services.registry_messages import (
+    garbage_message,
+    move_message,
+    progress_message,
+    referrer_message,
+    verification_message,
+)
 from hotshoe.server.services.relations import comparison_message, lineage_message
 from hotshoe.server.services.rpc import Context
+from hotshoe.server.services.transfers import Transfers, tags_of
 
 MAX_CHUNK_BYTES = 1 << 20
 DOWNLOAD_CHUNK_BYTES = 1 << 18
 MAX_BLOBS = 64
-
-_MODES = {
-    Mode.OFF: registry_pb2.Verification.MODE_OFF,
-    Mode.WARN: registry_pb2.Verification.MODE_WARN,
-    Mode.REQUIRE: registry_pb2.Verification.MODE_REQUIRE,
-}
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -58,6 +57,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
 
     Args:
         base: the model that published adapters are checked against.
+        transfers: copies to and from the server's remotes.
         publish_doctor: what happens at publish: "warn", "require" or "off", as `ServerConfig.doctor` has it.
         verifier: None where no policy asks for signatures. With one, everything may be published all the same: an
             adapter can be signed once its digest is known, and until then it is not served.
@@ -68,11 +68,13 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         registry: Registry,
         base: BaseShape,
         *,
+        transfers: Transfers,
         doctor: Doctor,
         publish_doctor: str,
         verifier: Verifier | None = None,
     ) -> None:
         self._registry = registry
+        self._transfers = transfers
         self._base = base
         self._doctor = doctor
         self._publish_doctor = publish_doctor
@@ -119,10 +121,10 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.PublishAdapterResponse:
         _check_count("blobs", len(request.blobs))
         files = [_file(blob) for blob in request.blobs]
-        diagnosis = approximation = None
+        diagnosis = cut = None
         if rank := request.approximate_rank:
             paths = await _call(self._registry.uploaded_files, files)
-            approximation = await self._doctor.approximate(paths, rank=rank)
+            cut = await self._doctor.approximate(paths, rank=rank)
         if self._publish_doctor == "require":
             paths = await _call(self._registry.uploaded_files, files)
             diagnosis = await self._doctor.refuse_bad(request.name, paths, approximate_rank=rank)
@@ -134,7 +136,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             annotations=dict(request.annotations),
             base=self._base,
             validate_only=request.validate_only,
-            approximation=approximation,
+            approximation=None if cut is None else cut.approximation,
         )
         record, created = await _call(publish)
         if not request.validate_only:
@@ -148,6 +150,8 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 kind=record.kind,
                 new=created,
             )
+            if cut is not None:
+                await _call(self._doctor.keep, record, cut)
             if diagnosis is not None:
                 await _call(self._doctor.attach, record, diagnosis)
             elif self._publish_doctor == "warn":
@@ -163,7 +167,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.GetAdapterResponse:
         record = await _call(self._registry.resolve, request.reference)
         message = await self._verified_message(record)
-        message.referrers.extend(map(_referrer_message, await _call(self._registry.referrers, record.digest)))
+        message.referrers.extend(map(referrer_message, await _call(self._registry.referrers, record.digest)))
         return registry_pb2.GetAdapterResponse(adapter=message)
 
     async def AttachReferrer(
@@ -185,14 +189,14 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             logging.INFO, "attach", name=record.name, digest=record.digest, type=referrer.artifact_type,
             document=referrer.document.digest,
         )  # fmt: skip
-        return registry_pb2.AttachReferrerResponse(referrer=_referrer_message(referrer), subject=record.digest)
+        return registry_pb2.AttachReferrerResponse(referrer=referrer_message(referrer), subject=record.digest)
 
     async def _verified_message(self, record: AdapterRecord) -> registry_pb2.Adapter:
         """An adapter as the wire has it, with what the policy says of its signatures."""
         message = adapter_message(record)
         if self._verifier is not None:
             verdict = await _call(self._verifier.verdict, record.name, record.digest)
-            message.verification.CopyFrom(_verification_message(verdict))
+            message.verification.CopyFrom(verification_message(verdict))
         return message
 
     async def DiagnoseAdapter(
@@ -213,7 +217,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         diagnosis = await self._doctor.diagnose(files, exact=request.exact, approximate_rank=rank)
         referrer = await _call(self._doctor.attach, record, diagnosis)
         return registry_pb2.DiagnoseAdapterResponse(
-            diagnosis=diagnosis_message(diagnosis), referrer=_referrer_message(referrer)
+            diagnosis=diagnosis_message(diagnosis), referrer=referrer_message(referrer)
         )
 
     async def MitigateAdapter(
@@ -268,6 +272,49 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             await self._doctor.examine_soon(record)
         log_event(logging.INFO, "merge", name=record.name, digest=record.digest, method=parameters.method)
         return registry_pb2.MergeAdaptersResponse(adapter=adapter_message(record), energy_kept=merged.energy_kept)
+
+    async def PushAdapter(
+        self, request: registry_pb2.PushAdapterRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.PushAdapterResponse]:
+        ref = AdapterRef.parse(request.reference)
+        record = await _call(self._registry.resolve, request.reference)
+        expected = request.expected_digest if request.HasField("expected_digest") else None
+        tags = tags_of(ref, request.tags)
+        steps = self._transfers.push(record, request.remote, name=request.name, tags=tags, expected=expected)
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                assert isinstance(step, TransferProgress), "a push brings nothing here"
+                yield registry_pb2.PushAdapterResponse(progress=progress_message(step))
+        log_event(logging.INFO, "push", name=record.name, digest=record.digest, remote=request.remote)
+        yield registry_pb2.PushAdapterResponse(adapter=adapter_message(record))
+
+    async def PullAdapter(
+        self, request: registry_pb2.PullAdapterRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.PullAdapterResponse]:
+        """A caller that goes away ends the transfer; what has come is kept for the next."""
+        if request.all_tags:
+            steps = self._transfers.mirror(request.remote, check_name(request.reference), as_name=request.name)
+        else:
+            ref = AdapterRef.parse(request.reference)
+            tags = tags_of(ref, request.tags)
+            steps = self._transfers.pull(request.remote, ref, name=request.name, tags=tags)
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                if isinstance(step, TransferProgress):
+                    yield registry_pb2.PullAdapterResponse(progress=progress_message(step))
+                    continue
+                record = step.record
+                log_event(
+                    logging.INFO,
+                    "pull",
+                    name=record.name,
+                    digest=record.digest,
+                    remote=request.remote,
+                    new=step.created,
+                )
+                if self._publish_doctor == "warn" and record.base_digest == self._base.digest:
+                    await self._doctor.examine_soon(record)
+                yield registry_pb2.PullAdapterResponse(adapter=adapter_message(record), created=step.created)
 
     async def _publish_made(
         self,
@@ -346,7 +393,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             raise InvalidRequest("limit", f"must be 0 or more, not {request.limit}")
         limit = min(request.limit or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         history = await _call(partial(self._registry.tag_history, request.name, request.tag, limit=limit))
-        return registry_pb2.ListTagMovesResponse(moves=map(_move_message, history))
+        return registry_pb2.ListTagMovesResponse(moves=map(move_message, history))
 
     async def CreateView(
         self, request: registry_pb2.CreateViewRequest, context: Context
@@ -379,47 +426,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 blobs=report.blobs,
                 bytes=report.blob_bytes,
             )
-        return _garbage_message(report)
-
-
-def _move_message(logged: LoggedMove) -> registry_pb2.TagMove:
-    _, tag, old, new = logged.move
-    message = registry_pb2.TagMove(id=logged.id, tag=tag or "", old_digest=old or "", new_digest=new or "")
-    message.time.FromDatetime(datetime.fromisoformat(logged.time))
-    return message
-
-
-def _garbage_message(report: GarbageReport) -> registry_pb2.CollectGarbageResponse:
-    collected = registry_pb2.CollectGarbageResponse.CollectedAdapter
-    return registry_pb2.CollectGarbageResponse(
-        removed_blobs=report.blobs,
-        removed_bytes=report.blob_bytes,
-        adapters=[collected(name=adapter.name, digest=adapter.digest) for adapter in report.adapters],
-        documents=report.documents,
-        emptied_blobs=report.emptied_blobs,
-        emptied_bytes=report.emptied_bytes,
-    )
-
-
-def _verification_message(verdict: Verdict) -> registry_pb2.Verification:
-    return registry_pb2.Verification(
-        mode=_MODES[verdict.rule.mode],
-        threshold=verdict.rule.threshold,
-        key_ids=verdict.key_ids,
-        problem=verdict.problem,
-    )
-
-
-def _referrer_message(referrer: Referrer) -> registry_pb2.Referrer:
-    document = referrer.document
-    return registry_pb2.Referrer(
-        digest=referrer.digest,
-        artifact_type=referrer.artifact_type,
-        document=registry_pb2.Blob(
-            digest=document.digest, size_bytes=document.size_bytes, file_name=document.file_name
-        ),
-        annotations=dict(referrer.annotations),
-    )
+        return garbage_message(report)
 
 
 async def _receive(requests: AsyncIterator[registry_pb2.UploadBlobRequest], upload: Upload) -> None:

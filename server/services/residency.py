@@ -18,6 +18,7 @@ from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.dispatcher import Dispatcher
+from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.rpc import Context
 
 DEFAULT_INTERVAL_MS = 1000
@@ -50,6 +51,7 @@ class ResidencyParts:
         gate: the registry, for what is to be served.
         draining: set once the server shuts down; endless streams end then.
         executor: for callers that wait for a load.
+        pull_through: fetches what is named by digest and is not here.
     """
 
     residency: AdapterResidency
@@ -59,6 +61,7 @@ class ResidencyParts:
     max_adapters: int
     draining: asyncio.Event
     executor: Executor
+    pull_through: PullThrough
 
 
 class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
@@ -73,6 +76,12 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
         """A caller that goes away leaves the load going: somebody may want it still."""
         if request.tier not in TIERS:
             raise InvalidRequest("tier", "expected TIER_HOST, TIER_DEVICE or nothing, which means TIER_DEVICE")
+        fetched = False
+        async for completed, total in self._parts.pull_through.bringing(request.reference):
+            fetched = True
+            yield residency_pb2.LoadAdapterResponse(
+                stage=residency_pb2.LoadAdapterResponse.STAGE_DOWNLOADING, completed_bytes=completed, total_bytes=total
+            )
         record = await self._call(self._parts.gate.resolve, request.reference)
         loop = asyncio.get_running_loop()
         steps: asyncio.Queue[LoadProgress | None] = asyncio.Queue()
@@ -89,7 +98,8 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
 
         loading = loop.run_in_executor(self._parts.executor, load)
         while (step := await steps.get()) is not None:
-            yield self._load_response(step)
+            if not (fetched and step.stage is LoadStage.RESOLVING):  # which came before
+                yield self._load_response(step)
         await loading
         log_event(logging.INFO, "load", name=record.name, digest=record.digest, pin=request.pin)
 

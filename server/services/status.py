@@ -45,6 +45,9 @@ STATUS_TABLE: dict[type[Exception], StatusRow] = {
     registry_errors.QuotaExceeded: StatusRow(_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     registry_errors.BlobCorrupt: StatusRow(_Code.DATA_LOSS, "DIGEST_MISMATCH"),
     registry_errors.StoreUnavailable: StatusRow(_Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry_seconds=5.0),
+    registry_errors.RemoteUnavailable: StatusRow(_Code.UNAVAILABLE, "REMOTE_UNAVAILABLE", retry_seconds=5.0),
+    registry_errors.RemoteRefused: StatusRow(_Code.FAILED_PRECONDITION, "REMOTE_REFUSED"),
+    registry_errors.RemoteDamaged: StatusRow(_Code.DATA_LOSS, "REMOTE_DAMAGED"),
     server_errors.InvalidRequest: StatusRow(_Code.INVALID_ARGUMENT, "INVALID_PARAMETER"),
     server_errors.PromptTooLong: StatusRow(_Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG"),
     server_errors.UnsupportedModel: StatusRow(_Code.FAILED_PRECONDITION, "UNSUPPORTED_MODEL"),
@@ -123,6 +126,8 @@ def _metadata_of(error: Exception) -> dict[str, str]:
         return {"field": error.field}
     if isinstance(error, registry_errors.TagMoved | registry_errors.TagImmutable):
         return {"actual_digest": error.actual or ""}
+    if isinstance(error, registry_errors.RemoteError):
+        return {"remote": error.remote}
     if isinstance(error, registry_errors.BlobNotFound):
         return {"digests": ",".join(error.digests)}
     return {}

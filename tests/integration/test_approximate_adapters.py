@@ -101,3 +101,34 @@ def test_an_exact_kind_is_not_approximated(client: Client, hira: Path, tmp_path:
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LORA"}))
     with pytest.raises(InvalidArgument, match="LORA is served exactly"):
         client.publish_directory(tmp_path, "dense/exact", approximate_rank=4)
+
+
+def test_what_was_cut_for_the_publisher_is_not_cut_again(start_server, tiny_base: Path, hira: Path) -> None:
+    server = start_server("--base-cache", str(hira.parent / "own-bases"))
+    lowered = hira.parent / "own-bases" / "lowered"
+    with Client(server.ready["grpc"]) as client:
+        client.publish_directory(hira, "dense/kept", approximate_rank=7)
+        [kept] = lowered.iterdir()
+        written = kept.stat().st_ino
+        first = logprobs(client, "dense/kept")
+        assert [path.stat().st_ino for path in lowered.iterdir()] == [written]  # read, and not written anew
+        client.publish_directory(hira, "dense/only-checked", approximate_rank=9, validate_only=True)
+        assert len(list(lowered.iterdir())) == 1
+        client.publish_directory(hira, "dense/other", approximate_rank=3)
+        assert len(list(lowered.iterdir())) == 2 and logprobs(client, "dense/kept") == first
+
+
+def test_exported_and_imported_it_is_the_same_adapter(
+    server: ServerProcess, client: Client, hira: Path, tmp_path: Path
+) -> None:
+    from hotshoe.clients.exchange.imports import import_adapter
+
+    def export(*arguments: str) -> None:
+        result = CliRunner().invoke(command_line(), ["export", *arguments, "--server", server.ready["grpc"]])
+        assert result.exit_code == 0, result.output
+
+    published = client.publish_directory(hira, "dense/exported", approximate_rank=5).adapter
+    export("dense/exported", str(tmp_path / "layout"), "--format", "oci")
+    imported = import_adapter(client, tmp_path / "layout", "dense/imported")
+    assert imported.adapter.digest == published.digest and not imported.is_another
+    assert imported.adapter.approximation == published.approximation

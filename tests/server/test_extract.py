@@ -23,15 +23,16 @@ CHANGED = (LinearId(0, "v_proj"), LinearId(1, "down_proj"), LinearId(1, "o_proj"
 class House:
     """A base, and fine-tunes of it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **config) -> None:
         self.root = root
-        write_tiny_model(root / "base", "qwen2")
+        self.config = config
+        write_tiny_model(root / "base", "qwen2", **config)
         self.base: OpenBase = open_base(str(root / "base"), cache=root / "bases")
 
     def fine_tune(self, name: str, *, of: str, change: dict[str, torch.Tensor] | None = None) -> Path:
         """A fine-tune by updates of rank 3: of the weights as they are served, or of the original ones."""
         directory = self.root / name
-        write_tiny_model(directory, "qwen2")
+        write_tiny_model(directory, "qwen2", **self.config)
         generator = torch.Generator().manual_seed(6)
         tensors = load_file(directory / "model.safetensors")
         modules = {f"{shape.module}.weight" for shape in self.base.weights.shape.linears.values()}
@@ -52,7 +53,14 @@ class House:
         return directory
 
     def options(self, tuned: Path, **fields) -> Options:
-        given = {"cut": Cut(energy=0.999), "against": "served", "ignores": False, "takes_flat": False, "probe": PROBE}
+        given = {
+            "cut": Cut(energy=0.999),
+            "against": "served",
+            "keeps_whole": False,
+            "ignores": False,
+            "takes_flat": False,
+            "probe": PROBE,
+        }
         return Options(
             tuned=tuned,
             to=self.root / "out",
@@ -111,15 +119,49 @@ def test_what_nf4_lost_is_flat_and_left_out_against_the_original(house: House) -
     assert told["energy"] < 0.9 and {row["rank"] for row in told["linears"]} == {8}
 
 
-def test_what_low_rank_cannot_express_is_named_and_may_be_left_out(house: House) -> None:
-    change = {"model.norm.weight": torch.tensor(0.5), "model.layers.1.self_attn.q_proj.bias": torch.tensor(0.5)}
+def test_norms_go_along_whole(house: House) -> None:
+    change = {"model.norm.weight": torch.tensor(0.5), "model.layers.1.input_layernorm.weight": torch.tensor(0.25)}
     tuned = house.fine_tune("norms", of="served", change=change)
+    report = run(house.options(tuned))
+    assert sorted(report["whole"]) == ["model.layers.1.input_layernorm", "model.norm"] and report["ignored"] == []
+    assert report["probe"]["divergence"] == pytest.approx(0, abs=1e-6)
+    lowered = lower_adapter({path.name: path for path in (house.root / "out").iterdir()}, house.base.weights)
+    assert {str(norm): float(delta.mean()) for norm, delta in lowered.norms.items()} == pytest.approx(
+        {"layers.1.input_layernorm": 0.25, "norm": 0.5}, abs=1e-3
+    )
+
+
+def test_what_is_not_expressed_is_named_and_kept_whole_or_left_out(house: House) -> None:
+    bias, embedding = "model.layers.1.self_attn.q_proj.bias", "model.embed_tokens.weight"
+    rows = torch.zeros(300, 64)
+    rows[[7, 200]] = 0.5
+    change = {embedding: rows, bias: torch.tensor(0.5)}
+    tuned = house.fine_tune("embeddings", of="served", change=change)
     assert changed_tensors(DirectoryCheckpoint(tuned), house.base) == list(change)
-    with pytest.raises(Refused, match=r"model\.norm\.weight, model\.layers\.1\.self_attn\.q_proj\.bias; --ignore"):
+    with pytest.raises(Refused, match=rf"{embedding}, {bias}; --whole .*--ignore"):
         run(house.options(tuned))
-    report = run(house.options(tuned, ignores=True))
-    assert report["ignored"] == list(change)
-    assert abs(report["probe"]["extracted"] - report["probe"]["full"]) > 1e-4
+    with pytest.raises(Refused, match=rf"express: {bias}; "):
+        run(house.options(tuned, keeps_whole=True))
+    left = run(house.options(tuned, ignores=True))
+    assert left["ignored"] == list(change) and left["whole"] == []
+    kept = run(house.options(tuned, keeps_whole=True, ignores=True))
+    assert kept["ignored"] == [bias] and kept["whole"] == ["model.embed_tokens"]
+    lowered = lower_adapter({path.name: path for path in (house.root / "out").iterdir()}, house.base.weights)
+    assert lowered.embedding_rows is not None and lowered.embedding_rows.token_ids.tolist() == [7, 200]
+    assert abs(left["probe"]["extracted"] - left["probe"]["full"]) > 1e-4
+
+
+def test_the_embedding_of_a_tied_model_is_its_head_too(tmp_path: Path) -> None:
+    house = House(tmp_path, tie_word_embeddings=True)
+    rows = torch.zeros(300, 64)
+    rows[[32, 101]] = 0.5  # a space, and e
+    tuned = house.fine_tune("tied", of="served", change={"model.embed_tokens.weight": rows})
+    report = run(house.options(tuned, keeps_whole=True))
+    assert report["whole"] == ["model.embed_tokens", "lm_head"]
+    assert report["probe"]["divergence"] == pytest.approx(0, abs=1e-5)  # rows are rounded to bfloat16
+    lowered = lower_adapter({path.name: path for path in (house.root / "out").iterdir()}, house.base.weights)
+    assert lowered.embedding_rows is not None and lowered.head_rows is not None
+    assert lowered.embedding_rows.token_ids.tolist() == lowered.head_rows.token_ids.tolist() == [32, 101]
 
 
 def test_a_model_of_another_shape_is_refused_by_the_field(house: House) -> None:

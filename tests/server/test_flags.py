@@ -135,3 +135,19 @@ def test_sizes_are_read_with_units(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_bytes(text)
+
+
+def test_remotes_are_given_one_by_one_and_dockers_config_lies_in_the_home_directory() -> None:
+    config = parse_arguments(["--remote", "oci://host/x", "--remote", "dir:///srv"], {})
+    assert config.remotes == ("oci://host/x", "dir:///srv")
+    assert config.docker_config == Path.home() / ".docker" / "config.json"
+    assert parse_arguments([], {"DOCKER_CONFIG": "/etc/docker"}).docker_config == Path("/etc/docker/config.json")
+    assert parse_arguments([], {}).remotes == ()
+
+
+@pytest.mark.parametrize("remote", ["host/x", "http://host", "oci://user:secret@host"])
+def test_a_remote_that_is_none_is_refused_without_its_password(remote: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--remote", remote], {})
+    said = capsys.readouterr().err
+    assert "argument --remote: " in said and "secret" not in said

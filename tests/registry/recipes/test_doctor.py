@@ -193,7 +193,7 @@ def test_dead_non_finite_and_unexamined_linears_are_told_apart() -> None:
     assert exact[biased].exact is None
     report = report_of(found)
     assert [one["target"] for one in report["linears"]][:3] == ["down_proj", "k_proj", "q_proj"]
-    assert report["grade"] == "BAD" and report["linears"][0]["note"].startswith("scales the weight")
+    assert report["grade"] == "BAD" and report["linears"][0]["note"].startswith("scales or turns the weight")
 
 
 def test_what_nf4_keeps_is_estimated_and_measured() -> None:

@@ -9,7 +9,7 @@ from hotshoe.registry import errors as registry_errors
 from hotshoe.server import errors as server_errors
 from hotshoe.server.services.status import STATUS_TABLE, row_of, status_of
 
-BASES = {registry_errors.RegistryError, server_errors.ServerError}
+BASES = {registry_errors.RegistryError, registry_errors.RemoteError, server_errors.ServerError}
 
 
 def _error_classes() -> list[type[Exception]]:

