@@ -5,7 +5,7 @@ config; a field that nobody asked for is refused by name, since PEFT may mean so
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from hotshoe.registry.errors import InvalidAdapter
@@ -21,10 +21,15 @@ Other = TypeVar("Other")
 
 @dataclass(frozen=True, slots=True)
 class Rule(Generic[T_co]):
-    """What a field may hold. `accepts` must be true of values of that type only."""
+    """What a field may hold, and why nothing else. `accepts` must be true of values of that type only."""
 
     expected: str
     accepts: Callable[[object], bool]
+    why: str = ""
+
+    def because(self, why: str) -> "Rule[T_co]":
+        """The same, with a reason for whom it refuses."""
+        return replace(self, why=why)
 
 
 def one_of(*values: T) -> Rule[T]:
@@ -43,6 +48,16 @@ def table_of(rule: Rule[T]) -> Rule[Mapping[str, T]]:
     return Rule(
         f"{rule.expected} by name",
         lambda value: isinstance(value, dict) and len(value) <= MAX_ITEMS and all(map(rule.accepts, value.values())),
+    )
+
+
+def object_of(rules: Mapping[str, Rule[object]]) -> Rule[Mapping[str, object]]:
+    """An object of fields of these names, any of which may be missing."""
+    return Rule(
+        f"an object of {', '.join(f'{name} ({rule.expected})' for name, rule in rules.items())}",
+        lambda value: (
+            isinstance(value, dict) and all(name in rules and rules[name].accepts(value[name]) for name in value)
+        ),
     )
 
 
@@ -113,7 +128,8 @@ class Config:
             raise InvalidAdapter(name, f"missing, expected {rule.expected}")
         value = self._fields.pop(name)
         if not rule.accepts(value):
-            raise InvalidAdapter(name, f"expected {rule.expected}, found {shown(value)}")
+            why = f": {rule.why}" if rule.why else ""
+            raise InvalidAdapter(name, f"expected {rule.expected}, found {shown(value)}{why}")
         return value  # type: ignore[return-value]  # rules accept values of their type only
 
     def peek(self, name: str) -> object:
@@ -130,5 +146,6 @@ class Config:
                     shown(name), f"not a field of {kind} that is known here, so it might change the result"
                 )
             if not rule.accepts(value):
-                raise InvalidAdapter(name, f"expected {rule.expected}, found {shown(value)}: not served otherwise")
+                why = rule.why or "not served otherwise"
+                raise InvalidAdapter(name, f"expected {rule.expected}, found {shown(value)}: {why}")
         self._fields.clear()
