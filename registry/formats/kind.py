@@ -129,9 +129,10 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "LORA": AdapterKind(
         plan_lora,
         "low-rank update, output scale, bias",
-        "r",
-        1e-6,
-        "DoRA, rsLoRA, aLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of the decoder",
+        "r; 2r of PiSSA, OLoRA, KaSA",
+        3e-6,
+        "DoRA, rsLoRA, aLoRA, BdLoRA, MiCA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of "
+        "the decoder; of the served W PiSSA and OLoRA, converted or not, and KaSA (to 1e-05: PEFT rounds W anew)",
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
     "OFT": AdapterKind(plan_oft, "rotation of input blocks", "–", 2e-6, "`block_share`, Cayley or its Neumann series"),

@@ -1,24 +1,26 @@
-"""LORA: y = W x + b + s B A x, with rank-stabilized scales, scales and ranks by module, trained biases, and DoRA.
+"""LORA: y = W x + b + s B A x, with rank-stabilized scales, scales and ranks by module, trained biases, and variants.
 
 s = lora_alpha / r, or lora_alpha / √r with use_rslora. lora_bias adds s · lora_B.bias; bias="lora_only" and "all"
 replace b. With alora_invocation_tokens it acts only from where they stand in the prompt. use_dora gives each row of
 W + s B A a trained norm m: y = g ∘ (W x) + (g ∘ s B) A x + b, where g is m over the row's own norm, which W's lowered
-form knows.
+form knows. With init_lora_weights "pissa" or "olora", and in KaSA, W is less by what `taken_out` finds, and KaSA has
+a trained number for each rank between B and A. BdLoRA is in `lora_blocks`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotshoe.registry.errors import InvalidAdapter
-from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
+from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, LinearShape
+from hotshoe.registry.formats.lora_blocks import BlockCounts, whole
+from hotshoe.registry.formats.lora_variant import LoraVariant, take_variant
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.formats.module_values import take_by_module
 from hotshoe.registry.formats.peft_config import (
     COUNT,
     FLAG,
-    INTEGER,
     NOTHING,
     NULL,
     NUMBER,
@@ -28,28 +30,29 @@ from hotshoe.registry.formats.peft_config import (
     Config,
     Rule,
     either,
-    list_of,
     one_of,
 )
 from hotshoe.registry.formats.plan import Plan, Read, Tensors, require_shape
 from hotshoe.registry.formats.replaced import ReplacingPlan, take_trainable_tokens
+from hotshoe.registry.formats.taken_out import TakenOut
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ONE_VARIANT = "PEFT has no such variant together with another, nor with another kind"
 # Fields that change what is computed, at the values at which they do not, and fields that never do.
 REST: Mapping[str, Rule[object]] = {
-    "use_qalora": one_of(False),
-    "use_bdlora": NULL,
-    "alora_invocation_tokens": NULL,
-    "arrow_config": NULL,
-    "kasa_config": NULL,
-    "layer_replication": NOTHING,
+    "use_qalora": one_of(False).because("its A is of GPTQ bases, whose inputs it pools by their groups"),
+    "use_bdlora": NULL.because(_ONE_VARIANT),
+    "alora_invocation_tokens": NULL.because(_ONE_VARIANT),
+    "arrow_config": NULL.because("its router mixes other adapters, anew for each token"),
+    "kasa_config": NULL.because(_ONE_VARIANT),
+    "layer_replication": NOTHING.because("it was trained on a base of more layers than any that is served"),
     "megatron_config": NULL,
     "monteclora_config": NULL,
-    "target_parameters": NOTHING,
+    "target_parameters": NOTHING.because("it changes parameters by their names, and only whole linears can be adapted"),
     "trainable_token_indices": NULL,
     "velora_config": NULL,
     # Read by PEFT only where init_lora_weights names them.
@@ -64,10 +67,6 @@ REST: Mapping[str, Rule[object]] = {
     "qalora_group_size": COUNT,
 }
 
-# The others (pissa, olora, corda, loftq, lora_ga) change the base that A and B were trained on, and mica is a variant.
-_INITS = one_of(True, False, "gaussian", "eva", "orthogonal")
-
-
 _BIASES = one_of("none", "lora_only", "all")
 
 
@@ -76,8 +75,31 @@ class _LinearPlan:
     a: TensorEntry
     b: TensorEntry
     scale: float
+    blocks: BlockCounts
     added_bias: TensorEntry | None = None  # lora_B.bias, scaled as B is
     row_norms: TensorEntry | None = None  # DoRA's m, [out_features]
+    diagonal: TensorEntry | None = None  # KaSA's, [rank]
+    taken_out: TakenOut | None = None  # of W, along as many directions
+
+    @property
+    def trained_rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def rank(self) -> int:
+        return self.trained_rank if self.taken_out is None else 2 * self.trained_rank
+
+    def factors(self, linear: LinearId, read: Read, base: BaseWeights) -> "tuple[Tensor, Tensor]":
+        """What W gains before DoRA's gain, as A and as B with its scale."""
+        import torch
+
+        a, b = whole(read(self.a), self.blocks.a), whole(read(self.b, scale=self.scale), self.blocks.b)
+        if self.diagonal is not None:
+            b = b * read(self.diagonal)
+        if self.taken_out is None:
+            return a, b
+        gone_a, gone_b = self.taken_out(linear, base.weight(linear), self.trained_rank, self.scale)
+        return torch.cat([a, gone_a]), torch.cat([b, -gone_b], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +114,7 @@ class LoraPlan:
 
     @property
     def rank(self) -> int:
-        return max(part.a.shape[0] for part in self.low_rank.values())
+        return max(part.rank for part in self.low_rank.values())
 
     def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
         linears = {linear: self._lower_linear(linear, read, base) for linear in self.linears}
@@ -110,7 +132,7 @@ class LoraPlan:
         if part.added_bias is not None:
             added = read(part.added_bias, scale=part.scale)
             bias_delta = added if bias_delta is None else bias_delta + added
-        a, b = read(part.a), read(part.b, scale=part.scale)
+        a, b = part.factors(linear, read, base)
         if part.row_norms is None:
             return LoweredLinear(a=a, b=b, bias_delta=bias_delta, scale=part.scale)
         gain = read(part.row_norms) / _row_norms(base.weight(linear), a, b)
@@ -130,14 +152,10 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
     rank_of = take_by_module(config, "r", "rank_pattern", COUNT, 8)
     alpha_of = take_by_module(config, "lora_alpha", "alpha_pattern", NUMBER, 8)
     is_stabilized = config.take("use_rslora", FLAG, default=False)
-    invocation = config.take("alora_invocation_tokens", either(NULL, list_of(INTEGER)), default=None)
-    has_norms = config.take("use_dora", FLAG if invocation is None else one_of(False), default=False)
-    has_added_bias = config.take("lora_bias", one_of(False) if has_norms else FLAG, default=False)
-    if invocation is not None:
-        _check_invocation(invocation, base)
-    bias = config.take("bias", _BIASES if invocation is None else one_of("none"), default="none")
-    config.take("init_lora_weights", one_of(True, False) if has_added_bias else _INITS, default=True)
-    tokens = take_trainable_tokens(config, tensors, base) if invocation is None else None
+    variant = take_variant(config, base)
+    is_everywhere = variant.invocation is None
+    bias = config.take("bias", _BIASES if is_everywhere else one_of("none"), default="none")
+    tokens = take_trainable_tokens(config, tensors, base) if is_everywhere else None
     config.close("LORA", REST)
 
     tensors.require_known_modules()
@@ -146,43 +164,54 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
         module = base.linears[linear].module
         rank = rank_of(module)
         scale = alpha_of(module) / (math.sqrt(rank) if is_stabilized else rank)
-        low_rank[linear] = _plan_linear(linear, tensors, base, rank=rank, scale=scale)
-        if has_added_bias:
-            low_rank[linear] = replace(low_rank[linear], added_bias=_take_vector(linear, "lora_B.bias", tensors, base))
-        if has_norms:
-            norms = _take_vector(linear, "lora_magnitude_vector", tensors, base)
-            low_rank[linear] = replace(low_rank[linear], row_norms=norms)
+        low_rank[linear] = _plan_linear(linear, tensors, base, variant, rank=rank, scale=scale)
     biases = _plan_biases(bias, low_rank, tensors, base)
     linears = tuple(linear for linear in base.linears if linear in low_rank or linear in biases)
-    plan = LoraPlan(low_rank, biases, linears, None if invocation is None else tuple(invocation))
+    plan = LoraPlan(low_rank, biases, linears, variant.invocation)
     return plan if tokens is None else ReplacingPlan("LORA", tokens, plan)
 
 
-def _check_invocation(token_ids: Sequence[int], base: BaseShape) -> None:
-    if not token_ids or max(token_ids) >= base.vocab_size:
-        raise InvalidAdapter(
-            "alora_invocation_tokens", f"expected token ids below {base.vocab_size}, one at least, found {token_ids}"
-        )
-
-
-def _plan_linear(linear: LinearId, tensors: Tensors, base: BaseShape, *, rank: int, scale: float) -> _LinearPlan:
+def _plan_linear(
+    linear: LinearId, tensors: Tensors, base: BaseShape, variant: LoraVariant, *, rank: int, scale: float
+) -> _LinearPlan:
     shape = base.linears[linear]
+    blocks = BlockCounts() if variant.blocks is None else variant.blocks.of(shape, rank)
+    if variant.taken_out is not None:
+        _check_taken_out(variant, shape, rank, scale)
     a = tensors.take_of(linear, "lora_A.weight", reason="target_modules selects its module")
     b = tensors.take_of(linear, "lora_B.weight", reason="target_modules selects its module")
-    require_shape(a, (None, shape.in_features), of=f"{shape.module} of {base.name}")
+    require_shape(a, (None, shape.in_features // blocks.a), of=f"{shape.module} of {base.name}")
     require_shape(b, (shape.out_features, None), of=f"{shape.module} of {base.name}")
-    for entry, found in ((a, a.shape[0]), (b, b.shape[1])):
+    for entry, found in ((a, a.shape[0]), (b, b.shape[1] * blocks.b)):
         if found != rank:
             raise InvalidAdapter(entry.name, f"found rank {found}, expected {rank} by r and rank_pattern")
-    return _LinearPlan(a, b, scale)
+
+    def take_vector(suffix: str, size: int, *, if_: bool) -> TensorEntry | None:
+        if not if_:
+            return None
+        vector = tensors.take_of(linear, suffix, reason="lora_bias or use_dora is true, or kasa_config is given")
+        require_shape(vector, (size,), of=f"{shape.module} of {base.name}")
+        return vector
+
+    return _LinearPlan(
+        a,
+        b,
+        scale,
+        blocks,
+        added_bias=take_vector("lora_B.bias", shape.out_features, if_=variant.has_added_bias),
+        row_norms=take_vector("lora_magnitude_vector", shape.out_features, if_=variant.has_norms),
+        diagonal=take_vector("lora_diag", rank, if_=variant.is_kasa),
+        taken_out=variant.taken_out,
+    )
 
 
-def _take_vector(linear: LinearId, suffix: str, tensors: Tensors, base: BaseShape) -> TensorEntry:
-    """One number for each output."""
-    shape = base.linears[linear]
-    vector = tensors.take_of(linear, suffix, reason="lora_bias or use_dora is true")
-    require_shape(vector, (shape.out_features,), of=f"{shape.module} of {base.name}")
-    return vector
+def _check_taken_out(variant: LoraVariant, shape: LinearShape, rank: int, scale: float) -> None:
+    """That PEFT could take it out."""
+    most = min(shape.out_features, shape.in_features) - (1 if variant.is_kasa else 0)
+    if rank > most:
+        raise InvalidAdapter("r", f"expected at most {most} for {shape.module}, of whose weight a part is taken out")
+    if variant.init == "pissa" and scale <= 0:
+        raise InvalidAdapter("lora_alpha", f"expected more than 0 with pissa, found a scale of {scale}")
 
 
 def _plan_biases(

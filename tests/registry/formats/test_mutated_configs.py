@@ -8,9 +8,9 @@ import torch
 from canonical import canonical_logits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel
+from peft import KasaConfig, LoraConfig, PeftModel
 from peft_adapters import adapter_files, save_peft
-from peft_kinds import DENSE_CONFIGS, one_of_each_kind
+from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind
 from tiny_models import ModelWeights, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import InvalidAdapter
@@ -31,6 +31,13 @@ SOUND = {
         lora_bias=True,
         bias="lora_only",
     ),
+    "LORA whose W is less": LoraConfig(
+        task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], init_lora_weights="pissa"
+    ),
+    "LORA with numbers between": LoraConfig(
+        task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], kasa_config=KasaConfig()
+    ),
+    "LORA of blocks": CONFIGS["rank-stabilized bd-lora beside plain"](),
 }
 NAMES = [
     "q_proj",
@@ -42,7 +49,8 @@ NAMES = [
     "layers.1.self_attn.q_proj",
     "lm_head",
 ]
-TEXTS = [*NAMES, "", "all", "none", "lora_only", "all-linear", "gaussian", "pissa", "zero", "layers", "LORA", "IA3"]
+TEXTS = [*NAMES, "", "all", "none", "lora_only", "all-linear", "gaussian", "layers", "LORA", "IA3"]
+TEXTS += ["pissa", "olora", "mica", "zero"]
 PATTERNS = [
     r".*(q|up)_proj",
     r"model\.layers\.\d\..*_proj",
@@ -57,13 +65,22 @@ VALUES = st.one_of(
     st.sampled_from([None, True, False, 0, 1, 2, 3, 4, 8, -1, 0.5, 1e9, [], {}, [0], [1], [0, 1], [0, True]]),
     st.sampled_from(TEXTS + PATTERNS),
     st.lists(st.sampled_from(NAMES), max_size=4),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "target_modules_bd_a": st.lists(st.sampled_from(NAMES), max_size=2),
+            "target_modules_bd_b": st.lists(st.sampled_from(NAMES), max_size=2),
+            "nblocks": st.sampled_from([1, 2, 3, "2"]),
+            "match_strict": st.booleans(),
+        },
+    ),
     st.dictionaries(st.sampled_from(NAMES + PATTERNS), st.sampled_from([1, 2, 3, 8, 0.5, "8"]), min_size=1, max_size=3),
 )
 # Those through which a config says what is computed are tried most; of the other kinds, all of their own.
 FIELDS = {
     "LORA": ["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
     + ["rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"]
-    + ["alora_invocation_tokens", "modules_to_save", "trainable_token_indices"],
+    + ["alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "use_bdlora", "kasa_config"],
     "IA3": ["target_modules", "feedforward_modules", "exclude_modules"],
     "PREFIX_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prefix_projection"],
     "PROMPT_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prompt_tuning_init"],
