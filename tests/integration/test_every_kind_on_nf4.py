@@ -17,7 +17,10 @@ from hotshoe.server.model.loader import open_base
 
 PROMPT = [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61]
 FULL_RANK = 128  # at which what is approximated is not
-VARIANTS = {name: CONFIGS[name]() for name in ("dora", "rank-stabilized dora with patterns")}
+VARIANTS = {
+    name: CONFIGS[name]()
+    for name in ("dora", "rank-stabilized dora with patterns", "mica", "bd-lora", "kasa", "pissa", "olora")
+}
 EVERY = {**one_of_each_kind(), **one_of_each_kind(DENSE_CONFIGS), **VARIANTS}
 
 

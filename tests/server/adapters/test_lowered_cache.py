@@ -77,7 +77,7 @@ def same(one: LoweredAdapter, other: LoweredAdapter) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", ["dora", "dora with bias all", "hra", "deft", "peanut"])
+@pytest.mark.parametrize("name", ["dora", "dora with bias all", "kasa", "pissa", "olora", "hra", "deft", "peanut"])
 def test_the_second_load_reads_no_weight_and_gives_the_same_bits(house: House, name: str, tmp_path: Path) -> None:
     save_peft(tmp_path / "adapter", tiny_llama(bias=True), CONFIGS[name]())
     house.base = CountingWeights(tiny_llama(bias=True))
