@@ -91,7 +91,7 @@ def test_prefix_and_prompt_shift_positions_by_their_virtual_tokens(tmp_path):
         assert lower_adapter(files, ModelWeights(base)).virtual_tokens == 7
 
 
-def test_a_pissa_adapter_that_peft_converted_gives_its_logits(tmp_path):
+def test_a_pissa_adapter_gives_its_logits_whether_or_not_peft_converted_it(tmp_path):
     config = lora(init_lora_weights="pissa")
     initial = get_peft_model(tiny_llama(), config)
     initial.peft_config["default"].init_lora_weights = True  # as PEFT's conversion guide asks
@@ -101,9 +101,10 @@ def test_a_pissa_adapter_that_peft_converted_gives_its_logits(tmp_path):
     with torch.no_grad():
         theirs = trained(input_ids=TOKENS).logits
     base = tiny_llama()
-    lowered = lower_adapter(adapter_files(tmp_path / "converted"), ModelWeights(base))
-    assert lowered.rank == 8
-    assert (canonical_logits(base, lowered, TOKENS) - theirs).abs().max() <= 2e-5
+    for name in ("trained", "converted"):
+        lowered = lower_adapter(adapter_files(tmp_path / name), ModelWeights(base))
+        assert lowered.rank == 8
+        assert (canonical_logits(base, lowered, TOKENS) - theirs).abs().max() <= 2e-5
 
 
 @pytest.mark.parametrize("model", MODELS)
