@@ -1,24 +1,25 @@
 """What a merge is asked for: a method's parameters as text, checked and made numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hotshoe.registry.errors import InvalidAdapter
 
-# By method: how many parents it takes, and which parameters beside `rank`.
-_COMMON = ("rank",)
-_SPARSE = ("density", "normalize", "seed")
+# By method: how many parents it takes, and which parameters.
+_SPARSE = ("rank", "density", "normalize", "seed")
 METHODS: Mapping[str, tuple[int | None, tuple[str, ...]]] = {
-    "breadcrumbs": (None, ("density", "gamma", "normalize", "seed")),
+    "breadcrumbs": (None, (*_SPARSE, "gamma")),
+    "cat": (None, ()),
     "dare_linear": (None, (*_SPARSE, "rescale")),
     "dare_ties": (None, (*_SPARSE, "rescale")),
     "della": (None, (*_SPARSE, "epsilon")),
-    "karcher": (None, ()),
-    "linear": (None, ("normalize",)),
-    "model_stock": (None, ()),
-    "nuslerp": (2, ("row_wise",)),
-    "slerp": (2, ("t", "space")),
+    "karcher": (None, ("rank",)),
+    "linear": (None, ("rank", "normalize")),
+    "model_stock": (None, ("rank",)),
+    "nuslerp": (2, ("rank", "row_wise")),
+    "slerp": (2, ("rank", "t", "space")),
+    "svd": (None, ("rank", "normalize")),
     "ties": (None, _SPARSE),
 }
 _NORMALIZED = ("ties", "della")  # unless told otherwise, as in mergekit
@@ -57,12 +58,14 @@ class MergeParameters:
         """Raises InvalidAdapter, with the field's name and what was expected."""
         if method not in METHODS:
             raise InvalidAdapter("method", f"expected {' or '.join(METHODS)}, found {method!r}")
-        known = (*_COMMON, *METHODS[method][1])
+        known = METHODS[method][1]
         values: dict[str, object] = {"normalize": method in _NORMALIZED}
         for name, text in parameters.items():
             if name not in known:
-                raise InvalidAdapter(f"parameters.{name}", f"{method} takes {', '.join(known)}")
+                raise InvalidAdapter(f"parameters.{name}", f"{method} takes {', '.join(known) or 'no parameters'}")
             values[name] = _parsed(name, text)
+        if method == "svd" and not values.get("rank"):
+            raise InvalidAdapter("parameters.rank", "expected the rank to which svd cuts, 1 or more")
         return cls(method, **values)  # type: ignore[arg-type]
 
     def check_parents(self, weights: list[float]) -> None:
@@ -78,9 +81,14 @@ class MergeParameters:
         if (self.normalize or self.method in ("nuslerp", "karcher")) and not total > 0:
             raise InvalidAdapter("sources.weight", f"expected a sum above 0 for {self.method}, found {total:g}")
 
+    def shares(self, weights: Sequence[float]) -> list[float]:
+        """The weights, or with `normalize` what each is of their sum."""
+        total = sum(weights) if self.normalize else 1.0
+        return [weight / total for weight in weights]
+
     def recipe(self) -> dict[str, object]:
         """What the manifest says of it: every parameter of the method, given or not."""
-        names = sorted((*_COMMON, *METHODS[self.method][1]))
+        names = sorted(METHODS[self.method][1])
         return {"op": "merge", "method": self.method, **{name: getattr(self, name) for name in names}}
 
 
