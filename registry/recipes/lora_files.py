@@ -1,13 +1,14 @@
 """Low-rank updates as the files of a PEFT LORA adapter: lora_alpha is r, so that the scale is 1."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hotshoe.registry.formats.base import BaseShape, LinearId
 from hotshoe.registry.formats.plan import MODULE_PREFIX
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE
 from hotshoe.registry.recipes.factors import Factors
+from hotshoe.registry.recipes.target_names import target_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,7 @@ def lora_files(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "inference_mode": True,
-        "target_modules": _target_modules(updates, base),
+        "target_modules": target_names(updates, base),
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": others,
@@ -53,12 +54,3 @@ def lora_files(
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     return {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}), CONFIG_FILE: text.encode()}
-
-
-def _target_modules(linears: Iterable[LinearId], base: BaseShape) -> list[str]:
-    """Names of the linears' kinds, if those of every layer are there; else of each module."""
-    chosen = set(linears)
-    targets = {linear.target for linear in chosen}
-    if chosen == {linear for linear in base.linears if linear.target in targets}:
-        return sorted(targets)
-    return sorted(base.linears[linear].module for linear in chosen)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.recipes.merge_subject import Subject
 
 # By method: how many parents it takes, and which parameters.
 _SPARSE = ("rank", "density", "normalize", "seed")
@@ -15,16 +16,26 @@ METHODS: Mapping[str, tuple[int | None, tuple[str, ...]]] = {
     "dare_ties": (None, (*_SPARSE, "rescale")),
     "della": (None, (*_SPARSE, "epsilon")),
     "karcher": (None, ("rank",)),
-    "linear": (None, ("rank", "normalize")),
+    "linear": (None, ("rank", "normalize", "space")),
     "model_stock": (None, ("rank",)),
     "nuslerp": (2, ("rank", "row_wise")),
     "slerp": (2, ("rank", "t", "space")),
     "svd": (None, ("rank", "normalize")),
     "ties": (None, _SPARSE),
 }
+# The methods of a subject and what is left of their parameters; of low-rank updates every method, with all but these.
+_OF_SUBJECT: Mapping[Subject, Mapping[str, tuple[str, ...]]] = {
+    Subject.UPDATES: {method: names for method, (_, names) in METHODS.items()} | {"linear": ("rank", "normalize")},
+    Subject.SCALES: {"linear": ("normalize", "space")},
+}
 _NORMALIZED = ("ties", "della")  # unless told otherwise, as in mergekit
 _UNWEIGHTED = ("model_stock", "slerp")
-_CHOICES = {"space": ("delta", "weights"), "rescale": ("inverse", "l1")}
+_CHOICES = {
+    ("linear", "space"): ("delta", "geometric"),
+    ("slerp", "space"): ("delta", "weights"),
+    ("dare_linear", "rescale"): ("inverse", "l1"),
+    ("dare_ties", "rescale"): ("inverse", "l1"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,7 @@ class MergeParameters:
         rank: what every linear is cut to; 0: nothing is cut, or to the sum of the parents' ranks where an update that
             is made number by number has no rank of its own.
         t: of slerp, 0 is the first parent.
+        space: of slerp, what the circle is between; of linear, how scales are merged, as `scale_merging` has it.
         density: the share of an update's numbers that is kept.
         gamma: of breadcrumbs, the share of the largest that is dropped.
         epsilon: of della, how far the chance to be kept is from `density` at the ends.
@@ -63,7 +75,7 @@ class MergeParameters:
         for name, text in parameters.items():
             if name not in known:
                 raise InvalidAdapter(f"parameters.{name}", f"{method} takes {', '.join(known) or 'no parameters'}")
-            values[name] = _parsed(name, text)
+            values[name] = _parsed(method, name, text)
         if method == "svd" and not values.get("rank"):
             raise InvalidAdapter("parameters.rank", "expected the rank to which svd cuts, 1 or more")
         return cls(method, **values)  # type: ignore[arg-type]
@@ -86,17 +98,27 @@ class MergeParameters:
         total = sum(weights) if self.normalize else 1.0
         return [weight / total for weight in weights]
 
-    def recipe(self) -> dict[str, object]:
-        """What the manifest says of it: every parameter of the method, given or not."""
-        names = sorted(METHODS[self.method][1])
+    def check_subject(self, subject: Subject) -> None:
+        """Raises InvalidAdapter unless the method merges that, and takes there what it was given."""
+        methods = _OF_SUBJECT[subject]
+        if self.method not in methods:
+            raise InvalidAdapter("method", f"expected {' or '.join(methods)} for {subject}, found {self.method!r}")
+        usual = MergeParameters(self.method)
+        for name in set(METHODS[self.method][1]).difference(methods[self.method]):
+            if (found := getattr(self, name)) != (expected := getattr(usual, name)):
+                raise InvalidAdapter(f"parameters.{name}", f"expected {expected} for {subject}, found {found}")
+
+    def recipe(self, subject: Subject) -> dict[str, object]:
+        """What the manifest says of it: every parameter of the method for that subject, given or not."""
+        names = sorted(_OF_SUBJECT[subject][self.method])
         return {"op": "merge", "method": self.method, **{name: getattr(self, name) for name in names}}
 
 
-def _parsed(name: str, text: str) -> object:
+def _parsed(method: str, name: str, text: str) -> object:
     field = f"parameters.{name}"
-    if name in _CHOICES:
-        if text not in _CHOICES[name]:
-            raise InvalidAdapter(field, f"expected {' or '.join(_CHOICES[name])}, found {text!r}")
+    if choices := _CHOICES.get((method, name)):
+        if text not in choices:
+            raise InvalidAdapter(field, f"expected {' or '.join(choices)}, found {text!r}")
         return text
     if name in ("normalize", "row_wise"):
         if text not in ("true", "false"):

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter
-from hotshoe.registry.recipes.dense_update import require_low_rank
 from hotshoe.registry.recipes.elementwise import ELEMENTWISE, merge_elementwise
 from hotshoe.registry.recipes.factors import Factors, concatenated, inner, truncated
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
@@ -74,13 +73,11 @@ def merge(
     *,
     pause: Pause = go_on,
 ) -> Merge:
-    """Merges low-rank adapters of one base; `pause` is called before each linear.
+    """Merges the low-rank updates of adapters of one base; `pause` is called before each linear.
 
     Raises:
-        InvalidAdapter: a parent is not of low-rank updates alone, or the method has no low-rank result for them.
+        InvalidAdapter: the method has no low-rank result for them.
     """
-    for adapter in adapters:
-        require_low_rank(adapter, to="be merged")
     updates: dict[LinearId, Factors] = {}
     kept = total = 0.0
     for linear in base.shape.linears:

@@ -103,7 +103,7 @@ def test_a_sweep_is_only_other_weights_on_the_same_stack(client: Client) -> None
         (["merging/first", "merging/second"], {"parameters": {"t": 0.5}}, "parameters.t"),
         (["merging/first"], {}, "sources"),
         (["merging/first", ("merging/second", 0.5)], {"method": "slerp"}, "sources.weight"),
-        (["merging/first", "merging/scales"], {}, "input_scale, output_scale"),
+        (["merging/first", "merging/scales"], {}, "LORA of low-rank updates, IA3 of scales"),
     ],
 )
 def test_a_merge_that_makes_no_sense_is_refused_by_the_name_of_its_field(

@@ -325,12 +325,6 @@ def test_a_parameter_that_makes_no_sense_is_named(method: str, parameters: dict[
     assert refusal.value.field == field
 
 
-@pytest.mark.parametrize("other", [canonical.ia3(), canonical.prefix(), canonical.lora(4, bias=True)])
-def test_what_has_more_than_low_rank_updates_is_refused_by_name(other: LoweredAdapter) -> None:
-    with pytest.raises(InvalidAdapter, match="can be merged"):
-        run([canonical.lora(4), other], [1, 1], "linear")
-
-
 @pytest.mark.parametrize(
     "method, weights, field",
     [

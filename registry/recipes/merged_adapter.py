@@ -1,0 +1,59 @@
+"""One adapter's files from several adapters, whatever they consist of, as long as they consist of the same.
+
+low-rank updates   every method of `merging`, as LORA
+scales             linear, as IA3
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from hotshoe.registry.formats.base import BaseWeights
+from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.recipes.ia3_files import ia3_files
+from hotshoe.registry.recipes.lora_files import lora_files
+from hotshoe.registry.recipes.merge_parameters import MergeParameters
+from hotshoe.registry.recipes.merge_subject import Subject, subject_of
+from hotshoe.registry.recipes.merging import merge
+from hotshoe.registry.recipes.scale_merging import merge_scales
+from hotshoe.registry.validation import Pause, go_on
+
+
+class MergedAdapter(NamedTuple):
+    """What is to be published."""
+
+    files: Mapping[str, bytes]  # by name
+    recipe: Mapping[str, object]  # for the manifest
+    energy_kept: float  # as `Merge` has it; 1 where nothing can be cut
+
+
+def merged_adapter(
+    adapters: Sequence[LoweredAdapter],
+    weights: Sequence[float],
+    parameters: MergeParameters,
+    base: BaseWeights,
+    *,
+    base_name: str,
+    pause: Pause = go_on,
+) -> MergedAdapter:
+    """Merges adapters of one base; `pause` is called between parts of the work.
+
+    Args:
+        parameters: with `check_parents` done.
+        base_name: what base_model_name_or_path says.
+
+    Raises:
+        InvalidAdapter: the adapters have nothing in common that the method could merge, or no PEFT kind can say what
+            comes of it.
+    """
+    subject = subject_of(adapters, base)
+    parameters.check_subject(subject)
+    energy_kept = 1.0
+    if subject is Subject.SCALES:
+        scales = merge_scales(adapters, weights, parameters, base.shape, pause=pause)
+        files = ia3_files(scales, base.shape, base_name=base_name)
+    else:
+        merged = merge(adapters, weights, parameters, base, pause=pause)
+        energy_kept = merged.energy_kept
+        files = lora_files(merged.updates, base.shape, base_name=base_name)
+    recipe = {**parameters.recipe(subject), "energy_kept": round(energy_kept, 6)}
+    return MergedAdapter(files, recipe, energy_kept)
