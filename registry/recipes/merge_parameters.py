@@ -27,9 +27,12 @@ METHODS: Mapping[str, tuple[int | None, tuple[str, ...]]] = {
 _OF_SUBJECT: Mapping[Subject, Mapping[str, tuple[str, ...]]] = {
     Subject.UPDATES: {method: names for method, (_, names) in METHODS.items()} | {"linear": ("rank", "normalize")},
     Subject.SCALES: {"linear": ("normalize", "space")},
+    Subject.PREFIXES: {"cat": ()},
+    Subject.PROMPTS: {"cat": ()},
 }
 _NORMALIZED = ("ties", "della")  # unless told otherwise, as in mergekit
 _UNWEIGHTED = ("model_stock", "slerp")
+_WHOLE = (Subject.PREFIXES, Subject.PROMPTS)  # there, or not there: nothing weighs them
 _CHOICES = {
     ("linear", "space"): ("delta", "geometric"),
     ("slerp", "space"): ("delta", "weights"),
@@ -98,7 +101,7 @@ class MergeParameters:
         total = sum(weights) if self.normalize else 1.0
         return [weight / total for weight in weights]
 
-    def check_subject(self, subject: Subject) -> None:
+    def check_subject(self, subject: Subject, weights: Sequence[float]) -> None:
         """Raises InvalidAdapter unless the method merges that, and takes there what it was given."""
         methods = _OF_SUBJECT[subject]
         if self.method not in methods:
@@ -107,6 +110,8 @@ class MergeParameters:
         for name in set(METHODS[self.method][1]).difference(methods[self.method]):
             if (found := getattr(self, name)) != (expected := getattr(usual, name)):
                 raise InvalidAdapter(f"parameters.{name}", f"expected {expected} for {subject}, found {found}")
+        if subject in _WHOLE and any(weight != 1 for weight in weights):
+            raise InvalidAdapter("sources.weight", f"expected 1 for {subject}, found {list(weights)}")
 
     def recipe(self, subject: Subject) -> dict[str, object]:
         """What the manifest says of it: every parameter of the method for that subject, given or not."""

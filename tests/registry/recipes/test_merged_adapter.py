@@ -9,15 +9,15 @@ import pytest
 import torch
 from canonical import canonical_logits
 from peft import PeftModel
-from peft_adapters import adapter_files, write_ia3, write_lora
+from peft_adapters import adapter_files, write_ia3, write_lora, write_prefix, write_prompt
 from tiny_models import TARGETS, ModelWeights, tiny_llama, tiny_qwen2
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import LinearId
 from hotshoe.registry.formats.kind import lower_adapter
-from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.lowered import KvPrefix, LoweredAdapter, LoweredLinear
 from hotshoe.registry.recipes.ia3_files import ia3_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.recipes.merged_adapter import MergedAdapter, merged_adapter
@@ -173,6 +173,43 @@ def test_scales_that_no_ia3_adapter_has_are_refused(tmp_path: Path) -> None:
         made([inputs, LoweredAdapter("IA3", negative)], [1, 1], "linear", base, space="geometric")
 
 
+# What stands before the prompt.
+
+
+@pytest.mark.parametrize("write", [write_prefix, write_prompt])
+def test_prefixes_and_prompts_stand_one_after_the_other(write: Callable[..., Path], tmp_path: Path) -> None:
+    base = tiny_llama()
+    first, second = (
+        lower_adapter(adapter_files(write(tmp_path / f"{n}", base, tokens=n, seed=n)), ModelWeights(base))
+        for n in (3, 5)
+    )
+    merged = made([first, second], [1, 1], "cat", base)
+    assert merged.recipe == {"op": "merge", "method": "cat", "energy_kept": 1.0}
+    if first.kv_prefix and second.kv_prefix:
+        states = [
+            torch.cat((getattr(first.kv_prefix, name), getattr(second.kv_prefix, name)), dim=1)
+            for name in ("keys", "values")
+        ]
+        expected = replace(first, kv_prefix=KvPrefix(*states))
+    else:
+        assert first.prompt_embeddings is not None and second.prompt_embeddings is not None
+        expected = replace(first, prompt_embeddings=torch.cat((first.prompt_embeddings, second.prompt_embeddings)))
+    check_both(merged, expected, tiny_llama, tmp_path / "merged")
+    found = read(merged, base, tmp_path / "merged")
+    assert found.kind == first.kind and found.virtual_tokens == 8
+    assert list(map(torch.equal, found.tensors(), expected.tensors())) in ([True], [True, True])
+
+
+@pytest.mark.parametrize("write", [write_prefix, write_prompt])
+def test_more_virtual_tokens_than_the_base_has_positions_are_refused(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tiny_llama()
+    one = lower_adapter(adapter_files(write(tmp_path / "one", base, tokens=130)), ModelWeights(base))
+    with pytest.raises(IncompatibleAdapter, match="num_virtual_tokens: expected fewer than the 256 positions"):
+        read(made([one, one], [1, 1], "cat", base), base, tmp_path / "merged")
+
+
 # What is refused.
 
 
@@ -202,6 +239,10 @@ class Small:
         (("lora", "lora with biases"), "linear", {}, "bias_delta", "expected low-rank updates and output scales"),
         (("scales", "scales"), "ties", {}, "method", "expected linear for scales"),
         (("scales", "scales"), "linear", {"rank": "3"}, "parameters.rank", "for scales"),
+        (("prompt", "prefix"), "cat", {}, "sources", "PROMPT_TUNING of soft prompts, PREFIX_TUNING of prefixes"),
+        (("prefix", "scales"), "linear", {}, "sources", "a request can stack these"),
+        (("prompt", "prompt"), "linear", {}, "method", "expected cat for soft prompts"),
+        (("scales", "scales"), "cat", {}, "method", "expected linear for scales"),
         (("lora", "lora"), "linear", {"space": "geometric"}, "parameters.space", "for low-rank updates"),
         (("lora", "lora"), "linear", {"space": "weights"}, "parameters.space", "expected delta or geometric"),
     ],
@@ -218,6 +259,17 @@ def test_what_cannot_be_merged_is_named(
             base_name="small",
         )
     assert refusal.value.field == field and said in refusal.value.problem
+
+
+def test_weights_of_prompts_are_refused() -> None:
+    with pytest.raises(InvalidAdapter, match=r"sources\.weight: expected 1 for prefixes"):
+        merged_adapter(
+            [mixed("prefix"), mixed("prefix")],
+            [1.0, 0.5],
+            MergeParameters.parse("cat", {}),
+            Small(),  # type: ignore[arg-type]
+            base_name="small",
+        )
 
 
 def test_low_rank_updates_say_the_same_of_themselves_as_ever(tmp_path: Path) -> None:
