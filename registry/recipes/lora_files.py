@@ -19,12 +19,14 @@ def lora_files(
     base: BaseShape,
     *,
     base_name: str,
+    norms: "Mapping[LinearId, Tensor] | None" = None,
     whole: "Mapping[str, Tensor] | None" = None,
 ) -> dict[str, bytes]:
     """adapter_config.json and adapter_model.safetensors of updates, float32; equal updates give equal bytes.
 
     Args:
         base_name: what base_model_name_or_path says.
+        norms: those of each linear's rows, [out_features], as use_dora has them; of all linears, or None.
         whole: weights of norms, embeddings and head in place of the base's, by module: PEFT's modules_to_save.
     """
     from safetensors.numpy import save
@@ -34,6 +36,9 @@ def lora_files(
         module = base.linears[linear].module
         tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = a.float().contiguous().numpy()
         tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = b.float().contiguous().numpy()
+    for linear, row_norms in (norms or {}).items():
+        name = f"{MODULE_PREFIX}{base.linears[linear].module}.lora_magnitude_vector"
+        tensors[name] = row_norms.float().contiguous().numpy()
     for module, weight in (whole or {}).items():
         tensors[f"{MODULE_PREFIX}{module}.weight"] = weight.float().contiguous().numpy()
     ranks = {base.linears[linear].module: factors.a.shape[0] for linear, factors in updates.items()}
@@ -50,6 +55,7 @@ def lora_files(
         "rank_pattern": others,
         "alpha_pattern": others,
         "bias": "none",
+        **({"use_dora": True} if norms else {}),
         **({"modules_to_save": sorted(whole)} if whole else {}),
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"

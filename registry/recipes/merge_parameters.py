@@ -27,6 +27,7 @@ METHODS: Mapping[str, tuple[int | None, tuple[str, ...]]] = {
 _OF_SUBJECT: Mapping[Subject, Mapping[str, tuple[str, ...]]] = {
     Subject.UPDATES: {method: names for method, (_, names) in METHODS.items()} | {"linear": ("rank", "normalize")},
     Subject.SCALES: {"linear": ("normalize", "space")},
+    Subject.SCALED_UPDATES: {"cat": (), "linear": ("rank", "normalize"), "svd": ("rank", "normalize")},
     Subject.PREFIXES: {"cat": ()},
     Subject.PROMPTS: {"cat": ()},
 }

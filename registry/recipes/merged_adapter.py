@@ -2,6 +2,7 @@
 
 low-rank updates   every method of `merging`, as LORA
 scales             linear, as IA3
+both of these      linear, cat and svd, as LORA with use_dora, where that can say it
 prefixes           cat: one after the other in the order of the adapters, as PREFIX_TUNING
 soft prompts       cat, as PROMPT_TUNING
 """
@@ -18,6 +19,7 @@ from hotshoe.registry.recipes.merge_subject import Subject, subject_of
 from hotshoe.registry.recipes.merging import merge
 from hotshoe.registry.recipes.prompt_files import prefix_files, prompt_files
 from hotshoe.registry.recipes.scale_merging import merge_scales
+from hotshoe.registry.recipes.scaled_merging import merge_scaled
 from hotshoe.registry.validation import Pause, go_on
 
 
@@ -61,6 +63,10 @@ def merged_adapter(
     elif subject is Subject.PROMPTS:
         prompts = [adapter.prompt_embeddings for adapter in adapters if adapter.prompt_embeddings is not None]
         files = prompt_files(torch.cat(prompts), base.shape, base_name=base_name)
+    elif subject is Subject.SCALED_UPDATES:
+        scaled = merge_scaled(adapters, weights, parameters, base, pause=pause)
+        energy_kept = scaled.energy_kept
+        files = lora_files(scaled.updates, base.shape, base_name=base_name, norms=scaled.norms)
     else:
         merged = merge(adapters, weights, parameters, base, pause=pause)
         energy_kept = merged.energy_kept

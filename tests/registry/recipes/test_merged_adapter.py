@@ -8,7 +8,7 @@ import canonical_adapters as handmade
 import pytest
 import torch
 from canonical import canonical_logits
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft_adapters import adapter_files, write_ia3, write_lora, write_prefix, write_prompt
 from tiny_models import TARGETS, ModelWeights, tiny_llama, tiny_qwen2
 from torch import Tensor
@@ -79,7 +79,7 @@ def scales(directory: Path, base: PreTrainedModel, seed: int, **options: object)
 
 
 def stacked(adapters: Sequence[LoweredAdapter], weights: Sequence[float]) -> LoweredAdapter:
-    """What a stack of adapters of scales computes."""
+    """What a stack of adapters of linears computes."""
 
     def around(value: float, name: str, linear: LinearId) -> Tensor | None:
         terms = [
@@ -89,10 +89,19 @@ def stacked(adapters: Sequence[LoweredAdapter], weights: Sequence[float]) -> Low
         ]
         return (value + sum(terms)).float() if terms else None  # type: ignore[union-attr, return-value]
 
+    def low_rank(linear: LinearId) -> dict[str, Tensor]:
+        found = [
+            (adapter.linears[linear].a, weight * adapter.linears[linear].b)  # type: ignore[operator]
+            for adapter, weight in zip(adapters, weights, strict=True)
+            if linear in adapter.linears and adapter.linears[linear].rank
+        ]
+        return {"a": torch.cat([a for a, _ in found]), "b": torch.cat([b for _, b in found], 1)} if found else {}
+
     return LoweredAdapter(
-        "IA3",
+        "LORA",
         {
             linear: LoweredLinear(
+                **low_rank(linear),
                 input_scale=around(1.0, "input_scale", linear),
                 output_scale=around(1.0, "output_scale", linear),
                 bias_delta=around(0.0, "bias_delta", linear),
@@ -171,6 +180,85 @@ def test_scales_that_no_ia3_adapter_has_are_refused(tmp_path: Path) -> None:
     }
     with pytest.raises(InvalidAdapter, match=r"parameters\.space: .*k_proj"):
         made([inputs, LoweredAdapter("IA3", negative)], [1, 1], "linear", base, space="geometric")
+
+
+# Low-rank updates beside output scales.
+
+
+def dora(
+    directory: Path, base: Callable[[], PreTrainedModel], seed: int, targets: Sequence[str] = TARGETS
+) -> LoweredAdapter:
+    """Its scales are about 1, as after training."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=3 + seed, lora_alpha=8, target_modules=list(targets), use_dora=True)
+    model, normal = get_peft_model(base(), config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.1 * torch.randn(parameter.shape, generator=normal)
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(1 + noise)
+            elif "lora_" in name:
+                parameter.copy_(noise)
+    model.save_pretrained(directory / f"dora-{seed}")
+    return lower_adapter(adapter_files(directory / f"dora-{seed}"), ModelWeights(base()))
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("method, weights", [("linear", [0.7, 0.6, -0.5]), ("cat", [-1.0, 0.2, 1.0])])
+def test_updates_and_output_scales_are_those_of_the_stack(
+    method: str, weights: list[float], base: str, tmp_path: Path
+) -> None:
+    """Of two DoRAs and a LoRA, each of linears that another leaves alone."""
+    plain = write_lora(tmp_path / "plain", BASES[base](), rank=2, seed=5, targets=("q_proj", "up_proj"))
+    parents = [
+        dora(tmp_path, BASES[base], 1, TARGETS[:4]),
+        dora(tmp_path, BASES[base], 2, TARGETS[2:6]),
+        lower_adapter(adapter_files(plain), ModelWeights(BASES[base]())),
+    ]
+    merged = made(parents, weights, method, BASES[base]())
+    check_both(merged, stacked(parents, weights), BASES[base], tmp_path / "merged")
+    assert read(merged, BASES[base](), tmp_path / "merged").rank == 9 and merged.energy_kept == 1.0
+    assert made(parents, weights, method, BASES[base]()).files == merged.files
+
+
+def test_output_scales_are_kept_when_updates_are_cut(tmp_path: Path) -> None:
+    parents = [dora(tmp_path, tiny_llama, seed) for seed in (1, 2)]
+    merged = made(parents, [0.5, 0.5], "svd", tiny_llama(), rank="3")
+    found, whole = read(merged, tiny_llama(), tmp_path / "merged"), stacked(parents, [0.5, 0.5])
+    assert 0.3 < merged.energy_kept < 0.95 and merged.recipe["rank"] == 3
+    for linear, part in found.linears.items():
+        expected = whole.linears[linear]
+        assert part.rank == 3
+        assert torch.allclose(part.output_scale, expected.output_scale, rtol=1e-5)  # type: ignore[arg-type]
+        values = torch.linalg.svd((expected.b @ expected.a).double())  # type: ignore[operator]
+        best = values.U[:, :3] * values.S[:3] @ values.Vh[:3]
+        assert torch.allclose((part.b @ part.a).double(), best, atol=1e-5)  # type: ignore[operator]
+
+
+def test_output_scales_join_updates_of_other_linears(tmp_path: Path) -> None:
+    """IA3 of outputs alone, on a base without biases, is a DoRA without an update."""
+    outputs = scales(tmp_path, tiny_llama(), 1, targets=("k_proj", "v_proj"), feedforward=())
+    plain = write_lora(tmp_path / "plain", tiny_llama(), rank=2, targets=("v_proj", "up_proj"))
+    parents = [outputs, lower_adapter(adapter_files(plain), ModelWeights(tiny_llama()))]
+    check_both(made(parents, [1, 1], "linear", tiny_llama()), stacked(parents, [1, 1]), tiny_llama, tmp_path / "merged")
+
+
+def test_a_scale_of_0_is_exact_without_an_update_and_refused_beside_one(tmp_path: Path) -> None:
+    linear, base = LinearId(0, "v_proj"), tiny_llama()
+    shape = ModelWeights(base).shape.linears[linear]
+    gone = torch.ones(shape.out_features)
+    gone[3] = 0.0
+    normal = torch.Generator().manual_seed(1)
+    a, b = torch.randn(2, shape.in_features, generator=normal), torch.randn(shape.out_features, 2, generator=normal)
+    b[3] = 0.0
+    for value, row in ((0.0, 0.0), (1e-30, 1e-3), (0.0, 1.0)):
+        gone[3], b[3] = value, row
+        parents = [LoweredAdapter("LORA", {linear: LoweredLinear(a=a, b=b, output_scale=gone)})] * 2
+        halves = [0.5, 0.5]
+        if row == 0.0:
+            check_both(made(parents, halves, "linear", base), stacked(parents, halves), tiny_llama, tmp_path / "merged")
+            continue
+        with pytest.raises(InvalidAdapter, match=r"output 3 of layers\.0\.v_proj would be .*use_dora"):
+            made(parents, halves, "linear", base)
 
 
 # What stands before the prompt.
