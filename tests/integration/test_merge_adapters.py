@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peft_adapters import write_ia3, write_lora, write_prefix, write_prompt
+from peft import LoraConfig
+from peft_adapters import save_peft, write_ia3, write_lora, write_prefix, write_prompt
 from server_process import ServerProcess
 from typer.testing import CliRunner
 
@@ -21,7 +22,12 @@ def parents(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     from transformers import AutoModelForCausalLM
 
     root, model = tmp_path_factory.mktemp("parents"), AutoModelForCausalLM.from_pretrained(tiny_base)
+    for name, rank in (("dora", 3), ("other-dora", 5)):
+        config = LoraConfig(task_type="CAUSAL_LM", r=rank, use_dora=True, target_modules=list(EVERY))
+        save_peft(root / name, AutoModelForCausalLM.from_pretrained(tiny_base), config, seed=rank)
     return {
+        "dora": root / "dora",
+        "other-dora": root / "other-dora",
         "first": write_lora(root / "first", model, rank=4, seed=1, targets=EVERY),
         "second": write_lora(root / "second", model, rank=6, seed=2, targets=EVERY[1:]),
         "scales": write_ia3(root / "scales", model),
@@ -59,11 +65,12 @@ def test_a_merged_adapter_answers_as_its_parents_stacked(client: Client) -> None
     "weighted, method, kind",
     [
         ([("scales", 0.7), ("more-scales", -0.4)], "linear", "IA3"),
+        ([("dora", 0.7), ("other-dora", -0.4), ("first", 0.5)], "linear", "LORA"),
         ([("prefix", 1.0), ("longer-prefix", 1.0)], "cat", "PREFIX_TUNING"),
         ([("longer-prompt", 1.0), ("prompt", 1.0)], "cat", "PROMPT_TUNING"),
     ],
 )
-def test_adapters_without_a_rank_answer_as_their_stack_and_are_known_by_their_recipe(
+def test_every_sort_of_adapter_answers_as_its_stack_and_is_known_by_its_recipe(
     client: Client, weighted: list[tuple[str, float]], method: str, kind: str
 ) -> None:
     sources = [(f"merging/{parent}", weight) for parent, weight in weighted]
