@@ -6,14 +6,15 @@
     garbage    the other adapters under all their names, their documents, and old blobs that none of the kept names
 
 A name must be durably gone before bytes may go: the index's transaction, tags.log and index.json come first, then the
-blobs move to .trash/, where they stay until the next collection. A crash between leaves blobs that nothing names, and
-the next collection takes them.
+blobs move to .trash/, where they stay until the next collection, unless the disk is full. A crash between leaves blobs
+that nothing names, and the next collection takes them.
 """
 
 import logging
 import os
+import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hotshoe.registry.blobs import BlobStore
@@ -23,6 +24,7 @@ from hotshoe.registry.index import Index, Transaction
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import PARENTS, NotAnAdapter, read_manifest
+from hotshoe.registry.reserve import Reserve, is_full
 from hotshoe.registry.tag_log import Move, TagLog
 
 DEFAULT_GRACE_SECONDS = 24 * 3600.0
@@ -62,9 +64,18 @@ class Garbage:
     """The collector of one store."""
 
     def __init__(
-        self, layout: Layout, *, locks: StoreLocks, index: Index, blobs: BlobStore, commits: Commits, log: TagLog
+        self,
+        layout: Layout,
+        *,
+        locks: StoreLocks,
+        index: Index,
+        blobs: BlobStore,
+        commits: Commits,
+        log: TagLog,
+        reserve: Reserve,
     ) -> None:
         self._layout = layout
+        self._reserve = reserve
         self._locks = locks
         self._index = index
         self._blobs = blobs
@@ -92,7 +103,7 @@ class Garbage:
             nonlocal dead, adapters
             if dead & self._index.rooted(time.time()):  # leased at the last moment: no lock keeps holders waiting
                 dead -= self._live(oldest, now=time.time(), retain_parents=retain_parents)
-            adapters = self._adapters(dead)
+            adapters = adapters or self._adapters(dead)  # which a first try may have forgotten already
             for digest in dead:
                 transaction.remove_manifest(digest)
             transaction.forget_leases(now)
@@ -100,12 +111,28 @@ class Garbage:
             return [Move(adapter.name, None, adapter.digest, None) for adapter in adapters]
 
         with self._locks.collecting():
+            dead &= self._index.manifests()  # another collector may have come first
             dead -= self._live(oldest, now=time.time(), retain_parents=retain_parents)
+            emptied = self._empty_trash()  # first: a full disk may need its room for the rest
             # Though nothing may be dead: the export, too, must have forgotten what earlier collections removed.
-            self._commits.commit_and_export(change)
-            emptied = self._empty_trash()
+            was_full = self._commit_on_a_full_disk(change)
             swept = self._sweep(marked.blobs, oldest=oldest)
+            if was_full:
+                emptied |= self._empty_trash()
+            self._reserve.keep()
         return self._report(adapters, dead, swept, emptied)
+
+    def _commit_on_a_full_disk(self, change: Callable[[Transaction], list[Move]]) -> bool:
+        """Commits, if need be in the room that is kept aside; whether that was needed."""
+        try:
+            self._commits.commit_and_export(change)
+        except (OSError, sqlite3.Error) as error:
+            if not (is_full(error) and self._reserve.give()):
+                raise
+            logger.warning("the disk is full: collecting in the room that was kept aside")
+            self._commits.commit_and_export(change)
+            return True
+        return False
 
     def _mark(self, now: float, *, grace_seconds: float, retain_parents: bool) -> _Marked:
         oldest = now - grace_seconds

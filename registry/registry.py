@@ -5,7 +5,7 @@ the index's transaction, tags.log, and index.json if that is small; only then is
 the same backwards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,6 +53,7 @@ from hotshoe.registry.quotas import Quota, Quotas
 from hotshoe.registry.recovery import recover
 from hotshoe.registry.reference import AdapterRef, check_name, check_tag
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
+from hotshoe.registry.reserve import Reserve
 from hotshoe.registry.tag_log import LoggedMove, TagLog
 from hotshoe.registry.tag_policy import TagPolicy
 from hotshoe.registry.tags import Tags
@@ -101,6 +102,7 @@ class Registry:
         upload_ttl_seconds: uploads that nobody wrote to for so long are removed.
         mutable_tags: let version tags (v1, 1.2.3) move as others do.
         quotas: what may be published under names that begin so, or "*" in all.
+        reserve_bytes: room that is kept aside, so that garbage can be collected on a full disk.
 
     Raises:
         StoreUnavailable: the directory is something else, damaged beyond recovery, or not readable and writable.
@@ -114,6 +116,7 @@ class Registry:
         upload_ttl_seconds: float = 24 * 3600.0,
         mutable_tags: bool = False,
         quotas: Mapping[str, Quota] | None = None,
+        reserve_bytes: int = 0,
     ) -> None:
         self._layout = Layout(root.absolute())
         self._locks = StoreLocks(self._layout.root)
@@ -131,8 +134,16 @@ class Registry:
         self._tags = Tags(locks=self._locks, index=self._index, commits=self._commits, log=log, policy=policy)
         self._leases = Leases(self._layout)
         self._views = Views(self._layout, self._locks)
+        reserve = Reserve(self._layout.root, reserve_bytes)
+        reserve.keep()
         self._garbage = Garbage(
-            self._layout, locks=self._locks, index=self._index, blobs=self._blobs, commits=self._commits, log=log
+            self._layout,
+            locks=self._locks,
+            index=self._index,
+            blobs=self._blobs,
+            commits=self._commits,
+            log=log,
+            reserve=reserve,
         )
         self._uploads = Uploads(
             self._layout,
@@ -437,11 +448,7 @@ class Registry:
         with disk("listing"):
             rows = self._index.page(before=before, limit=limit + 1, name_contains=name_contains, kind=kind)
             token = make_page_token(rows[limit - 1].sequence, filters=filters) if len(rows) > limit else ""
-        records = []
-        for row in rows[:limit]:
-            with suppress(AdapterNotFound):  # it was collected meanwhile
-                records.append(self._record(row))
-        return records, token
+        return list(self._records(rows[:limit])), token
 
     def update_tag(self, name: str, tag: str, digest: str, expected_digest: str) -> AdapterRecord:
         """Moves a tag to `digest` if it points at `expected_digest` ("": if there is no such tag).
@@ -561,7 +568,7 @@ class Registry:
         """
         with disk("looking for children"):
             rows = self._index.that_name(check_digest(digest))
-            records = [self._record(row) for row in rows]
+        records = self._records(rows)
         return [record for record in records if digest in {parent.digest for parent in record.parents}]
 
     def names(self) -> Sequence[str]:
@@ -658,6 +665,14 @@ class Registry:
             return self._content(digest).size_bytes
         except BlobCorrupt:  # its manifest is lost, and nobody knows
             return 0
+
+    def _records(self, rows: Iterable[AdapterRow]) -> Sequence[AdapterRecord]:
+        """Those that have not been collected meanwhile."""
+        records = []
+        for row in rows:
+            with suppress(AdapterNotFound):
+                records.append(self._record(row))
+        return records
 
     def _record(self, row: AdapterRow) -> AdapterRecord:
         return AdapterRecord.of(self._content(row.digest), name=row.name, tags=row.tags)

@@ -39,9 +39,18 @@ class Views:
         view = self.path(digest)
         for name in files:
             check_file_name(name)
-        if _is_whole(view, files):
-            return view
-        self._layout.check_sound()
+        with self._locks.committing():  # one at a time
+            if not _is_whole(view, files):
+                self._layout.check_sound()
+                self._put_in_place(view, files)
+        return view
+
+    def remove(self, digest: str) -> bool:
+        """Removes a view; whether there was one."""
+        with self._locks.publishing(), self._locks.committing():
+            return self._set_aside(self.path(digest))
+
+    def _put_in_place(self, view: Path, files: Mapping[str, Path]) -> None:
         staged = self._layout.stage()
         staged.mkdir(mode=0o755)
         for name, blob in files.items():
@@ -50,12 +59,6 @@ class Views:
         self._set_aside(view)
         os.rename(staged, view)
         self._layout.sync_directory(self._layout.views)
-        return view
-
-    def remove(self, digest: str) -> bool:
-        """Removes a view; whether there was one."""
-        with self._locks.publishing():
-            return self._set_aside(self.path(digest))
 
     def _set_aside(self, view: Path) -> bool:
         aside = self._layout.stage()

@@ -61,6 +61,7 @@ from hotshoe.server.services.requests import RequestMapper
 from hotshoe.server.services.residency import ResidencyParts, ResidencyService
 from hotshoe.server.services.transfers import Transfers
 
+_RESERVE_BYTES = 8 << 20  # of the registry's disk
 _MAPPING_THREADS = 2
 _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
 _TRANSFER_THREADS = 4  # callers of PushAdapter and PullAdapter that are served at the same time
@@ -216,6 +217,7 @@ class Server:
                 max_blob_bytes=config.residency.max_adapter_bytes,
                 mutable_tags=config.mutable_tags,
                 quotas=config.quotas,
+                reserve_bytes=_RESERVE_BYTES,
             )
             self._cleanup.callback(self.registry.close)
             if config.policy is not None:
@@ -361,9 +363,10 @@ class Server:
     def _build_transfers(self, doctor: Doctor) -> Transfers:
         loop = asyncio.get_running_loop()
 
-        def refuse_bad(name: str, files: Mapping[str, Path]) -> None:
+        def refuse_bad(name: str, files: Mapping[str, Path], approximate_rank: int) -> None:
             """Waits on the transfer's thread for what the event loop has examined."""
-            asyncio.run_coroutine_threadsafe(doctor.refuse_bad(name, files), loop).result()
+            examining = doctor.refuse_bad(name, files, approximate_rank=approximate_rank)
+            asyncio.run_coroutine_threadsafe(examining, loop).result()
 
         return Transfers(
             self.registry,

@@ -18,12 +18,13 @@ from hotshoe.registry.manifest import INDEX_TYPE, MALFORMED, MANIFEST_TYPE, File
 from hotshoe.registry.remotes.oci_auth import Credentials
 from hotshoe.registry.remotes.oci_http import Answer, OciHttp, OciRequest, ServerFailed, quoted
 from hotshoe.registry.remotes.patience import DEFAULT_PATIENCE, Patience
-from hotshoe.registry.remotes.remote import CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_REFERRERS, MAX_TAGS, Sent
+from hotshoe.registry.remotes.remote import CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_REFERRERS, Sent
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 _MANIFEST_TYPES = f"{MANIFEST_TYPE}, {INDEX_TYPE}"
 _REFERRERS_TAG = re.compile(r"sha256-[0-9a-f]{64}(\.[a-z]+)?")  # with .sig and .att, older tools keep theirs
 _TAGS_A_PAGE = 1000
+_MAX_PAGES = 100
 _NEXT_PAGE = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 
 _T = TypeVar("_T")
@@ -110,18 +111,19 @@ class OciRemote:
 
     def list_tags(self, name: str) -> list[str]:
         tags: set[str] = set()
-        page: str | None = self._path(name, f"tags/list?n={_TAGS_A_PAGE}")
-        while page is not None:
+        page = self._path(name, f"tags/list?n={_TAGS_A_PAGE}")
+        for _ in range(_MAX_PAGES):
             request = OciRequest("GET", page, f"tags of {name}", self.url.repository(name))
             answer = self._http.read(request, max_bytes=MAX_MANIFEST_BYTES)
-            found = self._parsed(answer.body, request.what, lambda value: [str(tag) for tag in value["tags"] or ()])
-            before = len(tags)
-            tags.update(found)
+            tags.update(
+                self._parsed(answer.body, request.what, lambda value: [str(tag) for tag in value["tags"] or ()])
+            )
             link = _NEXT_PAGE.search(answer.headers.get("link", ""))
-            # A page that brings nothing new would be followed by itself for ever.
-            page = link[1] if link and len(tags) > before else None
-            if len(tags) > MAX_TAGS:
-                raise RemoteDamaged(str(self.url), f"tags of {name}: more than {MAX_TAGS}")
+            if link is None:
+                break
+            page = self._http.next_url(answer, link[1], request.what)
+        else:
+            raise RemoteDamaged(str(self.url), f"tags of {name}: more than {_MAX_PAGES} pages")
         return sorted(tag for tag in tags if not _REFERRERS_TAG.fullmatch(tag))
 
     def list_referrers(self, name: str, subject: str) -> list[str]:
@@ -163,7 +165,7 @@ class OciRemote:
             self.capabilities = self.capabilities._replace(mounts=session.status == 201)
         if session.status == 201:  # taken over
             return sent(blob.size_bytes)
-        location = self._http.location(session, what)
+        location = self._http.next_url(session, session.headers.get("location", ""), what)
         separator = "&" if "?" in location else "?"
         request = OciRequest(
             "PUT",
@@ -272,6 +274,10 @@ def _chunks(source: BinaryIO, sent: Sent) -> Iterator[bytes]:
 
 def _referrers_tag(subject: str) -> str:
     return f"sha256-{digest_hex(subject)}"
+
+
+def _tags(document: Any) -> list[str]:
+    return [str(tag) for tag in document["tags"] or ()]
 
 
 def _descriptors(index: Any) -> list[dict[str, Any]]:

@@ -135,12 +135,12 @@ class OciHttp:
                 self._patience.rest(attempt)
         return action()
 
-    def location(self, answer: Answer, what: str) -> str:
-        """Where an upload goes on. Raises RemoteRefused if that is another host: credentials and bytes stay here."""
-        location = answer.headers.get("location", "")
-        target = answer.url.join(location)
-        if not location or not self._is_ours(target):
-            raise RemoteRefused(str(self._url), f"{what}: it names {_shown(location) or 'no place'} for the bytes")
+    def next_url(self, answer: Answer, link: str, what: str) -> str:
+        """Where an answer says that things go on. Raises RemoteRefused if that is another host."""
+        with self._told(what):
+            target = answer.url.join(link)
+        if not link or not self._is_ours(target):
+            raise RemoteRefused(str(self._url), f"{what}: it goes on at {_shown(link) or 'no place'}")
         return str(target)
 
     def _answer(self, request: OciRequest) -> httpx.Response:

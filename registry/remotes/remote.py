@@ -10,7 +10,6 @@ from hotshoe.registry.remotes.patience import DEFAULT_PATIENCE, Patience
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 MAX_MANIFEST_BYTES = 4 << 20
-MAX_TAGS = 100_000
 MAX_REFERRERS = 256
 CHUNK_BYTES = 1 << 18
 

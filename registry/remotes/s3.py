@@ -16,7 +16,7 @@ from hotshoe.registry.digest import digest_hex, digest_of, is_digest
 from hotshoe.registry.errors import AdapterNotFound, RemoteDamaged, RemoteRefused, RemoteUnavailable, TagMoved
 from hotshoe.registry.manifest import FileDescriptor
 from hotshoe.registry.remotes.patience import DEFAULT_PATIENCE, Patience
-from hotshoe.registry.remotes.remote import CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_REFERRERS, MAX_TAGS, Sent
+from hotshoe.registry.remotes.remote import CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX_REFERRERS, Sent
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PART_BYTES = 8 << 20  # of one request; what is not larger is made in one, and only if nothing is there
 _DIGEST_BYTES = 71
+_MAX_LISTED = 100_000
 _TAG_ATTEMPTS = 5  # to move a tag that others move at the same time
 
 
@@ -104,7 +105,7 @@ class S3Remote:
 
     def list_tags(self, name: str) -> list[str]:
         prefix = f"refs/{name}"
-        objects = self._listed(prefix, f"tags of {name}", MAX_TAGS)
+        objects = self._listed(prefix, f"tags of {name}")
         keys = [one["path"].removeprefix(f"{prefix}/") for one in objects]
         tags = sorted(key for key in keys if "/" not in key)  # others are of names below this one
         if not tags:
@@ -112,7 +113,7 @@ class S3Remote:
         return tags
 
     def list_referrers(self, name: str, subject: str) -> list[str]:
-        objects = self._listed(_referrer_key(subject), f"referrers of {name}@{subject}", MAX_TAGS)
+        objects = self._listed(_referrer_key(subject), f"referrers of {name}@{subject}")
         objects.sort(key=lambda one: (one["last_modified"], one["path"]))
         digests = [f"sha256:{one['path'].rpartition('/')[2]}" for one in objects]
         return [digest for digest in digests if is_digest(digest)][-MAX_REFERRERS:]
@@ -201,13 +202,13 @@ class S3Remote:
             raise RemoteDamaged(str(self.url), f"{what}: {len(data)} bytes, asked for {end - start}")
         return data
 
-    def _listed(self, prefix: str, what: str, limit: int) -> "list[ObjectMeta]":
+    def _listed(self, prefix: str, what: str) -> "list[ObjectMeta]":
         objects: list[ObjectMeta] = []
         with self._told(what):
             for page in self._obstore.list(self._store, prefix, chunk_size=1000):
                 objects.extend(page)
-                if len(objects) > limit:
-                    raise RemoteDamaged(str(self.url), f"{what}: more than {limit}")
+                if len(objects) > _MAX_LISTED:
+                    raise RemoteDamaged(str(self.url), f"{what}: more than {_MAX_LISTED}")
         return objects
 
     @contextmanager

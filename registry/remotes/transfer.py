@@ -10,6 +10,7 @@ from hotshoe.registry.adoption import Approve, approve_all, check_manifest, chec
 from hotshoe.registry.digest import is_digest
 from hotshoe.registry.errors import (
     AdapterNotFound,
+    BlobNotFound,
     InvalidAdapter,
     InvalidReference,
     InvalidUpload,
@@ -152,13 +153,20 @@ def pull(
         manifest = remote.read_manifest(name, digest)
         with _naming(remote):
             check_manifest(manifest)
-        _pull_blobs(registry, remote, manifest, name=name, progress=progress)
         documents = _pull_documents(registry, remote, digest, name=name, progress=progress)
-        with _naming(remote):
-            record, created = registry.adopt(manifest, name=as_name or name, tags=tags, base=base, approve=approve)
+
+        def adopt() -> Pulled:
+            _pull_blobs(registry, remote, manifest, name=name, progress=progress)
+            with _naming(remote):
+                return Pulled(*registry.adopt(manifest, name=as_name or name, tags=tags, base=base, approve=approve))
+
+        try:
+            pulled = adopt()
+        except BlobNotFound:  # what was here is damaged, and has been set aside; or it was collected meanwhile
+            pulled = adopt()
         for document in documents:
             registry.adopt_referrer(document)
-    return Pulled(record, created)
+    return pulled
 
 
 def mirror(
@@ -210,7 +218,9 @@ def _pull_blob(registry: Registry, remote: Remote, blob: FileDescriptor, *, name
         if not registry.missing_blobs([blob.digest]):  # it came with another adapter meanwhile
             return
         for attempt in range(remote.patience.attempts):
-            with registry.open_upload(blob) as upload:
+            if attempt:
+                remote.patience.rest(attempt - 1)
+            with _upload(registry, blob, remote) as upload:
                 start = upload.received_bytes
                 try:
                     _receive(upload, remote, name=name, progress=progress)
@@ -228,8 +238,14 @@ def _pull_blob(registry: Registry, remote: Remote, blob: FileDescriptor, *, name
                     raise
                 except RemoteUnavailable as error:
                     failure = error
-            remote.patience.rest(attempt)
         raise failure
+
+
+def _upload(registry: Registry, blob: FileDescriptor, remote: Remote) -> Upload:
+    try:
+        return registry.open_upload(blob)
+    except InvalidUpload as error:  # larger than this store takes
+        raise InvalidAdapter(blob.file_name, f"{error} (from {remote.url})") from error
 
 
 def _receive(upload: Upload, remote: Remote, *, name: str, progress: Progress) -> None:

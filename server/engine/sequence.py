@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from itertools import pairwise
-from typing import Literal
 
 from hotshoe.registry.formats.lowered import TokenRows
 from hotshoe.server.adapters.adapter_slots import SequenceTerms
@@ -38,6 +37,8 @@ class Sequence:
         computed: positions whose keys and values are in the cache.
         stack: (adapter_slot, weight) of each adapter; empty unless running.
         starts: from which position on each adapter acts; infinite if the prompt does not call it up.
+        embedding_rows, head_rows: what its adapters put in place of the base's, with their weights.
+        is_apart: whether its rows are computed in a pass of their own.
     """
 
     def __init__(
@@ -66,6 +67,9 @@ class Sequence:
         self.stack: tuple[tuple[int, float], ...] = ()
         self.starts: tuple[float, ...] = (0,) * len(self.digests)
         self.terms: tuple[SequenceTerms, ...] = ()
+        self.embedding_rows: list[tuple[TokenRows, float]] = []
+        self.head_rows: list[tuple[TokenRows, float]] = []
+        self.is_apart = False
         self.prefix_tokens = 0
         self.virtual_tokens = 0
 
@@ -144,28 +148,26 @@ class Sequence:
         embeddings = (soft.prompt_embeddings for soft in terms)
         self.prefix_tokens = sum(prefix.length for prefix in prefixes if prefix is not None)
         self.virtual_tokens = self.prefix_tokens + sum(e.shape[0] for e in embeddings if e is not None)
+        weighted = [(part, use.weight) for part, use in zip(terms, self.request.adapters, strict=True)]
+        self.embedding_rows = [(part.embedding_rows, weight) for part, weight in weighted if part.embedding_rows]
+        self.head_rows = [(part.head_rows, weight) for part, weight in weighted if part.head_rows]
+        self.is_apart = any(part.apart for part in terms)
         self.starts = tuple(0 if part.invocation is None else self._last_place_of(part.invocation) for part in terms)
 
     def detach(self) -> None:
         """Its adapters are no longer held, and nothing of it is in the cache that it could count on."""
         self.stack = ()
         self.terms = ()
+        self.embedding_rows, self.head_rows = [], []
         self.table = None
         self.computed = 0
         self.known_logprobs.clear()
 
-    @property
-    def is_apart(self) -> bool:
-        """Whether its rows are computed in a pass of their own."""
-        return any(part.apart for part in self.terms)
-
-    def replaced_rows(self, name: Literal["embedding_rows", "head_rows"]) -> list[tuple[TokenRows, float]]:
-        """Its adapters' rows of the embedding, or of the head, with their weights."""
-        found = ((getattr(part, name), use.weight) for part, use in zip(self.terms, self.request.adapters, strict=True))
-        return [(rows, weight) for rows, weight in found if rows is not None]
-
     def stacks(self, start: int, end: int) -> Iterator[tuple[int, int, tuple[tuple[int, float], ...]]]:
         """Parts of positions start … end−1, and the part of the stack that acts there."""
+        if not any(self.starts):  # as mostly
+            yield start, end, self.stack
+            return
         bounds = sorted({start, end, *(int(begin) for begin in self.starts if start < begin < end)})
         for first, last in pairwise(bounds):
             yield first, last, tuple(u for u, begin in zip(self.stack, self.starts, strict=True) if begin <= first)

@@ -126,8 +126,8 @@ def _given_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) ->
             learned = [soft.prompt_embeddings for soft in sequence.terms if soft.prompt_embeddings is not None]
             parts.append(torch.cat(learned)[start - sequence.prefix_tokens : end - sequence.prefix_tokens])
             rows.extend(range(row_start, row_start + end - start))
-        if replaced := sequence.replaced_rows("embedding_rows"):
-            places, values = found_rows(sequence.tokens_at(chunk.start, chunk.end), replaced)
+        if sequence.embedding_rows:
+            places, values = found_rows(sequence.tokens_at(chunk.start, chunk.end), sequence.embedding_rows)
             parts.append(values)
             rows.extend(row_start + place for place in places)
     if not rows:
@@ -139,8 +139,8 @@ def _head_rows(chunks: Sequence[Chunk]) -> tuple[HeadRows, ...]:
     found, end = [], 0
     for chunk in chunks:
         start, end = end, end + chunk.num_logits
-        if start < end and (replaced := chunk.sequence.replaced_rows("head_rows")):
-            found.append(HeadRows(start, end, *combined_rows(replaced)))
+        if start < end and chunk.sequence.head_rows:
+            found.append(HeadRows(start, end, *combined_rows(chunk.sequence.head_rows)))
     return tuple(found)
 
 

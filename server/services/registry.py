@@ -5,7 +5,6 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import datetime
 from functools import partial
 from typing import BinaryIO, ParamSpec, TypeVar
 
@@ -24,21 +23,23 @@ from hotshoe.registry.registry import (
     MAX_PAGE_SIZE,
     AdapterRecord,
     FileDescriptor,
-    GarbageReport,
-    LoggedMove,
-    Referrer,
     Registry,
     Upload,
 )
 from hotshoe.registry.remotes.transfer import TransferProgress
-from hotshoe.registry.signing.policy import Mode
-from hotshoe.registry.signing.verdict import Verdict
 from hotshoe.registry.verification import Verifier
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
 from hotshoe.server.services.diagnosis_messages import diagnosis_message
 from hotshoe.server.services.doctor import Doctor
+from hotshoe.server.services.registry_messages import (
+    garbage_message,
+    move_message,
+    progress_message,
+    referrer_message,
+    verification_message,
+)
 from hotshoe.server.services.relations import comparison_message, lineage_message
 from hotshoe.server.services.rpc import Context
 from hotshoe.server.services.transfers import Transfers, tags_of
@@ -46,12 +47,6 @@ from hotshoe.server.services.transfers import Transfers, tags_of
 MAX_CHUNK_BYTES = 1 << 20
 DOWNLOAD_CHUNK_BYTES = 1 << 18
 MAX_BLOBS = 64
-
-_MODES = {
-    Mode.OFF: registry_pb2.Verification.MODE_OFF,
-    Mode.WARN: registry_pb2.Verification.MODE_WARN,
-    Mode.REQUIRE: registry_pb2.Verification.MODE_REQUIRE,
-}
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -172,7 +167,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.GetAdapterResponse:
         record = await _call(self._registry.resolve, request.reference)
         message = await self._verified_message(record)
-        message.referrers.extend(map(_referrer_message, await _call(self._registry.referrers, record.digest)))
+        message.referrers.extend(map(referrer_message, await _call(self._registry.referrers, record.digest)))
         return registry_pb2.GetAdapterResponse(adapter=message)
 
     async def AttachReferrer(
@@ -194,14 +189,14 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             logging.INFO, "attach", name=record.name, digest=record.digest, type=referrer.artifact_type,
             document=referrer.document.digest,
         )  # fmt: skip
-        return registry_pb2.AttachReferrerResponse(referrer=_referrer_message(referrer), subject=record.digest)
+        return registry_pb2.AttachReferrerResponse(referrer=referrer_message(referrer), subject=record.digest)
 
     async def _verified_message(self, record: AdapterRecord) -> registry_pb2.Adapter:
         """An adapter as the wire has it, with what the policy says of its signatures."""
         message = adapter_message(record)
         if self._verifier is not None:
             verdict = await _call(self._verifier.verdict, record.name, record.digest)
-            message.verification.CopyFrom(_verification_message(verdict))
+            message.verification.CopyFrom(verification_message(verdict))
         return message
 
     async def DiagnoseAdapter(
@@ -222,7 +217,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         diagnosis = await self._doctor.diagnose(files, exact=request.exact, approximate_rank=rank)
         referrer = await _call(self._doctor.attach, record, diagnosis)
         return registry_pb2.DiagnoseAdapterResponse(
-            diagnosis=diagnosis_message(diagnosis), referrer=_referrer_message(referrer)
+            diagnosis=diagnosis_message(diagnosis), referrer=referrer_message(referrer)
         )
 
     async def MitigateAdapter(
@@ -287,7 +282,8 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         steps = self._transfers.push(record, request.remote, name=request.name, tags=tags, expected=expected)
         async with contextlib.aclosing(steps):
             async for step in steps:
-                yield registry_pb2.PushAdapterResponse(progress=_progress_message(step))
+                assert isinstance(step, TransferProgress), "a push brings nothing here"
+                yield registry_pb2.PushAdapterResponse(progress=progress_message(step))
         log_event(logging.INFO, "push", name=record.name, digest=record.digest, remote=request.remote)
         yield registry_pb2.PushAdapterResponse(adapter=adapter_message(record))
 
@@ -304,7 +300,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         async with contextlib.aclosing(steps):
             async for step in steps:
                 if isinstance(step, TransferProgress):
-                    yield registry_pb2.PullAdapterResponse(progress=_progress_message(step))
+                    yield registry_pb2.PullAdapterResponse(progress=progress_message(step))
                     continue
                 record = step.record
                 log_event(
@@ -396,7 +392,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             raise InvalidRequest("limit", f"must be 0 or more, not {request.limit}")
         limit = min(request.limit or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         history = await _call(partial(self._registry.tag_history, request.name, request.tag, limit=limit))
-        return registry_pb2.ListTagMovesResponse(moves=map(_move_message, history))
+        return registry_pb2.ListTagMovesResponse(moves=map(move_message, history))
 
     async def CreateView(
         self, request: registry_pb2.CreateViewRequest, context: Context
@@ -429,56 +425,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 blobs=report.blobs,
                 bytes=report.blob_bytes,
             )
-        return _garbage_message(report)
-
-
-def _move_message(logged: LoggedMove) -> registry_pb2.TagMove:
-    _, tag, old, new = logged.move
-    message = registry_pb2.TagMove(id=logged.id, tag=tag or "", old_digest=old or "", new_digest=new or "")
-    message.time.FromDatetime(datetime.fromisoformat(logged.time))
-    return message
-
-
-def _garbage_message(report: GarbageReport) -> registry_pb2.CollectGarbageResponse:
-    collected = registry_pb2.CollectGarbageResponse.CollectedAdapter
-    return registry_pb2.CollectGarbageResponse(
-        removed_blobs=report.blobs,
-        removed_bytes=report.blob_bytes,
-        adapters=[collected(name=adapter.name, digest=adapter.digest) for adapter in report.adapters],
-        documents=report.documents,
-        emptied_blobs=report.emptied_blobs,
-        emptied_bytes=report.emptied_bytes,
-    )
-
-
-def _progress_message(step: TransferProgress) -> registry_pb2.TransferProgress:
-    return registry_pb2.TransferProgress(
-        file_name=step.blob.file_name,
-        digest=step.blob.digest,
-        completed_bytes=step.completed_bytes,
-        total_bytes=step.blob.size_bytes,
-    )
-
-
-def _verification_message(verdict: Verdict) -> registry_pb2.Verification:
-    return registry_pb2.Verification(
-        mode=_MODES[verdict.rule.mode],
-        threshold=verdict.rule.threshold,
-        key_ids=verdict.key_ids,
-        problem=verdict.problem,
-    )
-
-
-def _referrer_message(referrer: Referrer) -> registry_pb2.Referrer:
-    document = referrer.document
-    return registry_pb2.Referrer(
-        digest=referrer.digest,
-        artifact_type=referrer.artifact_type,
-        document=registry_pb2.Blob(
-            digest=document.digest, size_bytes=document.size_bytes, file_name=document.file_name
-        ),
-        annotations=dict(referrer.annotations),
-    )
+        return garbage_message(report)
 
 
 async def _receive(requests: AsyncIterator[registry_pb2.UploadBlobRequest], upload: Upload) -> None:

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from hotshoe.registry.errors import RemoteRefused
 from hotshoe.registry.formats.base import BaseShape
@@ -23,6 +24,10 @@ _STEP_BYTES = 1 << 20  # between two messages about one blob
 _REQUEST_PATIENCE = Patience(connect_seconds=2.0, silence_seconds=10.0, exchange_seconds=30.0, attempts=3)
 
 
+# What a transfer tells as it goes: bytes, and adapters that are here now. Closing it ends the transfer.
+Steps: TypeAlias = AsyncGenerator[TransferProgress | Pulled, None]
+
+
 class TransferEnded(Exception):
     """Nobody waits for a transfer any more."""
 
@@ -34,8 +39,8 @@ class Transfers:
         remotes: URLs; what a caller names must be one of them, or lie below one. Else whoever reaches this server
             could have it connect to anything, with its passwords.
         docker_config: has the passwords; None: there are none.
-        refuse_bad: examines files of an adapter of this base before it is kept, and raises if it must not be; None if
-            nobody asks for that.
+        refuse_bad: examines an adapter of this base, by name, files and the rank that it is cut to, before it is kept,
+            and raises if it must not be; None if nobody asks for that.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class Transfers:
         remotes: Sequence[str],
         docker_config: Path | None,
         executor: Executor,
-        refuse_bad: Callable[[str, Mapping[str, Path]], object] | None = None,
+        refuse_bad: Callable[[str, Mapping[str, Path], int], object] | None = None,
     ) -> None:
         self.remotes = tuple(map(RemoteUrl.parse, remotes))
         self._registry = registry
@@ -55,32 +60,27 @@ class Transfers:
         self._executor = executor
         self._refuse_bad = refuse_bad
 
-    async def push(
+    def push(
         self, record: AdapterRecord, remote: str, *, name: str, tags: Sequence[str], expected: str | None
-    ) -> AsyncIterator[TransferProgress]:
+    ) -> Steps:
         """Copies an adapter there. Raises what `transfer.push` raises."""
 
         def work(progress: Progress, _: Callable[[Pulled], None]) -> None:
             with self._opened(remote) as opened:
                 push(self._registry, record, opened, name=name, tags=tags, expected=expected, progress=progress)
 
-        async for step in self._running(work):
-            assert isinstance(step, TransferProgress)
-            yield step
+        return self._running(work)
 
-    async def pull(
-        self, remote: str, ref: AdapterRef, *, name: str, tags: Sequence[str]
-    ) -> AsyncIterator[TransferProgress | Pulled]:
+    def pull(self, remote: str, ref: AdapterRef, *, name: str, tags: Sequence[str]) -> Steps:
         """Copies an adapter here, and yields it at last. Raises what `transfer.pull` raises."""
 
         def work(progress: Progress, done: Callable[[Pulled], None]) -> None:
             with self._opened(remote) as opened:
                 done(self._pull(opened, ref, name=name, tags=tags, progress=progress))
 
-        async for step in self._running(work):
-            yield step
+        return self._running(work)
 
-    async def mirror(self, remote: str, name: str, *, as_name: str) -> AsyncIterator[TransferProgress | Pulled]:
+    def mirror(self, remote: str, name: str, *, as_name: str) -> Steps:
         """Copies all that a name's tags point at here, and yields each as it comes."""
 
         def work(progress: Progress, done: Callable[[Pulled], None]) -> None:
@@ -91,8 +91,7 @@ class Transfers:
                 ):
                     done(pulled)
 
-        async for step in self._running(work):
-            yield step
+        return self._running(work)
 
     def pull_here(self, url: RemoteUrl, ref: AdapterRef, progress: Progress) -> Pulled:
         """Copies an adapter here under its own name, moving no tag; on the caller's thread."""
@@ -116,7 +115,7 @@ class Transfers:
     def _approve(self, name: str) -> Callable[[AdapterContent, Mapping[str, Path]], None]:
         def approve(content: AdapterContent, files: Mapping[str, Path]) -> None:
             if self._refuse_bad is not None and content.base_digest == self._base.digest:
-                self._refuse_bad(name, files)
+                self._refuse_bad(name, files, content.approximation.rank if content.approximation else 0)
 
         return approve
 
@@ -129,9 +128,7 @@ class Transfers:
         with contextlib.closing(parse_remote(text, docker_config=self._docker_config)) as remote:
             yield remote
 
-    async def _running(
-        self, work: Callable[[Progress, Callable[[Pulled], None]], None]
-    ) -> AsyncIterator[TransferProgress | Pulled]:
+    async def _running(self, work: Callable[[Progress, Callable[[Pulled], None]], None]) -> Steps:
         """What a transfer tells, as it goes; whoever stops listening ends it at its next bytes."""
         loop = asyncio.get_running_loop()
         steps: asyncio.Queue[TransferProgress | Pulled | None] = asyncio.Queue()

@@ -28,7 +28,7 @@ from hotshoe.clients import (
     Unavailable,
 )
 from hotshoe.clients.cli.__main__ import command_line
-from hotshoe.protos.v1 import residency_pb2
+from hotshoe.protos.v1 import registry_pb2, residency_pb2
 
 NOWHERE = f"sha256:{'0' * 64}"
 PROMPT = "The quick brown fox"
@@ -75,7 +75,7 @@ def fleet(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root, model = tmp_path_factory.mktemp("directories"), tiny_model()
     writers = {
-        f"lora{seed}": lambda path, seed=seed: write_lora(path, model, seed=seed, scale=0.02) for seed in range(6)
+        f"lora{seed}": lambda path, seed=seed: write_lora(path, model, seed=seed, scale=0.02) for seed in range(7)
     }
     made = {name: write(root / name) for name, write in writers.items()}
     made["ia3"] = write_ia3(root / "ia3", model, seed=9, scale=0.1)
@@ -193,6 +193,30 @@ def test_others_are_answered_while_a_fetch_stands_still(fleet: Fleet, directorie
         fleet.proxy.pass_all()
         release.set()
         assert {tuple(one.result()) for one in waiting} == {tuple(tokens(fleet, fleet.publisher, slow))}
+
+
+def test_a_pull_that_is_cancelled_ends_and_keeps_nothing_but_bytes(fleet: Fleet, directories: dict[str, Path]) -> None:
+    publish(fleet, directories["lora6"], "cancelled")
+    release = threading.Event()
+
+    def hold(answer: Answer) -> None:
+        release.wait(20)
+        answer.write(answer.head() + answer.body)
+
+    fleet.proxy.spoil(lambda method, path: method == "GET" and "/cancelled/blobs/" in path, hold)
+    request = registry_pb2.PullAdapterRequest(remote=fleet.remote, reference="cancelled", name="cancelled/here")
+    call = fleet.edge.registry.PullAdapter(request)
+    step = next(call).progress
+    assert step.completed_bytes == 0 < step.total_bytes
+    call.cancel()
+    time.sleep(0.2)
+    fleet.proxy.pass_all()
+    release.set()
+    time.sleep(0.5)
+    with fleet.client(fleet.edge) as client:
+        with pytest.raises(NotFound):
+            client.get_adapter("cancelled/here")
+        assert client.pull_from(fleet.remote, "cancelled", name="cancelled/here").created
 
 
 def test_damaged_bytes_are_refused_and_not_kept(fleet: Fleet, directories: dict[str, Path]) -> None:

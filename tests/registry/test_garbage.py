@@ -237,6 +237,26 @@ def test_a_lease_at_the_last_moment_counts(registry: Registry, monkeypatch: pyte
     assert is_there(registry, parent) and is_there(registry, child) and registry.fsck().is_clean
 
 
+def test_of_two_collectors_the_second_counts_what_it_removed_itself(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, _ = publish(registry, "a", lora_files(1))
+    attach(registry, record)
+    mark, others = Garbage._mark, list[Any]()
+
+    def mark_and_let_another_collect(self: Garbage, now: float, *, grace_seconds: float, retain_parents: bool) -> Any:
+        marked = mark(self, now, grace_seconds=grace_seconds, retain_parents=retain_parents)
+        if not others:
+            others.append(None)
+            others.append(registry.collect_garbage(grace_seconds=0))
+        return marked
+
+    monkeypatch.setattr(Garbage, "_mark", mark_and_let_another_collect)
+    second = registry.collect_garbage(grace_seconds=0)
+    assert (len(others[1].adapters), others[1].documents, others[1].blobs) == (1, 1, 7)
+    assert (second.adapters, second.documents, second.blobs) == ((), 0, 0) and registry.stats().blobs == 0
+
+
 def test_a_lease_survives_another_open_of_the_store_and_protects_parents(registry: Registry, root: Path) -> None:
     parent, _ = publish(registry, "a", lora_files(1))
     child = derive(registry, 2, parent)

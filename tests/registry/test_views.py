@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,21 @@ def test_what_has_a_view_is_kept_until_it_has_none(registry: Registry, root: Pat
         assert reading.read() == lora_files(1)[WEIGHTS]
     with pytest.raises(AdapterNotFound):
         registry.view(record.digest)
+
+
+def test_many_who_want_one_view_get_it_while_others_remove_it(registry: Registry, root: Path) -> None:
+    record, _ = publish(registry, "a", lora_files(1), tags=["v1"])
+    together = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        together.wait()
+        for _ in range(10):
+            (registry.unview if number == 0 else registry.view)(record.digest)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert sorted(os.listdir(registry.view(record.digest))) == sorted(FILES[1:])
+    assert list((root / ".tmp").iterdir()) == []
 
 
 def test_a_view_is_there_after_the_index_is_lost(registry: Registry, root: Path) -> None:

@@ -292,6 +292,7 @@ PUSH_VARIANTS: dict[tuple[str, str], Fault] = {
     (START, "goes on at another host"): status(202, Location="//registry.example/v2/x/blobs/uploads/1"),
     (START, "goes on in a file"): status(202, Location="file:///v2/x"),
     (START, "goes on nowhere"): status(202),
+    (START, "goes on at nonsense"): status(202, Location="http://[::bad"),
     (SEND, "redirected"): redirect("http://127.0.0.1:1/v2/"),
     (COMMIT, "stored as another"): status(201, Docker_Content_Digest=f"sha256:{'0' * 64}"),
 }
@@ -320,6 +321,40 @@ def test_a_push_that_is_spoilt_fails_and_moves_no_tag(
     proxy.pass_all()
     push(registry, record, oci(proxy.host), tags=["v1"])
     assert oci(docker.host).resolve(name, "v1") == record.digest
+
+
+LINKS = {
+    "elsewhere": "<http://169.254.169.254/latest>",
+    "in a file": "<file:///etc/passwd>",
+    "at another host": "<//registry.example/v2/>",
+    "at nonsense": "<http://[::bad>",
+    "at itself, without end": "<?again>",
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_list_of_tags_that_leads_astray_is_left(
+    link: str, proxy: FaultProxy, answers: dict[str, str], oci: Callable[..., OciRemote]
+) -> None:
+    def more(answer: Answer) -> None:
+        answer.write(answer.head(Link=f'{LINKS[link]}; rel="next"') + answer.body)
+
+    proxy.spoil(lambda method, path: "/tags/list" in path, more)
+    with pytest.raises(RemoteError, match=f"oci://{proxy.host}/pre: tags of {NAME}"):
+        oci(proxy.host).list_tags(NAME)
+    proxy.pass_all()
+    assert oci(proxy.host).list_tags(NAME) == ["v1"]
+
+
+def test_a_registry_that_does_not_tell_a_tags_digest_is_asked_for_the_manifest(
+    proxy: FaultProxy, answers: dict[str, str], oci: Callable[..., OciRemote]
+) -> None:
+    def silent_head(answer: Answer) -> None:
+        answer.write(answer.head(Docker_Content_Digest=""))
+
+    spoiled(proxy, answers["tag"], silent_head)
+    assert oci(proxy.host).resolve(NAME, "v1") == answers["digest"]
+    proxy.pass_all()
 
 
 def test_a_broken_blob_goes_on_where_it_broke(

@@ -15,7 +15,7 @@ from store_adapters import ia3_files, lora_files, publish, small_base
 from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import (
     AdapterNotFound,
-    BlobCorrupt,
+    InvalidAdapter,
     RemoteDamaged,
     RemoteRefused,
     RemoteUnavailable,
@@ -256,8 +256,9 @@ def test_a_transfer_that_nobody_waits_for_ends_and_goes_on_the_next_time(
 
 
 def test_another_hotshoe_is_a_registry_with_an_api_for_referrers(
-    registry: Registry, other: Registry, oci: Callable[..., OciRemote]
+    registry: Registry, other: Registry, oci: Callable[..., OciRemote], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hotshoe.registry.remotes.oci._TAGS_A_PAGE", 1)
     record = with_documents(registry, "team/peer")
     registry.update_tag("team/peer", "live", record.digest, "")
     server = registry_http_server("127.0.0.1", 0, Distribution(registry))
@@ -312,10 +313,21 @@ def test_what_rots_here_is_healed_by_pulling_it_again(
     blob.unlink()
     if damage != "gone":
         blob.write_bytes(data[:-1] + b"?" if damage == "flipped" else b"")
-    with pytest.raises(BlobCorrupt):
-        other.adapter_files(record.digest)
-    pull(other, remote, "v1", name="rot")
+    pull(other, remote, "v1", name="rot")  # which finds the damage, too
     assert other.adapter_files(record.digest) and other.fsck().is_clean
+
+
+def test_what_is_larger_than_the_store_takes_is_refused_by_name(
+    registry: Registry, docker: DockerRegistry, oci: Callable[..., OciRemote], tmp_path: Path
+) -> None:
+    record, _ = publish(registry, "large", lora_files(1))
+    remote = oci(docker.host)
+    push(registry, record, remote, tags=["v1"])
+    small = Registry(tmp_path / "small", max_blob_bytes=500)
+    with pytest.raises(InvalidAdapter, match=f"adapter_model.safetensors: .*expected 0 to 500 .*oci://{docker.host}"):
+        pull(small, remote, "v1", name="large")
+    assert small.list() == ([], "")
+    small.close()
 
 
 def test_other_tools_tags_are_passed_over(

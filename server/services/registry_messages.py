@@ -1,0 +1,69 @@
+"""What the registry says, as the wire has it."""
+
+from datetime import datetime
+
+from hotshoe.protos.v1 import registry_pb2
+from hotshoe.registry.registry import GarbageReport, LoggedMove, Referrer
+from hotshoe.registry.remotes.transfer import TransferProgress
+from hotshoe.registry.signing.policy import Mode
+from hotshoe.registry.signing.verdict import Verdict
+
+_MODES = {
+    Mode.OFF: registry_pb2.Verification.MODE_OFF,
+    Mode.WARN: registry_pb2.Verification.MODE_WARN,
+    Mode.REQUIRE: registry_pb2.Verification.MODE_REQUIRE,
+}
+
+
+def move_message(logged: LoggedMove) -> registry_pb2.TagMove:
+    """One entry of a tag's history."""
+    _, tag, old, new = logged.move
+    message = registry_pb2.TagMove(id=logged.id, tag=tag or "", old_digest=old or "", new_digest=new or "")
+    message.time.FromDatetime(datetime.fromisoformat(logged.time))
+    return message
+
+
+def garbage_message(report: GarbageReport) -> registry_pb2.CollectGarbageResponse:
+    """What a collection removed, or would."""
+    collected = registry_pb2.CollectGarbageResponse.CollectedAdapter
+    return registry_pb2.CollectGarbageResponse(
+        removed_blobs=report.blobs,
+        removed_bytes=report.blob_bytes,
+        adapters=[collected(name=adapter.name, digest=adapter.digest) for adapter in report.adapters],
+        documents=report.documents,
+        emptied_blobs=report.emptied_blobs,
+        emptied_bytes=report.emptied_bytes,
+    )
+
+
+def progress_message(step: TransferProgress) -> registry_pb2.TransferProgress:
+    """How far one blob is."""
+    return registry_pb2.TransferProgress(
+        file_name=step.blob.file_name,
+        digest=step.blob.digest,
+        completed_bytes=step.completed_bytes,
+        total_bytes=step.blob.size_bytes,
+    )
+
+
+def verification_message(verdict: Verdict) -> registry_pb2.Verification:
+    """What the policy says of an adapter."""
+    return registry_pb2.Verification(
+        mode=_MODES[verdict.rule.mode],
+        threshold=verdict.rule.threshold,
+        key_ids=verdict.key_ids,
+        problem=verdict.problem,
+    )
+
+
+def referrer_message(referrer: Referrer) -> registry_pb2.Referrer:
+    """A document about an adapter."""
+    document = referrer.document
+    return registry_pb2.Referrer(
+        digest=referrer.digest,
+        artifact_type=referrer.artifact_type,
+        document=registry_pb2.Blob(
+            digest=document.digest, size_bytes=document.size_bytes, file_name=document.file_name
+        ),
+        annotations=dict(referrer.annotations),
+    )
