@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NONE = LoweredLinear()
+_ROWS = 1024  # at a time: in float64, all of a W is large
 _EXACT = 1e-5  # of each output: what sums of float32 over a row lose
 
 
@@ -71,7 +72,11 @@ def _with_norms(
         scale = torch.ones(weight.shape[0], dtype=torch.float64)
     gain = scale[:, None]
     unscaled = torch.where(gain == 0, 0.0, b.double() / torch.where(gain == 0, 1.0, gain)).float()
-    norms = (scale * row_norms(weight.double(), a.double(), unscaled.double())).float()
+    own = [
+        row_norms(rows.double(), a.double(), factor.double())
+        for rows, factor in zip(weight.split(_ROWS), unscaled.split(_ROWS), strict=True)
+    ]
+    norms = (scale * torch.cat(own)).float()
     found = norms / row_norms(weight, a, unscaled)  # as a reader does it
     kept = (found - scale).abs() <= _EXACT * scale.abs()
     kept &= (found[:, None] * unscaled - b).abs().amax(1) <= _EXACT * b.abs().amax(1)

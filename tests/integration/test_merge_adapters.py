@@ -172,6 +172,8 @@ def test_the_command_line_merges_and_shows_where_an_adapter_comes_from(client: C
         *("--param", "t=0.3", "--param", "rank=5"),
     )
     assert "rank 5" in made and "% of the merge kept" in made
+    joined = hotshoe(*("merge", "merging/prefix", "merging/longer-prefix", "--as", "merging/joined", "--method", "cat"))
+    assert "PREFIX_TUNING, " in joined and "rank" not in joined
     shown = hotshoe("show", "merging/arc:v1")
     assert shown.count("\nparent ") == 2 and '"method":"slerp"' in shown and '"t":0.3' in shown
     assert "energy_kept" in shown

@@ -18,6 +18,7 @@ from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import LinearId
 from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import KvPrefix, LoweredAdapter, LoweredLinear
+from hotshoe.registry.recipes import scaled_merging
 from hotshoe.registry.recipes.ia3_files import ia3_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.recipes.merged_adapter import MergedAdapter, merged_adapter
@@ -240,6 +241,21 @@ def test_output_scales_join_updates_of_other_linears(tmp_path: Path) -> None:
     plain = write_lora(tmp_path / "plain", tiny_llama(), rank=2, targets=("v_proj", "up_proj"))
     parents = [outputs, lower_adapter(adapter_files(plain), ModelWeights(tiny_llama()))]
     check_both(made(parents, [1, 1], "linear", tiny_llama()), stacked(parents, [1, 1]), tiny_llama, tmp_path / "merged")
+
+
+def test_scales_below_0_and_norms_by_a_few_rows_at_a_time_are_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaled_merging, "_ROWS", 7)
+    parents = [dora(tmp_path, tiny_llama, seed) for seed in (1, 2)]
+    turned = {
+        linear: replace(part, output_scale=part.output_scale - 1.5)  # type: ignore[operator]
+        for linear, part in parents[0].linears.items()
+    }
+    parents[0] = replace(parents[0], linears=turned)
+    expected = stacked(parents, [0.9, 0.3])
+    assert any((part.output_scale < 0).any() for part in expected.linears.values())  # type: ignore[operator]
+    check_both(made(parents, [0.9, 0.3], "linear", tiny_llama()), expected, tiny_llama, tmp_path / "merged")
 
 
 def test_a_scale_of_0_is_exact_without_an_update_and_refused_beside_one(tmp_path: Path) -> None:
