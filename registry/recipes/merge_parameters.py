@@ -23,7 +23,7 @@ METHODS: Mapping[str, tuple[int | None, tuple[str, ...]]] = {
     "svd": (None, ("rank", "normalize")),
     "ties": (None, _SPARSE),
 }
-# The methods of a subject and what is left of their parameters; of low-rank updates every method, with all but these.
+# The methods of a subject, and which of their parameters mean something there.
 _OF_SUBJECT: Mapping[Subject, Mapping[str, tuple[str, ...]]] = {
     Subject.UPDATES: {method: names for method, (_, names) in METHODS.items()} | {"linear": ("rank", "normalize")},
     Subject.SCALES: {"linear": ("normalize", "space")},
@@ -108,8 +108,9 @@ class MergeParameters:
         if self.method not in methods:
             raise InvalidAdapter("method", f"expected {' or '.join(methods)} for {subject}, found {self.method!r}")
         usual = MergeParameters(self.method)
-        for name in set(METHODS[self.method][1]).difference(methods[self.method]):
-            if (found := getattr(self, name)) != (expected := getattr(usual, name)):
+        for name in METHODS[self.method][1]:
+            found, expected = getattr(self, name), getattr(usual, name)
+            if name not in methods[self.method] and found != expected:
                 raise InvalidAdapter(f"parameters.{name}", f"expected {expected} for {subject}, found {found}")
         if subject in _WHOLE and any(weight != 1 for weight in weights):
             raise InvalidAdapter("sources.weight", f"expected 1 for {subject}, found {list(weights)}")

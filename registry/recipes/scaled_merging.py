@@ -73,8 +73,8 @@ def _with_norms(
     gain = scale[:, None]
     unscaled = torch.where(gain == 0, 0.0, b.double() / torch.where(gain == 0, 1.0, gain)).float()
     own = [
-        row_norms(rows.double(), a.double(), factor.double())
-        for rows, factor in zip(weight.split(_ROWS), unscaled.split(_ROWS), strict=True)
+        row_norms(weight[start : start + _ROWS].double(), a.double(), unscaled[start : start + _ROWS].double())
+        for start in range(0, weight.shape[0], _ROWS)
     ]
     norms = (scale * torch.cat(own)).float()
     found = norms / row_norms(weight, a, unscaled)  # as a reader does it
