@@ -1,6 +1,5 @@
 """A hotshoe server in a process of its own, for as long as its owner wants it."""
 
-import ctypes
 import json
 import os
 import queue
@@ -13,21 +12,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
+from hotshoe.clients.bound_process import bound
 from hotshoe.clients.errors import HotshoeError
 
 START_SECONDS = 300.0
 DRAIN_SECONDS = 20.0
 LOG_TAIL_LINES = 15
-
-
-PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def end_with_parent() -> None:
-    """Asks Linux to end this process when the thread that started it ends, even if that is killed."""
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class ServerDidNotStart(HotshoeError):
@@ -52,14 +42,14 @@ class LocalServer:
 
     def __enter__(self) -> Self:
         with nullcontext() if self._log is None else self._log.open("wb") as stderr:
+            # -P: the working directory must not be importable, its folders could shadow the server's modules.
+            command = [sys.executable, "-P", "-m", "hotshoe.server", *self._arguments]
             self._process = subprocess.Popen(
-                # -P: the working directory must not be importable, its folders could shadow the server's modules.
-                [sys.executable, "-P", "-m", "hotshoe.server", *self._arguments],
+                bound(command, parent=os.getpid()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=True,  # Ctrl-C is for us; we then end it in order
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
         try:
             self._read_ready_line()

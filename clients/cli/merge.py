@@ -15,7 +15,9 @@ def merge(
         str,
         typer.Option(
             metavar="METHOD",
-            help="linear, slerp, nuslerp, karcher, model_stock, ties, dare_linear, dare_ties, della or breadcrumbs.",
+            help="Of low-rank adapters: linear, cat (never cut), svd (cut to rank=N), slerp, nuslerp, karcher, "
+            "model_stock, ties, dare_linear, dare_ties, della or breadcrumbs. Of IA3: linear, with space=geometric for "
+            "products of powers. Of DoRA: linear, cat or svd. Of prefixes, or of soft prompts: cat, in this order.",
         ),
     ] = "linear",
     param: Annotated[
@@ -25,7 +27,7 @@ def merge(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Merge adapters into a new one, whose manifest names its parents and the recipe.
+    """Merge adapters of one sort into a new one, whose manifest names its parents and the recipe.
 
     The same recipe over the same parents gives the same digest.
     """
@@ -41,9 +43,8 @@ def merge(
         return output.print_json(response)
     adapter = response.adapter
     print(f"{adapter.name}@{adapter.digest}")
-    print(
-        f"rank {adapter.rank}, {output.human_bytes(adapter.size_bytes)}, {response.energy_kept:.1%} of the merge kept"
-    )
+    size = f"{adapter.kind}, {output.human_bytes(adapter.size_bytes)}"
+    print(f"{size}, rank {adapter.rank}, {response.energy_kept:.1%} of the merge kept" if adapter.rank else size)
 
 
 def _parameter(text: str) -> tuple[str, str]:

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+from hotshoe.clients.bound_process import bound
 from hotshoe.clients.compare.runners.protocol import Outcome, Setup, Workload
 from hotshoe.clients.errors import HotshoeError
-from hotshoe.clients.local_server import end_with_parent
 
 RUNNERS_PARENT = Path(__file__).parent
 PREPARE_SECONDS = 3600.0  # a compiler may run
@@ -42,13 +42,12 @@ class RunnerProcess:
     def __enter__(self) -> Self:
         with self._log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                self._command,
+                bound(self._command, parent=os.getpid()),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=os.environ | {"PYTHONPATH": str(self._path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
         return self
 

@@ -135,11 +135,11 @@ class LoraPlan:
         a, b = part.factors(linear, read, base)
         if part.row_norms is None:
             return LoweredLinear(a=a, b=b, bias_delta=bias_delta, scale=part.scale)
-        gain = read(part.row_norms) / _row_norms(base.weight(linear), a, b)
+        gain = read(part.row_norms) / row_norms(base.weight(linear), a, b)
         return LoweredLinear(a=a, b=b * gain[:, None], output_scale=gain, bias_delta=bias_delta, scale=part.scale)
 
 
-def _row_norms(weight: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
+def row_norms(weight: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
     """[out_features]: those of W + B A, which is never formed."""
     crossed = ((weight @ a.T) * b).sum(1)
     own = ((b @ (a @ a.T)) * b).sum(1)

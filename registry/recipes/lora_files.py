@@ -1,13 +1,14 @@
 """Low-rank updates as the files of a PEFT LORA adapter: lora_alpha is r, so that the scale is 1."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hotshoe.registry.formats.base import BaseShape, LinearId
 from hotshoe.registry.formats.plan import MODULE_PREFIX
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE
 from hotshoe.registry.recipes.factors import Factors
+from hotshoe.registry.recipes.target_names import target_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,12 +19,14 @@ def lora_files(
     base: BaseShape,
     *,
     base_name: str,
+    norms: "Mapping[LinearId, Tensor] | None" = None,
     whole: "Mapping[str, Tensor] | None" = None,
 ) -> dict[str, bytes]:
     """adapter_config.json and adapter_model.safetensors of updates, float32; equal updates give equal bytes.
 
     Args:
         base_name: what base_model_name_or_path says.
+        norms: those of each linear's rows, [out_features], as use_dora has them; of all linears, or None.
         whole: weights of norms, embeddings and head in place of the base's, by module: PEFT's modules_to_save.
     """
     from safetensors.numpy import save
@@ -33,6 +36,9 @@ def lora_files(
         module = base.linears[linear].module
         tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = a.float().contiguous().numpy()
         tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = b.float().contiguous().numpy()
+    for linear, row_norms in (norms or {}).items():
+        name = f"{MODULE_PREFIX}{base.linears[linear].module}.lora_magnitude_vector"
+        tensors[name] = row_norms.float().contiguous().numpy()
     for module, weight in (whole or {}).items():
         tensors[f"{MODULE_PREFIX}{module}.weight"] = weight.float().contiguous().numpy()
     ranks = {base.linears[linear].module: factors.a.shape[0] for linear, factors in updates.items()}
@@ -43,22 +49,14 @@ def lora_files(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "inference_mode": True,
-        "target_modules": _target_modules(updates, base),
+        "target_modules": target_names(updates, base),
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": others,
         "alpha_pattern": others,
         "bias": "none",
+        **({"use_dora": True} if norms else {}),
         **({"modules_to_save": sorted(whole)} if whole else {}),
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     return {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}), CONFIG_FILE: text.encode()}
-
-
-def _target_modules(linears: Iterable[LinearId], base: BaseShape) -> list[str]:
-    """Names of the linears' kinds, if those of every layer are there; else of each module."""
-    chosen = set(linears)
-    targets = {linear.target for linear in chosen}
-    if chosen == {linear for linear in base.linears if linear.target in targets}:
-        return sorted(targets)
-    return sorted(base.linears[linear].module for linear in chosen)

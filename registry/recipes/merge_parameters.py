@@ -1,29 +1,45 @@
 """What a merge is asked for: a method's parameters as text, checked and made numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.recipes.merge_subject import Subject
 
-# By method: how many parents it takes, and which parameters beside `rank`.
-_COMMON = ("rank",)
-_SPARSE = ("density", "normalize", "seed")
+# By method: how many parents it takes, and which parameters.
+_SPARSE = ("rank", "density", "normalize", "seed")
 METHODS: Mapping[str, tuple[int | None, tuple[str, ...]]] = {
-    "breadcrumbs": (None, ("density", "gamma", "normalize", "seed")),
+    "breadcrumbs": (None, (*_SPARSE, "gamma")),
+    "cat": (None, ()),
     "dare_linear": (None, (*_SPARSE, "rescale")),
     "dare_ties": (None, (*_SPARSE, "rescale")),
     "della": (None, (*_SPARSE, "epsilon")),
-    "karcher": (None, ()),
-    "linear": (None, ("normalize",)),
-    "model_stock": (None, ()),
-    "nuslerp": (2, ("row_wise",)),
-    "slerp": (2, ("t", "space")),
+    "karcher": (None, ("rank",)),
+    "linear": (None, ("rank", "normalize", "space")),
+    "model_stock": (None, ("rank",)),
+    "nuslerp": (2, ("rank", "row_wise")),
+    "slerp": (2, ("rank", "t", "space")),
+    "svd": (None, ("rank", "normalize")),
     "ties": (None, _SPARSE),
+}
+# The methods of a subject, and which of their parameters mean something there.
+_OF_SUBJECT: Mapping[Subject, Mapping[str, tuple[str, ...]]] = {
+    Subject.UPDATES: {method: names for method, (_, names) in METHODS.items()} | {"linear": ("rank", "normalize")},
+    Subject.SCALES: {"linear": ("normalize", "space")},
+    Subject.SCALED_UPDATES: {"cat": (), "linear": ("rank", "normalize"), "svd": ("rank", "normalize")},
+    Subject.PREFIXES: {"cat": ()},
+    Subject.PROMPTS: {"cat": ()},
 }
 _NORMALIZED = ("ties", "della")  # unless told otherwise, as in mergekit
 _UNWEIGHTED = ("model_stock", "slerp")
-_CHOICES = {"space": ("delta", "weights"), "rescale": ("inverse", "l1")}
+_WHOLE = (Subject.PREFIXES, Subject.PROMPTS)  # there, or not there: nothing weighs them
+_CHOICES = {
+    ("linear", "space"): ("delta", "geometric"),
+    ("slerp", "space"): ("delta", "weights"),
+    ("dare_linear", "rescale"): ("inverse", "l1"),
+    ("dare_ties", "rescale"): ("inverse", "l1"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +50,7 @@ class MergeParameters:
         rank: what every linear is cut to; 0: nothing is cut, or to the sum of the parents' ranks where an update that
             is made number by number has no rank of its own.
         t: of slerp, 0 is the first parent.
+        space: of slerp, what the circle is between; of linear, how scales are merged, as `scale_merging` has it.
         density: the share of an update's numbers that is kept.
         gamma: of breadcrumbs, the share of the largest that is dropped.
         epsilon: of della, how far the chance to be kept is from `density` at the ends.
@@ -57,12 +74,14 @@ class MergeParameters:
         """Raises InvalidAdapter, with the field's name and what was expected."""
         if method not in METHODS:
             raise InvalidAdapter("method", f"expected {' or '.join(METHODS)}, found {method!r}")
-        known = (*_COMMON, *METHODS[method][1])
+        known = METHODS[method][1]
         values: dict[str, object] = {"normalize": method in _NORMALIZED}
         for name, text in parameters.items():
             if name not in known:
-                raise InvalidAdapter(f"parameters.{name}", f"{method} takes {', '.join(known)}")
-            values[name] = _parsed(name, text)
+                raise InvalidAdapter(f"parameters.{name}", f"{method} takes {', '.join(known) or 'no parameters'}")
+            values[name] = _parsed(method, name, text)
+        if method == "svd" and not values.get("rank"):
+            raise InvalidAdapter("parameters.rank", "expected the rank to which svd cuts, 1 or more")
         return cls(method, **values)  # type: ignore[arg-type]
 
     def check_parents(self, weights: list[float]) -> None:
@@ -78,17 +97,35 @@ class MergeParameters:
         if (self.normalize or self.method in ("nuslerp", "karcher")) and not total > 0:
             raise InvalidAdapter("sources.weight", f"expected a sum above 0 for {self.method}, found {total:g}")
 
-    def recipe(self) -> dict[str, object]:
-        """What the manifest says of it: every parameter of the method, given or not."""
-        names = sorted((*_COMMON, *METHODS[self.method][1]))
+    def shares(self, weights: Sequence[float]) -> list[float]:
+        """The weights, or with `normalize` what each is of their sum."""
+        total = sum(weights) if self.normalize else 1.0
+        return [weight / total for weight in weights]
+
+    def check_subject(self, subject: Subject, weights: Sequence[float]) -> None:
+        """Raises InvalidAdapter unless the method merges that, and takes there what it was given."""
+        methods = _OF_SUBJECT[subject]
+        if self.method not in methods:
+            raise InvalidAdapter("method", f"expected {' or '.join(methods)} for {subject}, found {self.method!r}")
+        usual = MergeParameters(self.method)
+        for name in METHODS[self.method][1]:
+            found, expected = getattr(self, name), getattr(usual, name)
+            if name not in methods[self.method] and found != expected:
+                raise InvalidAdapter(f"parameters.{name}", f"expected {expected} for {subject}, found {found}")
+        if subject in _WHOLE and any(weight != 1 for weight in weights):
+            raise InvalidAdapter("sources.weight", f"expected 1 for {subject}, found {list(weights)}")
+
+    def recipe(self, subject: Subject) -> dict[str, object]:
+        """What the manifest says of it: every parameter of the method for that subject, given or not."""
+        names = sorted(_OF_SUBJECT[subject][self.method])
         return {"op": "merge", "method": self.method, **{name: getattr(self, name) for name in names}}
 
 
-def _parsed(name: str, text: str) -> object:
+def _parsed(method: str, name: str, text: str) -> object:
     field = f"parameters.{name}"
-    if name in _CHOICES:
-        if text not in _CHOICES[name]:
-            raise InvalidAdapter(field, f"expected {' or '.join(_CHOICES[name])}, found {text!r}")
+    if choices := _CHOICES.get((method, name)):
+        if text not in choices:
+            raise InvalidAdapter(field, f"expected {' or '.join(choices)}, found {text!r}")
         return text
     if name in ("normalize", "row_wise"):
         if text not in ("true", "false"):

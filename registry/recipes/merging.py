@@ -1,6 +1,7 @@
 """New low-rank adapters from several: Σ cᵢ Δᵢ for each linear, with coefficients from inner products alone.
 
 linear        cᵢ = wᵢ, or wᵢ over the sum of all if `normalize`
+cat, svd      PEFT's names for it: never cut, and cut to a `rank` that must be given
 slerp         of two: along the great circle between them, `t` of the way; with space=weights between W + Δ₁ and W + Δ₂
 nuslerp       of two: the same, t from the weights; with `row_wise` for each output by itself
 karcher       the mean on the sphere of directions, times the mean of the lengths
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter
-from hotshoe.registry.recipes.dense_update import require_low_rank
 from hotshoe.registry.recipes.elementwise import ELEMENTWISE, merge_elementwise
 from hotshoe.registry.recipes.factors import Factors, concatenated, inner, truncated
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
@@ -73,13 +73,11 @@ def merge(
     *,
     pause: Pause = go_on,
 ) -> Merge:
-    """Merges low-rank adapters of one base; `pause` is called before each linear.
+    """Merges the low-rank updates of adapters of one base; `pause` is called before each linear.
 
     Raises:
-        InvalidAdapter: a parent is not of low-rank updates alone, or the method has no low-rank result for them.
+        InvalidAdapter: the method has no low-rank result for them.
     """
-    for adapter in adapters:
-        require_low_rank(adapter, to="be merged")
     updates: dict[LinearId, Factors] = {}
     kept = total = 0.0
     for linear in base.shape.linears:
@@ -123,8 +121,7 @@ def _merge_linear(group: _Parents, parameters: MergeParameters) -> tuple[Factors
 
 
 def _linear(group: _Parents, parameters: MergeParameters) -> Sequence[float]:
-    total = sum(group.weights) if parameters.normalize else 1.0
-    return [weight / total for weight in group.weights]
+    return parameters.shares(group.weights)
 
 
 def _slerp(group: _Parents, parameters: MergeParameters) -> Sequence[float]:
@@ -216,9 +213,11 @@ def _model_stock(group: _Parents, parameters: MergeParameters) -> Sequence[float
 
 
 COEFFICIENTS: Mapping[str, Coefficients] = {
+    "cat": _linear,
     "karcher": _karcher,
     "linear": _linear,
     "model_stock": _model_stock,
     "nuslerp": _nuslerp,
     "slerp": _slerp,
+    "svd": _linear,
 }

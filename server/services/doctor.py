@@ -22,7 +22,7 @@ from hotshoe.registry.manifest import AdapterRecord, canonical_json
 from hotshoe.registry.recipes.comparison import Comparison, compare
 from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
-from hotshoe.registry.recipes.merging import Merge, merge
+from hotshoe.registry.recipes.merged_adapter import MergedAdapter, merged_adapter
 from hotshoe.registry.recipes.mitigation import Mitigation, mitigate
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import Referrer, Registry
@@ -119,10 +119,12 @@ class Doctor:
         parents: Sequence[tuple[Mapping[str, Path], int]],
         weights: Sequence[float],
         parameters: MergeParameters,
-    ) -> Merge:
+        *,
+        base_name: str,
+    ) -> MergedAdapter:
         """Merges several adapters, each its files and the rank to which it is cut, or 0. Raises as `diagnose` does."""
         given_up = threading.Event()
-        work = partial(self._merge, parents, weights, parameters, given_up=given_up)
+        work = partial(self._merge, parents, weights, parameters, base_name=base_name, given_up=given_up)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._counts, work)
         finally:
@@ -254,11 +256,12 @@ class Doctor:
         weights: Sequence[float],
         parameters: MergeParameters,
         *,
+        base_name: str,
         given_up: threading.Event,
-    ) -> Merge:
+    ) -> MergedAdapter:
         pause = self._begin(given_up)
         lowered = [self._lower(files, rank, pause) for files, rank in parents]
-        return merge(lowered, weights, parameters, self._base, pause=pause)
+        return merged_adapter(lowered, weights, parameters, self._base, base_name=base_name, pause=pause)
 
     def _compare(
         self,

@@ -258,14 +258,13 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         parts = [
             (await _call(self._registry.adapter_files, parent.digest), parent.approximate_rank) for parent in parents
         ]
-        merged = await self._doctor.merge(parts, weights, parameters)
-        made = lora_files(merged.updates, self._base, base_name=parents[0].base_model)
-        files = await _call(self._registry.add_files, made)
+        merged = await self._doctor.merge(parts, weights, parameters, base_name=parents[0].base_model)
+        files = await _call(self._registry.add_files, merged.files)
         if self._publish_doctor == "require":
             await self._doctor.refuse_bad(request.name, await _call(self._registry.uploaded_files, files))
         lineage = Lineage(
             tuple(Parent(parent.digest, weight) for parent, weight in zip(parents, weights, strict=True)),
-            {**parameters.recipe(), "energy_kept": round(merged.energy_kept, 6)},
+            merged.recipe,
         )
         record = await self._publish_made(request, files, lineage)
         if self._publish_doctor == "warn":

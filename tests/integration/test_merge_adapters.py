@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peft_adapters import write_ia3, write_lora
+from peft import LoraConfig
+from peft_adapters import save_peft, write_ia3, write_lora, write_prefix, write_prompt
 from server_process import ServerProcess
 from typer.testing import CliRunner
 
@@ -21,10 +22,20 @@ def parents(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     from transformers import AutoModelForCausalLM
 
     root, model = tmp_path_factory.mktemp("parents"), AutoModelForCausalLM.from_pretrained(tiny_base)
+    for name, rank in (("dora", 3), ("other-dora", 5)):
+        config = LoraConfig(task_type="CAUSAL_LM", r=rank, use_dora=True, target_modules=list(EVERY))
+        save_peft(root / name, AutoModelForCausalLM.from_pretrained(tiny_base), config, seed=rank)
     return {
+        "dora": root / "dora",
+        "other-dora": root / "other-dora",
         "first": write_lora(root / "first", model, rank=4, seed=1, targets=EVERY),
         "second": write_lora(root / "second", model, rank=6, seed=2, targets=EVERY[1:]),
         "scales": write_ia3(root / "scales", model),
+        "more-scales": write_ia3(root / "more-scales", model, seed=2, targets=("q_proj", "v_proj", "down_proj")),
+        "prefix": write_prefix(root / "prefix", model, tokens=3),
+        "longer-prefix": write_prefix(root / "longer-prefix", model, tokens=5, seed=2),
+        "prompt": write_prompt(root / "prompt", model, tokens=3),
+        "longer-prompt": write_prompt(root / "longer-prompt", model, tokens=5, seed=2),
     }
 
 
@@ -48,6 +59,38 @@ def test_a_merged_adapter_answers_as_its_parents_stacked(client: Client) -> None
     assert merged.energy_kept == 1.0 and merged.adapter.rank == 10 and merged.adapter.kind == "LORA"
     assert logprobs(client, "merging/both:v1") == pytest.approx(logprobs(client, sources), abs=1e-4)
     assert logprobs(client, "merging/both:v1") != pytest.approx(logprobs(client, "merging/first"), abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "weighted, method, kind",
+    [
+        ([("scales", 0.7), ("more-scales", -0.4)], "linear", "IA3"),
+        ([("dora", 0.7), ("other-dora", -0.4), ("first", 0.5)], "linear", "LORA"),
+        ([("prefix", 1.0), ("longer-prefix", 1.0)], "cat", "PREFIX_TUNING"),
+        ([("longer-prompt", 1.0), ("prompt", 1.0)], "cat", "PROMPT_TUNING"),
+    ],
+)
+def test_every_sort_of_adapter_answers_as_its_stack_and_is_known_by_its_recipe(
+    client: Client, weighted: list[tuple[str, float]], method: str, kind: str
+) -> None:
+    sources = [(f"merging/{parent}", weight) for parent, weight in weighted]
+    name = f"merging/{weighted[0][0]}-and-more"
+    merged, again = (client.merge_adapters(sources, name, method=method) for _ in range(2))
+    assert merged.adapter.kind == kind and merged.adapter.digest == again.adapter.digest
+    assert [parent.weight for parent in merged.adapter.parents] == [weight for _, weight in sources]
+    assert json.loads(merged.adapter.recipe)["method"] == method
+    stacked = logprobs(client, sources)
+    assert logprobs(client, name) == pytest.approx(stacked, abs=1e-4)
+    for one, _ in sources:
+        assert stacked != pytest.approx(logprobs(client, one), abs=1e-2)
+
+
+def test_the_order_of_prompts_is_that_of_the_sources(client: Client) -> None:
+    names = ["merging/prompt", "merging/longer-prompt"]
+    for name, sources in (("one-way", names), ("other-way", names[::-1])):
+        client.merge_adapters(sources, f"merging/{name}", method="cat")
+    one, other = (logprobs(client, f"merging/{name}") for name in ("one-way", "other-way"))
+    assert one != pytest.approx(other, abs=1e-2)
 
 
 def test_a_weight_of_zero_is_a_zero_and_none_is_one(client: Client) -> None:
@@ -103,7 +146,10 @@ def test_a_sweep_is_only_other_weights_on_the_same_stack(client: Client) -> None
         (["merging/first", "merging/second"], {"parameters": {"t": 0.5}}, "parameters.t"),
         (["merging/first"], {}, "sources"),
         (["merging/first", ("merging/second", 0.5)], {"method": "slerp"}, "sources.weight"),
-        (["merging/first", "merging/scales"], {}, "input_scale, output_scale"),
+        (["merging/prefix", "merging/longer-prefix"], {}, "method"),
+        (["merging/prompt", ("merging/longer-prompt", 0.5)], {"method": "cat"}, "sources.weight"),
+        (["merging/prompt", "merging/prefix"], {"method": "cat"}, "sources"),
+        (["merging/first", "merging/scales"], {}, "LORA of low-rank updates, IA3 of scales"),
     ],
 )
 def test_a_merge_that_makes_no_sense_is_refused_by_the_name_of_its_field(
@@ -126,6 +172,8 @@ def test_the_command_line_merges_and_shows_where_an_adapter_comes_from(client: C
         *("--param", "t=0.3", "--param", "rank=5"),
     )
     assert "rank 5" in made and "% of the merge kept" in made
+    joined = hotshoe(*("merge", "merging/prefix", "merging/longer-prefix", "--as", "merging/joined", "--method", "cat"))
+    assert "PREFIX_TUNING, " in joined and "rank" not in joined
     shown = hotshoe("show", "merging/arc:v1")
     assert shown.count("\nparent ") == 2 and '"method":"slerp"' in shown and '"t":0.3' in shown
     assert "energy_kept" in shown
