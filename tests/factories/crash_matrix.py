@@ -362,14 +362,14 @@ def can_watch() -> str:
 def run(sizes: list[str], *, share: float, only: str = "") -> Iterator[tuple[str, Result]]:
     """Tries the cases of some sizes whose names begin so; tells of each when it is done."""
     logging.disable()
-    for size in sizes:
-        for case in cases(size):
-            if not case.name.startswith(only):
-                continue
+    try:
+        for case in (case for size in sizes for case in cases(size) if case.name.startswith(only)):
             result = Result()
             with tempfile.TemporaryDirectory() as directory:
                 try_case(case, result, Path(directory), share=share)
             yield case.name, result
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def main() -> int:
