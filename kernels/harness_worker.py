@@ -255,6 +255,7 @@ def speed(candidate: Candidate, seed: int, dtype: torch.dtype) -> tuple[float, f
 
 
 def load(job: dict[str, Any]) -> ModuleType:
+    """The module that a job is about, by its name or from its file."""
     if job["file"] is None:
         return importlib.import_module(job["module"])
     spec = importlib.util.spec_from_file_location("candidate", job["file"])
@@ -299,6 +300,7 @@ def _launchers() -> list[type]:
 
 
 def main() -> int:
+    """Judges the kernel of the job on standard input, within its limit of memory; gives the exit code."""
     job = json.load(sys.stdin)
     if job["memory_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_AS, (job["memory_bytes"], job["memory_bytes"]))

@@ -15,6 +15,7 @@ from hotshoe.registry.registry import Registry
 
 
 def main() -> int:
+    """Serves until it is told to end; gives the exit code."""
     arguments = _parser().parse_args()
     host, _, port = arguments.http.rpartition(":")
     if not (host and port.isascii() and port.isdigit() and int(port) < 65_536):

@@ -155,6 +155,7 @@ def _publish(store: Registry, name: str, *, seed: int) -> None:
 
 
 def main() -> None:
+    """Measures, and prints a table or JSON."""
     parser = argparse.ArgumentParser("python -m hotshoe.registry.bench", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--adapters", type=int, default=10_000)
     parser.add_argument("--directory", type=Path, help="where the store is made, and removed")

@@ -63,6 +63,12 @@ def extract(
         published = None if reference is None else _publish(directory, *reference, server=server)
     if json:
         return output.print_json(report | {"adapter": published})
+    _tell(report)
+    print(f"{published.name}@{published.digest}" if published else directory)
+
+
+def _tell(report: dict[str, Any]) -> None:
+    """Prints what is kept of each linear and in all, what is whole or left out, and the losses."""
     rows = [
         (row["linear"], str(row["rank"]), f"{row['energy']:.2%}", f"{row['relative_norm']:.2%}")
         for row in report["linears"]
@@ -78,7 +84,6 @@ def extract(
         f"loss over {told['tokens']} tokens: fine-tune {told['full']:.4f}, adapter {told['extracted']:.4f}, "
         f"base {told['base']:.4f}"
     )
-    print(f"{published.name}@{published.digest}" if published else directory)
 
 
 def _run(arguments: list[str]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from itertools import pairwise
 
-from hotshoe.registry.formats.lowered import TokenRows
 from hotshoe.server.adapters.adapter_slots import SequenceTerms
 from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN, chain_seed, joined_key, page_key
+from hotshoe.server.engine.replaced_rows import CombinedRows, combined_rows
 from hotshoe.server.engine.request import AdapterUse, Request, TokenLogprob
 from hotshoe.server.engine.sampler import SamplingState
 
@@ -37,7 +37,7 @@ class Sequence:
         computed: positions whose keys and values are in the cache.
         stack: (adapter_slot, weight) of each adapter; empty unless running.
         starts: from which position on each adapter acts; infinite if the prompt does not call it up.
-        embedding_rows, head_rows: what its adapters put in place of the base's, with their weights.
+        embedding_rows, head_rows: what its adapters put in place of the base's.
         is_apart: whether its rows are computed in a pass of their own.
     """
 
@@ -67,8 +67,8 @@ class Sequence:
         self.stack: tuple[tuple[int, float], ...] = ()
         self.starts: tuple[float, ...] = (0,) * len(self.digests)
         self.terms: tuple[SequenceTerms, ...] = ()
-        self.embedding_rows: list[tuple[TokenRows, float]] = []
-        self.head_rows: list[tuple[TokenRows, float]] = []
+        self.embedding_rows: CombinedRows | None = None
+        self.head_rows: CombinedRows | None = None
         self.is_apart = False
         self.prefix_tokens = 0
         self.virtual_tokens = 0
@@ -149,8 +149,8 @@ class Sequence:
         self.prefix_tokens = sum(prefix.length for prefix in prefixes if prefix is not None)
         self.virtual_tokens = self.prefix_tokens + sum(e.shape[0] for e in embeddings if e is not None)
         weighted = [(part, use.weight) for part, use in zip(terms, self.request.adapters, strict=True)]
-        self.embedding_rows = [(part.embedding_rows, weight) for part, weight in weighted if part.embedding_rows]
-        self.head_rows = [(part.head_rows, weight) for part, weight in weighted if part.head_rows]
+        self.embedding_rows = combined_rows([(p.embedding_rows, c) for p, c in weighted if p.embedding_rows])
+        self.head_rows = combined_rows([(p.head_rows, c) for p, c in weighted if p.head_rows])
         self.is_apart = any(part.apart for part in terms)
         self.starts = tuple(0 if part.invocation is None else self._last_place_of(part.invocation) for part in terms)
 
@@ -158,7 +158,7 @@ class Sequence:
         """Its adapters are no longer held, and nothing of it is in the cache that it could count on."""
         self.stack = ()
         self.terms = ()
-        self.embedding_rows, self.head_rows = [], []
+        self.embedding_rows = self.head_rows = None
         self.table = None
         self.computed = 0
         self.known_logprobs.clear()

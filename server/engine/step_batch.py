@@ -11,7 +11,7 @@ from torch import Tensor
 from hotshoe.kernels.attention_batch import AttentionBatch, PagedBatch, PrefillSegment
 from hotshoe.server.adapters.adapter_slots import AdapterSegment
 from hotshoe.server.engine.kv_blocks import KvBlocks
-from hotshoe.server.engine.replaced_rows import combined_rows, found_rows
+from hotshoe.server.engine.replaced_rows import found_rows
 from hotshoe.server.engine.scheduler import Chunk
 from hotshoe.server.model.decoder_input import DecoderInput, HeadRows
 
@@ -126,7 +126,7 @@ def _given_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) ->
             learned = [soft.prompt_embeddings for soft in sequence.terms if soft.prompt_embeddings is not None]
             parts.append(torch.cat(learned)[start - sequence.prefix_tokens : end - sequence.prefix_tokens])
             rows.extend(range(row_start, row_start + end - start))
-        if sequence.embedding_rows:
+        if sequence.embedding_rows is not None:
             places, values = found_rows(sequence.tokens_at(chunk.start, chunk.end), sequence.embedding_rows)
             parts.append(values)
             rows.extend(row_start + place for place in places)
@@ -139,8 +139,8 @@ def _head_rows(chunks: Sequence[Chunk]) -> tuple[HeadRows, ...]:
     found, end = [], 0
     for chunk in chunks:
         start, end = end, end + chunk.num_logits
-        if start < end and chunk.sequence.head_rows:
-            found.append(HeadRows(start, end, *combined_rows(chunk.sequence.head_rows)))
+        if start < end and chunk.sequence.head_rows is not None:
+            found.append(HeadRows(start, end, *chunk.sequence.head_rows))
     return tuple(found)
 
 

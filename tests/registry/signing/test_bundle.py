@@ -187,7 +187,7 @@ STATEMENT_PATHS = (
 )  # fmt: skip
 
 
-def refused_or_mine(bundle: bytes) -> None:
+def assert_refused_or_mine(bundle: bytes) -> None:
     """Nothing but our own exception leaves, and nobody else's word is taken for the key's."""
     try:
         assert verify(bundle, DIGEST, KEYS) == KEY.public.key_id
@@ -206,13 +206,13 @@ def test_any_document_is_read_or_refused(document: bytes) -> None:
 
 @given(st.sampled_from(PATHS), JSON)
 def test_a_field_of_any_type_is_read_or_refused(path: tuple[str | int, ...], value: Any) -> None:
-    refused_or_mine(changed(path, value))
+    assert_refused_or_mine(changed(path, value))
 
 
 @given(st.sampled_from(STATEMENT_PATHS), JSON)
 def test_a_signed_statement_of_any_form_is_read_or_refused(path: tuple[str | int, ...], value: Any) -> None:
     statement = json.dumps(statement_of(sign(DIGEST, KEY))).encode()
-    refused_or_mine(signed(changed(path, value, statement)))
+    assert_refused_or_mine(signed(changed(path, value, statement)))
 
 
 def test_without_keys_nothing_is_verified() -> None:

@@ -31,7 +31,7 @@ def test_stacks_that_overlap_in_a_ring_do_not_wait_for_each_other(new_house: Cal
     house = new_house(adapters=6, adapter_slots=3)
     one, two, three, four, five, six = house.digests
     serve(house, [[one], [three], [five]])  # of each stack, two are on the device
-    serve(house, [[one, two, three], [three, four, five], [five, six, one]])
+    assert serve(house, [[one, two, three], [three, four, five], [five, six, one]]) >= 1
 
 
 def test_stacks_that_overlap_share_what_pins_leave(new_house: Callable[..., House]) -> None:
@@ -39,7 +39,7 @@ def test_stacks_that_overlap_share_what_pins_leave(new_house: Callable[..., Hous
     one, two, three, four, five, six, pinned = house.digests
     house.residency.load(pinned, pin=True)
     serve(house, [[one], [three], [five]])
-    serve(house, [[one, two, three], [three, four, five], [five, six, one]])
+    assert serve(house, [[one, two, three], [three, four, five], [five, six, one]]) >= 1
     house.residency.unload(pinned)
 
 
@@ -49,7 +49,7 @@ def test_stacks_that_overlap_share_what_the_bytes_leave(new_house: Callable[...,
     house = new_house(adapters=6, adapter_slots=6, device_bytes=3 * size)
     one, two, three, four, five, six = house.digests
     serve(house, [[one], [three], [five]])
-    serve(house, [[one, two, three], [three, four, five], [five, six, one]])
+    assert serve(house, [[one, two, three], [three, four, five], [five, six, one]]) >= 1
 
 
 def test_waiting_for_a_slot_wakes_nobody_over_and_over(new_house: Callable[..., House]) -> None:
