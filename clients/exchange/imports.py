@@ -1,4 +1,5 @@
-"""Adapters from outside: a PEFT directory, or an OCI layout in a directory or an archive, published again.
+"""Adapters from outside: a PEFT directory, an OCI layout in a directory or an archive, or a repository of the Hugging
+Face hub, published again.
 
 Equal files and annotations have an equal digest wherever they are published, so that what was exported comes back as
 the same adapter. Where it cannot, because its manifest names parents or the base model is another one, `Imported` says.
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotshoe.clients.adapter_files import CARD, CONFIG, WEIGHTS, Progress, ignore_progress
 from hotshoe.clients.errors import InvalidAdapterDirectory, InvalidArgument, InvalidLayout
+from hotshoe.clients.exchange.hub import SCHEME, HubReference, fetch
 from hotshoe.clients.exchange.layout import (
     INDEX_FILE,
     LAYOUT_FILE,
@@ -54,6 +56,7 @@ class Imported:
     original_digest: str  # "" where the source has none
     documents: int  # about it, that came along
     left_behind: tuple[str, ...]  # of those that did not, why
+    commit: str = ""  # of a repository of the hub
 
     @property
     def is_another(self) -> bool:
@@ -95,13 +98,18 @@ def import_adapter(
     """Publishes what `source` holds as `name`, and attaches the documents about it that a layout has.
 
     Args:
+        source: a path, or "hf://ORG/NAME[@REVISION][/FOLDER]", of which the manifest will name the commit.
         reference: which of a layout's adapters, by its ref.name, where there are several.
         other_base: publish for the server's base model, though the layout says another one of the same shape.
 
     Raises:
-        InvalidAdapterDirectory, InvalidLayout: it is no adapter, or damaged; nothing was sent.
+        InvalidAdapterDirectory, InvalidLayout, HubError: it is no adapter, or damaged; nothing was sent.
         FailedPrecondition: it does not fit the server's base model.
     """
+    if isinstance(source, str) and source.startswith(SCHEME):
+        if reference is not None:
+            raise ValueError("a repository's folder is one adapter: a reference picks one of a layout's")
+        return _from_hub(client, HubReference.parse(source), name, tag=tag, progress=progress)
     path = Path(source)
     if (path / CONFIG).is_file():
         if reference is not None:
@@ -130,6 +138,14 @@ def import_adapter(
     refused = [reason for document in found.documents if (reason := _attach(client, adapter, document))]
     count = len(found.documents) - len(refused)
     return Imported(adapter, response.created, found.digest, count, (*found.left_behind, *refused))
+
+
+def _from_hub(client: "Client", source: HubReference, name: str, *, tag: str, progress: Progress) -> Imported:
+    with fetch(source, progress=progress) as found:
+        response = client.publish_directory(
+            found.directory, name, tags=[tag], annotations=found.annotations, progress=progress
+        )
+    return Imported(response.adapter, response.created, "", 0, (), found.commit)
 
 
 def _attach(client: "Client", adapter: registry.Adapter, document: Document) -> str:
