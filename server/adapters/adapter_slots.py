@@ -127,6 +127,7 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
                 for layer, one in adapter.gated_prompts.items()
             },
             norms={norm: weights.to(self.device) for norm, weights in adapter.norms.items()},
+            bottlenecks={block: found.to(self.device) for block, found in adapter.bottlenecks.items()},
             sequence_terms=sequence_terms,
             size_bytes=adapter.device_bytes,
         )

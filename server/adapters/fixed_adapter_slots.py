@@ -100,7 +100,8 @@ class FixedAdapterSlots(AdapterPlaces[FixedAdapter]):
             raise ValueError(f"rank {adapter.rank} is more than the tables hold, {self._max_rank}")
         packed = super().pack(adapter, pause=pause)
         if packed.sequence_terms.apart or packed.sequence_terms.head_rows:
-            raise ValueError("rotations, norms and rows of the output head are for backends of the CPU only, so far")
+            parts = "rotations, norms, gated prompts, bottlenecks and rows of the output head"
+            raise ValueError(f"{parts} are for backends of the CPU only, so far")
         return pinned(packed) if self.device.type == "cuda" else packed
 
     def batch(self, segments: Sequence[AdapterSegment], num_rows: int) -> SlotBatch | None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hotshoe.registry.formats.base import LinearId, NormId
-from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.base import BlockId, LinearId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
 from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteRotations, SiteVectors
@@ -24,6 +24,7 @@ class PackedAdapter:
     rotations: Mapping[SiteId, SiteRotations]
     gated_prompts: Mapping[int, GatedPrompt]
     norms: Mapping[NormId, Tensor]
+    bottlenecks: Mapping[BlockId, Bottleneck]
     sequence_terms: SequenceTerms
     size_bytes: int  # here
     device_bytes: int  # on the device, where ranks are rounded up to units
@@ -58,9 +59,10 @@ def pack_adapter(
         embedding_rows=adapter.embedding_rows,
         head_rows=adapter.head_rows,
         invocation=adapter.invocation,
-        apart=bool(adapter.norms or adapter.gated_prompts or rotations),
+        apart=bool(adapter.norms or adapter.gated_prompts or adapter.bottlenecks or rotations),
     )
-    others = [tensor for found in (*vectors.values(), *rotations.values()) for tensor in found.tensors()]
+    parts = (*vectors.values(), *rotations.values(), *adapter.bottlenecks.values())
+    others = [tensor for found in parts for tensor in found.tensors()]
     prompts = [tensor for one in adapter.gated_prompts.values() for tensor in (one.keys, one.values)]
     other_bytes = sum(
         tensor.nbytes for tensor in (*others, *adapter.norms.values(), *prompts, *sequence_terms.tensors())
@@ -72,6 +74,7 @@ def pack_adapter(
         rotations=rotations,
         gated_prompts=adapter.gated_prompts,
         norms=adapter.norms,
+        bottlenecks=adapter.bottlenecks,
         sequence_terms=sequence_terms,
         size_bytes=factors.nbytes + other_bytes,
         device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,

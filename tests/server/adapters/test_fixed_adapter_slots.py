@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from canonical_adapters import TARGETS, ia3, lora, prefix, small_shape
+from canonical_adapters import TARGETS, bottleneck, ia3, lora, prefix, small_shape
 
 from hotshoe.kernels.site_updates import HAS_BIAS, HAS_INPUT, HAS_OUTPUT
 from hotshoe.registry.formats.base import LinearId, NormId
@@ -91,6 +91,8 @@ def test_what_does_not_fit_is_refused() -> None:
     changed_norm = LoweredAdapter("LN_TUNING", norms={NormId(0, "input_layernorm"): torch.zeros(48)})
     with pytest.raises(ValueError, match="for backends of the CPU only"):
         slots.pack(changed_norm)
+    with pytest.raises(ValueError, match="bottlenecks .* for backends of the CPU only"):
+        slots.pack(bottleneck())
     with pytest.raises(ValueError, match="adapter slot 0 is clear"):
         slots.batch([AdapterSegment(0, 1, ((0, 1.0),))], 1)
     with pytest.raises(ValueError, match="device_bytes: .* needed for 16 ranks"):
