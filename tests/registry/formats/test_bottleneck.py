@@ -10,6 +10,8 @@ import pytest
 import torch
 from canonical import canonical_logits
 from hub_adapters import CASES, CONFIG_FILE, FIXTURES, WEIGHTS_FILE, hub_base, hub_files, hub_logits
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft_adapters import write_lora
 from safetensors.torch import load_file, save_file
 from tiny_models import ModelWeights, base_shape
@@ -172,6 +174,37 @@ def test_another_method_is_refused_with_the_reason(method: str, copied: Callable
     directory = copied("pfeiffer")
     edit(directory / CONFIG_FILE, lambda document: document.update(config={"architecture": method}))
     assert re.search(re.escape(REFUSED_METHODS[method]), str(refused(directory)))
+
+
+SOUND = json.loads((FIXTURES / "llama" / "compacter" / CONFIG_FILE).read_text())
+VALUES = st.one_of(
+    st.sampled_from(
+        [None, True, False, 0, 1, 2, 4, -1, 0.0, 0.5, 4.0, 1e-300, 1e9, 1 << 70, [], {}, [0], [0, 1], "", "a"]
+    ),
+    st.sampled_from(["learned", "channel", "relu", "tanh", "post_add", "lora", "compacter", "llama", "default"]),
+    st.dictionaries(st.sampled_from(["0", "1", "default", "x"]), st.sampled_from([4, 2.5, 0, "4", None]), max_size=3),
+)
+
+
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    inner=st.dictionaries(st.sampled_from(sorted(SOUND["config"])), VALUES, max_size=3),
+    outer=st.dictionaries(st.sampled_from(sorted(SOUND)), VALUES, max_size=1),
+)
+def test_whatever_a_config_says_it_is_refused_or_lowered(tmp_path_factory, inner: dict, outer: dict) -> None:
+    config = {**SOUND, "config": {**SOUND["config"], **inner}, **outer}
+    path = tmp_path_factory.getbasetemp() / "mutated.json"
+    path.write_text(json.dumps(config))
+    files, weights = {**hub_files("llama", "compacter"), CONFIG_FILE: path}, ModelWeights(BASES["llama"])
+    try:
+        lowered = lower_adapter(files, weights)
+    except InvalidAdapter as refusal:
+        with pytest.raises(InvalidAdapter) as at_publish:
+            inspect_adapter(files, weights.shape)
+        assert str(at_publish.value) == str(refusal)
+        return
+    assert inspect_adapter(files, weights.shape).kind == lowered.kind
+    assert all(tensor.isfinite().all() for tensor in lowered.tensors())
 
 
 TENSORS: dict[str, tuple[str, str, Callable[[Tensor], Tensor | None]]] = {
