@@ -28,7 +28,7 @@ from adapters import (
 )
 from adapters.composition import Average
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 FIXTURES = Path(__file__).parent / "adapterhub"
 BASE, LOGITS = "base", "logits.safetensors"
@@ -75,7 +75,9 @@ CONFIGS: Mapping[str, Mapping[str, BnConfig]] = {
             reduction_factor=4, factorized_phm_rule=True, factorized_phm_W=False, phm_bias=False
         ),
     },
+    "mistral": {case: PUBLISHED[case] for case in ("pfeiffer", "parallel")},
     "qwen2": PUBLISHED,
+    "qwen3": {case: PUBLISHED[case] for case in ("pfeiffer", "parallel")},
 }
 # Of cases above, with weights that sum to 1: else the package scales the blocks' outputs, too. Over llama.
 AVERAGES = {"average": {"houlsby": 1.25, "houlsby-relu": -0.25}}
@@ -83,7 +85,7 @@ AVERAGES = {"average": {"houlsby": 1.25, "houlsby-relu": -0.25}}
 
 def base_of(family: str) -> PreTrainedModel:
     """Random, in numbers that bfloat16 holds, and the same whatever the order of its parameters."""
-    model = LlamaForCausalLM(LlamaConfig(**SIZES)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**SIZES))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES, head_dim=16))
     randomize(model, lambda name: True, scale=0.1)
     return model.eval()
 

@@ -12,6 +12,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter.safetensors"
 FIXTURES = Path(__file__).parent / "adapterhub"
 AVERAGE = {"houlsby": 1.25, "houlsby-relu": -0.25}  # of which "average" is, over llama
 CASES = [(path.parents[1].name, path.parent.name) for path in sorted(FIXTURES.glob(f"*/*/{WEIGHTS_FILE}"))]
+FAMILIES = sorted({family for family, _ in CASES})
 
 
 def hub_base(family: str) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from canonical import canonical_logits
-from hub_adapters import CASES, CONFIG_FILE, FIXTURES, WEIGHTS_FILE, hub_base, hub_files, hub_logits
+from hub_adapters import CASES, CONFIG_FILE, FAMILIES, FIXTURES, WEIGHTS_FILE, hub_base, hub_files, hub_logits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft_adapters import write_lora
@@ -21,7 +21,7 @@ from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.adapterhub import REFUSED_METHODS
 from hotshoe.registry.formats.kind import ADAPTERHUB_KINDS, inspect_adapter, lower_adapter
 
-BASES = {family: hub_base(family) for family in ("llama", "qwen2")}
+BASES = {family: hub_base(family) for family in FAMILIES}
 LOGITS = {family: hub_logits(family) for family in BASES}
 INTERFACE_FILE = "adapter_interface.json"
 PLACE = "model.layers.0.output_adapters.adapters"
