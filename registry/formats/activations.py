@@ -1,6 +1,7 @@
 """Activations by the names that configs give them: those of transformers whose meaning is one line of torch."""
 
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,10 +24,9 @@ ACTIVATIONS = (
 )
 
 
+@cache
 def activation(name: str) -> "Activation":
     """The function of that name, one of ACTIVATIONS."""
-    from functools import partial
-
     from torch import nn, sigmoid, tanh
 
     gelu_by_tanh = partial(nn.functional.gelu, approximate="tanh")

@@ -29,7 +29,7 @@ def add_block(hidden: Tensor, output: Tensor, block: BlockId, adapters: "Adapter
 
 def _beside(network: Bottleneck, residual: Tensor, output: Tensor) -> Tensor:
     """residual_gain · r + up φ(down t + down_bias) + up_bias."""
-    tapped = {"output": output, "residual": residual, "sum": residual + output}[network.taps]
+    tapped = output if network.taps == "output" else residual if network.taps == "residual" else residual + output
     narrow = activation(network.activation)(F.linear(tapped, network.down, network.down_bias))
     added = F.linear(narrow, network.up, network.up_bias)
     return added + network.residual_gain * residual if network.residual_gain else added
