@@ -11,7 +11,7 @@ from engine_logprobs import logprobs_by_peft, logprobs_of
 from model_directories import write_tiny_model
 from peft import LNTuningConfig, PeftConfig, PeftModel
 from peft_adapters import save_peft
-from peft_kinds import CONFIGS, lora
+from peft_kinds import CONFIGS, REPLACING, lora
 from running_engine import RunningEngine, make_request
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -26,19 +26,6 @@ from hotshoe.server.model.loader import LoadedBase, load_base
 StartEngine = Callable[..., RunningEngine]
 Publish = Callable[..., AdapterUse]
 PROMPT = [25, 68, 4, 118, 25, 9, 7, 23, 200, 3, 5, 118]
-REPLACING = [
-    "adaption prompt at every layer",
-    "oft",
-    "boft",
-    "road of four",
-    "trainable tokens",
-    "ln-tuning",
-    "lora with some tokens",
-    "lora with other tokens of the head",
-    "lora with a head of its own",
-    "lora with embeddings and norms of its own",
-    "ia3 with norms of its own",
-]
 
 
 @pytest.mark.parametrize("max_step_tokens", [64, 16])

@@ -78,7 +78,7 @@ def test_numbers_that_are_not_finite_harm_only_their_own_request(
         slots, residency = running.engine._slots, running.engine._residency
         residency.load(bad.digest, pin=True)
         for update in slots.tables._sites.values():
-            for unit in slots._placed[residency._state.find(bad.digest).slot].units:
+            for unit in slots._placed[residency._state.find(bad.digest).slot].adapter.units:
                 update.table.b[unit * 16 : unit * 16 + 16] = float("inf")
         failing = make_request([1, 2, 3, 4, 5], max_new_tokens=2, adapters=[bad])
         (answer, failed) = running.run(make_request(**good, tenant="b"), failing, timeout_seconds=200.0)
