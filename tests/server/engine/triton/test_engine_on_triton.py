@@ -5,29 +5,18 @@ from pathlib import Path
 
 import peft_adapters
 import pytest
-import torch
 from running_engine import RunningEngine, make_request
 from transformers import PreTrainedModel
 
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams
 from hotshoe.server.engine.runner import DeviceRunner
 from hotshoe.server.errors import AdapterUnusable
-from hotshoe.server.model.backends import triton_backend
-from hotshoe.server.model.checkpoints import DirectoryCheckpoint
 from hotshoe.server.model.decoder import Decoder
-from hotshoe.server.model.decoder_reader import read_decoder
-from hotshoe.server.model.families import spec_from_config
 
 StartEngine = Callable[..., RunningEngine]
 Publish = Callable[..., AdapterUse]
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONFIG = {"kv_tokens": 64, "page_tokens": 4, "max_running_requests": 4}
-
-
-@pytest.fixture
-def decoder(base, device: torch.device) -> Decoder:  # type: ignore[no-untyped-def]
-    checkpoint = DirectoryCheckpoint(base.directory)
-    return read_decoder(checkpoint, spec_from_config(checkpoint.config), triton_backend(device))
 
 
 def requests_of(uses: dict[str, AdapterUse]) -> list[Request]:
