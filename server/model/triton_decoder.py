@@ -87,13 +87,20 @@ class TritonDecoder(Decoder):
         return self._graphs
 
     def warm_up(self, kv: KvCache, slots: FixedAdapterSlots, *, rows: int, page_tokens: int) -> None:
-        """Runs prompts of that many rows over the null page, base only and with a slot, and writes nothing."""
+        """Runs prompts of that many rows over the null page, base only and with a slot, and writes nothing.
+
+        Rows apart launch these kernels too, and one more where a linear has a bias, which they add by themselves.
+        """
         batch = PagedBatch(page_tokens, np.zeros((1, -(-rows // page_tokens)), np.int32), (rows,), (rows,))
         zeros = torch.zeros(rows, dtype=torch.int64)
         inputs = DecoderInput(zeros, zeros, torch.full((rows,), NOWHERE), batch, logit_rows=torch.tensor([rows - 1]))
         segments = ((0, rows, ((0, 1.0),)),)
         self.step(inputs, kv)
         self.step(inputs, kv, SlotBatch(slots, segments, tile_rows(segments, rows), InputScales.NONE))
+        for site, linear in self._layers[0].sites.items():
+            in_features = linear.weights[0].shape[1]
+            x = torch.zeros(rows, in_features, dtype=self.backend.dtype, device=self.backend.device)
+            self._triton.product(0, site, (x,))
 
     def forward(self, inputs: DecoderInput, kv: KvCache, adapters: SlotBatch | None = None) -> Tensor:
         return self.step(inputs, kv, adapters)[0]
