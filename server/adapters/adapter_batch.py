@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hotshoe.kernels.low_rank import (
+    UNIT_RANK,
     LowRankKind,
     LowRankPlan,
     LowRankSegment,
@@ -16,6 +17,7 @@ from hotshoe.kernels.low_rank import (
     add_low_rank,
     plan_low_rank,
 )
+from hotshoe.kernels.low_rank_table import units_of
 from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt
 from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteRotations, SiteVectors
@@ -258,10 +260,21 @@ def stack_vectors(stack: Stack) -> dict[SiteId, SiteVectors]:
 
 def _terms(stack: Stack, site: SiteId) -> tuple[LowRankTerm, ...]:
     return tuple(
-        LowRankTerm(adapter.first_unit, adapter.ranks[site], weight)
+        LowRankTerm(unit, ranks, weight)
         for adapter, weight in stack
         if site in adapter.ranks
+        for unit, ranks in _unit_runs(adapter.units, adapter.ranks[site])
     )
+
+
+def _unit_runs(units: Sequence[int], ranks: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Where units that follow one another begin, and of how many ranks of each target they are."""
+    needed, start = units_of(max(ranks)), 0
+    for end in range(1, needed + 1):
+        if end == needed or units[end] != units[end - 1] + 1:
+            first, last = start * UNIT_RANK, end * UNIT_RANK
+            yield units[start], tuple(min(max(rank - first, 0), last - first) for rank in ranks)
+            start = end
 
 
 def _combined(stack: Stack, site: SiteId) -> SiteVectors:

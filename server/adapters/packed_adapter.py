@@ -12,7 +12,7 @@ from hotshoe.registry.formats.base import BlockId, LinearId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
-from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteRotations, SiteVectors
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms, SiteRotations, SiteVectors
 from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
 
 _Part = TypeVar("_Part")
@@ -32,6 +32,24 @@ class PackedAdapter:
     sequence_terms: SequenceTerms
     size_bytes: int  # here
     device_bytes: int  # on the device, where ranks are rounded up to units
+
+    def placed(self, vectors: Mapping[SiteId, SiteVectors], *, device: torch.device, num_layers: int) -> PlacedAdapter:
+        """What of it is not in low-rank tables, on the device; `vectors` are there already. It has no units yet."""
+        return PlacedAdapter(
+            units=(),
+            ranks=self.layout.ranks,
+            rank_table=self.layout.rank_table(num_layers),
+            vectors=vectors,
+            rotations={site: found.to(device) for site, found in self.rotations.items()},
+            gated_prompts={
+                layer: GatedPrompt(one.keys.to(device), one.values.to(device), one.gate.to(device))
+                for layer, one in self.gated_prompts.items()
+            },
+            norms={norm: weights.to(device) for norm, weights in self.norms.items()},
+            bottlenecks={block: found.to(device) for block, found in self.bottlenecks.items()},
+            sequence_terms=self.sequence_terms.to(device),
+            size_bytes=self.device_bytes,
+        )
 
 
 def pack_adapter(

@@ -1,6 +1,6 @@
 """An adapter as it lies on the device: which units of the low-rank tables are its own, and its vectors by site."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -109,8 +109,7 @@ class SiteRotations:
 class PlacedAdapter:
     """One adapter on the device; what it holds never changes, and it is equal to itself only."""
 
-    first_unit: int
-    num_units: int
+    units: Sequence[int]  # of the low-rank tables, in the order of its ranks
     ranks: Mapping[SiteId, tuple[int, ...]]  # of each target, at the sites where one is not 0
     rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
     vectors: Mapping[SiteId, SiteVectors]
@@ -120,6 +119,11 @@ class PlacedAdapter:
     bottlenecks: Mapping[BlockId, Bottleneck]
     sequence_terms: SequenceTerms
     size_bytes: int
+
+    @property
+    def first_unit(self) -> int:
+        """Where its units begin, of tables that hold them one behind the other."""
+        return self.units[0] if self.units else 0
 
     @property
     def changes_layers(self) -> bool:

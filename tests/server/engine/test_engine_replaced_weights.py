@@ -12,7 +12,7 @@ from hub_adapters import write_bottleneck
 from model_directories import write_tiny_model
 from peft import LNTuningConfig, PeftConfig, PeftModel
 from peft_adapters import adapter_files, save_peft
-from peft_kinds import CONFIGS, lora
+from peft_kinds import CONFIGS, REPLACING, lora
 from running_engine import RunningEngine, make_request
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -28,19 +28,6 @@ from hotshoe.server.model.loader import LoadedBase, load_base
 StartEngine = Callable[..., RunningEngine]
 Publish = Callable[..., AdapterUse]
 PROMPT = [25, 68, 4, 118, 25, 9, 7, 23, 200, 3, 5, 118]
-REPLACING = [
-    "adaption prompt at every layer",
-    "oft",
-    "boft",
-    "road of four",
-    "trainable tokens",
-    "ln-tuning",
-    "lora with some tokens",
-    "lora with other tokens of the head",
-    "lora with a head of its own",
-    "lora with embeddings and norms of its own",
-    "ia3 with norms of its own",
-]
 
 
 @pytest.mark.parametrize("max_step_tokens", [64, 16])
