@@ -135,10 +135,30 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterResponse.FromString,
                 _registered_method=True)
+        self.LeaseAdapter = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/LeaseAdapter',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterResponse.FromString,
+                _registered_method=True)
+        self.ReleaseLease = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/ReleaseLease',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseResponse.FromString,
+                _registered_method=True)
+        self.ListLeases = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/ListLeases',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesResponse.FromString,
+                _registered_method=True)
         self.CollectGarbage = channel.unary_unary(
                 '/hotshoe.v1.RegistryService/CollectGarbage',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
+        self.CheckStore = channel.unary_stream(
+                '/hotshoe.v1.RegistryService/CheckStore',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreResponse.FromString,
                 _registered_method=True)
 
 
@@ -285,8 +305,34 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LeaseAdapter(self, request, context):
+        """Keeps an adapter from being collected for a time, for a holder that is elsewhere. Again: for so long from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseLease(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLeases(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CollectGarbage(self, request, context):
         """Removes what no tag, referrer, lease or view reaches.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckStore(self, request, context):
+        """Reads and hashes every blob. What is damaged goes to quarantine, and may be healed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -395,10 +441,30 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterResponse.SerializeToString,
             ),
+            'LeaseAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseAdapter,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterResponse.SerializeToString,
+            ),
+            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseLease,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseResponse.SerializeToString,
+            ),
+            'ListLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLeases,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesResponse.SerializeToString,
+            ),
             'CollectGarbage': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectGarbage,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'CheckStore': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckStore,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -953,6 +1019,87 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def LeaseAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/LeaseAdapter',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/ReleaseLease',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/ListLeases',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CollectGarbage(request,
             target,
             options=(),
@@ -969,6 +1116,33 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/CollectGarbage',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/CheckStore',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,13 +11,13 @@ from typing import TypeAlias
 
 from hotshoe.registry.errors import RemoteRefused
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.manifest import AdapterContent, AdapterRecord
+from hotshoe.registry.manifest import AdapterContent, AdapterRecord, FileDescriptor
 from hotshoe.registry.reference import AdapterRef
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote import Remote, parse_remote
 from hotshoe.registry.remotes.remote_url import RemoteUrl
-from hotshoe.registry.remotes.transfer import Progress, Pulled, TransferProgress, mirror, pull, push
+from hotshoe.registry.remotes.transfer import Progress, Pulled, TransferProgress, mirror, pull, pull_blob, push
 
 _STEP_BYTES = 1 << 20  # between two messages about one blob
 # With what a request waits for: it fails sooner than a transfer that was asked for.
@@ -33,7 +33,7 @@ class TransferEnded(Exception):
 
 
 class Transfers:
-    """Pushes and pulls for callers who wait. Event loop only, but for `pull_here`.
+    """Pushes and pulls for callers who wait. Event loop only, but for `pull_here` and `fetch_blob`.
 
     Args:
         remotes: URLs; what a caller names must be one of them, or lie below one. Else whoever reaches this server
@@ -98,6 +98,12 @@ class Transfers:
         opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
         with contextlib.closing(opened) as remote:
             return self._pull(remote, ref, name="", tags=(), progress=progress)
+
+    def fetch_blob(self, url: RemoteUrl, blob: FileDescriptor, name: str) -> None:
+        """Copies one blob of an adapter here; on the caller's thread. Raises what `transfer.pull_blob` raises."""
+        opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
+        with contextlib.closing(opened) as remote:
+            pull_blob(self._registry, remote, blob, name=name)
 
     def _pull(self, remote: Remote, ref: AdapterRef, *, name: str, tags: Sequence[str], progress: Progress) -> Pulled:
         return pull(
