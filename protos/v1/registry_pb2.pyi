@@ -212,6 +212,24 @@ class PublishAdapterResponse(_message.Message):
     diagnosis: Diagnosis
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., created: _Optional[bool] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ...) -> None: ...
 
+class AdoptAdapterRequest(_message.Message):
+    __slots__ = ("name", "tags", "manifest")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    manifest: bytes
+    def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+
+class AdoptAdapterResponse(_message.Message):
+    __slots__ = ("adapter", "created")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    created: bool
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+
 class GetAdapterRequest(_message.Message):
     __slots__ = ("reference",)
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
@@ -572,6 +590,22 @@ class AttachReferrerRequest(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., artifact_type: _Optional[str] = ..., file_name: _Optional[str] = ..., document: _Optional[bytes] = ..., annotations: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class AttachReferrerResponse(_message.Message):
+    __slots__ = ("referrer", "subject")
+    REFERRER_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    referrer: Referrer
+    subject: str
+    def __init__(self, referrer: _Optional[_Union[Referrer, _Mapping]] = ..., subject: _Optional[str] = ...) -> None: ...
+
+class AdoptReferrerRequest(_message.Message):
+    __slots__ = ("manifest", "document")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    manifest: bytes
+    document: bytes
+    def __init__(self, manifest: _Optional[bytes] = ..., document: _Optional[bytes] = ...) -> None: ...
+
+class AdoptReferrerResponse(_message.Message):
     __slots__ = ("referrer", "subject")
     REFERRER_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]

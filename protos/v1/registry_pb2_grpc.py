@@ -55,6 +55,11 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterResponse.FromString,
                 _registered_method=True)
+        self.AdoptAdapter = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/AdoptAdapter',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterResponse.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/hotshoe.v1.RegistryService/GetAdapter',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.GetAdapterRequest.SerializeToString,
@@ -125,6 +130,11 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.FromString,
                 _registered_method=True)
+        self.AdoptReferrer = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/AdoptReferrer',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerResponse.FromString,
+                _registered_method=True)
         self.PushAdapter = channel.unary_stream(
                 '/hotshoe.v1.RegistryService/PushAdapter',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterRequest.SerializeToString,
@@ -189,6 +199,14 @@ class RegistryServiceServicer:
 
     def PublishAdapter(self, request, context):
         """Validates uploaded files as an adapter, commits its manifest, and moves tags to it. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptAdapter(self, request, context):
+        """Commits an adapter that was published elsewhere, its manifest byte for byte, and moves tags to it. Its blobs, the
+        config and the card too, must have been uploaded. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -291,6 +309,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdoptReferrer(self, request, context):
+        """Keeps a document about an adapter that was attached elsewhere, its manifest byte for byte. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PushAdapter(self, request, context):
         """Copies an adapter and the documents about it to a remote that the server was started with.
         """
@@ -361,6 +386,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterResponse.SerializeToString,
             ),
+            'AdoptAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptAdapter,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterResponse.SerializeToString,
+            ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAdapter,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.GetAdapterRequest.FromString,
@@ -430,6 +460,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.AttachReferrer,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.SerializeToString,
+            ),
+            'AdoptReferrer': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptReferrer,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerResponse.SerializeToString,
             ),
             'PushAdapter': grpc.unary_stream_rpc_method_handler(
                     servicer.PushAdapter,
@@ -576,6 +611,33 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/PublishAdapter',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/AdoptAdapter',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -954,6 +1016,33 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/AttachReferrer',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptReferrer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/AdoptReferrer',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,14 +8,14 @@ from functools import partial
 from typing import BinaryIO
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.errors import InvalidUpload
-from hotshoe.registry.family import family_of
+from hotshoe.registry.adoption import check_manifest
+from hotshoe.registry.attachment import MAX_DOCUMENT_BYTES
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidUpload
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.reference import AdapterRef, check_name
-from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import (
     DEFAULT_PAGE_SIZE,
     MAX_PAGE_SIZE,
@@ -32,6 +32,7 @@ from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
 from hotshoe.server.services.diagnosis_messages import diagnosis_message
 from hotshoe.server.services.doctor import Doctor
+from hotshoe.server.services.documents import adopt_document, check_type
 from hotshoe.server.services.keeping import KeepingService
 from hotshoe.server.services.registry_messages import (
     move_message,
@@ -163,6 +164,37 @@ class RegistryService(KeepingService):
             diagnosis=None if diagnosis is None else diagnosis_message(diagnosis, with_linears=False),
         )
 
+    async def AdoptAdapter(
+        self, request: registry_pb2.AdoptAdapterRequest, context: Context
+    ) -> registry_pb2.AdoptAdapterResponse:
+        """Who brings an adapter here wants to serve it: one of another base is refused, as by PublishAdapter."""
+        _check_bytes("manifest", request.manifest)
+        content = check_manifest(request.manifest)
+        if content.base_digest != self._base.digest:
+            problem = f"the adapter is for {content.base_digest}; the base model here, {self._base.name}, is "
+            raise IncompatibleAdapter("manifest.annotations", problem + self._base.digest)
+        adopt = partial(
+            self._registry.adopt,
+            request.manifest,
+            name=request.name,
+            tags=list(request.tags),
+            base=self._base,
+            approve=self._transfers.approve(request.name),
+        )
+        record, created = await call(adopt)
+        log_event(logging.INFO, "adopt", name=record.name, digest=record.digest, new=created)
+        if self._publish_doctor == "warn":
+            await self._doctor.examine_soon(record)
+        return registry_pb2.AdoptAdapterResponse(adapter=await self._verified_message(record), created=created)
+
+    async def AdoptReferrer(
+        self, request: registry_pb2.AdoptReferrerRequest, context: Context
+    ) -> registry_pb2.AdoptReferrerResponse:
+        _check_bytes("manifest", request.manifest)
+        referrer = await call(adopt_document, self._registry, request.manifest, request.document)
+        log_event(logging.INFO, "adopt_referrer", digest=referrer.subject, type=referrer.artifact_type)
+        return registry_pb2.AdoptReferrerResponse(referrer=referrer_message(referrer), subject=referrer.subject)
+
     async def GetAdapter(
         self, request: registry_pb2.GetAdapterRequest, context: Context
     ) -> registry_pb2.GetAdapterResponse:
@@ -174,8 +206,7 @@ class RegistryService(KeepingService):
     async def AttachReferrer(
         self, request: registry_pb2.AttachReferrerRequest, context: Context
     ) -> registry_pb2.AttachReferrerResponse:
-        if request.artifact_type == DIAGNOSIS_TYPE:
-            raise InvalidRequest("artifact_type", f"{DIAGNOSIS_TYPE} is what the server's doctor attaches")
+        check_type(request.artifact_type)
         record = await call(self._registry.resolve, request.reference)
         attach = partial(
             self._registry.attach,
@@ -338,7 +369,7 @@ class RegistryService(KeepingService):
     async def GetLineage(
         self, request: registry_pb2.GetLineageRequest, context: Context
     ) -> registry_pb2.GetLineageResponse:
-        return lineage_message(await call(family_of, self._registry, request.reference))
+        return await call(lineage_message, self._registry, request.reference)
 
     async def CompareAdapters(
         self, request: registry_pb2.CompareAdaptersRequest, context: Context
@@ -407,6 +438,11 @@ async def _receive(requests: AsyncIterator[registry_pb2.UploadBlobRequest], uplo
 
 def _file(blob: registry_pb2.Blob) -> FileDescriptor:
     return FileDescriptor(file_name=blob.file_name, digest=blob.digest, size_bytes=blob.size_bytes)
+
+
+def _check_bytes(field: str, data: bytes) -> None:
+    if not 1 <= len(data) <= MAX_DOCUMENT_BYTES:
+        raise InvalidRequest(field, f"expected 1 to {MAX_DOCUMENT_BYTES} bytes, not {len(data)}")
 
 
 def _check_count(field: str, count: int) -> None:

@@ -85,7 +85,7 @@ class Transfers:
 
         def work(progress: Progress, done: Callable[[Pulled], None]) -> None:
             with self._opened(remote) as opened:
-                approve = self._approve(as_name or name)
+                approve = self.approve(as_name or name)
                 for pulled in mirror(
                     self._registry, opened, name, as_name=as_name, base=self._base, approve=approve, progress=progress
                 ):
@@ -114,11 +114,13 @@ class Transfers:
             as_name=name,
             tags=tags,
             base=self._base,
-            approve=self._approve(name or ref.name),
+            approve=self.approve(name or ref.name),
             progress=progress,
         )
 
-    def _approve(self, name: str) -> Callable[[AdapterContent, Mapping[str, Path]], None]:
+    def approve(self, name: str) -> Callable[[AdapterContent, Mapping[str, Path]], None]:
+        """What `Registry.adopt` is to ask of an adapter that comes here under a name. Not on the event loop."""
+
         def approve(content: AdapterContent, files: Mapping[str, Path]) -> None:
             if self._refuse_bad is not None and content.base_digest == self._base.digest:
                 self._refuse_bad(name, files, content.approximation.rank if content.approximation else 0)
