@@ -16,10 +16,12 @@ class Grade(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GRADE_OK: _ClassVar[Grade]
     GRADE_WARN: _ClassVar[Grade]
     GRADE_BAD: _ClassVar[Grade]
+    GRADE_UNKNOWN: _ClassVar[Grade]
 GRADE_UNSPECIFIED: Grade
 GRADE_OK: Grade
 GRADE_WARN: Grade
 GRADE_BAD: Grade
+GRADE_UNKNOWN: Grade
 
 class Blob(_message.Message):
     __slots__ = ("digest", "size_bytes", "file_name")
