@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import KasaConfig, LoraConfig, PeftModel
 from peft_adapters import adapter_files, save_peft
-from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind
+from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind, tasks_of
 from tiny_models import ModelWeights, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import InvalidAdapter
@@ -97,11 +97,12 @@ def directories(tmp_path_factory):
 
 
 @torch.no_grad()
-def peft_logits(base, directory):
+def peft_logits(base, directory, task):
+    chosen = {} if task is None else {"task_ids": torch.full(TOKENS.shape[:1], task)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = PeftModel.from_pretrained(base, directory).eval()
-        return wrapped(input_ids=TOKENS).logits[:, -TOKENS.shape[1] :]
+        return wrapped(input_ids=TOKENS, **chosen).logits[:, -TOKENS.shape[1] :]
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -111,6 +112,7 @@ def test_a_mutated_config_is_refused_or_means_what_it_means_to_peft(name, direct
     weights = ModelWeights(base)
     path = directory / "adapter_config.json"
     sound = json.loads(path.read_text())
+    *_, task = tasks_of(SOUND[name])
     rank = 96 if sound["peft_type"] in DENSE_KINDS else 0  # all of it
     likely = FIELDS.get(sound["peft_type"]) or sorted(sound)
     any_field = st.sampled_from([*likely, *likely, *likely, *sorted(sound), "auto_map", "lora_scale"])
@@ -122,14 +124,14 @@ def test_a_mutated_config_is_refused_or_means_what_it_means_to_peft(name, direct
         path.write_text(json.dumps(config))
         files = adapter_files(directory)
         try:
-            lowered = lower_adapter(files, weights, approximate_rank=rank)
+            lowered = lower_adapter(files, weights, approximate_rank=rank, task=task)
         except InvalidAdapter as refusal:
             with pytest.raises(InvalidAdapter) as at_publish:
                 inspect_adapter(files, weights.shape, approximate_rank=rank)
             assert str(at_publish.value) == str(refusal)
             return
         try:
-            theirs = peft_logits(new_base(), directory)
+            theirs = peft_logits(new_base(), directory, task)
         except (ValueError, TypeError):
             return  # of a field that is of training only: PEFT's own config refuses it, and there is no answer to equal
         assert (canonical_logits(base, lowered, TOKENS) - theirs).abs().max() <= 2e-5
