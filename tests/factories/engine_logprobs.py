@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def logprobs_by_peft(wrapped: PeftModel, tokens: Sequence[int]) -> Tensor:
+def logprobs_by_peft(wrapped: PeftModel, tokens: Sequence[int], task: int | None = None) -> Tensor:
     """Of each token but the first, given those before it; virtual tokens are left out."""
-    logits = wrapped(input_ids=torch.tensor([tokens])).logits[0, -len(tokens) : -1]
+    chosen = {} if task is None else {"task_ids": torch.tensor([task])}
+    logits = wrapped(input_ids=torch.tensor([tokens]), **chosen).logits[0, -len(tokens) : -1]
     return logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
 
 
