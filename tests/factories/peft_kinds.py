@@ -25,6 +25,7 @@ from peft import (
     LoKrConfig,
     LoraConfig,
     MissConfig,
+    MontecloraConfig,
     MultitaskPromptTuningConfig,
     OFTConfig,
     PeanutConfig,
@@ -42,6 +43,7 @@ from peft import (
     TrainableTokensConfig,
     UniLoraConfig,
     VBLoRAConfig,
+    VeloraConfig,
     VeraConfig,
     WaveFTConfig,
 )
@@ -146,6 +148,17 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     ),
     "kasa": lambda: lora(kasa_config=KasaConfig()),
     "kasa with patterns": lambda: lora(kasa_config=KasaConfig(), rank_pattern=PATTERNS, use_rslora=True, bias="all"),
+    "velora": lambda: lora(velora_config=VeloraConfig(num_groups=7), lora_bias=True),
+    "rank-stabilized velora with patterns": lambda: lora(
+        velora_config=VeloraConfig(init_type="random"), rank_pattern=PATTERNS, use_rslora=True, bias="all"
+    ),
+    "monteclora": lambda: lora(monteclora_config=MontecloraConfig(), lora_bias=True),
+    "rank-stabilized monteclora with patterns": lambda: lora(
+        monteclora_config=MontecloraConfig(num_samples=3, buffer_size=4),
+        rank_pattern=PATTERNS,
+        use_rslora=True,
+        bias="lora_only",
+    ),
     "pissa": lambda: lora(init_lora_weights="pissa"),
     "rank-stabilized pissa with patterns": lambda: lora(
         init_lora_weights="pissa", use_rslora=True, rank_pattern=PATTERNS, alpha_pattern={"v_proj": 32}

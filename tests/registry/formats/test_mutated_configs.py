@@ -38,6 +38,8 @@ SOUND = {
         task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], kasa_config=KasaConfig()
     ),
     "LORA of blocks": CONFIGS["rank-stabilized bd-lora beside plain"](),
+    "LORA that kept its samples": CONFIGS["monteclora"](),
+    "LORA that kept its projection": CONFIGS["velora"](),
 }
 NAMES = [
     "q_proj",
@@ -74,13 +76,23 @@ VALUES = st.one_of(
             "match_strict": st.booleans(),
         },
     ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "num_groups": st.sampled_from([1, 7, 64, 0]),
+            "init_type": st.sampled_from(["random", "batch_average", "none"]),
+            "num_samples": st.sampled_from([1, 8, 3, -1]),
+            "buffer_size": st.sampled_from([1, 2, "2"]),
+        },
+    ),
     st.dictionaries(st.sampled_from(NAMES + PATTERNS), st.sampled_from([1, 2, 3, 8, 0.5, "8"]), min_size=1, max_size=3),
 )
 # Those through which a config says what is computed are tried most; of the other kinds, all of their own.
 FIELDS = {
     "LORA": ["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
     + ["rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"]
-    + ["alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "use_bdlora", "kasa_config"],
+    + ["alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "use_bdlora", "kasa_config"]
+    + ["velora_config", "monteclora_config", "use_qalora"],
     "IA3": ["target_modules", "feedforward_modules", "exclude_modules"],
     "PREFIX_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prefix_projection"],
     "PROMPT_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prompt_tuning_init"],
