@@ -18,8 +18,8 @@ from hotshoe.kernels.low_rank import (
     plan_low_rank,
 )
 from hotshoe.kernels.low_rank_table import units_of
-from hotshoe.registry.formats.base import NormId
-from hotshoe.registry.formats.lowered import GatedPrompt
+from hotshoe.registry.formats.base import BlockId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt
 from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteRotations, SiteVectors
 from hotshoe.server.adapters.row_terms import RowTerms
 from hotshoe.server.adapters.sites import SiteId, SiteShape
@@ -137,6 +137,14 @@ class AdapterBatch:
                 for adapter, weight in stack:
                     if layer in adapter.gated_prompts:
                         yield start, end, adapter.gated_prompts[layer], weight
+
+    def bottlenecks(self, block: BlockId) -> Iterator[tuple[int, int, Bottleneck, float]]:
+        """Rows start … end−1 that have a narrow network beside a block, with its weight; one after the other's."""
+        for group in self._groups:
+            for start, end, stack in group.segments:
+                for adapter, weight in stack:
+                    if block in adapter.bottlenecks:
+                        yield start, end, adapter.bottlenecks[block], weight
 
     def norm_rows(self, norm: NormId) -> Iterator[tuple[int, int, Tensor]]:
         """Rows start … end−1 whose adapters change a norm's weights, and what they add to them, [size] float32."""

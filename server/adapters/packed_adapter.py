@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hotshoe.registry.formats.base import LinearId, NormId
-from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.base import BlockId, LinearId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
 from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms, SiteRotations, SiteVectors
@@ -28,6 +28,7 @@ class PackedAdapter:
     rotations: Mapping[SiteId, SiteRotations]
     gated_prompts: Mapping[int, GatedPrompt]
     norms: Mapping[NormId, Tensor]
+    bottlenecks: Mapping[BlockId, Bottleneck]
     sequence_terms: SequenceTerms
     size_bytes: int  # here
     device_bytes: int  # on the device, where ranks are rounded up to units
@@ -45,6 +46,7 @@ class PackedAdapter:
                 for layer, one in self.gated_prompts.items()
             },
             norms={norm: weights.to(device) for norm, weights in self.norms.items()},
+            bottlenecks={block: found.to(device) for block, found in self.bottlenecks.items()},
             sequence_terms=self.sequence_terms.to(device),
             size_bytes=self.device_bytes,
         )
@@ -80,9 +82,10 @@ def pack_adapter(
         embedding_rows=adapter.embedding_rows,
         head_rows=adapter.head_rows,
         invocation=adapter.invocation,
-        apart=bool(adapter.norms or adapter.gated_prompts or rotations),
+        apart=bool(adapter.norms or adapter.gated_prompts or adapter.bottlenecks or rotations),
     )
-    others = [tensor for found in (*vectors.values(), *rotations.values()) for tensor in found.tensors()]
+    parts = (*vectors.values(), *rotations.values(), *adapter.bottlenecks.values())
+    others = [tensor for found in parts for tensor in found.tensors()]
     prompts = [tensor for one in adapter.gated_prompts.values() for tensor in (one.keys, one.values)]
     other_bytes = sum(
         tensor.nbytes for tensor in (*others, *adapter.norms.values(), *prompts, *sequence_terms.tensors())
@@ -94,6 +97,7 @@ def pack_adapter(
         rotations=own(rotations),
         gated_prompts=own(adapter.gated_prompts),
         norms=own(adapter.norms),
+        bottlenecks=own(adapter.bottlenecks),
         sequence_terms=own(sequence_terms),
         size_bytes=factors.nbytes + other_bytes,
         device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,

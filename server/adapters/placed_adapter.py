@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hotshoe.registry.formats.base import NormId
-from hotshoe.registry.formats.lowered import GatedPrompt, KvPrefix, TokenRows
+from hotshoe.registry.formats.base import BlockId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, KvPrefix, TokenRows
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
@@ -116,6 +116,7 @@ class PlacedAdapter:
     rotations: Mapping[SiteId, SiteRotations]
     gated_prompts: Mapping[int, GatedPrompt]  # by layer
     norms: Mapping[NormId, Tensor]  # [size] float32, added to the base's weights
+    bottlenecks: Mapping[BlockId, Bottleneck]
     sequence_terms: SequenceTerms
     size_bytes: int
 
@@ -126,7 +127,8 @@ class PlacedAdapter:
 
     @property
     def changes_layers(self) -> bool:
-        return bool(self.ranks or self.vectors or self.rotations or self.gated_prompts or self.norms)
+        found = (self.ranks, self.vectors, self.rotations, self.gated_prompts, self.norms, self.bottlenecks)
+        return any(found)
 
 
 def tabulated_ranks(ranks: Mapping[SiteId, tuple[int, ...]], num_layers: int) -> NDArray[np.int64]:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hotshoe.kernels import ops
 from hotshoe.kernels.attention_batch import AttentionBatch
-from hotshoe.registry.formats.base import NormId
+from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.server.model.backends import Backend
+from hotshoe.server.model.bottlenecks import add_block
 from hotshoe.server.model.decoder_input import DecoderInput, HeadRows
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.linear import SiteLinear
@@ -148,10 +149,10 @@ class Decoder:
             self._norm_heads(index, qkv, adapters)
             attended = self._attend(index, qkv, rotation, slots, kv, plans[self.spec.windows[index]])
             self._add_gated(index, qkv, attended, adapters)
-            hidden += self._run_site(index, "o", attended, adapters)
+            add_block(hidden, self._run_site(index, "o", attended, adapters), BlockId(index, "self_attn"), adapters)
             x = self._normed(hidden, layer.post_attention_norm, NormId(index, "post_attention_layernorm"), adapters)
             x = ops.silu_mul(self._run_site(index, "gate_up", x, adapters))
-            hidden += self._run_site(index, "down", x, adapters)
+            add_block(hidden, self._run_site(index, "down", x, adapters), BlockId(index, "mlp"), adapters)
 
     def _embed(self, inputs: DecoderInput) -> Tensor:
         token_ids = inputs.token_ids.to(self._embedding.device)
