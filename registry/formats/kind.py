@@ -106,7 +106,7 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     ),
     "BEFT": AdapterKind(plan_beft, "bias", "–", 0.0, ""),
     "BOFT": AdapterKind(
-        plan_boft, "rotation of input blocks, output scale", "–", 1e-6, "of one butterfly factor; any block size"
+        plan_boft, "rotation of input blocks, output scale", "–", 1e-6, "any block size and number of butterfly factors"
     ),
     "CARTRIDGE": AdapterKind(plan_cartridge, _PAGES, "–", 0.0, "", wraps_modules=False),
     "CPT": AdapterKind(plan_cpt, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
@@ -133,7 +133,8 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
         "r; 2r of PiSSA, OLoRA, KaSA",
         3e-6,
         "DoRA, rsLoRA, aLoRA, BdLoRA, MiCA, QALoRA, VeLoRA, MonteCLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, "
-        "`bias=…`, every linear of the decoder; of the served W PiSSA and OLoRA, converted or not, and KaSA (to 1e-05: PEFT rounds W anew)",
+        "`bias=…`, every linear of the decoder; of the served W PiSSA and OLoRA, converted or not, and KaSA (to 1e-05: "
+        "PEFT rounds W anew)",
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
     "MULTITASK_PROMPT_TUNING": AdapterKind(
