@@ -176,6 +176,18 @@ def loaded_adapter(last: residency.LoadAdapterResponse | None) -> residency.Resi
     return last.adapter
 
 
+def store_report(last: registry.CheckStoreResponse | None) -> registry.StoreReport:
+    """What a check's last message says. Raises Internal when it ended before."""
+    if last is None or not last.HasField("report"):
+        raise Internal("the server ended the check before it was done")
+    return last.report
+
+
+def several(tags: Sequence[str]) -> Sequence[str]:
+    """Tags, of which a lone one may be given as it is."""
+    return (tags,) if isinstance(tags, str) else tags
+
+
 def check_request(files: Iterable[AdapterFile]) -> registry.CheckBlobsRequest:
     """The message that asks which of `files` the registry lacks."""
     return registry.CheckBlobsRequest(blobs=[_blob(file) for file in files])
@@ -191,11 +203,9 @@ def publish_request(
     approximate_rank: int = 0,
 ) -> registry.PublishAdapterRequest:
     """The message that makes uploaded `files` an adapter."""
-    if isinstance(tags, str):
-        tags = (tags,)
     return registry.PublishAdapterRequest(
         name=name,
-        tags=tags,
+        tags=several(tags),
         blobs=[_blob(file) for file in files],
         annotations=annotations,
         validate_only=validate_only,
@@ -242,16 +252,14 @@ def push_request(
     reference: str, remote: str, *, name: str, tags: Sequence[str], expected_digest: str | None
 ) -> registry.PushAdapterRequest:
     """The message that asks for an adapter to be copied to a remote."""
-    tags = (tags,) if isinstance(tags, str) else tags
     return registry.PushAdapterRequest(
-        reference=reference, remote=remote, name=name, tags=tags, expected_digest=expected_digest
+        reference=reference, remote=remote, name=name, tags=several(tags), expected_digest=expected_digest
     )
 
 
 def pull_request(remote: str, reference: str, *, name: str, tags: Sequence[str]) -> registry.PullAdapterRequest:
     """The message that asks for an adapter to be copied from a remote."""
-    tags = (tags,) if isinstance(tags, str) else tags
-    return registry.PullAdapterRequest(remote=remote, reference=reference, name=name, tags=tags)
+    return registry.PullAdapterRequest(remote=remote, reference=reference, name=name, tags=several(tags))
 
 
 def mirror_request(remote: str, name: str, *, as_name: str) -> registry.PullAdapterRequest:

@@ -206,6 +206,11 @@ class Metrics:
     def lookup(self, hit: bool) -> None:
         self._child("hotshoe_adapter_cache_requests_total", "hit" if hit else "miss").inc()
 
+    # The registry
+    def damaged_blob(self, healed: bool) -> None:
+        """Counts a blob that was found damaged or lost, by whether it is whole again."""
+        self._child("hotshoe_registry_damaged_blobs_total", "healed" if healed else "lost").inc()
+
     # RPCs
     def rpc_started(self, rpc: Rpc) -> None:
         self._child("grpc_server_started_total", rpc.type, rpc.service, rpc.name).inc()

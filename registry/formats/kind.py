@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.adalora import plan_adalora
+from hotshoe.registry.formats.adapterhub import is_adapterhub, method_of, one_table
 from hotshoe.registry.formats.adaption_prompt import plan_adaption_prompt
 from hotshoe.registry.formats.base import BaseShape, BaseWeights
 from hotshoe.registry.formats.beft import plan_beft
+from hotshoe.registry.formats.bottleneck import plan_bottleneck
 from hotshoe.registry.formats.c3a import plan_c3a
 from hotshoe.registry.formats.deft import plan_deft
 from hotshoe.registry.formats.delora import plan_delora
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+HUB_WEIGHTS_FILE, HUB_INTERFACE_FILE = "adapter.safetensors", "adapter_interface.json"  # of AdapterHub's package
+_PICKLES = {WEIGHTS_FILE: "adapter_model.bin", HUB_WEIGHTS_FILE: "pytorch_adapter.bin"}
 DEFAULT_LIMITS = AdapterLimits()
 
 
@@ -157,6 +161,19 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "VERA": AdapterKind(plan_vera, "low-rank update", "r", 1e-6, "with `save_projection`"),
 }
 
+# Kinds of AdapterHub's `adapters` package; their errors are those of its logits.
+ADAPTERHUB_KINDS: Mapping[str, AdapterKind] = {
+    "BOTTLENECK": AdapterKind(
+        plan_bottleneck,
+        "narrow networks beside attention and MLP",
+        "–",
+        1e-6,
+        "Houlsby, Pfeiffer, parallel, Compacter, Compacter++; any `reduction_factor`, `scaling`, `leave_out`, "
+        "`original_ln_before`, `original_ln_after`",
+        wraps_modules=False,
+    ),
+}
+
 # Kinds that are served approximately, and only on request.
 DENSE_KINDS: Mapping[str, DenseKind] = {
     "C3A": DenseKind(plan_c3a, "circulant blocks"),
@@ -186,7 +203,7 @@ REFUSED_KINDS: Mapping[str, str] = {
 class AdapterSummary:
     """What the registry says about an adapter."""
 
-    kind: str  # PEFT's peft_type
+    kind: str  # PEFT's peft_type, or one of ADAPTERHUB_KINDS
     rank: int  # the largest of any linear, 0 if it has no low-rank part
     target_modules: tuple[str, ...]  # names of the decoder linears that it changes, in base order
     base_model: str  # base_model_name_or_path of the config, "" if it does not say
@@ -207,7 +224,7 @@ def inspect_adapter(
     """Checks everything about an adapter short of lowering it: every field, every tensor, every value.
 
     Args:
-        files: adapter_config.json and adapter_model.safetensors by name; others are not read.
+        files: by name, those that PEFT or AdapterHub's package writes; others are not read.
         approximate_rank: the rank to which updates of full rank are cut; 0 refuses them.
 
     Raises:
@@ -216,7 +233,7 @@ def inspect_adapter(
         IncompatibleAdapter: it can, but not on that base.
     """
     checked = _check_config(files, approximate_rank)
-    with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes) as tensor_file:
+    with checked.open_weights(files, limits) as tensor_file:
         entries = tensor_file.entries.values()
         plans = checked.plans(tensor_file, shape, limits)
         for entry in sorted(entries, key=lambda entry: entry.offset):
@@ -260,7 +277,7 @@ def lower_adapter(
     import torch
 
     checked = _check_config(files, approximate_rank)
-    with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes, pause=pause) as tensor_file:
+    with checked.open_weights(files, limits, pause) as tensor_file:
         plans = checked.plans(tensor_file, base.shape, limits, pause)
         _check_task(task, plans.count)
         unread = set(tensor_file.entries)
@@ -286,6 +303,10 @@ class _CheckedConfig:
     fields: Config
     approximate_rank: int  # 0 for a kind that is served exactly
 
+    def open_weights(self, files: Mapping[str, Path], limits: AdapterLimits, pause: Pause = go_on) -> TensorFile:
+        name = HUB_WEIGHTS_FILE if self.kind in ADAPTERHUB_KINDS else WEIGHTS_FILE
+        return TensorFile.open(_file(files, name), name=name, max_bytes=limits.max_bytes, pause=pause)
+
     def plans(
         self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on
     ) -> TaskPlans:
@@ -303,7 +324,7 @@ class _CheckedConfig:
         return plans
 
     def _plans(self, tensors: Tensors, shape: BaseShape) -> TaskPlans:
-        kind = ADAPTER_KINDS.get(self.kind)
+        kind = ADAPTER_KINDS.get(self.kind) or ADAPTERHUB_KINDS.get(self.kind)
         wraps_modules = kind is None or kind.wraps_modules
         saved = take_saved_modules(self.fields, tensors, shape) if wraps_modules else None
         if kind is not None:
@@ -317,10 +338,22 @@ class _CheckedConfig:
         return TaskPlans(plans.count, lambda task: ReplacingPlan(self.kind, saved, plans.of(task)))
 
 
+def kind_of(fields: Mapping[str, object]) -> object:
+    """The kind that a config says; what stands there if it is none."""
+    return method_of(fields) if is_adapterhub(fields) else fields.get("peft_type")
+
+
 def _check_config(files: Mapping[str, Path], approximate_rank: int) -> _CheckedConfig:
     fields = read_config(_file(files, CONFIG_FILE))
-    kind = fields.get("peft_type")
-    if not isinstance(kind, str) or (kind not in ADAPTER_KINDS and kind not in DENSE_KINDS):
+    kind = kind_of(fields)
+    if is_adapterhub(fields):
+        interface = files.get(HUB_INTERFACE_FILE)
+        places = None if interface is None else read_config(interface, name=HUB_INTERFACE_FILE)
+        fields = one_table(fields, places)
+        base_field, served = "model_name", ADAPTERHUB_KINDS
+    else:
+        base_field, served = "base_model_name_or_path", ADAPTER_KINDS
+    if not isinstance(kind, str) or (kind not in served and kind not in DENSE_KINDS):
         why = f": {REFUSED_KINDS[kind]}" if isinstance(kind, str) and kind in REFUSED_KINDS else ""
         raise InvalidAdapter("peft_type", f"expected {' or '.join(ADAPTER_KINDS)}, found {shown(kind)}{why}")
     if kind in DENSE_KINDS and approximate_rank < 1:
@@ -329,10 +362,10 @@ def _check_config(files: Mapping[str, Path], approximate_rank: int) -> _CheckedC
             f"{kind}'s update is of full rank, and has no exact form that a batch can share; give approximate_rank, "
             "hotshoe publish --approximate-rank R, to serve the nearest of rank R",
         )
-    if kind in ADAPTER_KINDS and approximate_rank:
+    if kind in served and approximate_rank:
         raise InvalidAdapter("approximate_rank", f"expected 0, found {approximate_rank}: {kind} is served exactly")
     config = Config(fields)
-    base_model = config.take("base_model_name_or_path", either(TEXT, NULL), default=None)
+    base_model = config.take(base_field, either(TEXT, NULL), default=None)
     return _CheckedConfig(kind, base_model or "", config, approximate_rank)
 
 
@@ -349,6 +382,6 @@ def _check_task(task: int | None, num_tasks: int) -> None:
 def _file(files: Mapping[str, Path], name: str) -> Path:
     path = files.get(name)
     if path is None or not path.is_file():
-        pickled = name == WEIGHTS_FILE and "adapter_model.bin" in files
-        raise InvalidAdapter(name, "missing; adapter_model.bin is a pickle and is not read" if pickled else "missing")
+        pickle = _PICKLES.get(name)
+        raise InvalidAdapter(name, f"missing; {pickle} is a pickle and is not read" if pickle in files else "missing")
     return path

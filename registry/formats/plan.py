@@ -127,7 +127,7 @@ class Tensors:
         """Raises InvalidAdapter for a tensor that was not claimed."""
         for name in self._entries:
             raise InvalidAdapter(
-                name, "surplus: by its config this adapter has no such tensor, so PEFT would ignore it"
+                name, "surplus: by its config this adapter has no such tensor, so it would have no effect"
             )
 
     def _is_of_linear(self, name: str) -> bool:

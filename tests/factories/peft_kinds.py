@@ -201,6 +201,21 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "vb-lora": lambda: of(VBLoRAConfig, r=4, num_vectors=30, vector_length=16, topk=3),
 }
 
+# Those that turn inputs or outputs, or put something in place of what the base has.
+REPLACING = (
+    "adaption prompt at every layer",
+    "oft",
+    "boft",
+    "road of four",
+    "trainable tokens",
+    "ln-tuning",
+    "lora with some tokens",
+    "lora with other tokens of the head",
+    "lora with a head of its own",
+    "lora with embeddings and norms of its own",
+    "ia3 with norms of its own",
+)
+
 # Those whose update is of full rank.
 DENSE_CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "hira": lambda: of(HiraConfig, r=3),

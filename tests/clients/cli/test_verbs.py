@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hotshoe.clients.cli.__main__ import command_line
 from hotshoe.clients.cli.failures import INTERRUPTED
+from hotshoe.clients.evaluations import EVALUATION_TYPE
 from hotshoe.clients.local_server import LocalServer
 
 
@@ -54,6 +55,26 @@ def test_publish_show_ls_and_pull_agree(hotshoe: Shell, adapters: dict[str, Path
     assert hotshoe.json("pull", "verbs:a", str(tmp_path))["digest"] == digest
     weights = "adapter_model.safetensors"
     assert (tmp_path / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
+
+
+def test_a_report_is_kept_and_told_with_its_figures(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
+    digest = hotshoe.json("publish", str(adapters["amber"]), "reported")["adapter"]["digest"]
+    report = tmp_path / "harness.json"
+    report.write_text(json.dumps({"results": {"arc": {"alias": "arc", "acc,none": 0.5, "acc_stderr,none": 0.01}}}))
+    assert hotshoe("report", "reported", str(report)) == f"attached to {digest}\narc acc 0.5\n"
+    report.write_text(json.dumps({"results": {"arc": {"acc,none": 0.625}}}))
+    kept = hotshoe.json("report", "reported", str(report))
+    assert kept["subject"] == digest and kept["referrer"]["artifact_type"] == EVALUATION_TYPE
+    [told, *_] = [line for line in hotshoe("show", "reported").splitlines() if line.startswith("harness")]
+    assert told.split(maxsplit=1)[1] == f"arc acc 0.625 {kept['referrer']['document']['digest']}"
+    assert "[arc acc 0.625]" in hotshoe("lineage", "reported").splitlines()[0]
+    assert hotshoe.json("show", "reported")["digest"] == digest
+    report.write_text("[1]")
+    hotshoe("report", "reported", str(report), code=2)
+    hotshoe("report", "reported", str(tmp_path / "nowhere.json"), code=1)
+    report.write_text("{}")
+    assert hotshoe("report", "reported", str(report)).endswith("no figures\n")
+    hotshoe("report", "nothing", str(report), code=4)
 
 
 def test_doctor_examines_adapters_and_directories(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:

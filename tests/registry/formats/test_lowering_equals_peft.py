@@ -22,8 +22,15 @@ from peft_kinds import CONFIGS, DENSE_CONFIGS, lora, one_of_each_kind, suits, ta
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
-from hotshoe.registry.formats.kind import ADAPTER_KINDS, DENSE_KINDS, REFUSED_KINDS, inspect_adapter, lower_adapter
-from hotshoe.registry.formats.kind_table import dense_table, kind_table
+from hotshoe.registry.formats.kind import (
+    ADAPTER_KINDS,
+    ADAPTERHUB_KINDS,
+    DENSE_KINDS,
+    REFUSED_KINDS,
+    inspect_adapter,
+    lower_adapter,
+)
+from hotshoe.registry.formats.kind_table import adapterhub_table, dense_table, kind_table
 
 TOKENS = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(7))
 MODELS = {
@@ -172,7 +179,7 @@ def test_an_oft_whose_series_was_another_is_refused(version, tmp_path):
 
 def test_the_readme_s_tables_of_kinds_are_those_of_the_code():
     readme = (Path(__file__).parents[3] / "README.md").read_text()
-    assert kind_table() in readme and dense_table() in readme, (
+    assert all(table() in readme for table in (kind_table, adapterhub_table, dense_table)), (
         "python -m hotshoe.registry.formats.kind_table prints them as they should be"
     )
 
@@ -180,6 +187,7 @@ def test_the_readme_s_tables_of_kinds_are_those_of_the_code():
 def test_every_kind_of_peft_is_served_or_approximated_or_refused_with_a_reason():
     tables = [*ADAPTER_KINDS, *DENSE_KINDS, *REFUSED_KINDS]
     assert sorted(tables) == sorted(kind.value for kind in PeftType)  # and none is in two
+    assert ADAPTERHUB_KINDS.keys().isdisjoint(tables)
     assert one_of_each_kind().keys() == ADAPTER_KINDS.keys()
     assert one_of_each_kind(DENSE_CONFIGS).keys() == DENSE_KINDS.keys()
 

@@ -12,14 +12,16 @@ from typing import Any
 import peft_adapters
 import pytest
 import torch
-from engine_logprobs import logprobs_by_peft, logprobs_of
+from engine_logprobs import logprobs_by_canonical_form, logprobs_by_peft, logprobs_of
+from hub_adapters import write_bottleneck
 from peft import PeftModel
-from peft_adapters import save_peft
+from peft_adapters import adapter_files, save_peft
 from peft_kinds import CONFIGS, one_of_each_kind, tasks_of
 from running_engine import RunningEngine, make_request
+from tiny_models import ModelWeights
 from transformers import PreTrainedModel
 
-from hotshoe.registry.formats.kind import ADAPTER_KINDS
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, lower_adapter
 from hotshoe.registry.registry import Registry
 from hotshoe.server.engine.request import AdapterUse, FinishReason, SamplingParams
 from hotshoe.server.errors import AdapterUnusable, PromptTooLong
@@ -75,24 +77,34 @@ def test_all_kinds_in_one_batch_give_peft_s_tokens(
     assert max(report.stats.distinct_adapters for report in running.reports) >= 4
 
 
-def test_one_of_every_kind_at_once_gives_peft_s_log_probabilities(
+def test_one_of_every_kind_at_once_gives_its_package_s_log_probabilities(
     start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path
 ) -> None:
     configs = {kind.lower(): config for kind, config in one_of_each_kind().items()}
     assert configs.keys() == {kind.lower() for kind in ADAPTER_KINDS}
     for kind, config in configs.items():
         save_peft(tmp_path / kind, copy.deepcopy(model), config)
+    write_bottleneck(tmp_path / "bottleneck", model)
     asked = {"max_new_tokens": 6, "logprobs": 0, "prompt_logprobs": 0}
+    kinds = {
+        **{kind: tasks_of(config) for kind, config in configs.items()},
+        **dict.fromkeys(map(str.lower, ADAPTERHUB_KINDS), (None,)),
+    }
     requests = {
         (kind, task): make_request(PROMPTS[0], adapters=[publish(tmp_path / kind, task=task)], **asked)
-        for kind, config in configs.items()
-        for task in tasks_of(config)
+        for kind, tasks in kinds.items()
+        for task in tasks
     }
     with start_engine(max_running_requests=64, adapter_slots=64, max_step_tokens=128) as running:
         running.run(*requests.values())
     for (kind, task), request in requests.items():
         answer = running.answers[request.request_id, 0]
         assert answer.error is None
+        if kind == "bottleneck":  # whose canonical form is held to the package's logits elsewhere
+            lowered = lower_adapter(adapter_files(tmp_path / kind), ModelWeights(model))
+            expected = logprobs_by_canonical_form(model, lowered, [*PROMPTS[0], *answer.token_ids])
+            assert (logprobs_of(answer) - expected).abs().max() < 2e-5
+            continue
         wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / kind)).eval()
         expected = logprobs_by_peft(wrapped, [*PROMPTS[0], *answer.token_ids], task)
         assert (logprobs_of(answer) - expected).abs().max() < 2e-5, (kind, task)
