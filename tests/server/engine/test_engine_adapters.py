@@ -86,14 +86,12 @@ def test_one_of_every_kind_at_once_gives_its_package_s_log_probabilities(
         save_peft(tmp_path / kind, copy.deepcopy(model), config)
     write_bottleneck(tmp_path / "bottleneck", model)
     asked = {"max_new_tokens": 6, "logprobs": 0, "prompt_logprobs": 0}
-    kinds = {
-        **{kind: tasks_of(config) for kind, config in configs.items()},
-        **dict.fromkeys(map(str.lower, ADAPTERHUB_KINDS), (None,)),
-    }
+    tasks = {kind: tasks_of(config) for kind, config in configs.items()}
+    tasks |= {kind.lower(): [None] for kind in ADAPTERHUB_KINDS}
     requests = {
         (kind, task): make_request(PROMPTS[0], adapters=[publish(tmp_path / kind, task=task)], **asked)
-        for kind, tasks in kinds.items()
-        for task in tasks
+        for kind in tasks
+        for task in tasks[kind]
     }
     with start_engine(max_running_requests=64, adapter_slots=64, max_step_tokens=128) as running:
         running.run(*requests.values())
