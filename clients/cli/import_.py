@@ -10,8 +10,8 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_t
 from hotshoe.clients.cli.progress import byte_progress
 
 ANOTHER = (
-    "here it has another digest, for its manifest names parents or another base model, or another version of hotshoe "
-    "made it. Its signatures were left behind: they are not for these bytes."
+    "here it has another digest, for its manifest names another base model, or this version of hotshoe would not have "
+    "written it. Its signatures were left behind: they are not for these bytes."
 )
 
 DOING = {"download": "downloading", "hash": "hashing", "upload": "uploading"}
@@ -36,9 +36,9 @@ def import_(
 ) -> None:
     """Publish an adapter that another tool or registry wrote.
 
-    Every digest of a layout is verified. What `hotshoe export` wrote keeps its digest and its signatures. From the
-    Hugging Face hub (HF_TOKEN, HF_ENDPOINT and HF_HOME hold) only an adapter's files are fetched; the manifest names
-    the commit.
+    Every digest of a layout is verified. What `hotshoe export` wrote keeps its digest, its parents, its signatures and
+    its reports. From the Hugging Face hub (HF_TOKEN, HF_ENDPOINT and HF_HOME hold) only an adapter's files are fetched;
+    the manifest names the commit.
     """
     from hotshoe.clients import Client, TransferProgress
     from hotshoe.clients.exchange.imports import import_adapter

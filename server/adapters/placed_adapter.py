@@ -1,6 +1,6 @@
 """An adapter as it lies on the device: which units of the low-rank tables are its own, and its vectors by site."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hotshoe.registry.formats.base import NormId
-from hotshoe.registry.formats.lowered import GatedPrompt, KvPrefix, TokenRows
+from hotshoe.registry.formats.base import BlockId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, KvPrefix, TokenRows
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
@@ -109,20 +109,26 @@ class SiteRotations:
 class PlacedAdapter:
     """One adapter on the device; what it holds never changes, and it is equal to itself only."""
 
-    first_unit: int
-    num_units: int
+    units: Sequence[int]  # of the low-rank tables, in the order of its ranks
     ranks: Mapping[SiteId, tuple[int, ...]]  # of each target, at the sites where one is not 0
     rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
     vectors: Mapping[SiteId, SiteVectors]
     rotations: Mapping[SiteId, SiteRotations]
     gated_prompts: Mapping[int, GatedPrompt]  # by layer
     norms: Mapping[NormId, Tensor]  # [size] float32, added to the base's weights
+    bottlenecks: Mapping[BlockId, Bottleneck]
     sequence_terms: SequenceTerms
     size_bytes: int
 
     @property
+    def first_unit(self) -> int:
+        """Where its units begin, of tables that hold them one behind the other."""
+        return self.units[0] if self.units else 0
+
+    @property
     def changes_layers(self) -> bool:
-        return bool(self.ranks or self.vectors or self.rotations or self.gated_prompts or self.norms)
+        found = (self.ranks, self.vectors, self.rotations, self.gated_prompts, self.norms, self.bottlenecks)
+        return any(found)
 
 
 def tabulated_ranks(ranks: Mapping[SiteId, tuple[int, ...]], num_layers: int) -> NDArray[np.int64]:

@@ -320,6 +320,7 @@ def test_more_virtual_tokens_than_the_base_has_positions_are_refused(
 def mixed(name: str) -> LoweredAdapter:
     return {
         "lora": handmade.lora(4),
+        "bottleneck": handmade.bottleneck(),
         "lora with biases": handmade.lora(4, bias=True),
         "scales": handmade.ia3(),
         "prefix": handmade.prefix(),
@@ -340,6 +341,7 @@ class Small:
     "names, method, parameters, field, said",
     [
         (("lora", "scales"), "linear", {}, "sources", "LORA of low-rank updates, IA3 of scales"),
+        (("lora", "bottleneck"), "linear", {}, "bottlenecks", "cannot be merged"),
         (("lora", "lora with biases"), "linear", {}, "bias_delta", "expected low-rank updates and output scales"),
         (("scales", "scales"), "ties", {}, "method", "expected linear for scales"),
         (("scales", "scales"), "linear", {"rank": "3"}, "parameters.rank", "for scales"),
