@@ -314,7 +314,9 @@ class Server:
         doctor = self._build_doctor()
         transfers = self._build_transfers(doctor)
         self.registry.heal_from(RemoteBlobs(transfers, self.metrics.damaged_blob))
-        pull_through = PullThrough(self.registry, transfers, self._executor("pulling", _PULLING_THREADS))
+        pull_through = PullThrough(
+            self.registry, transfers, self._executor("pulling", _PULLING_THREADS), observer=self.metrics
+        )
         generation = GenerationService(
             GenerationParts(
                 engine=self.engine,
@@ -388,6 +390,7 @@ class Server:
             remotes=self.config.remotes,
             docker_config=self.config.docker_config,
             executor=self._executor("transfers", _TRANSFER_THREADS),
+            observer=self.metrics,
             refuse_bad=refuse_bad if self.config.doctor == "require" else None,
         )
 
