@@ -91,6 +91,9 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
         trainable_token_indices={"embed_tokens": [68, 25], "lm_head": [3, 5]}
     ),
     "lora with a head of its own": lambda: lora(modules_to_save=["lm_head"]),
+    "lora with some tokens and a norm of its own": lambda: lora(
+        trainable_token_indices=[25, 23, 4], modules_to_save=["model.norm"]
+    ),
     "lora with embeddings and norms of its own": lambda: lora(modules_to_save=["embed_tokens", "norm"]),
     "ia3 with norms of its own": lambda: ia3(modules_to_save=["post_attention_layernorm"]),
     "trainable tokens": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[118, 25, 7]),
