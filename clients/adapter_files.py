@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from hotshoe.clients.errors import InvalidAdapterDirectory
+from hotshoe.registry.stream_hash import StreamHash, begin_writing
 
 CHUNK_BYTES = 1 << 20
 WEIGHTS = "adapter_model.safetensors"
@@ -133,8 +134,9 @@ class PartialDownload:
         self._partial = directory / f".{file.file_name}.{file.digest.removeprefix('sha256:')[:16]}.partial"
         self._digest = file.digest
         self._size_bytes = file.size_bytes
-        self._sha256 = hashlib.sha256()
+        self._sha256 = StreamHash()
         self.offset = 0
+        self._begun = 0  # bytes that are on their way to the disk
 
     def already_here(self) -> bool:
         """Whether the target exists with just these bytes."""
@@ -149,6 +151,7 @@ class PartialDownload:
         while data := self._stream.read(CHUNK_BYTES):
             self._sha256.update(data)
             self.offset += len(data)
+        self._begun = self.offset
         if self.offset > self._size_bytes:
             self._restart()
         return self
@@ -158,10 +161,14 @@ class PartialDownload:
         if self.offset == 0:  # nothing came, or it was wrong
             self._partial.unlink(missing_ok=True)
 
-    def write(self, data: bytes) -> None:
-        self._stream.write(data)
+    def write(self, data: bytes | memoryview) -> None:
         self._sha256.update(data)
+        self._stream.write(data)
         self.offset += len(data)
+        if self.offset - self._begun >= CHUNK_BYTES:
+            self._stream.flush()
+            begin_writing(self._stream.fileno(), self._begun, self.offset)
+            self._begun = self.offset
 
     def commit(self) -> bool:
         """Moves the file to its place if its bytes are right; else drops them and says False."""
@@ -175,5 +182,5 @@ class PartialDownload:
 
     def _restart(self) -> None:
         self._stream.truncate(0)
-        self._sha256 = hashlib.sha256()
-        self.offset = 0
+        self._sha256 = StreamHash()
+        self.offset = self._begun = 0

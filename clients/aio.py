@@ -26,6 +26,7 @@ from hotshoe.clients.channels import (
     QUICK_SECONDS,
     TRANSFER_SECONDS,
     open_aio_channel,
+    registry_stub,
 )
 from hotshoe.clients.copies import Copy
 from hotshoe.clients.errors import NotFound, from_rpc_error
@@ -35,7 +36,6 @@ from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
 from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
-from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class AsyncClient:
         self.server = server
         self._retry = retry
         self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._registry: Any = RegistryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._registry: Any = registry_stub(self._channel)
         self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:

@@ -25,6 +25,7 @@ from hotshoe.clients.channels import (
     QUICK_SECONDS,
     TRANSFER_SECONDS,
     open_channel,
+    registry_stub,
 )
 from hotshoe.clients.copies import Copy
 from hotshoe.clients.errors import NotFound, from_rpc_error
@@ -34,7 +35,6 @@ from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
 from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
-from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Client:
         self.server = server
         self._retry = retry
         self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._registry: Any = RegistryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._registry: Any = registry_stub(self._channel)
         self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import grpc
 
 from hotshoe.clients.adapter_files import AdapterFile, ProgressCounter
 from hotshoe.clients.errors import DataLoss, Internal
+from hotshoe.protos.v1 import chunks
 from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
@@ -254,11 +255,13 @@ def upload_probe(file: AdapterFile) -> Iterator[registry.UploadBlobRequest]:
     yield registry.UploadBlobRequest(blob=_blob(file))
 
 
-def upload_requests(file: AdapterFile, offset: int, counter: ProgressCounter) -> Iterator[registry.UploadBlobRequest]:
-    """The messages that send `file` from `offset` on, counting what has been handed over."""
+def upload_requests(
+    file: AdapterFile, offset: int, counter: ProgressCounter
+) -> Iterator[registry.UploadBlobRequest | bytes]:
+    """The messages that send `file` from `offset` on, counting what has been handed over; those of bytes encoded."""
     yield registry.UploadBlobRequest(blob=_blob(file))
     for position, data in file.chunks(offset):
-        yield registry.UploadBlobRequest(data=data, offset=position)
+        yield chunks.upload_chunk(data, position)
         counter.at(file.file_name, position + len(data))
 
 
@@ -283,7 +286,7 @@ class SmallBlob:
         self._max_bytes = max_bytes
         self._data = bytearray()
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes | memoryview) -> None:
         self._data += data
         if len(self._data) > self._max_bytes:
             raise self._wrong(f"more than {self._max_bytes} bytes came")

@@ -5,7 +5,6 @@
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import stat
@@ -23,9 +22,11 @@ from hotshoe.registry.errors import InvalidUpload
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import FileDescriptor
+from hotshoe.registry.stream_hash import StreamHash, begin_writing
 
 # How much may have to be sent again after a crash; more syncs cost time.
 _COMMIT_BYTES = 32 << 20
+_BEGIN_BYTES = 1 << 20
 _HASH_BYTES = 1 << 20
 _REAP_SECONDS = 60.0
 
@@ -205,9 +206,10 @@ class Upload:
         self.blob = blob
         self._uploads = uploads
         self._part = part  # None: the blob is stored already
-        self._hash = hashlib.sha256()
+        self._hash = StreamHash()
         self._committed = committed_bytes
         self._position = committed_bytes
+        self._begun = committed_bytes  # on their way to the disk
         self._is_open = True
         self._wrote = False
         if part is not None:
@@ -223,7 +225,7 @@ class Upload:
         """Where the next chunk starts."""
         return self._position
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Appends a chunk. `offset` must be where the last one ended; the first chunk may start at 0 instead of
         `committed_bytes`, which starts the upload anew.
 
@@ -243,9 +245,12 @@ class Upload:
             return
         with disk("uploading"), self._discarded_on_error():
             self._wrote = True
-            _write_all(self._part.file, data)
             self._hash.update(data)
+            _write_all(self._part.file, data)
             self._position += len(data)
+            if self._position - self._begun >= _BEGIN_BYTES:
+                begin_writing(self._part.file.fileno(), self._begun, self._position)
+                self._begun = self._position
             if self._position - self._committed >= _COMMIT_BYTES:
                 self._commit(self._part)
 
@@ -304,8 +309,8 @@ class Upload:
             else:
                 self._part.file.truncate(0)
                 self._part.file.seek(0)
-        self._hash = hashlib.sha256()
-        self._committed = self._position = 0
+        self._hash = StreamHash()
+        self._committed = self._position = self._begun = 0
 
     def _store(self, part: Part) -> None:
         actual = f"sha256:{self._hash.hexdigest()}"
@@ -342,7 +347,7 @@ class Upload:
             raise InvalidUpload("the upload has ended; open it again")
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
+def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
