@@ -1,8 +1,10 @@
 """The blocking client. `aio.py` is its asyncio twin: requests, errors and retries are shared, the I/O is not."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -11,10 +13,14 @@ import grpc
 
 from hotshoe.clients import evaluations, messages, signatures
 from hotshoe.clients.adapter_files import (
+    LARGE_BYTES,
     AdapterFile,
     PartialDownload,
     Progress,
     ProgressCounter,
+    find_files,
+    hash_counter,
+    hash_file,
     ignore_progress,
     scan_directory,
 )
@@ -160,8 +166,8 @@ class Client:
         `approximate_rank` an update of full rank is served as its nearest of that rank: the answer says what is kept.
         Raises InvalidAdapterDirectory before anything is sent.
         """
-        files = scan_directory(directory, progress)
         attempts = Attempts(self._retry, timeout)
+        files = self._scan(directory, progress, attempts)
         request = messages.publish_request(
             name, tags, files, annotations or {}, validate_only, approximate_rank=approximate_rank
         )
@@ -635,6 +641,20 @@ class Client:
             for message in stream:
                 copy.take(message)
 
+    def _scan(self, directory: str | os.PathLike[str], progress: Progress, attempts: Attempts) -> list[AdapterFile]:
+        """Hashes a directory's files; large weights are sent meanwhile."""
+        weights, *others = paths = find_files(directory)
+        counter = hash_counter(paths, progress)
+        if weights.stat().st_size < LARGE_BYTES:
+            return [hash_file(path, counter) for path in paths]
+        with ThreadPoolExecutor(1, thread_name_prefix="hashing") as thread:
+            hashing = thread.submit(hash_file, weights, counter)
+            names = messages.LateNames(weights, ProgressCounter("upload", weights.stat().st_size, progress))
+            # If it breaks, what follows sends the rest, or says why not.
+            with contextlib.suppress(grpc.RpcError):
+                self._registry.UploadBlob(_late_requests(names, hashing), timeout=attempts.remaining())
+            return [hashing.result(), *[hash_file(path, counter) for path in others]]
+
     def _upload_missing(self, files: Sequence[AdapterFile], progress: Progress, attempts: Attempts) -> None:
         response = self._call(self._registry.CheckBlobs, messages.check_request(files), attempts.remaining())
         missing = [file for file in files if file.digest in response.missing_digests]
@@ -700,3 +720,17 @@ class Client:
             finally:
                 call.cancel()
             time.sleep(attempts.wait_after(failure))
+
+
+def _late_requests(
+    names: messages.LateNames, hashing: "Future[AdapterFile]"
+) -> Iterator[registry.UploadBlobRequest | bytes]:
+    yield names.begin()
+    named = False
+    for chunk in names.chunks():
+        if hashing.done() and not named:
+            named = True
+            yield names.name(hashing.result())
+        yield chunk
+    if not named:
+        yield names.name(hashing.result())

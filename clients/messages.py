@@ -5,11 +5,12 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import grpc
 
-from hotshoe.clients.adapter_files import AdapterFile, ProgressCounter
+from hotshoe.clients.adapter_files import AdapterFile, ProgressCounter, expect_megabytes, file_chunks
 from hotshoe.clients.errors import DataLoss, Internal
 from hotshoe.protos.v1 import chunks
 from hotshoe.protos.v1 import generation_pb2 as generation
@@ -263,6 +264,33 @@ def upload_requests(
     for position, data in file.chunks(offset):
         yield chunks.upload_chunk(data, position)
         counter.at(file.file_name, position + len(data))
+
+
+class LateNames:
+    """The messages of an upload that begins while its file is hashed: its size, its bytes, and its digest between them
+    as soon as that is known, or after them.
+    """
+
+    def __init__(self, path: Path, counter: ProgressCounter) -> None:
+        self._path = path
+        self._counter = counter
+        self._size_bytes = path.stat().st_size
+        expect_megabytes()
+
+    def begin(self) -> registry.UploadBlobRequest:
+        """The first message."""
+        return registry.UploadBlobRequest(blob=registry.Blob(file_name=self._path.name, size_bytes=self._size_bytes))
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, encoded."""
+        for position, data in file_chunks(self._path):
+            yield chunks.upload_chunk(data, position)
+            self._counter.at(self._path.name, position + len(data))
+
+    @staticmethod
+    def name(file: AdapterFile) -> registry.UploadBlobRequest:
+        """The digest."""
+        return registry.UploadBlobRequest(blob=_blob(file))
 
 
 def attach_request(

@@ -1,38 +1,55 @@
-"""sha256 of bytes that somebody reads or writes at the same time, on a thread beside him. Used by clients, too."""
+"""Hashing and writing beside whoever has the bytes, so that a transfer takes as long as the slowest of them, not as
+long as all. Used by clients, too.
+"""
 
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-_SMALL_BYTES = 128 << 10  # which are hashed sooner than handed to another thread
+_SMALL_BYTES = 128 << 10  # which are dealt with sooner than handed to another thread
 _THREADS = 4
 
 
+class Beside:
+    """Does one thing after another on another thread, one behind its owner: whoever hands in the next waits for the
+    last, and gets what that raised.
+    """
+
+    def __init__(self) -> None:
+        self._doing: Future[object] | None = None
+
+    def do(self, act: Callable[[bytes | memoryview], object], chunk: bytes | memoryview) -> None:
+        """Has something done with a chunk, whose bytes must not change any more; at once if it is small."""
+        self.wait()
+        if len(chunk) < _SMALL_BYTES:
+            act(chunk)
+        else:
+            self._doing = _threads().submit(act, chunk)
+
+    def wait(self) -> None:
+        """Waits for the last; raises what it raised."""
+        doing, self._doing = self._doing, None
+        if doing is not None:
+            doing.result()
+
+
 class StreamHash:
-    """sha256 of a stream. At most one chunk is waiting to be hashed while its owner does something else with it."""
+    """sha256 of a stream, computed beside whoever has its chunks."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
-        self._hashing: Future[None] | None = None
+        self._beside = Beside()
 
     def update(self, chunk: bytes | memoryview) -> None:
         """Takes the next chunk, whose bytes must not change any more."""
-        self._wait()
-        if len(chunk) < _SMALL_BYTES:
-            self._sha256.update(chunk)
-        else:
-            self._hashing = _threads().submit(self._sha256.update, chunk)
+        self._beside.do(self._sha256.update, chunk)
 
     def hexdigest(self) -> str:
         """Of all chunks so far."""
-        self._wait()
+        self._beside.wait()
         return self._sha256.hexdigest()
-
-    def _wait(self) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
-            self._hashing = None
 
 
 _pool: ThreadPoolExecutor | None = None

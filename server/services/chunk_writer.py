@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
-from hotshoe.protos.v1.chunks import Chunk
 from hotshoe.registry.registry import Upload
 from hotshoe.server.services.rpc import call
 
@@ -18,20 +19,25 @@ class ChunkWriter:
 
     def __init__(self, upload: Upload) -> None:
         self._upload = upload
-        self._waiting: deque[Chunk] = deque()  # the loop appends, the thread takes
+        self._waiting: deque[Callable[[], object]] = deque()  # the loop appends, the thread takes
         self._writing: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
-    async def put(self, chunk: Chunk) -> None:
+    async def put(self, offset: int, data: bytes | memoryview) -> None:
         """Takes the next chunk, and waits while too many wait already. Raises what writing an earlier one raised."""
-        self._waiting.append(chunk)
+        self._waiting.append(partial(self._upload.write, offset, data))
         self._go_on()
         while len(self._waiting) >= MAX_WAITING:
             self._room.clear()
             if len(self._waiting) >= MAX_WAITING:  # or the thread took one just before it could tell
                 await self._room.wait()
             self._go_on()
+
+    async def name(self, digest: str) -> bool:
+        """As `Upload.name`, once what came before is written."""
+        await self.finish()
+        return await call(self._upload.name, digest)
 
     async def finish(self) -> None:
         """Waits until all is written. Raises what writing raised."""
@@ -58,7 +64,7 @@ class ChunkWriter:
 
     def _write(self) -> None:
         while self._waiting:
-            chunk = self._waiting.popleft()
+            step = self._waiting.popleft()
             if len(self._waiting) < MAX_WAITING // 2 and not self._room.is_set():
                 self._loop.call_soon_threadsafe(self._room.set)
-            self._upload.write(chunk.offset, chunk.data)
+            step()

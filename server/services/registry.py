@@ -93,19 +93,22 @@ class RegistryService(KeepingService):
     async def UploadBlob(
         self, requests: AsyncIterator[registry_pb2.UploadBlobRequest | chunks.Chunk], context: Context
     ) -> registry_pb2.UploadBlobResponse:
-        """The blob's message alone asks how far an earlier upload got; data then goes on from there, or from 0."""
+        """The blob's message alone asks how far an earlier upload got; data then goes on from there, or from 0.
+
+        Without a digest it begins a new one, and a later message says the digest.
+        """
         first = await anext(requests, None)
         if not isinstance(first, registry_pb2.UploadBlobRequest) or first.WhichOneof("part") != "blob":
             raise InvalidUpload("the first message must name the blob")
         blob = _file(first.blob)
-        upload = await call(self._registry.open_upload, blob)
+        upload = await call(self._registry.open_upload if blob.digest else self._registry.begin_upload, blob)
         try:
             await _receive(requests, upload)
             if upload.received_bytes == blob.size_bytes:
                 await call(upload.finish)
         finally:
             await call_to_its_end(upload.close)
-        return registry_pb2.UploadBlobResponse(digest=blob.digest, committed_bytes=upload.committed_bytes)
+        return registry_pb2.UploadBlobResponse(digest=upload.blob.digest, committed_bytes=upload.committed_bytes)
 
     async def DownloadBlob(self, request: registry_pb2.DownloadBlobRequest, context: Context) -> AsyncIterator[bytes]:
         """Encoded DownloadBlobResponses."""
@@ -431,14 +434,20 @@ class RegistryService(KeepingService):
 
 
 async def _receive(requests: AsyncIterator[registry_pb2.UploadBlobRequest | chunks.Chunk], upload: Upload) -> None:
+    """Ends with the stream, or as soon as it is known that the blob is stored already."""
     writer = ChunkWriter(upload)
     try:
         async for message in requests:
+            if message.WhichOneof("part") == "blob":
+                assert isinstance(message, registry_pb2.UploadBlobRequest)
+                if await writer.name(message.blob.digest):
+                    return
+                continue
             if message.WhichOneof("part") != "data":
-                raise InvalidUpload("only the first message names the blob; the others carry data")
+                raise InvalidUpload("expected data, or the digest of an upload that began without one")
             if len(message.data) > MAX_CHUNK_BYTES:
                 raise InvalidUpload(f"data: {len(message.data)} bytes in one message; at most {MAX_CHUNK_BYTES}")
-            await writer.put(chunks.Chunk(memoryview(message.data), message.offset))
+            await writer.put(message.offset, message.data)
         await writer.finish()
     finally:
         await writer.stop()

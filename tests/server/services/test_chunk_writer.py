@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from hotshoe.protos.v1.chunks import Chunk
 from hotshoe.registry.errors import InvalidUpload
 from hotshoe.server.services.chunk_writer import MAX_WAITING, ChunkWriter
 
@@ -19,7 +18,7 @@ class Upload:
         self.may_go_on.set()
         self._alone = threading.Lock()
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: int, data: bytes) -> None:
         assert self._alone.acquire(blocking=False), "two threads at once"
         self.may_go_on.wait(10)
         if offset == self.fails_at:
@@ -29,16 +28,12 @@ class Upload:
         self._alone.release()
 
 
-def chunk(offset: int) -> Chunk:
-    return Chunk(memoryview(b"x"), offset)
-
-
 def test_chunks_are_written_in_order_by_one_thread_at_a_time() -> None:
     async def run() -> list[int]:
         upload = Upload()
         writer = ChunkWriter(upload)  # type: ignore[arg-type]
         for offset in range(300):
-            await writer.put(chunk(offset))
+            await writer.put(offset, b"x")
             if offset % 50 == 0:
                 await asyncio.sleep(0.002)  # the thread ends, and another begins
         await writer.finish()
@@ -66,7 +61,7 @@ def test_who_sends_faster_than_is_written_waits() -> None:
 
 async def _put_all(writer: ChunkWriter, count: int) -> None:
     for offset in range(count):
-        await writer.put(chunk(offset))
+        await writer.put(offset, b"x")
 
 
 @pytest.mark.parametrize("fails_at", [0, 3, 19])
