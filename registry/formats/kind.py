@@ -137,8 +137,8 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
         "r; 2r of PiSSA, OLoRA, KaSA",
         3e-6,
         "DoRA, rsLoRA, aLoRA, BdLoRA, MiCA, QALoRA, VeLoRA, MonteCLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, "
-        "`bias=…`, every linear of the decoder; of the served W PiSSA and OLoRA, converted or not, and KaSA "
-        "(to 1e-05: PEFT rounds W anew)",
+        "`bias=…`, every linear of the decoder, embedding and output head; of the served W PiSSA and OLoRA, converted "
+        "or not, and KaSA (to 1e-05: PEFT rounds W anew)",
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
     "MULTITASK_PROMPT_TUNING": AdapterKind(

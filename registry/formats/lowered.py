@@ -9,8 +9,8 @@ A acts on x itself, not on the scaled input. Per block of a layer, with o what i
     r + o + residual_gain · r + up φ(down t + down_bias) + up_bias,  t = o, r or r + o
 
 Per adapter: keys and values that stand before every sequence, or
-embeddings that do; rows of the embedding and of the output head, and norms' weights, in place of the base's; and
-tokens that call it up, before which a prompt's rows are the base's.
+embeddings that do; rows of the embedding and of the output head, and norms' weights, in place of the base's; low-rank
+updates of embedding and output head; and tokens that call it up, before which a prompt's rows are the base's.
 """
 
 from collections.abc import Iterator, Mapping
@@ -120,6 +120,24 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenFactors:
+    """What the rows of the embedding or of the output head gain: that of token v, rows[v] · directions."""
+
+    rows: "Tensor"  # [vocab_size, rank] float32
+    directions: "Tensor"  # [rank, hidden_size] float32, every scale folded in
+
+    @property
+    def rank(self) -> int:
+        return self.rows.shape[1]
+
+    def tensors(self) -> "Iterator[Tensor]":
+        yield from (self.rows, self.directions)
+
+    def to(self, device: "torch.device") -> "TokenFactors":
+        return TokenFactors(self.rows.to(device), self.directions.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Approximation:
     """What updates of full rank kept of themselves when they were cut to a rank."""
 
@@ -139,6 +157,9 @@ class LoweredAdapter:
     prompt_embeddings: "Tensor | None" = None  # [length, hidden_size] float32, before every prompt
     embedding_rows: TokenRows | None = None
     head_rows: TokenRows | None = None
+    # Added to the rows that there are then; of a tied base too, either is of the one or the other alone.
+    embedding_update: TokenFactors | None = None
+    head_update: TokenFactors | None = None
     norms: "Mapping[NormId, Tensor]" = field(default_factory=dict)  # [size] float32, its weights less the base's
     gated_prompts: Mapping[int, GatedPrompt] = field(default_factory=dict)  # by layer
     bottlenecks: Mapping[BlockId, Bottleneck] = field(default_factory=dict)
@@ -149,8 +170,9 @@ class LoweredAdapter:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any linear; 0 if none has a low-rank part."""
-        return max((linear.rank for linear in self.linears.values()), default=0)
+        """The largest rank of any low-rank part; 0 if it has none."""
+        parts = (*self.linears.values(), self.embedding_update, self.head_update)
+        return max((part.rank for part in parts if part is not None), default=0)
 
     @property
     def virtual_tokens(self) -> int:
@@ -171,6 +193,9 @@ class LoweredAdapter:
             if replaced:
                 yield replaced.rows
                 yield replaced.base
+        for update in (self.embedding_update, self.head_update):
+            if update is not None:
+                yield from update.tensors()
         yield from self.norms.values()
         for prompt in self.gated_prompts.values():
             yield from (prompt.keys, prompt.values, prompt.gate)

@@ -81,6 +81,8 @@ def pack_adapter(
         prompt_embeddings=adapter.prompt_embeddings,
         embedding_rows=adapter.embedding_rows,
         head_rows=adapter.head_rows,
+        embedding_update=adapter.embedding_update,
+        head_update=adapter.head_update,
         invocation=adapter.invocation,
         apart=bool(adapter.norms or adapter.gated_prompts or adapter.bottlenecks or rotations),
     )

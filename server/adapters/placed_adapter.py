@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.registry.formats.base import BlockId, NormId
-from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, KvPrefix, TokenRows
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, KvPrefix, TokenFactors, TokenRows
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
@@ -26,6 +26,8 @@ class SequenceTerms:
     # As in `LoweredAdapter`.
     embedding_rows: TokenRows | None = None
     head_rows: TokenRows | None = None
+    embedding_update: TokenFactors | None = None
+    head_update: TokenFactors | None = None
     invocation: tuple[int, ...] | None = None
     apart: bool = False
 
@@ -38,15 +40,19 @@ class SequenceTerms:
         for replaced in (self.embedding_rows, self.head_rows):
             if replaced is not None:
                 yield from (replaced.rows, replaced.base)
+        for update in (self.embedding_update, self.head_update):
+            if update is not None:
+                yield from update.tensors()
 
     def to(self, device: torch.device) -> "SequenceTerms":
-        """Rows of the embedding stay on the CPU, where a step's tokens are."""
+        """What is of the embedding stays on the CPU, where a step's tokens are."""
         prefix, embeddings, head = self.kv_prefix, self.prompt_embeddings, self.head_rows
         return replace(
             self,
             kv_prefix=prefix and KvPrefix(prefix.keys.to(device), prefix.values.to(device)),
             prompt_embeddings=None if embeddings is None else embeddings.to(device),
             head_rows=head and TokenRows(head.token_ids.to(device), head.rows.to(device), head.base.to(device)),
+            head_update=self.head_update and self.head_update.to(device),
         )
 
 

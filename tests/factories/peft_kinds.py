@@ -91,7 +91,18 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
         trainable_token_indices={"embed_tokens": [68, 25], "lm_head": [3, 5]}
     ),
     "lora with a head of its own": lambda: lora(modules_to_save=["lm_head"]),
+    "lora with some tokens and a norm of its own": lambda: lora(
+        trainable_token_indices=[25, 23, 4], modules_to_save=["model.norm"]
+    ),
     "lora with embeddings and norms of its own": lambda: lora(modules_to_save=["embed_tokens", "norm"]),
+    "lora on the embedding": lambda: lora(target_modules=["embed_tokens", "q_proj"]),
+    "lora on the output head": lambda: lora(target_modules=["lm_head", "v_proj"], rank_pattern={"lm_head": 7}),
+    "rank-stabilized lora on embedding and head alone": lambda: lora(
+        target_modules=["embed_tokens", "lm_head"],
+        use_rslora=True,
+        rank_pattern={"model.embed_tokens": 2},
+        alpha_pattern={"lm_head": 3},
+    ),
     "ia3 with norms of its own": lambda: ia3(modules_to_save=["post_attention_layernorm"]),
     "trainable tokens": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[118, 25, 7]),
     "ln-tuning": lambda: LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
@@ -213,6 +224,9 @@ REPLACING = (
     "lora with other tokens of the head",
     "lora with a head of its own",
     "lora with embeddings and norms of its own",
+    "lora on the embedding",
+    "lora on the output head",
+    "rank-stabilized lora on embedding and head alone",
     "ia3 with norms of its own",
 )
 
