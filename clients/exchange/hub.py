@@ -208,6 +208,10 @@ class _Repository:
                     raise too_many
                 counter.at(one.name, max(0, self._done))
 
+            # What Xet's chunks are on the wire, compressed: told by itself, and nobody's concern here.
+            def update_transfer(self, count: float) -> None: ...
+            def set_transfer_postfix_str(self, text: str, refresh: bool = True) -> None: ...
+
         return Bar
 
     @contextmanager

@@ -25,6 +25,7 @@ from hotshoe.registry.http_threads import HttpThreads, tls_context
 from hotshoe.registry.http_users import HttpUsers, InvalidUsers, user_line
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote import parse_remote
 from hotshoe.registry.remotes.transfer import pull
 
@@ -164,12 +165,13 @@ def test_our_client_pulls_by_tls_with_a_password(
     remote = parse_remote(f"oci+https://{host}", docker_config=config)
     assert pull(other, remote, "v1", name="team/sql", tags=["v1"]).record.digest == sql.digest
     remote.close()
+    once = Patience(attempts=1)
     for stranger, error in ((f"oci+https://{host}", RemoteRefused), (f"oci://{host}", RemoteUnavailable)):
         with pytest.raises(error):
-            parse_remote(stranger, docker_config=tmp_path / "none.json").resolve("team/sql", "v1")
+            parse_remote(stranger, docker_config=tmp_path / "none.json", patience=once).resolve("team/sql", "v1")
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(RemoteUnavailable, match="CERTIFICATE_VERIFY_FAILED|certificate verify failed"):
-        parse_remote(f"oci+https://{host}", docker_config=config).resolve("team/sql", "v1")
+        parse_remote(f"oci+https://{host}", docker_config=config, patience=once).resolve("team/sql", "v1")
     assert other.fsck().is_clean
     other.close()
 

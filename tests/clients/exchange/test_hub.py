@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +24,12 @@ from hotshoe.clients.adapter_files import (
     HUB_HEAD,
     HUB_WEIGHTS,
     WEIGHTS,
+    ProgressCounter,
     TransferProgress,
     scan_directory,
 )
 from hotshoe.clients.errors import HubError, HubNotFound, HubRefused, InvalidAdapterDirectory
-from hotshoe.clients.exchange.hub import LICENSES, REVISION, SOURCE, HubReference, fetch
+from hotshoe.clients.exchange.hub import LICENSES, REVISION, SOURCE, HubReference, _Listed, _Repository, fetch
 from hotshoe.clients.exchange.imports import import_adapter
 from hotshoe.clients.local_server import LocalServer
 
@@ -81,6 +83,28 @@ def test_only_an_adapters_files_are_fetched_and_the_commit_is_told(hub: HubServe
     total = sum(len(FILES[name]) for name in (CONFIG, WEIGHTS, CARD))
     assert steps[-1] == TransferProgress("download", CARD, total, total)
     assert [step.completed_bytes for step in steps] == sorted(step.completed_bytes for step in steps)
+
+
+def test_xets_progress_is_that_of_the_files_bytes(hub: HubServer) -> None:
+    """As huggingface_hub tells it of Xet storage, where more or fewer bytes may travel than a file has."""
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    steps: list[TransferProgress] = []
+    one = _Listed(WEIGHTS, 1000, "0" * 64, "")
+    repository = _Repository(MAIN, endpoint=hub.endpoint, token=None, cache=None)
+    bar = repository._bar(one, ProgressCounter("download", 1000, steps.append))
+    with XetDownloadProgressReporter(reconstruction_desc="", total=1000, log_level=30, tqdm_class=bar) as reporter:
+        for written, travelled in ((0, 900), (600, 1300), (1000, 1400)):
+            reporter.update_progress(
+                SimpleNamespace(
+                    total_bytes_completed=written,
+                    total_transfer_bytes_completed=travelled,
+                    total_bytes_completion_rate=1.0,
+                    total_transfer_bytes_completion_rate=1.0,
+                    total_bytes=1000,
+                )
+            )
+    assert [step.completed_bytes for step in steps] == [600, 1000]
 
 
 def test_a_revision_and_a_folder_are_found(hub: HubServer, get: Callable[..., dict[str, bytes]]) -> None:
