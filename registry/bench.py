@@ -22,6 +22,7 @@ from hotshoe.registry.digest import digest_hex, digest_of
 from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
 from hotshoe.registry.formats.kind import AdapterSummary
 from hotshoe.registry.index import IndexEntry
+from hotshoe.registry.large_bench import measure_large
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, Artifact, FileDescriptor, build_artifact, build_index
 from hotshoe.registry.registry import Registry
@@ -158,18 +159,24 @@ def main() -> None:
     """Measures, and prints a table or JSON."""
     parser = argparse.ArgumentParser("python -m hotshoe.registry.bench", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--adapters", type=int, default=10_000)
+    parser.add_argument("--large", type=int, metavar="MB", help="measure one large adapter instead")
     parser.add_argument("--directory", type=Path, help="where the store is made, and removed")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     sys.setswitchinterval(0.0005)  # as the server has it
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        root = Path(directory) / "store"
-        fill(root, arguments.adapters)
-        results = measure(root, arguments.adapters)
+        if arguments.large:
+            what = {"megabytes": arguments.large}
+            results = measure_large(Path(directory), arguments.large, rounds=9)
+        else:
+            what = {"adapters": arguments.adapters}
+            root = Path(directory) / "store"
+            fill(root, arguments.adapters)
+            results = measure(root, arguments.adapters)
     if arguments.json:
-        print(json.dumps({"adapters": arguments.adapters, **{what: round(ms, 3) for what, ms in results.items()}}))
+        print(json.dumps({**what, **{what: round(ms, 3) for what, ms in results.items()}}))
         return
-    print(f"{arguments.adapters} adapters, milliseconds")
+    print(", ".join(f"{number} {word}" for word, number in what.items()) + ", milliseconds")
     for what, milliseconds in results.items():
         print(f"{milliseconds:12.2f}  {what}")
 
