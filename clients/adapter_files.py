@@ -1,4 +1,6 @@
-"""An adapter's directory as PEFT saves it: what is published of it, how a pull writes it. Knows nothing of gRPC."""
+"""An adapter's directory as PEFT or AdapterHub saves it: what is published of it, how a pull writes it. Knows nothing
+of gRPC.
+"""
 
 import hashlib
 import os
@@ -16,7 +18,10 @@ LARGE_BYTES = 8 << 20  # of weights that are sent while they are hashed
 _KEPT_BYTES = 32 << 20
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+HUB_WEIGHTS, HUB_INTERFACE = "adapter.safetensors", "adapter_interface.json"  # of AdapterHub's `adapters` package
+HUB_HEAD = "head_config.json"
 CARD = "README.md"
+_HUB_PICKLE = "pytorch_adapter.bin"
 PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -93,21 +98,25 @@ class ProgressCounter:
 
 
 def scan_directory(directory: str | os.PathLike[str], progress: Progress = ignore_progress) -> list[AdapterFile]:
-    """The files of a PEFT directory that make an adapter, hashed. Raises InvalidAdapterDirectory."""
+    """The files of a PEFT or AdapterHub directory that make an adapter, hashed. Raises InvalidAdapterDirectory."""
     paths = find_files(directory)
     counter = hash_counter(paths, progress)
     return [hash_file(path, counter) for path in paths]
 
 
 def find_files(directory: str | os.PathLike[str]) -> list[Path]:
-    """The files of a PEFT directory that make an adapter, its weights first. Raises InvalidAdapterDirectory."""
+    """The files of a PEFT or AdapterHub directory that make an adapter, its weights first.
+
+    Raises InvalidAdapterDirectory.
+    """
     root = Path(directory)
     if not root.is_dir():
         raise InvalidAdapterDirectory(f"{root}: no such directory")
-    for name in (CONFIG, WEIGHTS):
+    names = _hub_files(root) if _is_of_hub(root) else (WEIGHTS, CONFIG)
+    for name in (CONFIG, names[0]):
         if not (root / name).is_file():
             raise InvalidAdapterDirectory(f"{root / name}: missing{_hint(root, name)}")
-    return [root / name for name in (WEIGHTS, CONFIG, CARD) if (root / name).is_file()]
+    return [root / name for name in (*names, CARD) if (root / name).is_file()]
 
 
 def hash_counter(paths: Sequence[Path], progress: Progress) -> ProgressCounter:
@@ -115,9 +124,25 @@ def hash_counter(paths: Sequence[Path], progress: Progress) -> ProgressCounter:
     return ProgressCounter("hash", sum(path.stat().st_size for path in paths), progress)
 
 
+def _is_of_hub(root: Path) -> bool:
+    return not (root / WEIGHTS).exists() and any((root / name).exists() for name in (HUB_WEIGHTS, _HUB_PICKLE))
+
+
+def _hub_files(root: Path) -> tuple[str, ...]:
+    """Those of AdapterHub's package. Its head would be left out without a word, so there must be none."""
+    if (root / HUB_HEAD).exists():
+        raise InvalidAdapterDirectory(
+            f"{root / HUB_HEAD}: a head beside the adapter is not served; if it is the model's own, leave it out by "
+            "save_adapter(…, with_head=False)"
+        )
+    return HUB_WEIGHTS, CONFIG, HUB_INTERFACE
+
+
 def _hint(root: Path, name: str) -> str:
     if name == WEIGHTS and (root / "adapter_model.bin").exists():
         return "; adapter_model.bin is a pickle, which can run code and is never read: save it as safetensors"
+    if name == HUB_WEIGHTS:
+        return f"; {_HUB_PICKLE} is a pickle and is never read: save_adapter(…, use_safetensors=True) writes the other"
     return "; PEFT's save_pretrained writes adapter_config.json and adapter_model.safetensors"
 
 

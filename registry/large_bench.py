@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,11 @@ def measure_large(directory: Path, megabytes: int, *, rounds: int) -> dict[str, 
         for number in range(rounds):
             _write_weights(directory / WEIGHTS_FILE, layers, seed=number)
             weights, out = directory / WEIGHTS_FILE, directory / "copy"
-            times["least"].append(_milliseconds(out, lambda weights=weights, out=out: _copy(weights, out)))
-            times["publish"].append(_milliseconds(out, lambda: _publish(store, directory, layers)))
+            times["least"].append(_milliseconds(out, partial(_copy, weights, out)))
+            times["publish"].append(_milliseconds(out, partial(_publish, store, directory, layers)))
             digest = next(one.digest for one in store.resolve("large").files if one.file_name == WEIGHTS_FILE)
             os.utime(directory / "store" / "blobs" / "sha256" / digest_hex(digest))  # or its hash is remembered
-            times["read back, hashed again"].append(
-                _milliseconds(out, lambda digest=digest, out=out: _read(store, digest, out))
-            )
+            times["read back, hashed again"].append(_milliseconds(out, partial(_read, store, digest, out)))
     finally:
         store.close()
     medians = {what: statistics.median(several) for what, several in times.items()}

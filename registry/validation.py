@@ -108,11 +108,11 @@ class TensorFile:
         self.entries: Mapping[str, TensorEntry] = self._read_header()
 
     @classmethod
-    def open(cls, path: Path, *, max_bytes: int, pause: Pause = go_on) -> Self:
-        """Opens and checks the file at that path."""
+    def open(cls, path: Path, *, name: str = "adapter_model.safetensors", max_bytes: int, pause: Pause = go_on) -> Self:
+        """Opens and checks the file at that path; refusals call it `name`."""
         file = open(path, "rb", buffering=0)  # unbuffered: not a byte is read before its check
         try:
-            return cls(file, max_bytes=max_bytes, pause=pause)
+            return cls(file, name=name, max_bytes=max_bytes, pause=pause)
         except BaseException:
             file.close()
             raise
@@ -226,13 +226,12 @@ class TensorFile:
         raise InvalidAdapter(self._name, problem)
 
 
-def read_config(path: Path) -> dict[str, object]:
+def read_config(path: Path, *, name: str = "adapter_config.json") -> dict[str, object]:
     """The JSON object in that file, strictly: UTF-8, no duplicate key, no NaN or infinity, bounded size and depth.
 
     Raises:
-        InvalidAdapter: it is not such a file.
+        InvalidAdapter: it is not such a file; refusals call it `name`.
     """
-    name = "adapter_config.json"
     with open(path, "rb") as file:
         data = file.read(MAX_CONFIG_BYTES + 1)
     if len(data) > MAX_CONFIG_BYTES:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hotshoe.registry.formats.base import LinearId, NormId
-from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.base import BlockId, LinearId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
-from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteRotations, SiteVectors
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms, SiteRotations, SiteVectors
 from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
 
 _Part = TypeVar("_Part")
@@ -28,9 +28,28 @@ class PackedAdapter:
     rotations: Mapping[SiteId, SiteRotations]
     gated_prompts: Mapping[int, GatedPrompt]
     norms: Mapping[NormId, Tensor]
+    bottlenecks: Mapping[BlockId, Bottleneck]
     sequence_terms: SequenceTerms
     size_bytes: int  # here
     device_bytes: int  # on the device, where ranks are rounded up to units
+
+    def placed(self, vectors: Mapping[SiteId, SiteVectors], *, device: torch.device, num_layers: int) -> PlacedAdapter:
+        """What of it is not in low-rank tables, on the device; `vectors` are there already. It has no units yet."""
+        return PlacedAdapter(
+            units=(),
+            ranks=self.layout.ranks,
+            rank_table=self.layout.rank_table(num_layers),
+            vectors=vectors,
+            rotations={site: found.to(device) for site, found in self.rotations.items()},
+            gated_prompts={
+                layer: GatedPrompt(one.keys.to(device), one.values.to(device), one.gate.to(device))
+                for layer, one in self.gated_prompts.items()
+            },
+            norms={norm: weights.to(device) for norm, weights in self.norms.items()},
+            bottlenecks={block: found.to(device) for block, found in self.bottlenecks.items()},
+            sequence_terms=self.sequence_terms.to(device),
+            size_bytes=self.device_bytes,
+        )
 
 
 def pack_adapter(
@@ -62,10 +81,13 @@ def pack_adapter(
         prompt_embeddings=adapter.prompt_embeddings,
         embedding_rows=adapter.embedding_rows,
         head_rows=adapter.head_rows,
+        embedding_update=adapter.embedding_update,
+        head_update=adapter.head_update,
         invocation=adapter.invocation,
-        apart=bool(adapter.norms or adapter.gated_prompts or rotations),
+        apart=bool(adapter.norms or adapter.gated_prompts or adapter.bottlenecks or rotations),
     )
-    others = [tensor for found in (*vectors.values(), *rotations.values()) for tensor in found.tensors()]
+    parts = (*vectors.values(), *rotations.values(), *adapter.bottlenecks.values())
+    others = [tensor for found in parts for tensor in found.tensors()]
     prompts = [tensor for one in adapter.gated_prompts.values() for tensor in (one.keys, one.values)]
     other_bytes = sum(
         tensor.nbytes for tensor in (*others, *adapter.norms.values(), *prompts, *sequence_terms.tensors())
@@ -77,6 +99,7 @@ def pack_adapter(
         rotations=own(rotations),
         gated_prompts=own(adapter.gated_prompts),
         norms=own(adapter.norms),
+        bottlenecks=own(adapter.bottlenecks),
         sequence_terms=own(sequence_terms),
         size_bytes=factors.nbytes + other_bytes,
         device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,

@@ -86,7 +86,7 @@ def test_doctor_examines_adapters_and_directories(hotshoe: Shell, adapters: dict
     assert f"{found['grade'].upper()}, {found['headline']}" in report
     assert len(hotshoe.json("show", "patient")["referrers"]) >= 1
     chart = tmp_path / "heat.png"
-    table = hotshoe("doctor", str(adapters["birch"]), "--png", str(chart)).splitlines()
+    table = hotshoe("doctor", str(adapters["birch"]), "--all", "--png", str(chart)).splitlines()
     assert table[0].startswith("LAYER  TARGET") and [line.split()[:2] for line in table[1:5]] == [
         ["0", "down_proj"],
         ["0", "q_proj"],
@@ -94,6 +94,11 @@ def test_doctor_examines_adapters_and_directories(hotshoe: Shell, adapters: dict
         ["1", "q_proj"],
     ]
     assert chart.read_bytes().startswith(b"\x89PNG") and table[5].split(":")[0] in ("OK", "WARN", "BAD")
+    assert "RESEMBLANCE" not in table[0], "which only --exact knows"
+    short = hotshoe("doctor", str(adapters["birch"])).splitlines()
+    told = [line for line in short if line[0].isdigit() and "nothing bad" not in line]
+    [left] = [line for line in short if "nothing bad is known: --all" in line] or ["0"]
+    assert len(told) + int(left.split()[0]) == 4
     assert "there is nothing to examine" in hotshoe("doctor", str(adapters["delta"]))
     hotshoe("doctor", str(adapters["delta"]), "--png", str(chart), code=2)
     hotshoe("doctor", "nobody", code=4)
@@ -206,6 +211,22 @@ def test_load_ps_top_and_unload_show_the_same_adapter(hotshoe: Shell, adapters: 
     assert digest in {one["digest"] for one in frame["adapters"]}
     assert digest[:19] in hotshoe("top", "--once")
     assert hotshoe("unload", "kept") == "unloaded kept\n"
+
+
+def test_a_task_is_named_behind_the_adapter(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    hotshoe("publish", str(adapters["skilled"]), "skilled")
+    assert re.search("^tasks +0 to 2$", hotshoe("show", "skilled"), re.MULTILINE)
+    answers = [hotshoe.json("run", f"skilled#{task}", "Who?", "--seed", "1") for task in range(3)]
+    assert [answer["adapters"][0]["task"] for answer in answers] == [0, 1, 2]
+    [digest] = {answer["adapters"][0]["digest"] for answer in answers}
+    hotshoe("run", "skilled", "Who?", code=5)
+    hotshoe("run", "skilled#3", "Who?", code=5)
+    hotshoe("unload", "skilled")
+    assert hotshoe("load", "skilled#1", "--pin").startswith("skilled#1  device, pinned")
+    [line] = [line for line in hotshoe("ps").splitlines() if line.startswith("skilled")]
+    assert line.startswith("skilled#1 ") and digest[:19] in line
+    hotshoe("unload", "skilled#1")
+    assert "skilled" not in hotshoe("ps")
 
 
 def test_version_tells_both_sides(hotshoe: Shell) -> None:

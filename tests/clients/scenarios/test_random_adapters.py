@@ -27,7 +27,7 @@ def test_tensors_have_the_shapes_of_their_linears(tmp_path: Path, targets: tuple
 def test_numbers_may_be_of_four_bytes(tmp_path: Path) -> None:
     halves = load_file(write_random_lora(tmp_path / "a", rank=2, seed=1, shape=SHAPE) / WEIGHTS)
     floats = load_file(write_random_lora(tmp_path / "b", rank=2, seed=1, shape=SHAPE, dtype="F32") / WEIGHTS)
-    assert all((floats[name].astype("float16") == halves[name]).all() for name in halves)
+    assert all(abs(floats[name] - halves[name]).max() < 1e-4 for name in halves)
     assert {str(tensor.dtype) for tensor in floats.values()} == {"float32"}
 
 
