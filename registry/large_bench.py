@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from hotshoe.registry.digest import digest_hex, digest_of, digest_of_stream
+from hotshoe.registry.digest import digest_hex, digest_of
 from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, FileDescriptor
 from hotshoe.registry.registry import Registry
@@ -56,14 +56,12 @@ def _publish(store: Registry, directory: Path, layers: int) -> None:
     files = []
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         path = directory / name
-        with path.open("rb", buffering=0) as file:
-            blob = FileDescriptor(name, digest_of_stream(file), path.stat().st_size)
-            with store.open_upload(blob) as upload:
-                file.seek(upload.received_bytes)
+        with store.begin_upload(FileDescriptor(name, "", path.stat().st_size)) as upload:
+            with path.open("rb", buffering=0) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     upload.write(upload.received_bytes, chunk)
-                upload.finish()
-        files.append(blob)
+            upload.name(upload.received_digest)
+            files.append(upload.finish())
     store.publish(name="large", tags=["latest"], files=files, annotations={}, base=_base(layers))
 
 
