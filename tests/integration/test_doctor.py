@@ -1,8 +1,10 @@
 """A server that examines what is published: warns, refuses, keeps the report with the adapter."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -141,6 +143,39 @@ def test_a_strict_server_refuses_a_bad_adapter_and_keeps_reports_over_a_restart(
         assert reports(again, "a") == [report]
         assert not client.publish_directory(directories["bad"], "b").HasField("diagnosis")
         assert not client.get_adapter("b").referrers
+
+
+def test_answers_go_on_while_an_adapter_that_is_to_be_published_is_examined(
+    start_server, directories: dict[str, Path]
+) -> None:
+    """With next to nothing of a core for it, the examination ends when nothing decodes any more, and not before."""
+    server = start_server("--doctor", "require", "--loader-share", "0.00001")
+    answers: list[int] = []
+    enough = threading.Event()
+
+    with Client(server.ready["grpc"]) as client, ThreadPoolExecutor(4) as others:
+
+        def ask() -> None:
+            while not enough.is_set():
+                answer = client.generate("hi", max_new_tokens=200, ignore_eos=True)
+                answers.append(len(answer.completions[0].tokens))
+
+        asking = [others.submit(ask) for _ in range(3)]  # so that one decodes at any time
+        try:
+            while not answers:
+                time.sleep(0.01)
+            publishing = others.submit(client.publish_directory, directories["good"], "examined")
+            time.sleep(0.5)  # the bytes are there
+            before, deadline = len(answers), time.monotonic() + RELOAD_SECONDS
+            while len(answers) < before + 9 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(answers) >= before + 9 and set(answers) == {200}
+            assert not publishing.done() and not list(client.list_adapters())
+        finally:
+            enough.set()
+        assert grade(publishing.result(RELOAD_SECONDS).diagnosis) == "OK"
+        assert [adapter.name for adapter in client.list_adapters()] == ["examined"]
+        assert not any(one.exception() for one in asking)
 
 
 def _with_another_rank(directory: Path) -> Path:
