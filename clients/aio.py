@@ -1,6 +1,7 @@
 """The asyncio client, twin of `client.py`: requests, errors and retries are shared, the I/O is not."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import grpc
 import grpc.aio
 
-from hotshoe.clients import messages, signatures
+from hotshoe.clients import evaluations, messages, signatures
 from hotshoe.clients.adapter_files import (
+    LARGE_BYTES,
     AdapterFile,
     PartialDownload,
     Progress,
     ProgressCounter,
+    find_files,
+    hash_counter,
+    hash_file,
     ignore_progress,
     scan_directory,
 )
@@ -26,6 +31,7 @@ from hotshoe.clients.channels import (
     QUICK_SECONDS,
     TRANSFER_SECONDS,
     open_aio_channel,
+    registry_stub,
 )
 from hotshoe.clients.copies import Copy
 from hotshoe.clients.errors import NotFound, from_rpc_error
@@ -35,7 +41,6 @@ from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
 from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
-from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
 
 if TYPE_CHECKING:
@@ -70,7 +75,7 @@ class AsyncClient:
         self.server = server
         self._retry = retry
         self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._registry: Any = RegistryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._registry: Any = registry_stub(self._channel)
         self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
@@ -161,8 +166,8 @@ class AsyncClient:
         `approximate_rank` an update of full rank is served as its nearest of that rank: the answer says what is kept.
         Raises InvalidAdapterDirectory before anything is sent.
         """
-        files = await asyncio.to_thread(scan_directory, directory, progress)
         attempts = Attempts(self._retry, timeout)
+        files = await self._scan(directory, progress, attempts)
         request = messages.publish_request(
             name, tags, files, annotations or {}, validate_only, approximate_rank=approximate_rank
         )
@@ -352,6 +357,54 @@ class AsyncClient:
         response: registry.AttachReferrerResponse = await self._call(self._registry.AttachReferrer, request, timeout)
         return response
 
+    async def report(
+        self,
+        reference: str,
+        report: Mapping[str, Any] | bytes,
+        *,
+        file_name: str = evaluations.EVALUATION_FILE,
+        timeout: float | None = QUICK_SECONDS,
+    ) -> registry.AttachReferrerResponse:
+        """Keeps an evaluation's report about an adapter: a JSON object, or its bytes. The latest of a name is shown.
+
+        Of what it has under "results" (as lm-evaluation-harness writes), "metrics" or at its top, the first figures
+        are its summary. Raises ValueError where it is no JSON object.
+        """
+        request = evaluations.report_request(reference, report, file_name=file_name)
+        response: registry.AttachReferrerResponse = await self._call(self._registry.AttachReferrer, request, timeout)
+        return response
+
+    async def adopt(
+        self,
+        manifest: bytes,
+        files: Sequence[AdapterFile],
+        name: str,
+        *,
+        tags: Sequence[str] = ("latest",),
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.AdoptAdapterResponse:
+        """Publishes an adapter of elsewhere as it stands: `manifest` byte for byte, and all that it names as `files`.
+
+        It keeps its digest, parents and all. Raises InvalidArgument where hotshoe would not have written it, and
+        FailedPrecondition where it is for another base model.
+        """
+        attempts = Attempts(self._retry, timeout)
+        request = registry.AdoptAdapterRequest(name=name, tags=messages.several(tags), manifest=manifest)
+        await self._upload_missing(files, progress, attempts)
+        response: registry.AdoptAdapterResponse = await self._call(
+            self._registry.AdoptAdapter, request, attempts.remaining()
+        )
+        return response
+
+    async def adopt_referrer(
+        self, manifest: bytes, document: bytes, *, timeout: float | None = QUICK_SECONDS
+    ) -> registry.AdoptReferrerResponse:
+        """Keeps a document about an adapter that is here as it was attached elsewhere: its manifest byte for byte."""
+        request = registry.AdoptReferrerRequest(manifest=manifest, document=document)
+        response: registry.AdoptReferrerResponse = await self._call(self._registry.AdoptReferrer, request, timeout)
+        return response
+
     async def read_blob(
         self, digest: str, *, max_bytes: int = MAX_SMALL_BLOB_BYTES, timeout: float | None = QUICK_SECONDS
     ) -> bytes:
@@ -464,6 +517,34 @@ class AsyncClient:
         response: registry.DeleteViewResponse = await self._call(self._registry.DeleteView, request, timeout)
         return response.deleted
 
+    async def lease(
+        self,
+        reference: str,
+        holder: str,
+        *,
+        ttl_seconds: float | None = None,
+        timeout: float | None = QUICK_SECONDS,
+    ) -> registry.Lease:
+        """Keeps what a reference resolves to now from being collected for a time, a day if it is not given.
+
+        Leasing it again is for so long from then on. It outlives restarts of client and server.
+        """
+        request = registry.LeaseAdapterRequest(reference=reference, holder=holder, ttl_seconds=ttl_seconds)
+        response: registry.LeaseAdapterResponse = await self._call(self._registry.LeaseAdapter, request, timeout)
+        return response.lease
+
+    async def release_lease(self, holder: str, reference: str = "", *, timeout: float | None = QUICK_SECONDS) -> int:
+        """Ends a holder's lease of an adapter, or all that it has; returns how many there were."""
+        request = registry.ReleaseLeaseRequest(holder=holder, reference=reference)
+        response: registry.ReleaseLeaseResponse = await self._call(self._registry.ReleaseLease, request, timeout)
+        return response.released
+
+    async def leases(self, holder: str = "", *, timeout: float | None = QUICK_SECONDS) -> Sequence[registry.Lease]:
+        """The leases that hold now, of a holder or of all, the first to expire first; those of servers, too."""
+        request = registry.ListLeasesRequest(holder=holder)
+        response: registry.ListLeasesResponse = await self._call(self._registry.ListLeases, request, timeout)
+        return response.leases
+
     async def collect_garbage(
         self,
         *,
@@ -476,6 +557,23 @@ class AsyncClient:
         response: registry.CollectGarbageResponse = await self._call(self._registry.CollectGarbage, request, timeout)
         return response
 
+    async def check_store(
+        self,
+        *,
+        heal: bool = False,
+        progress: Callable[[registry.CheckStoreResponse], None] | None = None,
+        timeout: float | None = None,
+    ) -> registry.StoreReport:
+        """Has the server read and hash every blob. With `heal`, what is damaged or lost is fetched from its remotes."""
+        request = registry.CheckStoreRequest(heal=heal)
+        stream: AsyncResponseStream[registry.CheckStoreResponse]
+        last: registry.CheckStoreResponse | None = None
+        async with AsyncResponseStream(*self._opening(self._registry.CheckStore, request, timeout)) as stream:
+            async for last in stream:
+                if progress is not None and not last.HasField("report"):
+                    progress(last)
+        return messages.store_report(last)
+
     # Residency
 
     async def load(
@@ -484,11 +582,12 @@ class AsyncClient:
         *,
         tier: messages.TierName = "device",
         pin: bool = False,
+        task: int | None = None,
         progress: Callable[[residency.LoadAdapterResponse], None] | None = None,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> residency.ResidentAdapter:
-        """Loads an adapter ahead of its first request and waits until it is ready."""
-        request = messages.load_request(reference, tier=tier, pin=pin)
+        """Loads an adapter, or a task of one that has tasks, ahead of its first request; waits until it is ready."""
+        request = messages.load_request(reference, tier=tier, pin=pin, task=task)
         stream: AsyncResponseStream[residency.LoadAdapterResponse]
         last: residency.LoadAdapterResponse | None = None
         async with AsyncResponseStream(*self._opening(self._residency.LoadAdapter, request, timeout)) as stream:
@@ -497,9 +596,10 @@ class AsyncClient:
                     progress(last)
         return messages.loaded_adapter(last)
 
-    async def unload(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> None:
-        """Unpins an adapter and drops it once no request uses it."""
-        await self._call(self._residency.UnloadAdapter, residency.UnloadAdapterRequest(reference=reference), timeout)
+    async def unload(self, reference: str, *, task: int | None = None, timeout: float | None = QUICK_SECONDS) -> None:
+        """Unpins an adapter and drops it once no request uses it: one of its tasks, or all that there is of it."""
+        request = residency.UnloadAdapterRequest(reference=reference, task=task)
+        await self._call(self._residency.UnloadAdapter, request, timeout)
 
     async def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
         """The adapters that the server holds in memory."""
@@ -549,6 +649,20 @@ class AsyncClient:
         ) as stream:
             async for message in stream:
                 copy.take(message)
+
+    async def _scan(
+        self, directory: str | os.PathLike[str], progress: Progress, attempts: Attempts
+    ) -> list[AdapterFile]:
+        """Hashes a directory's files; large weights are sent meanwhile."""
+        weights, *others = paths = await asyncio.to_thread(find_files, directory)
+        counter = hash_counter(paths, progress)
+        hashing = asyncio.ensure_future(asyncio.to_thread(hash_file, weights, counter))
+        if weights.stat().st_size >= LARGE_BYTES:
+            names = messages.LateNames(weights, ProgressCounter("upload", weights.stat().st_size, progress))
+            # If it breaks, what follows sends the rest, or says why not.
+            with contextlib.suppress(grpc.RpcError):
+                await self._registry.UploadBlob(_late_requests(names, hashing), timeout=attempts.remaining())
+        return [await hashing, *[await asyncio.to_thread(hash_file, path, counter) for path in others]]
 
     async def _upload_missing(self, files: Sequence[AdapterFile], progress: Progress, attempts: Attempts) -> None:
         response = await self._call(self._registry.CheckBlobs, messages.check_request(files), attempts.remaining())
@@ -617,3 +731,17 @@ class AsyncClient:
             finally:
                 call.cancel()
             await asyncio.sleep(attempts.wait_after(failure))
+
+
+async def _late_requests(
+    names: messages.LateNames, hashing: "asyncio.Future[AdapterFile]"
+) -> AsyncIterator[registry.UploadBlobRequest | bytes]:
+    yield names.begin()
+    named = False
+    for chunk in names.chunks():
+        if hashing.done() and not named:
+            named = True
+            yield names.name(await hashing)
+        yield chunk
+    if not named:
+        yield names.name(await hashing)

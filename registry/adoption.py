@@ -14,7 +14,7 @@ from hotshoe.registry.attachment import MAX_DOCUMENT_BYTES
 from hotshoe.registry.digest import is_digest
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.formats.kind import ADAPTER_KINDS, DENSE_KINDS, inspect_adapter
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS, inspect_adapter, kind_of
 from hotshoe.registry.manifest import (
     CARD_FILE,
     CONFIG_FILE,
@@ -23,6 +23,7 @@ from hotshoe.registry.manifest import (
     MANIFEST_TYPE,
     README_FILE,
     WEIGHTS_FILE,
+    WEIGHTS_FILES,
     AdapterContent,
     NotAnAdapter,
     blob_descriptors,
@@ -34,6 +35,7 @@ from hotshoe.registry.validation import TensorFile, read_config, shown
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_ANNOTATION_BYTES = 64 << 10  # of a manifest in all: targets and recipe are among them
+_READ = LAYER_TYPES.keys() - {CARD_FILE, README_FILE}  # by `inspect_adapter`
 _MAX_COUNT = 1 << 20  # of ranks and positions
 
 # Told of an adapter and its files, once they are sound and before they are committed; what it raises refuses them.
@@ -82,18 +84,20 @@ def check_contents(content: AdapterContent, paths: Mapping[str, Path], base: Bas
         InvalidAdapter: they are not what it says, or damaged; `field` names the field or tensor.
         IncompatibleAdapter: they do not fit the base.
     """
-    files = {name: paths[name] for name in (WEIGHTS_FILE, CONFIG_FILE)}
+    files = {file.file_name: paths[file.file_name] for file in content.files if file.file_name in _READ}
     if base is not None and base.digest == content.base_digest:
         rank = content.approximation.rank if content.approximation else 0
         summary = inspect_adapter(files, base, approximate_rank=rank)
-        found = (summary.kind, summary.rank, summary.virtual_tokens, summary.target_modules)
-        if found != (content.kind, content.rank, content.virtual_tokens, content.target_modules):
+        found = (summary.kind, summary.rank, summary.virtual_tokens, summary.num_tasks, summary.target_modules)
+        said = (content.kind, content.rank, content.virtual_tokens, content.num_tasks, content.target_modules)
+        if found != said:
             _refuse(".annotations", f"expected what the files are: {summary.kind} of rank {summary.rank}")
         return
-    kind = read_config(files[CONFIG_FILE]).get("peft_type")
+    kind = kind_of(read_config(files[CONFIG_FILE]))
     if kind != content.kind:
         _refuse(".annotations", f"expected the kind of {CONFIG_FILE}, {shown(kind)}, found {shown(content.kind)}")
-    with TensorFile.open(files[WEIGHTS_FILE], max_bytes=files[WEIGHTS_FILE].stat().st_size) as tensors:
+    (weights,) = files.keys() & WEIGHTS_FILES
+    with TensorFile.open(files[weights], name=weights, max_bytes=files[weights].stat().st_size) as tensors:
         for entry in sorted(tensors.entries.values(), key=lambda entry: entry.offset):
             tensors.check_finite(entry)
 
@@ -129,7 +133,7 @@ def _check_annotations(annotations: Mapping[str, str]) -> None:
 
 
 def _check_words(content: AdapterContent) -> None:
-    if content.kind not in (DENSE_KINDS if content.approximation else ADAPTER_KINDS):
+    if content.kind not in (DENSE_KINDS if content.approximation else {**ADAPTER_KINDS, **ADAPTERHUB_KINDS}):
         _refuse(".annotations", f"expected a kind that is served here, found {shown(content.kind)}")
     if (kept := content.approximation) is not None:
         shares = 0 <= kept.least_energy <= 1 and 0 <= kept.energy <= 1
@@ -137,8 +141,8 @@ def _check_words(content: AdapterContent) -> None:
             _refuse(".annotations", "expected an approximation by rank, energies from 0 to 1, and a linear's name")
     if not is_digest(content.base_digest) or len(content.base_model) > MAX_BASE_NAME_LENGTH:
         _refuse(".annotations", "expected the digest and the name of a base model")
-    if not (0 <= content.rank <= _MAX_COUNT and 0 <= content.virtual_tokens <= _MAX_COUNT):
-        _refuse(".annotations", f"expected rank and virtual tokens from 0 to {_MAX_COUNT}")
+    if not all(0 <= count <= _MAX_COUNT for count in (content.rank, content.virtual_tokens, content.num_tasks)):
+        _refuse(".annotations", f"expected rank, virtual tokens and tasks from 0 to {_MAX_COUNT}")
     if not all(is_digest(parent.digest) and math.isfinite(parent.weight) for parent in content.parents):
         _refuse(".annotations", "expected parents by digest and finite weight")
     if content.recipe and not isinstance(_json(content.recipe), dict):

@@ -4,7 +4,8 @@ annotations have an equal digest under every name.
     manifest  artifactType application/vnd.cncf.model.manifest.v1+json, annotations dev.hotshoe.adapter.*
      config   application/vnd.cncf.model.config.v1+json       only the keys of ModelPack's schema
      layers   weight.v1.raw adapter_model.safetensors, weight.config.v1.raw adapter_config.json and adapter.card.json
-              (ours: ModelPack knows no adapters), doc.v1.raw README.md
+              (ours: ModelPack knows no adapters), doc.v1.raw README.md; of AdapterHub's package adapter.safetensors
+              and perhaps adapter_interface.json
 """
 
 import hashlib
@@ -33,14 +34,19 @@ ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+HUB_WEIGHTS_FILE = "adapter.safetensors"
+HUB_INTERFACE_FILE = "adapter_interface.json"
 CONFIG_FILE = "adapter_config.json"
 CARD_FILE = "adapter.card.json"
 README_FILE = "README.md"
+WEIGHTS_FILES = frozenset({WEIGHTS_FILE, HUB_WEIGHTS_FILE})  # of which an adapter has one
 # The order of the layers, and the only files an adapter has.
 LAYER_TYPES: Mapping[str, str] = MappingProxyType(
     {
         WEIGHTS_FILE: "application/vnd.cncf.model.weight.v1.raw",
+        HUB_WEIGHTS_FILE: "application/vnd.cncf.model.weight.v1.raw",
         CONFIG_FILE: "application/vnd.cncf.model.weight.config.v1.raw",
+        HUB_INTERFACE_FILE: "application/vnd.cncf.model.weight.config.v1.raw",
         CARD_FILE: "application/vnd.cncf.model.weight.config.v1.raw",
         README_FILE: "application/vnd.cncf.model.doc.v1.raw",
     }
@@ -54,6 +60,7 @@ BASE_NAME = ANNOTATION_PREFIX + "base.name"
 PARENTS = ANNOTATION_PREFIX + "parents"
 _RECIPE = ANNOTATION_PREFIX + "recipe"
 _APPROXIMATION = ANNOTATION_PREFIX + "approximation"
+_TASKS = ANNOTATION_PREFIX + "tasks"  # how many, of adapters that have some
 _NAME = ANNOTATION_PREFIX + "name"  # in index.json, of adapters without a tag
 _SUBJECT = "dev.hotshoe.subject"  # in index.json, of referrers
 _LOG_ID = "dev.hotshoe.log.id"  # of index.json itself
@@ -95,7 +102,7 @@ class AdapterContent:
     """What a manifest says: everything about an adapter but its name and tags."""
 
     digest: str
-    kind: str  # PEFT's peft_type
+    kind: str  # PEFT's peft_type, or AdapterHub's method
     base_model: str
     base_digest: str
     rank: int
@@ -107,6 +114,7 @@ class AdapterContent:
     parents: tuple[Parent, ...] = ()
     recipe: str = ""  # JSON
     approximation: Approximation | None = None  # None: it is served as it was trained
+    num_tasks: int = 0  # of which a request names one; 0 if it has none
 
     @property
     def size_bytes(self) -> int:
@@ -137,6 +145,7 @@ class AdapterRecord:
     parents: tuple[Parent, ...] = ()
     recipe: str = ""
     approximation: Approximation | None = None
+    num_tasks: int = 0
 
     @property
     def approximate_rank(self) -> int:
@@ -161,6 +170,7 @@ class AdapterRecord:
             parents=content.parents,
             recipe=content.recipe,
             approximation=content.approximation,
+            num_tasks=content.num_tasks,
         )
 
 
@@ -220,6 +230,7 @@ def build_artifact(
                 ANNOTATION_PREFIX + "kind": summary.kind,
                 ANNOTATION_PREFIX + "rank": str(summary.rank),
                 ANNOTATION_PREFIX + "virtual_tokens": str(summary.virtual_tokens),
+                **({_TASKS: str(summary.num_tasks)} if summary.num_tasks else {}),
                 ANNOTATION_PREFIX + "targets": ",".join(summary.target_modules),
                 ANNOTATION_PREFIX + "dtype": summary.dtype,
                 BASE_DIGEST: base.digest,
@@ -255,11 +266,13 @@ def read_manifest(document: bytes) -> AdapterContent:
             parents=_parents(annotations.get(PARENTS, "[]")),
             recipe=annotations.get(_RECIPE, ""),
             approximation=_approximation(annotations.get(_APPROXIMATION)),
+            num_tasks=int(annotations.get(_TASKS, "0")),
         )
     except MALFORMED as error:
         raise NotAnAdapter(f"it is no adapter's manifest ({type(error).__name__}: {error})") from error
-    if not {WEIGHTS_FILE, CONFIG_FILE} <= {file.file_name for file in content.files}:
-        raise NotAnAdapter(f"it has no {WEIGHTS_FILE} or no {CONFIG_FILE}")
+    names = {file.file_name for file in content.files}
+    if CONFIG_FILE not in names or len(names & WEIGHTS_FILES) != 1:
+        raise NotAnAdapter(f"it has no {CONFIG_FILE}, or not just one of {' and '.join(sorted(WEIGHTS_FILES))}")
     if not all(is_digest(digest) for digest in content.blobs):
         raise NotAnAdapter("it names a blob by something else than a sha256 digest")
     return content
@@ -331,7 +344,7 @@ def _card(
     base_name: str,
     kept: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    sizes = {file.file_name: file.size_bytes for file in files}
+    weights = next(file for file in files if file.file_name in WEIGHTS_FILES)
     return {
         "schema": 1,
         "kind": summary.kind,
@@ -342,8 +355,9 @@ def _card(
         "dtype": summary.dtype,
         "params": summary.num_parameters,
         "tensors": summary.num_tensors,
-        "bytes": sizes[WEIGHTS_FILE],
+        "bytes": weights.size_bytes,
         **({} if kept is None else {"approximation": kept}),
+        **({"tasks": summary.num_tasks} if summary.num_tasks else {}),
     }
 
 

@@ -11,9 +11,12 @@ from hotshoe.registry.manifest import (
     BASE_NAME,
     CARD_FILE,
     CONFIG_FILE,
+    HUB_INTERFACE_FILE,
+    HUB_WEIGHTS_FILE,
     LAYER_TYPES,
     README_FILE,
     WEIGHTS_FILE,
+    WEIGHTS_FILES,
     FileDescriptor,
 )
 
@@ -23,7 +26,7 @@ MAX_BASE_NAME_LENGTH = 512
 
 
 def check_files(files: Sequence[FileDescriptor]) -> None:
-    """Accepts weights, config and perhaps a README, each once.
+    """Accepts weights, config and perhaps a README, each once; of AdapterHub's package perhaps an interface.
 
     Raises:
         InvalidAdapter: another set of files; `field` names the file.
@@ -43,8 +46,12 @@ def check_files(files: Sequence[FileDescriptor]) -> None:
         digest_hex(file.digest)
         if name == README_FILE and file.size_bytes > MAX_README_BYTES:
             raise InvalidAdapter(name, f"has {file.size_bytes} bytes; expected at most {MAX_README_BYTES}")
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        if name not in seen:
+    if HUB_INTERFACE_FILE in seen and HUB_WEIGHTS_FILE not in seen:
+        raise InvalidAdapter(HUB_INTERFACE_FILE, f"belongs to {HUB_WEIGHTS_FILE}, which is missing")
+    if seen >= WEIGHTS_FILES:
+        raise InvalidAdapter(WEIGHTS_FILE, f"expected one of {' and '.join(sorted(WEIGHTS_FILES))}, found both")
+    for name, one_of in ((WEIGHTS_FILE, WEIGHTS_FILES), (CONFIG_FILE, {CONFIG_FILE})):
+        if not seen & one_of:
             raise InvalidAdapter(name, "is missing")
 
 

@@ -101,17 +101,18 @@ class TensorFile:
         self._file = file
         self._pause = pause
         self._name = name
+        self._unused: NDArray[np.float32] | None = None
         self.size_bytes = file.seek(0, os.SEEK_END)
         if self.size_bytes > max_bytes:
             raise InvalidAdapter(name, f"expected at most {max_bytes} bytes, found {self.size_bytes}")
         self.entries: Mapping[str, TensorEntry] = self._read_header()
 
     @classmethod
-    def open(cls, path: Path, *, max_bytes: int, pause: Pause = go_on) -> Self:
-        """Opens and checks the file at that path."""
+    def open(cls, path: Path, *, name: str = "adapter_model.safetensors", max_bytes: int, pause: Pause = go_on) -> Self:
+        """Opens and checks the file at that path; refusals call it `name`."""
         file = open(path, "rb", buffering=0)  # unbuffered: not a byte is read before its check
         try:
-            return cls(file, max_bytes=max_bytes, pause=pause)
+            return cls(file, name=name, max_bytes=max_bytes, pause=pause)
         except BaseException:
             file.close()
             raise
@@ -129,16 +130,24 @@ class TensorFile:
         """Reads the tensor a piece at a time and raises InvalidAdapter, naming it, if a value is not finite."""
         if entry.is_integer:  # any is
             return
-        self._read_finite(entry, np.empty(min(entry.num_elements, _PIECE), _FLOATS[entry.dtype].bits))
+        bits = np.empty(min(entry.num_elements, _PIECE), _FLOATS[entry.dtype].bits)
+        for start in range(0, entry.num_elements, _PIECE):
+            self._read_finite(entry, start, bits[: entry.num_elements - start])
 
     def read(self, entry: TensorEntry, *, scale: float = 1.0) -> NDArray[np.float32]:
         """The tensor's values times scale, widened to float32; raises InvalidAdapter if one is not finite."""
-        bits = np.empty(entry.num_elements, _FLOATS[entry.dtype].bits)
-        self._read_finite(entry, bits)
-        values = _to_float32(entry.dtype, bits).reshape(entry.shape)
-        if scale != 1:
-            values *= np.float32(scale)
-        return values
+        values = self._room(entry.num_elements)
+        is_whole = entry.dtype == "F32"
+        narrow = None if is_whole else np.empty(min(entry.num_elements, _PIECE), _FLOATS[entry.dtype].bits)
+        for start in range(0, entry.num_elements, _PIECE):
+            piece = values[start : start + _PIECE]
+            bits = piece.view(np.uint32) if narrow is None else narrow[: piece.size]
+            self._read_finite(entry, start, bits)
+            if not is_whole:
+                _widen(entry.dtype, bits, piece)
+            if scale != 1:
+                piece *= np.float32(scale)
+        return values.reshape(entry.shape)
 
     def read_integers(self, entry: TensorEntry, *, below: Sequence[int]) -> NDArray[np.int64]:
         """The tensor's values; raises InvalidAdapter if one is not from 0 to below that of its row, or the only one."""
@@ -151,13 +160,18 @@ class TensorFile:
                 raise InvalidAdapter(entry.name, f"expected integers from 0 to {bound - 1}, found {odd[0]}")
         return rows.reshape(entry.shape)
 
-    def _read_finite(self, entry: TensorEntry, bits: NDArray[np.unsignedinteger]) -> None:
-        """Reads the tensor into `bits`, or again and again over it if it is shorter, checking every value."""
-        for start in range(0, entry.num_elements, _PIECE):
-            place = start if bits.size == entry.num_elements else 0
-            piece = bits[place : place + min(_PIECE, entry.num_elements - start)]
-            self._read_into(piece.data.cast("B"), entry.offset + start * bits.itemsize)
-            _require_finite(entry, piece)
+    def _room(self, num_elements: int) -> NDArray[np.float32]:
+        """Memory for a tensor's values: all tensors' lie together, as large pages cost a quarter of small ones."""
+        if self._unused is None or self._unused.size < num_elements:  # not yet, or a tensor is read twice
+            floats = sum(entry.num_elements for entry in self.entries.values() if not entry.is_integer)
+            self._unused = np.empty(max(floats, num_elements), np.float32)
+        room, self._unused = self._unused[:num_elements], self._unused[num_elements:]
+        return room
+
+    def _read_finite(self, entry: TensorEntry, start: int, bits: NDArray[np.unsignedinteger]) -> None:
+        """Reads the tensor's values from `start` into `bits`, as many as it holds, and checks each."""
+        self._read_into(bits.data.cast("B"), entry.offset + start * bits.itemsize)
+        _require_finite(entry, bits)
 
     def _read_header(self) -> dict[str, TensorEntry]:
         if self.size_bytes < 8:
@@ -212,13 +226,12 @@ class TensorFile:
         raise InvalidAdapter(self._name, problem)
 
 
-def read_config(path: Path) -> dict[str, object]:
+def read_config(path: Path, *, name: str = "adapter_config.json") -> dict[str, object]:
     """The JSON object in that file, strictly: UTF-8, no duplicate key, no NaN or infinity, bounded size and depth.
 
     Raises:
-        InvalidAdapter: it is not such a file.
+        InvalidAdapter: it is not such a file; refusals call it `name`.
     """
-    name = "adapter_config.json"
     with open(path, "rb") as file:
         data = file.read(MAX_CONFIG_BYTES + 1)
     if len(data) > MAX_CONFIG_BYTES:
@@ -314,14 +327,12 @@ def _is_deeper_than(value: object, levels: int) -> bool:
     return any(_is_deeper_than(child, levels - 1) for child in children)
 
 
-def _to_float32(dtype: str, bits: NDArray[np.unsignedinteger]) -> NDArray[np.float32]:
-    if dtype == "F32":
-        return bits.view(np.float32)
+def _widen(dtype: str, bits: NDArray[np.unsignedinteger], values: NDArray[np.float32]) -> None:
+    """Writes as float32 into `values` what is stored in 16 bits."""
     if dtype == "F16":
-        return bits.view(np.float16).astype(np.float32)
-    wide = bits.astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32)
+        values[:] = bits.view(np.float16)
+    else:
+        np.left_shift(bits, 16, out=values.view(np.uint32), dtype=np.uint32)
 
 
 def _require_finite(entry: TensorEntry, bits: NDArray[np.unsignedinteger]) -> None:

@@ -32,6 +32,8 @@ from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import ADAPTER_KINDS
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.http_server import registry_http_server
+from hotshoe.registry.http_threads import tls_context
+from hotshoe.registry.http_users import HttpUsers, InvalidUsers
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.signing.policy import PolicyFile
 from hotshoe.registry.validation import AdapterLimits
@@ -39,6 +41,7 @@ from hotshoe.registry.verification import Verifier
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.lowered_cache import LoweredCache
+from hotshoe.server.adapters.one_core import let_others_first
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.config import Address, ServerConfig
@@ -53,6 +56,7 @@ from hotshoe.server.model.spectra import Spectra
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.generation import GenerationParts, GenerationService
+from hotshoe.server.services.healing import RemoteBlobs
 from hotshoe.server.services.health import Health, HealthServicer
 from hotshoe.server.services.interceptors import RpcInterceptor
 from hotshoe.server.services.pull_through import PullThrough
@@ -66,6 +70,7 @@ _MAPPING_THREADS = 2
 _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
 _TRANSFER_THREADS = 4  # callers of PushAdapter and PullAdapter that are served at the same time
 _PULLING_THREADS = 4  # adapters that are fetched for requests at the same time
+_CHECKING_THREADS = 1  # full checks of the registry: one at a time
 _FLUSH_SECONDS = 0.5  # for what is written but not sent, and for health watches
 _WATCHDOG_SECONDS = 0.25
 _LOST_SECONDS = 60.0  # an engine that stands still for so long will not go on
@@ -197,11 +202,17 @@ class Server:
         self.http.start()
 
     def _start_registry_http(self) -> None:
-        address = self.config.registry_http
+        config, address = self.config, self.config.registry_http
         if address is None:
             return
+        certificate, key = config.registry_http_tls_cert, config.registry_http_tls_key
         try:
-            server = registry_http_server(address.host, address.port, Distribution(self.registry))
+            tls = tls_context(certificate, key) if certificate and key else None
+            users = HttpUsers(config.registry_http_users) if config.registry_http_users else None
+        except (InvalidUsers, OSError) as error:
+            raise StartupError(f"registry_http: {error}") from error
+        try:
+            server = registry_http_server(address.host, address.port, Distribution(self.registry), tls=tls, users=users)
         except OSError as error:
             raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from error
         self.registry_http = address.with_port(server.port)
@@ -302,7 +313,10 @@ class Server:
     def _add_services(self, server: grpc.aio.Server) -> None:
         doctor = self._build_doctor()
         transfers = self._build_transfers(doctor)
-        pull_through = PullThrough(self.registry, transfers, self._executor("pulling", _PULLING_THREADS))
+        self.registry.heal_from(RemoteBlobs(transfers, self.metrics.damaged_blob))
+        pull_through = PullThrough(
+            self.registry, transfers, self._executor("pulling", _PULLING_THREADS), observer=self.metrics
+        )
         generation = GenerationService(
             GenerationParts(
                 engine=self.engine,
@@ -335,6 +349,8 @@ class Server:
             transfers=transfers,
             doctor=doctor,
             publish_doctor=self.config.doctor,
+            gate=self.gate,
+            checking=self._executor("checking", _CHECKING_THREADS, initializer=let_others_first),
             verifier=self.verifier,
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)  # type: ignore[no-untyped-call]
@@ -374,12 +390,15 @@ class Server:
             remotes=self.config.remotes,
             docker_config=self.config.docker_config,
             executor=self._executor("transfers", _TRANSFER_THREADS),
+            observer=self.metrics,
             refuse_bad=refuse_bad if self.config.doctor == "require" else None,
         )
 
-    def _executor(self, name: str, threads: int) -> ThreadPoolExecutor:
+    def _executor(
+        self, name: str, threads: int, *, initializer: Callable[[], None] | None = None
+    ) -> ThreadPoolExecutor:
         """Threads of their own, so that requests do not queue behind uploads, nor either behind loads."""
-        executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        executor = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
         self._cleanup.callback(executor.shutdown, wait=False, cancel_futures=True)
         return executor
 

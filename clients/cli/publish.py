@@ -1,4 +1,4 @@
-"""hotshoe publish: a PEFT directory becomes an adapter of the registry."""
+"""hotshoe publish: a PEFT or AdapterHub directory becomes an adapter of the registry."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,9 @@ from hotshoe.clients.cli.progress import byte_progress
 
 
 def publish(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="As PEFT's save_pretrained writes it.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="As PEFT's save_pretrained or AdapterHub's save_adapter writes it.")
+    ],
     names: Annotated[list[str], typer.Argument(metavar="NAME[:TAG]...", help="One name; :latest if it has no tag.")],
     annotation: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept in the manifest; may be repeated.")
@@ -21,7 +23,7 @@ def publish(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Publish a PEFT directory as an adapter.
+    """Publish a PEFT or AdapterHub directory as an adapter.
 
     Only files that the registry lacks are sent, and a broken upload goes on where it broke.
     """

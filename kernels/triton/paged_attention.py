@@ -129,37 +129,19 @@ def _attend(
         DOT
     )
     last = visible + row - 1  # the line's own position
-    start = visible * 0
-    if window is not None:
-        start = tl.maximum(visible - window, 0)
-    end = visible + rows - 1
-    each = tl.cdiv(tl.cdiv(end - start, BLOCK_KEYS), SPLITS) * BLOCK_KEYS
-    start += split * each
-    end = tl.minimum(end, start + each)
+    start, end = _span(visible, rows, window, split, BLOCK_KEYS, SPLITS)
     peak = tl.full((lines,), float("-inf"), tl.float32)
     norm = tl.zeros((lines,), tl.float32)
     total = tl.zeros((lines, BLOCK_DIM), tl.float32)
     for block in range(start, end, BLOCK_KEYS):
         position = block + j
         inside = position < end
-        page = tl.load(tables + (position // PAGE) * page_stride, mask=inside, other=0)
-        slot = page.to(tl.int64) * PAGE + position % PAGE
-        source = kv + (slot * 2 * KV_HEADS + kv_head) * HEAD_DIM
-        mask = inside[:, None] & of_head[None, :]
-        key = tl.load(source[:, None] + d[None, :], mask=mask, other=0.0).to(DOT)
-        value = tl.load(source[:, None] + KV_HEADS * HEAD_DIM + d[None, :], mask=mask, other=0.0).to(DOT)
+        key, value = _load_pair(
+            kv, tables, page_stride, kv_head, position, inside, d, of_head, KV_HEADS, HEAD_DIM, PAGE, DOT
+        )
         score = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
-        seen = inside[None, :] & (position[None, :] <= last[:, None])
-        if window is not None:
-            seen = seen & (position[None, :] > last[:, None] - window)
-        score = tl.where(seen, score, float("-inf"))
-        higher = tl.maximum(peak, tl.max(score, axis=1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # a line that has seen nothing yet
-        shift = tl.exp(peak - base)
-        weight = tl.exp(score - base[:, None])
-        norm = norm * shift + tl.sum(weight, axis=1)
-        total = tl.dot(weight.to(DOT), value, acc=total * shift[:, None], input_precision="ieee")
-        peak = higher
+        score = tl.where(_sees(last, position, inside, window), score, float("-inf"))
+        peak, norm, total = _add_block(score, value, peak, norm, total, DOT)
     mask = used[:, None] & of_head[None, :]
     if SPLITS == 1:
         result = total / norm[:, None]
@@ -169,6 +151,54 @@ def _attend(
         tl.store(out + part[:, None] * HEAD_DIM + d[None, :], total, mask=mask)
         tl.store(sums + part * 2, peak, mask=used)
         tl.store(sums + part * 2 + 1, norm, mask=used)
+
+
+@triton.jit
+def _span(visible, rows, window, split, BLOCK_KEYS: tl.constexpr, SPLITS: tl.constexpr):
+    """The positions, up to an end, that one split of a tile attends to."""
+    start = visible * 0
+    if window is not None:
+        start = tl.maximum(visible - window, 0)
+    end = visible + rows - 1
+    each = tl.cdiv(tl.cdiv(end - start, BLOCK_KEYS), SPLITS) * BLOCK_KEYS
+    start += split * each
+    return start, tl.minimum(end, start + each)
+
+
+@triton.jit
+def _load_pair(
+    kv, tables, page_stride, kv_head, position, inside, d, of_head,
+    KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of a sequence's positions, zeros where they are not inside."""
+    page = tl.load(tables + (position // PAGE) * page_stride, mask=inside, other=0)
+    slot = page.to(tl.int64) * PAGE + position % PAGE
+    source = kv + (slot * 2 * KV_HEADS + kv_head) * HEAD_DIM
+    mask = inside[:, None] & of_head[None, :]
+    key = tl.load(source[:, None] + d[None, :], mask=mask, other=0.0).to(DOT)
+    value = tl.load(source[:, None] + KV_HEADS * HEAD_DIM + d[None, :], mask=mask, other=0.0).to(DOT)
+    return key, value
+
+
+@triton.jit
+def _sees(last, position, inside, window):
+    """[lines, positions]: whether a line, itself at `last`, attends to a position."""
+    seen = inside[None, :] & (position[None, :] <= last[:, None])
+    if window is not None:
+        seen = seen & (position[None, :] > last[:, None] - window)
+    return seen
+
+
+@triton.jit
+def _add_block(score, value, peak, norm, total, DOT: tl.constexpr):
+    """The online softmax: a block's scores and values taken into peaks, sums of weights, and weighted values."""
+    higher = tl.maximum(peak, tl.max(score, axis=1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # a line that has seen nothing yet
+    shift = tl.exp(peak - base)
+    weight = tl.exp(score - base[:, None])
+    norm = norm * shift + tl.sum(weight, axis=1)
+    total = tl.dot(weight.to(DOT), value, acc=total * shift[:, None], input_precision="ieee")
+    return higher, norm, total
 
 
 @triton.jit

@@ -41,6 +41,17 @@ class NormId:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockId:
+    """One of a layer's two blocks, whose output is added to the residual: (3, "self_attn") or (3, "mlp")."""
+
+    layer: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"layers.{self.layer}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class NormShape:
     """A norm's full name, e.g. "model.layers.3.input_layernorm", and how many weights it has."""
 

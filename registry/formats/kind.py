@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.adalora import plan_adalora
+from hotshoe.registry.formats.adapterhub import is_adapterhub, method_of, one_table
 from hotshoe.registry.formats.adaption_prompt import plan_adaption_prompt
 from hotshoe.registry.formats.base import BaseShape, BaseWeights
 from hotshoe.registry.formats.beft import plan_beft
+from hotshoe.registry.formats.bottleneck import plan_bottleneck
 from hotshoe.registry.formats.c3a import plan_c3a
 from hotshoe.registry.formats.deft import plan_deft
 from hotshoe.registry.formats.delora import plan_delora
@@ -25,10 +27,11 @@ from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.formats.miss import plan_miss
 from hotshoe.registry.formats.peanut import plan_peanut
 from hotshoe.registry.formats.peft_config import NULL, TEXT, Config, either
-from hotshoe.registry.formats.plan import Format, Plan, Tensors
+from hotshoe.registry.formats.plan import Format, TaskPlans, Tensors
+from hotshoe.registry.formats.poly import plan_poly
 from hotshoe.registry.formats.prefix_tuning import plan_cartridge, plan_prefix_tuning
 from hotshoe.registry.formats.products import plan_loha, plan_lokr
-from hotshoe.registry.formats.prompt_tuning import plan_cpt, plan_p_tuning, plan_prompt_tuning
+from hotshoe.registry.formats.prompt_tuning import plan_cpt, plan_multitask, plan_p_tuning, plan_prompt_tuning
 from hotshoe.registry.formats.randlora import plan_randlora
 from hotshoe.registry.formats.replaced import (
     ReplacingPlan,
@@ -59,6 +62,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+HUB_WEIGHTS_FILE, HUB_INTERFACE_FILE = "adapter.safetensors", "adapter_interface.json"  # of AdapterHub's package
+_PICKLES = {WEIGHTS_FILE: "adapter_model.bin", HUB_WEIGHTS_FILE: "pytorch_adapter.bin"}
 DEFAULT_LIMITS = AdapterLimits()
 
 
@@ -105,7 +110,7 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     ),
     "BEFT": AdapterKind(plan_beft, "bias", "–", 0.0, ""),
     "BOFT": AdapterKind(
-        plan_boft, "rotation of input blocks, output scale", "–", 1e-6, "of one butterfly factor; any block size"
+        plan_boft, "rotation of input blocks, output scale", "–", 1e-6, "any block size and number of butterfly factors"
     ),
     "CARTRIDGE": AdapterKind(plan_cartridge, _PAGES, "–", 0.0, "", wraps_modules=False),
     "CPT": AdapterKind(plan_cpt, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
@@ -131,12 +136,17 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
         "low-rank update, output scale, bias",
         "r; 2r of PiSSA, OLoRA, KaSA",
         3e-6,
-        "DoRA, rsLoRA, aLoRA, BdLoRA, MiCA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of "
-        "the decoder; of the served W PiSSA and OLoRA, converted or not, and KaSA (to 1e-05: PEFT rounds W anew)",
+        "DoRA, rsLoRA, aLoRA, BdLoRA, MiCA, QALoRA, VeLoRA, MonteCLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, "
+        "`bias=…`, every linear of the decoder, embedding and output head; of the served W PiSSA and OLoRA, converted "
+        "or not, and KaSA (to 1e-05: PEFT rounds W anew)",
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
+    "MULTITASK_PROMPT_TUNING": AdapterKind(
+        plan_multitask, _EMBEDDINGS, "–", 1e-6, "of the task that a request names", wraps_modules=False
+    ),
     "OFT": AdapterKind(plan_oft, "rotation of input blocks", "–", 2e-6, "`block_share`, Cayley or its Neumann series"),
     "PEANUT": AdapterKind(plan_peanut, "low-rank update", "r", 1e-6, "of the served W; any `depth`, six `act_fn`"),
+    "POLY": AdapterKind(plan_poly, "low-rank update", "r", 1e-6, "of the task that a request names"),
     "PREFIX_TUNING": AdapterKind(plan_prefix_tuning, _PAGES, "–", 0.0, "", wraps_modules=False),
     "PROMPT_TUNING": AdapterKind(plan_prompt_tuning, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
     "P_TUNING": AdapterKind(plan_p_tuning, _EMBEDDINGS, "–", 1e-6, "what its encoder gave", wraps_modules=False),
@@ -149,6 +159,19 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "UNILORA": AdapterKind(plan_unilora, "low-rank update", "r", 0.0, "with `save_indices`"),
     "VBLORA": AdapterKind(plan_vblora, "low-rank update", "r", 0.0, "the bank's mixtures, written out"),
     "VERA": AdapterKind(plan_vera, "low-rank update", "r", 1e-6, "with `save_projection`"),
+}
+
+# Kinds of AdapterHub's `adapters` package; their errors are those of its logits.
+ADAPTERHUB_KINDS: Mapping[str, AdapterKind] = {
+    "BOTTLENECK": AdapterKind(
+        plan_bottleneck,
+        "narrow networks beside attention and MLP",
+        "–",
+        1e-6,
+        "Houlsby, Pfeiffer, parallel, Compacter, Compacter++; any `reduction_factor`, `scaling`, `leave_out`, "
+        "`original_ln_before`, `original_ln_after`",
+        wraps_modules=False,
+    ),
 }
 
 # Kinds that are served approximately, and only on request.
@@ -169,9 +192,7 @@ REFUSED_KINDS: Mapping[str, str] = {
     "ADAMSS": f"its update is of rows that k-means finds by clustering singular vectors of W: {_NOT_IN_FILE}",
     "FROD": f"its update is of full rank, between bases of which one is solved for from all layers' W: {_NOT_IN_FILE}",
     "LILY": "its router averages over all tokens of a batch, so that answers would depend on their neighbours",
-    "MULTITASK_PROMPT_TUNING": "its prompt depends on a task that a request cannot name here",
     "OSF": "it holds most of W's singular directions anew, so its update has full rank and the size of the model",
-    "POLY": "its mixture of skills depends on a task that a request cannot name here",
     "PSOFT": f"its factors are W's singular vectors, whose signs are any library's choice: {_NOT_IN_FILE}",
     "SHADOW": "it is a second model beside the base",
     "XLORA": "its gates need a forward pass of their own before each step",
@@ -182,7 +203,7 @@ REFUSED_KINDS: Mapping[str, str] = {
 class AdapterSummary:
     """What the registry says about an adapter."""
 
-    kind: str  # PEFT's peft_type
+    kind: str  # PEFT's peft_type, or one of ADAPTERHUB_KINDS
     rank: int  # the largest of any linear, 0 if it has no low-rank part
     target_modules: tuple[str, ...]  # names of the decoder linears that it changes, in base order
     base_model: str  # base_model_name_or_path of the config, "" if it does not say
@@ -190,6 +211,7 @@ class AdapterSummary:
     num_parameters: int
     num_tensors: int
     virtual_tokens: int  # positions that it puts before the prompt
+    num_tasks: int = 0  # of which a request names one; 0 if it is the same for every request
 
 
 def inspect_adapter(
@@ -202,7 +224,7 @@ def inspect_adapter(
     """Checks everything about an adapter short of lowering it: every field, every tensor, every value.
 
     Args:
-        files: adapter_config.json and adapter_model.safetensors by name; others are not read.
+        files: by name, those that PEFT or AdapterHub's package writes; others are not read.
         approximate_rank: the rank to which updates of full rank are cut; 0 refuses them.
 
     Raises:
@@ -211,11 +233,12 @@ def inspect_adapter(
         IncompatibleAdapter: it can, but not on that base.
     """
     checked = _check_config(files, approximate_rank)
-    with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes) as tensor_file:
+    with checked.open_weights(files, limits) as tensor_file:
         entries = tensor_file.entries.values()
-        plan = checked.plan(tensor_file, shape, limits)
+        plans = checked.plans(tensor_file, shape, limits)
         for entry in sorted(entries, key=lambda entry: entry.offset):
             tensor_file.check_finite(entry)
+    plan = plans.of(0)
     return AdapterSummary(
         kind=checked.kind,
         rank=plan.rank,
@@ -225,6 +248,7 @@ def inspect_adapter(
         num_parameters=sum(entry.num_elements for entry in entries),
         num_tensors=len(entries),
         virtual_tokens=plan.virtual_tokens,
+        num_tasks=plans.count,
     )
 
 
@@ -234,12 +258,14 @@ def lower_adapter(
     limits: AdapterLimits = DEFAULT_LIMITS,
     *,
     approximate_rank: int = 0,
+    task: int | None = None,
     pause: Pause = go_on,
 ) -> LoweredAdapter:
     """Checks an adapter as `inspect_adapter` does, and gives its canonical form on that base.
 
     Args:
         approximate_rank: as `inspect_adapter` has it.
+        task: which of its tasks, each of which has a form of its own; None for an adapter that has none.
         pause: called between tensors, so that the caller may spread the work over time.
 
     Returns:
@@ -251,8 +277,9 @@ def lower_adapter(
     import torch
 
     checked = _check_config(files, approximate_rank)
-    with TensorFile.open(_file(files, WEIGHTS_FILE), max_bytes=limits.max_bytes, pause=pause) as tensor_file:
-        plan = checked.plan(tensor_file, base.shape, limits, pause)
+    with checked.open_weights(files, limits, pause) as tensor_file:
+        plans = checked.plans(tensor_file, base.shape, limits, pause)
+        _check_task(task, plans.count)
         unread = set(tensor_file.entries)
 
         def read(entry: TensorEntry, *, scale: float = 1.0) -> "Tensor":
@@ -262,7 +289,7 @@ def lower_adapter(
                 return torch.from_numpy(tensor_file.read_integers(entry, below=ANY_INTEGER))
             return torch.from_numpy(tensor_file.read(entry, scale=scale))
 
-        lowered = plan.lower(read, base)
+        lowered = plans.of(task or 0).lower(read, base)
     assert not unread, f"{checked.kind} claimed tensors that it did not lower: {sorted(unread)}"
     return lowered
 
@@ -276,36 +303,57 @@ class _CheckedConfig:
     fields: Config
     approximate_rank: int  # 0 for a kind that is served exactly
 
-    def plan(self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on) -> Plan:
+    def open_weights(self, files: Mapping[str, Path], limits: AdapterLimits, pause: Pause = go_on) -> TensorFile:
+        name = HUB_WEIGHTS_FILE if self.kind in ADAPTERHUB_KINDS else WEIGHTS_FILE
+        return TensorFile.open(_file(files, name), name=name, max_bytes=limits.max_bytes, pause=pause)
+
+    def plans(
+        self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on
+    ) -> TaskPlans:
         tensors = Tensors(
             tensor_file.entries,
             shape,
             pause,
             check_integers=lambda entry, below: tensor_file.read_integers(entry, below=below),
         )
-        plan = self._plan(tensors, shape)
+        plans = self._plans(tensors, shape)
         tensors.close()
-        if plan.rank > limits.max_rank:
+        if (rank := plans.of(0).rank) > limits.max_rank:
             field = "approximate_rank" if self.approximate_rank else "r"
-            raise InvalidAdapter(field, f"found rank {plan.rank}, expected at most {limits.max_rank}")
-        return plan
+            raise InvalidAdapter(field, f"found rank {rank}, expected at most {limits.max_rank}")
+        return plans
 
-    def _plan(self, tensors: Tensors, shape: BaseShape) -> Plan:
-        kind = ADAPTER_KINDS.get(self.kind)
+    def _plans(self, tensors: Tensors, shape: BaseShape) -> TaskPlans:
+        kind = ADAPTER_KINDS.get(self.kind) or ADAPTERHUB_KINDS.get(self.kind)
         wraps_modules = kind is None or kind.wraps_modules
         saved = take_saved_modules(self.fields, tensors, shape) if wraps_modules else None
         if kind is not None:
-            plan = kind.plan(self.fields, tensors, shape)
+            found = kind.plan(self.fields, tensors, shape)
         else:
             dense = DENSE_KINDS[self.kind].plan(self.fields, tensors, shape)
-            plan = ApproximatePlan(dense, self.approximate_rank, shape)
-        return plan if saved is None else ReplacingPlan(self.kind, saved, plan)
+            found = ApproximatePlan(dense, self.approximate_rank, shape)
+        plans = found if isinstance(found, TaskPlans) else TaskPlans(0, lambda task: found)
+        if saved is None:
+            return plans
+        return TaskPlans(plans.count, lambda task: ReplacingPlan(self.kind, saved, plans.of(task)))
+
+
+def kind_of(fields: Mapping[str, object]) -> object:
+    """The kind that a config says; what stands there if it is none."""
+    return method_of(fields) if is_adapterhub(fields) else fields.get("peft_type")
 
 
 def _check_config(files: Mapping[str, Path], approximate_rank: int) -> _CheckedConfig:
     fields = read_config(_file(files, CONFIG_FILE))
-    kind = fields.get("peft_type")
-    if not isinstance(kind, str) or (kind not in ADAPTER_KINDS and kind not in DENSE_KINDS):
+    kind = kind_of(fields)
+    if is_adapterhub(fields):
+        interface = files.get(HUB_INTERFACE_FILE)
+        places = None if interface is None else read_config(interface, name=HUB_INTERFACE_FILE)
+        fields = one_table(fields, places)
+        base_field, served = "model_name", ADAPTERHUB_KINDS
+    else:
+        base_field, served = "base_model_name_or_path", ADAPTER_KINDS
+    if not isinstance(kind, str) or (kind not in served and kind not in DENSE_KINDS):
         why = f": {REFUSED_KINDS[kind]}" if isinstance(kind, str) and kind in REFUSED_KINDS else ""
         raise InvalidAdapter("peft_type", f"expected {' or '.join(ADAPTER_KINDS)}, found {shown(kind)}{why}")
     if kind in DENSE_KINDS and approximate_rank < 1:
@@ -314,16 +362,26 @@ def _check_config(files: Mapping[str, Path], approximate_rank: int) -> _CheckedC
             f"{kind}'s update is of full rank, and has no exact form that a batch can share; give approximate_rank, "
             "hotshoe publish --approximate-rank R, to serve the nearest of rank R",
         )
-    if kind in ADAPTER_KINDS and approximate_rank:
+    if kind in served and approximate_rank:
         raise InvalidAdapter("approximate_rank", f"expected 0, found {approximate_rank}: {kind} is served exactly")
     config = Config(fields)
-    base_model = config.take("base_model_name_or_path", either(TEXT, NULL), default=None)
+    base_model = config.take(base_field, either(TEXT, NULL), default=None)
     return _CheckedConfig(kind, base_model or "", config, approximate_rank)
+
+
+def _check_task(task: int | None, num_tasks: int) -> None:
+    if num_tasks == 0 and task is not None:
+        raise InvalidAdapter("task", f"found {task}, expected none: it has no tasks")
+    if num_tasks and (task is None or task >= num_tasks):
+        found = "none" if task is None else task
+        raise InvalidAdapter(
+            "task", f"found {found}, expected one below {num_tasks}: each of its tasks is an adapter of its own"
+        )
 
 
 def _file(files: Mapping[str, Path], name: str) -> Path:
     path = files.get(name)
     if path is None or not path.is_file():
-        pickled = name == WEIGHTS_FILE and "adapter_model.bin" in files
-        raise InvalidAdapter(name, "missing; adapter_model.bin is a pickle and is not read" if pickled else "missing")
+        pickle = _PICKLES.get(name)
+        raise InvalidAdapter(name, f"missing; {pickle} is a pickle and is not read" if pickle in files else "missing")
     return path

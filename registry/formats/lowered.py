@@ -4,18 +4,23 @@ Per decoder linear, with W the base weight and b its bias:
 
     y = output_scale ∘ h + swap(h) + b + bias_delta + B (A x),  h = W (rotation (input_scale ∘ x))
 
-A acts on x itself, not on the scaled input. Per adapter: keys and values that stand before every sequence, or
-embeddings that do; rows of the embedding and of the output head, and norms' weights, in place of the base's; and
-tokens that call it up, before which a prompt's rows are the base's.
+A acts on x itself, not on the scaled input. Per block of a layer, with o what it gives and r the residual:
+
+    r + o + residual_gain · r + up φ(down t + down_bias) + up_bias,  t = o, r or r + o
+
+Per adapter: keys and values that stand before every sequence, or
+embeddings that do; rows of the embedding and of the output head, and norms' weights, in place of the base's; low-rank
+updates of embedding and output head; and tokens that call it up, before which a prompt's rows are the base's.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
-from hotshoe.registry.formats.base import LinearId, NormId
+from hotshoe.registry.formats.base import BlockId, LinearId, NormId
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -78,12 +83,58 @@ class GatedPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """A narrow network beside a block of a layer, whose output is added to the block's. All tensors float32."""
+
+    taps: Literal["output", "residual", "sum"]  # what it reads: the block's output, the residual, or both together
+    down: "Tensor"  # [width, hidden_size]
+    down_bias: "Tensor | None"  # [width]
+    activation: str  # one of ACTIVATIONS
+    up: "Tensor"  # [hidden_size, width], every scale folded in
+    up_bias: "Tensor | None"  # [hidden_size], the same
+    residual_gain: float = 0.0  # how many times more the residual is added than the model adds it
+
+    def tensors(self) -> "Iterator[Tensor]":
+        """Those that are set."""
+        for tensor in (self.down, self.down_bias, self.up, self.up_bias):
+            if tensor is not None:
+                yield tensor
+
+    def to(self, device: "torch.device") -> "Bottleneck":
+        return replace(
+            self,
+            down=self.down.to(device),
+            down_bias=None if self.down_bias is None else self.down_bias.to(device),
+            up=self.up.to(device),
+            up_bias=None if self.up_bias is None else self.up_bias.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRows:
     """Rows of the embedding or of the output head, in place of the base's."""
 
     token_ids: "Tensor"  # [n] int64, ascending
     rows: "Tensor"  # [n, hidden_size] float32
     base: "Tensor"  # the same, what they replace: an adapter's weight goes from these to those
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFactors:
+    """What the rows of the embedding or of the output head gain: that of token v, rows[v] · directions."""
+
+    rows: "Tensor"  # [vocab_size, rank] float32
+    directions: "Tensor"  # [rank, hidden_size] float32, every scale folded in
+
+    @property
+    def rank(self) -> int:
+        return self.rows.shape[1]
+
+    def tensors(self) -> "Iterator[Tensor]":
+        yield from (self.rows, self.directions)
+
+    def to(self, device: "torch.device") -> "TokenFactors":
+        return TokenFactors(self.rows.to(device), self.directions.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +151,18 @@ class Approximation:
 class LoweredAdapter:
     """An adapter in canonical form, ready to be placed on a device."""
 
-    kind: str  # PEFT's peft_type
+    kind: str  # PEFT's peft_type, or a kind of AdapterHub's
     linears: "Mapping[LinearId, LoweredLinear]" = field(default_factory=dict)
     kv_prefix: KvPrefix | None = None
     prompt_embeddings: "Tensor | None" = None  # [length, hidden_size] float32, before every prompt
     embedding_rows: TokenRows | None = None
     head_rows: TokenRows | None = None
+    # Added to the rows that there are then; of a tied base too, either is of the one or the other alone.
+    embedding_update: TokenFactors | None = None
+    head_update: TokenFactors | None = None
     norms: "Mapping[NormId, Tensor]" = field(default_factory=dict)  # [size] float32, its weights less the base's
     gated_prompts: Mapping[int, GatedPrompt] = field(default_factory=dict)  # by layer
+    bottlenecks: Mapping[BlockId, Bottleneck] = field(default_factory=dict)
     # Its linears act from where these token ids stand in the prompt for the last time; not at all where they do not.
     # None: everywhere.
     invocation: tuple[int, ...] | None = None
@@ -115,8 +170,9 @@ class LoweredAdapter:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any linear; 0 if none has a low-rank part."""
-        return max((linear.rank for linear in self.linears.values()), default=0)
+        """The largest rank of any low-rank part; 0 if it has none."""
+        parts = (*self.linears.values(), self.embedding_update, self.head_update)
+        return max((part.rank for part in parts if part is not None), default=0)
 
     @property
     def virtual_tokens(self) -> int:
@@ -137,9 +193,14 @@ class LoweredAdapter:
             if replaced:
                 yield replaced.rows
                 yield replaced.base
+        for update in (self.embedding_update, self.head_update):
+            if update is not None:
+                yield from update.tensors()
         yield from self.norms.values()
         for prompt in self.gated_prompts.values():
             yield from (prompt.keys, prompt.values, prompt.gate)
+        for bottleneck in self.bottlenecks.values():
+            yield from bottleneck.tensors()
 
     @property
     def size_bytes(self) -> int:

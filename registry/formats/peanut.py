@@ -4,10 +4,10 @@ h begins with an activation; each of `depth` encoders and then of as many decode
 and a decoder adds what its encoder was given.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from hotshoe.registry.formats.activations import activation
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.by_linear import LinearsPlan
 from hotshoe.registry.formats.lowered import LoweredLinear
@@ -16,11 +16,7 @@ from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _REST: Mapping[str, Rule[object]] = {"init_weights": FLAG}
-# Those of transformers' names whose meaning is one line of torch.
 _ACTIVATIONS = ("relu", "gelu", "silu", "swish", "tanh", "sigmoid")
 
 
@@ -38,29 +34,15 @@ class _Part:
         return self.a.shape[0]
 
     def lower(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
-        activation = _activation(self.activation)
-        columns = activation(read(self.a).double() @ base.weight(linear).double())  # [rank, in_features]
+        apply = activation(self.activation)
+        columns = apply(read(self.a).double() @ base.weight(linear).double())  # [rank, in_features]
         given = []
         for encoder in self.encoders:
             given.append(columns)
-            columns = activation(read(encoder).double() @ columns)
+            columns = apply(read(encoder).double() @ columns)
         for decoder in self.decoders:
-            columns = activation(read(decoder).double() @ columns) + given.pop()
+            columns = apply(read(decoder).double() @ columns) + given.pop()
         return LoweredLinear(a=columns.float(), b=read(self.b, scale=self.scale), scale=self.scale)
-
-
-def _activation(name: str) -> "Callable[[Tensor], Tensor]":
-    import torch
-
-    chosen: Callable[[Tensor], Tensor] = {
-        "relu": torch.relu,
-        "gelu": torch.nn.functional.gelu,
-        "silu": torch.nn.functional.silu,
-        "swish": torch.nn.functional.silu,
-        "tanh": torch.tanh,
-        "sigmoid": torch.sigmoid,
-    }[name]
-    return chosen
 
 
 def plan_peanut(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
@@ -68,7 +50,7 @@ def plan_peanut(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPla
     targets = take_targets(config, base, by_layer=True)
     rank = config.take("r", COUNT, default=32)
     depth = config.take("depth", INTEGER, default=0)
-    activation = config.take("act_fn", one_of(*_ACTIVATIONS), default="relu")
+    act_fn = config.take("act_fn", one_of(*_ACTIVATIONS), default="relu")
     scale = config.take("scaling", NUMBER, default=1.0)
     config.close("PEANUT", _REST)
 
@@ -87,5 +69,5 @@ def plan_peanut(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPla
             )
             for entry in coders[-1]:
                 require_shape(entry, (rank, rank), of="r")
-        parts[linear] = _Part(a, b, coders[0], coders[1], activation, scale)
+        parts[linear] = _Part(a, b, coders[0], coders[1], act_fn, scale)
     return LinearsPlan("PEANUT", parts)

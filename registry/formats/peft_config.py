@@ -136,9 +136,11 @@ class Config:
         """The field as it stands, unchecked and not taken; None if it is not there."""
         return self._fields.get(name)
 
-    def close(self, kind: str, rest: Mapping[str, Rule[object]]) -> None:
-        """Checks the remaining fields by `rest` and COMMON; raises InvalidAdapter for one that neither names."""
-        rules = {**COMMON, **rest}
+    def close(
+        self, kind: str, rest: Mapping[str, Rule[object]], *, common: Mapping[str, Rule[object]] = COMMON
+    ) -> None:
+        """Checks the remaining fields by `rest` and `common`; raises InvalidAdapter for one that neither names."""
+        rules = {**common, **rest}
         for name, value in self._fields.items():
             rule = rules.get(name)
             if rule is None:

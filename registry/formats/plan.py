@@ -5,6 +5,7 @@ is served.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODULE_PREFIX = "base_model.model."  # before a module's name in PEFT's files
-_EMBEDDINGS_AND_HEAD = ("embed_tokens", "lm_head", "lora_embedding_A", "lora_embedding_B")
+_EMBEDDINGS_AND_HEAD = ("embed_tokens", "lm_head")
 
 
 class Read(Protocol):
@@ -48,6 +49,17 @@ class Plan(Protocol):
 
     def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
         """The canonical form. Reads every tensor that was claimed once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlans:
+    """What an adapter is for each of its tasks, of which a request names one.
+
+    All are of the same tensors, and agree in all that a plan says but in what it is lowered to.
+    """
+
+    count: int  # 0: it has no tasks
+    of: Callable[[int], Plan]  # below the count; 0 where it has none
 
 
 class Tensors:
@@ -104,6 +116,10 @@ class Tensors:
         """Whether the tensor of that suffix of a decoder linear is there, and not claimed yet."""
         return f"{MODULE_PREFIX}{self._base.linears[linear].module}.{suffix}" in self._entries
 
+    def has(self, name: str) -> bool:
+        """Whether that tensor is there, and not claimed yet."""
+        return name in self._entries
+
     def _pop(self, name: str, reason: str) -> TensorEntry:
         self._pause()
         entry = self._entries.pop(name, None)
@@ -115,7 +131,7 @@ class Tensors:
         """Raises InvalidAdapter for a tensor that was not claimed."""
         for name in self._entries:
             raise InvalidAdapter(
-                name, "surplus: by its config this adapter has no such tensor, so PEFT would ignore it"
+                name, "surplus: by its config this adapter has no such tensor, so it would have no effect"
             )
 
     def _is_of_linear(self, name: str) -> bool:
@@ -128,7 +144,7 @@ class Tensors:
         if not name.startswith(MODULE_PREFIX):
             raise InvalidAdapter(name, f"expected a tensor name that starts with {MODULE_PREFIX}")
         if not set(_EMBEDDINGS_AND_HEAD).isdisjoint(name.split(".")):
-            raise InvalidAdapter(name, "is of the embeddings or of lm_head; only decoder linears can be adapted")
+            raise InvalidAdapter(name, "is of the embeddings or of lm_head, which by its config it does not adapt")
         raise IncompatibleAdapter(
             name,
             f"{self._base.name} has no such module; it has {self._base.num_layers} layers of {targets_of(self._base)}",
@@ -145,4 +161,4 @@ def require_shape(entry: TensorEntry, expected: Sequence[int | None], *, of: str
         raise IncompatibleAdapter(entry.name, f"found shape {list(entry.shape)}, expected [{sizes}] for {of}")
 
 
-Format = Callable[[Config, Tensors, BaseShape], Plan]  # takes fields and tensors; raises InvalidAdapter
+Format = Callable[[Config, Tensors, BaseShape], Plan | TaskPlans]  # takes fields and tensors; raises InvalidAdapter

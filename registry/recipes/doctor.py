@@ -42,9 +42,12 @@ Requantize = Callable[["Tensor"], "Tensor"]  # a weight → what its NF4 form st
 
 
 class Grade(StrEnum):
-    """OK: intruders in fewer than 5 % of the linears, and none near its threshold. BAD: in more than 25 %, or one a
-    linear on average, or numbers that are not finite. WARN: between them, or linears whose update is zero. UNKNOWN:
-    there are linears, and none could be examined."""
+    """How much an adapter is to be feared.
+
+    OK: intruders in fewer than 5 % of the linears, and none near its threshold. BAD: in more than 25 %, or one a linear
+    on average, or numbers that are not finite. WARN: between them, or linears whose update is zero. UNKNOWN: there are
+    linears, and none could be examined.
+    """
 
     OK = "OK"
     WARN = "WARN"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hotshoe.kernels.low_rank import (
+    UNIT_RANK,
     LowRankKind,
     LowRankPlan,
     LowRankSegment,
@@ -16,8 +17,9 @@ from hotshoe.kernels.low_rank import (
     add_low_rank,
     plan_low_rank,
 )
-from hotshoe.registry.formats.base import NormId
-from hotshoe.registry.formats.lowered import GatedPrompt
+from hotshoe.kernels.low_rank_table import units_of
+from hotshoe.registry.formats.base import BlockId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt
 from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteRotations, SiteVectors
 from hotshoe.server.adapters.row_terms import RowTerms
 from hotshoe.server.adapters.sites import SiteId, SiteShape
@@ -136,6 +138,14 @@ class AdapterBatch:
                     if layer in adapter.gated_prompts:
                         yield start, end, adapter.gated_prompts[layer], weight
 
+    def bottlenecks(self, block: BlockId) -> Iterator[tuple[int, int, Bottleneck, float]]:
+        """Rows start … end−1 that have a narrow network beside a block, with its weight; one after the other's."""
+        for group in self._groups:
+            for start, end, stack in group.segments:
+                for adapter, weight in stack:
+                    if block in adapter.bottlenecks:
+                        yield start, end, adapter.bottlenecks[block], weight
+
     def norm_rows(self, norm: NormId) -> Iterator[tuple[int, int, Tensor]]:
         """Rows start … end−1 whose adapters change a norm's weights, and what they add to them, [size] float32."""
         for group in self._groups:
@@ -250,10 +260,21 @@ def stack_vectors(stack: Stack) -> dict[SiteId, SiteVectors]:
 
 def _terms(stack: Stack, site: SiteId) -> tuple[LowRankTerm, ...]:
     return tuple(
-        LowRankTerm(adapter.first_unit, adapter.ranks[site], weight)
+        LowRankTerm(unit, ranks, weight)
         for adapter, weight in stack
         if site in adapter.ranks
+        for unit, ranks in _unit_runs(adapter.units, adapter.ranks[site])
     )
+
+
+def _unit_runs(units: Sequence[int], ranks: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Where units that follow one another begin, and of how many ranks of each target they are."""
+    needed, start = units_of(max(ranks)), 0
+    for end in range(1, needed + 1):
+        if end == needed or units[end] != units[end - 1] + 1:
+            first, last = start * UNIT_RANK, end * UNIT_RANK
+            yield units[start], tuple(min(max(rank - first, 0), last - first) for rank in ranks)
+            start = end
 
 
 def _combined(stack: Stack, site: SiteId) -> SiteVectors:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from hotshoe.kernels.low_rank import LowRankKind
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.formats.lowered import GatedPrompt
 from hotshoe.registry.validation import Pause
 from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
 from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
@@ -110,31 +110,18 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         return [group for group in groups if group.has_stacks]
 
     def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> PlacedAdapter:
-        layout = adapter.layout
         vectors = {site: found.to(self.device) for site, found in adapter.vectors.items()}
-        sequence_terms = adapter.sequence_terms.to(self.device)
+        placed = adapter.placed(vectors, device=self.device, num_layers=self._num_layers)
+        if not adapter.layout.sites:
+            return placed
         with self._writing:
-            first_unit = self._write(adapter, pause) if layout.sites else 0
-        return PlacedAdapter(
-            first_unit=first_unit,
-            num_units=layout.num_units,
-            ranks=layout.ranks,
-            rank_table=layout.rank_table(self._num_layers),
-            vectors=vectors,
-            rotations={site: found.to(self.device) for site, found in adapter.rotations.items()},
-            gated_prompts={
-                layer: GatedPrompt(one.keys.to(self.device), one.values.to(self.device), one.gate.to(self.device))
-                for layer, one in adapter.gated_prompts.items()
-            },
-            norms={norm: weights.to(self.device) for norm, weights in adapter.norms.items()},
-            sequence_terms=sequence_terms,
-            size_bytes=adapter.device_bytes,
-        )
+            first_unit = self._write(adapter, pause)
+        return replace(placed, units=range(first_unit, first_unit + adapter.layout.num_units))
 
     def _give_back(self, placed: PlacedAdapter) -> None:
-        if placed.ranks:
+        if placed.units:
             with self._units_lock:
-                self._units.give_back(placed.first_unit, placed.num_units)
+                self._units.give_back(placed.first_unit, len(placed.units))
 
     # Writing the tables, under `_writing`.
 

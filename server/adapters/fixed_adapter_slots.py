@@ -3,7 +3,7 @@
 import contextlib
 import enum
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,10 +15,10 @@ from hotshoe.kernels.site_updates import SiteUpdates
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.validation import Pause, go_on
-from hotshoe.server.adapters.adapter_batch import AdapterSegment
+from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
 from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
-from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteVectors
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms, SiteVectors
 from hotshoe.server.adapters.rank_units import RankUnits
 from hotshoe.server.adapters.slot_tables import SlotTables, unit_bytes
 
@@ -33,14 +33,24 @@ class InputScales(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FixedAdapter:
-    """An adapter in a slot."""
+    """An adapter in a slot. Its vectors are the slot's lines."""
 
-    units: tuple[int, ...]
-    has_linears: bool
+    adapter: PlacedAdapter
     scales: InputScales
-    sequence_terms: SequenceTerms
-    size_bytes: int
     copied: "torch.cuda.Event | None"  # what the first step that uses it waits for
+
+    @property
+    def has_linears(self) -> bool:
+        """Whether it has a part in what the tables do."""
+        return bool(self.adapter.ranks or self.adapter.vectors)
+
+    @property
+    def sequence_terms(self) -> SequenceTerms:
+        return self.adapter.sequence_terms
+
+    @property
+    def size_bytes(self) -> int:
+        return self.adapter.size_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,13 +104,12 @@ class FixedAdapterSlots(AdapterPlaces[FixedAdapter]):
         self._units_lock = threading.Lock()
         self._copies = CopyStream(self.device)
         self._last: SlotBatch | None = None
+        self._last_apart: AdapterBatch | None = None
 
     def pack(self, adapter: LoweredAdapter, *, pause: Pause = go_on) -> PackedAdapter:
         if adapter.rank > self._max_rank:
             raise ValueError(f"rank {adapter.rank} is more than the tables hold, {self._max_rank}")
         packed = super().pack(adapter, pause=pause)
-        if packed.sequence_terms.apart or packed.sequence_terms.head_rows:
-            raise ValueError("rotations, norms and rows of the output head are for backends of the CPU only, so far")
         return pinned(packed) if self.device.type == "cuda" else packed
 
     def batch(self, segments: Sequence[AdapterSegment], num_rows: int) -> SlotBatch | None:
@@ -113,37 +122,55 @@ class FixedAdapterSlots(AdapterPlaces[FixedAdapter]):
         used = {slot: placed[slot] for _, _, stack in rows for slot, _ in stack}
         if not used:
             return None
-        for adapter in used.values():
-            if adapter.copied is not None:
-                torch.cuda.current_stream(self.device).wait_event(adapter.copied)
+        self._await_copies(used.values())
         scales = max(adapter.scales for adapter in used.values())
         last = self._last
         if last is None or (last.segments, last.scales) != (rows, scales) or len(last.tiles.row_entries) != num_rows:
             self._last = last = SlotBatch(self, rows, tile_rows(rows, num_rows), scales)
         return last
 
+    def batch_apart(self, segments: Sequence[AdapterSegment], num_rows: int) -> AdapterBatch | None:
+        """As `batch`, for rows that are computed operation by operation: of adapters that do more than tables hold."""
+        check_segments(segments, num_rows)
+        self._await_copies(self._in_use(slot) for segment in segments for slot, _ in segment.stack)
+        key = tuple((segment.start, segment.end, self._stack(segment.stack)) for segment in segments)
+        if not any(stack for _, _, stack in key):
+            return None
+        last = self._last_apart
+        if last is None or last.key != key:
+            group = RowGroup(key, kind="segmented", tables=self.tables.low_rank, shapes=self._shapes)
+            self._last_apart = last = AdapterBatch(key, [group])
+        return last
+
+    def _stack(self, stack: Sequence[tuple[int, float]]) -> Stack:
+        placed = [(self._in_use(slot).adapter, weight) for slot, weight in stack]
+        return tuple((adapter, weight) for adapter, weight in placed if adapter.changes_layers)
+
+    def _await_copies(self, adapters: Iterable[FixedAdapter]) -> None:
+        for adapter in adapters:
+            if adapter.copied is not None:
+                torch.cuda.current_stream(self.device).wait_event(adapter.copied)
+
     def _device_bytes(self, adapter: PackedAdapter) -> int:
-        sequence_terms = sum(tensor.nbytes for tensor in adapter.sequence_terms.tensors())
-        return adapter.layout.num_units * self._unit_bytes + sequence_terms
+        """Whole units at every site, and what lies in no table."""
+        vectors = sum(tensor.nbytes for found in adapter.vectors.values() for tensor in found.tensors())
+        in_tables = adapter.layout.num_device_elements * self.dtype.itemsize + vectors
+        return adapter.layout.num_units * self._unit_bytes + adapter.device_bytes - in_tables
 
     def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> FixedAdapter:
         with self._units_lock:
             units = self._units.take_scattered(adapter.layout.num_units, limit=self._num_units)
         with self._copies.copying() as copied:
             self.tables.write(slot, adapter, units)
-            sequence_terms = adapter.sequence_terms.to(self.device)
-        return FixedAdapter(
-            units=tuple(units),
-            has_linears=bool(adapter.layout.sites or adapter.vectors),
-            scales=max(map(_scales_of, adapter.vectors.values()), default=InputScales.NONE),
-            sequence_terms=sequence_terms,
-            size_bytes=adapter.device_bytes,
-            copied=copied.event,
-        )
+            vectors = self.tables.vectors_of(slot, adapter.vectors)
+            placed = adapter.placed(vectors, device=self.device, num_layers=self._num_layers)
+        scales = max(map(_scales_of, adapter.vectors.values()), default=InputScales.NONE)
+        return FixedAdapter(replace(placed, units=tuple(units)), scales, copied.event)
 
     def _give_back(self, placed: FixedAdapter) -> None:
+        self._last_apart = None  # it holds the adapter's tensors
         with self._units_lock:
-            for unit in placed.units:
+            for unit in placed.adapter.units:
                 self._units.give_back(unit, 1)
 
 

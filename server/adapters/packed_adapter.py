@@ -1,17 +1,21 @@
 """An adapter made ready for the device: its factors at their true ranks, so that placing it only copies bytes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hotshoe.registry.formats.base import LinearId, NormId
-from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.base import BlockId, LinearId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
-from hotshoe.server.adapters.placed_adapter import SequenceTerms, SiteRotations, SiteVectors
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms, SiteRotations, SiteVectors
 from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
+
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +28,28 @@ class PackedAdapter:
     rotations: Mapping[SiteId, SiteRotations]
     gated_prompts: Mapping[int, GatedPrompt]
     norms: Mapping[NormId, Tensor]
+    bottlenecks: Mapping[BlockId, Bottleneck]
     sequence_terms: SequenceTerms
     size_bytes: int  # here
     device_bytes: int  # on the device, where ranks are rounded up to units
+
+    def placed(self, vectors: Mapping[SiteId, SiteVectors], *, device: torch.device, num_layers: int) -> PlacedAdapter:
+        """What of it is not in low-rank tables, on the device; `vectors` are there already. It has no units yet."""
+        return PlacedAdapter(
+            units=(),
+            ranks=self.layout.ranks,
+            rank_table=self.layout.rank_table(num_layers),
+            vectors=vectors,
+            rotations={site: found.to(device) for site, found in self.rotations.items()},
+            gated_prompts={
+                layer: GatedPrompt(one.keys.to(device), one.values.to(device), one.gate.to(device))
+                for layer, one in self.gated_prompts.items()
+            },
+            norms={norm: weights.to(device) for norm, weights in self.norms.items()},
+            bottlenecks={block: found.to(device) for block, found in self.bottlenecks.items()},
+            sequence_terms=self.sequence_terms.to(device),
+            size_bytes=self.device_bytes,
+        )
 
 
 def pack_adapter(
@@ -44,7 +67,8 @@ def pack_adapter(
     sites = _by_site(adapter, shapes)
     ranks = {site: tuple(linear.rank for linear in linears) for site, linears in sites.items()}
     layout = factor_layout(tuple((site, shapes[site], found) for site, found in ranks.items() if any(found)))
-    factors = torch.empty(layout.num_elements, dtype=dtype)
+    # numpy asks for large pages, which are filled in a third of the time.
+    factors = torch.from_numpy(np.empty(layout.num_elements, f"i{dtype.itemsize}")).view(dtype)
     for site, pairs in layout.by_site(factors):
         linears = [linear for linear in sites[site] if linear.rank]
         targets = [tensor for pair in pairs for tensor in (pair.a, pair.b)]
@@ -57,10 +81,13 @@ def pack_adapter(
         prompt_embeddings=adapter.prompt_embeddings,
         embedding_rows=adapter.embedding_rows,
         head_rows=adapter.head_rows,
+        embedding_update=adapter.embedding_update,
+        head_update=adapter.head_update,
         invocation=adapter.invocation,
-        apart=bool(adapter.norms or adapter.gated_prompts or rotations),
+        apart=bool(adapter.norms or adapter.gated_prompts or adapter.bottlenecks or rotations),
     )
-    others = [tensor for found in (*vectors.values(), *rotations.values()) for tensor in found.tensors()]
+    parts = (*vectors.values(), *rotations.values(), *adapter.bottlenecks.values())
+    others = [tensor for found in parts for tensor in found.tensors()]
     prompts = [tensor for one in adapter.gated_prompts.values() for tensor in (one.keys, one.values)]
     other_bytes = sum(
         tensor.nbytes for tensor in (*others, *adapter.norms.values(), *prompts, *sequence_terms.tensors())
@@ -68,14 +95,28 @@ def pack_adapter(
     return PackedAdapter(
         factors=factors,
         layout=layout,
-        vectors=vectors,
-        rotations=rotations,
-        gated_prompts=adapter.gated_prompts,
-        norms=adapter.norms,
-        sequence_terms=sequence_terms,
+        vectors=own(vectors),
+        rotations=own(rotations),
+        gated_prompts=own(adapter.gated_prompts),
+        norms=own(adapter.norms),
+        bottlenecks=own(adapter.bottlenecks),
+        sequence_terms=own(sequence_terms),
         size_bytes=factors.nbytes + other_bytes,
         device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,
     )
+
+
+def own(part: _Part) -> _Part:
+    """The same, with copies of tensors that lie in a larger one's memory, which they would keep from being freed."""
+    if isinstance(part, Tensor):
+        return part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
+    if isinstance(part, Mapping):
+        return {key: own(value) for key, value in part.items()}  # type: ignore[return-value]
+    if isinstance(part, tuple):
+        return tuple(own(item) for item in part)  # type: ignore[return-value]
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{field.name: own(getattr(part, field.name)) for field in fields(part)})
+    return part
 
 
 def _by_site(adapter: LoweredAdapter, shapes: Mapping[SiteId, SiteShape]) -> dict[SiteId, list[LoweredLinear]]:

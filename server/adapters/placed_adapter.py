@@ -1,6 +1,6 @@
 """An adapter as it lies on the device: which units of the low-rank tables are its own, and its vectors by site."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hotshoe.registry.formats.base import NormId
-from hotshoe.registry.formats.lowered import GatedPrompt, KvPrefix, TokenRows
+from hotshoe.registry.formats.base import BlockId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, KvPrefix, TokenFactors, TokenRows
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
@@ -26,6 +26,8 @@ class SequenceTerms:
     # As in `LoweredAdapter`.
     embedding_rows: TokenRows | None = None
     head_rows: TokenRows | None = None
+    embedding_update: TokenFactors | None = None
+    head_update: TokenFactors | None = None
     invocation: tuple[int, ...] | None = None
     apart: bool = False
 
@@ -38,15 +40,19 @@ class SequenceTerms:
         for replaced in (self.embedding_rows, self.head_rows):
             if replaced is not None:
                 yield from (replaced.rows, replaced.base)
+        for update in (self.embedding_update, self.head_update):
+            if update is not None:
+                yield from update.tensors()
 
     def to(self, device: torch.device) -> "SequenceTerms":
-        """Rows of the embedding stay on the CPU, where a step's tokens are."""
+        """What is of the embedding stays on the CPU, where a step's tokens are."""
         prefix, embeddings, head = self.kv_prefix, self.prompt_embeddings, self.head_rows
         return replace(
             self,
             kv_prefix=prefix and KvPrefix(prefix.keys.to(device), prefix.values.to(device)),
             prompt_embeddings=None if embeddings is None else embeddings.to(device),
             head_rows=head and TokenRows(head.token_ids.to(device), head.rows.to(device), head.base.to(device)),
+            head_update=self.head_update and self.head_update.to(device),
         )
 
 
@@ -109,20 +115,26 @@ class SiteRotations:
 class PlacedAdapter:
     """One adapter on the device; what it holds never changes, and it is equal to itself only."""
 
-    first_unit: int
-    num_units: int
+    units: Sequence[int]  # of the low-rank tables, in the order of its ranks
     ranks: Mapping[SiteId, tuple[int, ...]]  # of each target, at the sites where one is not 0
     rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
     vectors: Mapping[SiteId, SiteVectors]
     rotations: Mapping[SiteId, SiteRotations]
     gated_prompts: Mapping[int, GatedPrompt]  # by layer
     norms: Mapping[NormId, Tensor]  # [size] float32, added to the base's weights
+    bottlenecks: Mapping[BlockId, Bottleneck]
     sequence_terms: SequenceTerms
     size_bytes: int
 
     @property
+    def first_unit(self) -> int:
+        """Where its units begin, of tables that hold them one behind the other."""
+        return self.units[0] if self.units else 0
+
+    @property
     def changes_layers(self) -> bool:
-        return bool(self.ranks or self.vectors or self.rotations or self.gated_prompts or self.norms)
+        found = (self.ranks, self.vectors, self.rotations, self.gated_prompts, self.norms, self.bottlenecks)
+        return any(found)
 
 
 def tabulated_ranks(ranks: Mapping[SiteId, tuple[int, ...]], num_layers: int) -> NDArray[np.int64]:

@@ -59,6 +59,24 @@ class SlotTables:
         """All slots at one site."""
         return self._sites[layer, site]
 
+    @property
+    def low_rank(self) -> Mapping[SiteId, LowRankTable]:
+        """The factors of all sites."""
+        return {site: updates.table for site, updates in self._sites.items()}
+
+    def vectors_of(self, slot: int, found: Mapping[SiteId, SiteVectors]) -> dict[SiteId, SiteVectors]:
+        """Where vectors like those lie in a slot's lines, once they are written."""
+        return {site: self._lines(slot, site, one) for site, one in found.items()}
+
+    def _lines(self, slot: int, site: SiteId, found: SiteVectors) -> SiteVectors:
+        vectors = self._sites[site].vectors
+        assert vectors is not None, "slots have vectors at every site"
+        return SiteVectors(
+            tuple(None if one is None else vectors.inputs[slot, target] for target, one in enumerate(found.inputs)),
+            None if found.output is None else vectors.outputs[slot],
+            None if found.bias is None else vectors.biases[slot],
+        )
+
     def write(self, slot: int, adapter: PackedAdapter, units: Sequence[int]) -> None:
         """Copies an adapter into a slot's lines and into `units`, on the current stream."""
         targets: list[Tensor] = []

@@ -57,9 +57,7 @@ class Runner:
         float(self._kv.layers[0][0].sum())  # a device reports its faults only when it is waited for
 
     def _compute(self, plan: StepPlan) -> StepResult:
-        plan.chunks.sort(key=lambda chunk: chunk.sequence.is_apart)
-        apart = [chunk for chunk in plan.chunks if chunk.sequence.is_apart]
-        together = plan.chunks[: len(plan.chunks) - len(apart)]
+        together, apart = _parts(plan.chunks)
         passes = [self._run_pass(part, compiled=part is together) for part in (together, apart) if part]
         if len(passes) == 1:
             return passes[0]
@@ -100,6 +98,8 @@ class Runner:
 class DeviceRunner(Runner):
     """Hands a step over in one copy, draws on the device, and takes tokens back in one copy.
 
+    Rows apart are launched behind the others, which know nothing of them, and drawn with them.
+
     Whoever reads the result has waited for the step, so pages and slots that are given back afterwards are not in use.
     """
 
@@ -107,7 +107,7 @@ class DeviceRunner(Runner):
         super().__init__(decoder, adapter_slots=adapter_slots, blocks=blocks)
         from hotshoe.server.model.step_graphs import GraphLimits
 
-        self._triton = decoder
+        self._triton, self._fixed_slots = decoder, adapter_slots
         max_sequences, max_pages = blocks.tables.shape
         limits = GraphLimits(max_sequences, max_pages, blocks.page_tokens, riders=NUM_RIDERS)
         self.graphs = decoder.record_steps(self._kv, adapter_slots, limits)
@@ -116,11 +116,30 @@ class DeviceRunner(Runner):
         # rows of one stack side by side: up to 16 of them read its factors once
         chunks = plan.chunks
         chunks.sort(key=lambda chunk: (chunk.num_rows > 1, chunk.sequence.stack))
-        batch = build_step_batch(chunks, self._blocks, by_pages)
-        adapters = self._adapter_slots.batch(batch.segments, batch.num_rows)
-        logits, riders = self._triton.step(batch.inputs, self._kv, adapters, sampling_riders(chunks))
+        together, apart = _parts(chunks)
+        passes = [run(part) for run, part in ((self._run_together, together), (self._run_apart, apart)) if part]
+        logits, riders = passes[0] if len(passes) == 1 else map(torch.cat, zip(*passes, strict=True))
         drawn = any(chunk.draws and not chunk.sequence.sampling.params.greedy for chunk in chunks)
         return StepResult(logits, draw_rows(logits, riders, drawn=drawn))
+
+    def _run_together(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
+        """Logits, and riders beside them."""
+        batch = build_step_batch(chunks, self._blocks, by_pages)
+        adapters = self._fixed_slots.batch(batch.segments, batch.num_rows)
+        return self._triton.step(batch.inputs, self._kv, adapters, sampling_riders(chunks))
+
+    def _run_apart(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
+        batch = build_step_batch(chunks, self._blocks, by_pages)
+        adapters = self._fixed_slots.batch_apart(batch.segments, batch.num_rows)
+        logits = self._triton.logits_of(batch.inputs, self._kv, adapters, compiled=False).values
+        return logits, torch.from_numpy(sampling_riders(chunks)).to(logits.device)
+
+
+def _parts(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """Those that are computed together, and those apart, which come last from now on."""
+    chunks.sort(key=lambda chunk: chunk.sequence.is_apart)
+    count = sum(not chunk.sequence.is_apart for chunk in chunks)
+    return chunks[:count], chunks[count:]
 
 
 def _read(logits: Tensor) -> list[Draw]:

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from itertools import pairwise
 
+from hotshoe.registry.formats.lowered import TokenFactors
 from hotshoe.server.adapters.adapter_slots import SequenceTerms
 from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN, chain_seed, joined_key, page_key
 from hotshoe.server.engine.replaced_rows import CombinedRows, combined_rows
 from hotshoe.server.engine.request import AdapterUse, Request, TokenLogprob
 from hotshoe.server.engine.sampler import SamplingState
+
+WeightedFactors = tuple[TokenFactors, float]
 
 
 class SequenceStatus(enum.Enum):
@@ -38,6 +41,7 @@ class Sequence:
         stack: (adapter_slot, weight) of each adapter; empty unless running.
         starts: from which position on each adapter acts; infinite if the prompt does not call it up.
         embedding_rows, head_rows: what its adapters put in place of the base's.
+        embedding_updates, head_updates: what they add to them, and times what.
         is_apart: whether its rows are computed in a pass of their own.
     """
 
@@ -51,7 +55,7 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.num_prompt = len(request.prompt_token_ids)
         self.tokens = [*request.prompt_token_ids, *(request.choices[index] if request.choices else ())]
-        self.digests = tuple(use.digest for use in request.adapters)
+        self.adapter_keys = tuple(use.key for use in request.adapters)
         self.eos_token_ids = frozenset(() if request.stopping.ignore_eos else eos)
         self.sampling = SamplingState(
             request.sampling,
@@ -65,10 +69,12 @@ class Sequence:
         self.computed = 0
         self.offered_pages = 0  # leading pages that were taken from, or given to, the prefix cache
         self.stack: tuple[tuple[int, float], ...] = ()
-        self.starts: tuple[float, ...] = (0,) * len(self.digests)
+        self.starts: tuple[float, ...] = (0,) * len(self.adapter_keys)
         self.terms: tuple[SequenceTerms, ...] = ()
         self.embedding_rows: CombinedRows | None = None
         self.head_rows: CombinedRows | None = None
+        self.embedding_updates: tuple[WeightedFactors, ...] = ()
+        self.head_updates: tuple[WeightedFactors, ...] = ()
         self.is_apart = False
         self.prefix_tokens = 0
         self.virtual_tokens = 0
@@ -151,6 +157,8 @@ class Sequence:
         weighted = [(part, use.weight) for part, use in zip(terms, self.request.adapters, strict=True)]
         self.embedding_rows = combined_rows([(p.embedding_rows, c) for p, c in weighted if p.embedding_rows])
         self.head_rows = combined_rows([(p.head_rows, c) for p, c in weighted if p.head_rows])
+        self.embedding_updates = tuple((p.embedding_update, c) for p, c in weighted if p.embedding_update is not None)
+        self.head_updates = tuple((p.head_update, c) for p, c in weighted if p.head_update is not None)
         self.is_apart = any(part.apart for part in terms)
         self.starts = tuple(0 if part.invocation is None else self._last_place_of(part.invocation) for part in terms)
 
@@ -159,6 +167,7 @@ class Sequence:
         self.stack = ()
         self.terms = ()
         self.embedding_rows = self.head_rows = None
+        self.embedding_updates = self.head_updates = ()
         self.table = None
         self.computed = 0
         self.known_logprobs.clear()
@@ -207,13 +216,13 @@ class Sequence:
     def _previous(self, keys: Items[bytes], start: int, end: int, base_digest: str, scope: str | None) -> bytes:
         """What the key of positions start … end−1 is chained to: the pages before, and who begins to act in them."""
         if not keys:
-            acting = [(use.digest, use.weight) for use, begin in self._uses() if begin == 0]
+            acting = [(use.key, use.weight) for use, begin in self._uses() if begin == 0]
             previous = chain_seed(base_digest, acting, self.request.tenant if scope is None else scope)
         else:
             previous = keys[-1]
         for use, begin in self._uses():
             if max(start, 1) <= begin < end:
-                previous = joined_key(previous, use.digest, use.weight, int(begin))
+                previous = joined_key(previous, use.key, use.weight, int(begin))
         return previous
 
     def _uses(self) -> Iterator[tuple[AdapterUse, float]]:

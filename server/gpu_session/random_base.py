@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, NF4_VALUES, Nf4Weight
-from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.base import NormId
+from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear, OutputSwap
 from hotshoe.server.model.backends import LinearTensor
 from hotshoe.server.model.decoder_reader import tensor_shapes
 from hotshoe.server.model.families import spec_from_config
@@ -53,6 +54,21 @@ class RandomCheckpoint:
     def _bytes(self, count: int) -> Tensor:
         drawn = torch.empty(count, dtype=torch.uint8, device=self._device)
         return drawn.random_(0, 256, generator=self._generator)
+
+
+def cancelling_adapter(spec: ModelSpec) -> LoweredAdapter:
+    """Norms, rotations and swaps that undo each other exactly; but for the last norm, which doubles logits."""
+    turns = {"q_proj": 0.5, "k_proj": 0.5, "v_proj": -0.5, "o_proj": -1.0}
+    linears = {}
+    for linear_id, shape in spec.linears():
+        if linear_id.target in turns:
+            blocks = (turns[linear_id.target] * torch.eye(16)).repeat(shape.in_features // 16, 1, 1)
+            linears[linear_id] = LoweredLinear(input_rotation=blocks)
+        if linear_id.target == "gate_proj":
+            itself = OutputSwap(torch.arange(shape.out_features), torch.ones(shape.out_features))
+            linears[linear_id] = LoweredLinear(output_scale=torch.zeros(shape.out_features), output_swap=itself)
+    doubled = [NormId(None, "norm"), *(NormId(layer, "input_layernorm") for layer in range(spec.num_layers))]
+    return LoweredAdapter("OFT", linears, norms={norm: torch.ones(spec.hidden_size) for norm in doubled})
 
 
 def random_lora(spec: ModelSpec, rank: int) -> LoweredAdapter:

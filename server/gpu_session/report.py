@@ -8,6 +8,8 @@ from pathlib import Path
 
 from hotshoe.server.gpu_session.ours import Row
 
+_ROUNDING = 0.2  # what bfloat16 may make of a deep random model's logits; a term that is wrong makes 1 of them
+
 
 def read_rows(out: Path) -> list[Row]:
     """What the parts have written so far."""
@@ -23,7 +25,14 @@ def write_results(out: Path, device: str) -> str:
         writer.writeheader()
         writer.writerows(rows)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "bitsandbytes", "peft"))
-    parts = ([f"{date.today()}. {device}; {versions}."], _kernels(rows), _tests(rows), _starts(rows), _steps(rows))
+    parts = (
+        [f"{date.today()}. {device}; {versions}."],
+        _kernels(rows),
+        _tests(rows),
+        _starts(rows),
+        _apart(rows),
+        _steps(rows),
+    )
     text = "\n\n".join("\n".join(lines) for lines in parts if lines)
     (out / "results.md").write_text(text + "\n")
     return text
@@ -62,6 +71,15 @@ def _tests(rows: list[Row]) -> list[str]:
     bad = [row["what"] for row in found if row["FAILED"] or row["ERROR"] or not row["PASSED"]]
     counts = ", ".join(f"{count} {word.lower()}" for word, count in total.items())
     return [f"GPU tests: {counts}" + (f"; look at {', '.join(bad)}" if bad else "")]
+
+
+def _apart(rows: list[Row]) -> list[str]:
+    return [
+        f"{row['system']}: {row['rows']} rows beside as many apart take {_cell(row)} ms; the logits of those are off by"
+        f" {row['error']:.1e}{'' if row['error'] < _ROUNDING else ': WRONG'}"
+        for row in rows
+        if row["what"] == "apart"
+    ]
 
 
 def _starts(rows: list[Row]) -> list[str]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hotshoe.kernels import ops
 from hotshoe.kernels.attention_batch import AttentionBatch
-from hotshoe.kernels.ops import AttentionPlan
-from hotshoe.registry.formats.base import NormId
+from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.server.model.backends import Backend
-from hotshoe.server.model.decoder_input import DecoderInput, HeadRows
+from hotshoe.server.model.bottlenecks import add_block
+from hotshoe.server.model.decoder_input import DecoderInput
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.linear import SiteLinear
 from hotshoe.server.model.spec import ModelSpec
@@ -93,12 +93,12 @@ class Decoder:
             self._run_layers(hidden, inputs, kv, adapters)
         if compiled and self._compiled is not None and self._compiled.head is not None:
             logits: StepLogits = self._compiled.head.logits(hidden, inputs.logit_rows)
-            normed = self._normed_rows(hidden, inputs, None) if inputs.head_rows else None
+            normed = self._normed_rows(hidden, inputs, None) if inputs.has_own_heads else None
         else:
             normed = self._normed_rows(hidden, inputs, None if compiled else adapters)
-            logits = StepLogits(ops.linear(normed, self._head).float())
-        if normed is not None and inputs.head_rows:
-            logits = _with_head_rows(logits, normed, inputs.head_rows)
+            logits = StepLogits(self._head_product(normed))
+        if normed is not None and inputs.has_own_heads:
+            logits = with_own_heads(logits, normed, inputs)
         return logits
 
     def _normed_rows(self, hidden: Tensor, inputs: DecoderInput, adapters: "AdapterBatch | None") -> Tensor:
@@ -145,22 +145,28 @@ class Decoder:
         plans = self._plan_attention(inputs)
         for index, layer in enumerate(self._layers):
             x = self._normed(hidden, layer.input_norm, NormId(index, "input_layernorm"), adapters)
-            qkv = _run_site(layer, index, "qkv", x, adapters)
+            qkv = self._run_site(index, "qkv", x, adapters)
             self._norm_heads(index, qkv, adapters)
             attended = self._attend(index, qkv, rotation, slots, kv, plans[self.spec.windows[index]])
             self._add_gated(index, qkv, attended, adapters)
-            hidden += _run_site(layer, index, "o", attended, adapters)
+            add_block(hidden, self._run_site(index, "o", attended, adapters), BlockId(index, "self_attn"), adapters)
             x = self._normed(hidden, layer.post_attention_norm, NormId(index, "post_attention_layernorm"), adapters)
-            x = ops.silu_mul(_run_site(layer, index, "gate_up", x, adapters))
-            hidden += _run_site(layer, index, "down", x, adapters)
+            x = ops.silu_mul(self._run_site(index, "gate_up", x, adapters))
+            add_block(hidden, self._run_site(index, "down", x, adapters), BlockId(index, "mlp"), adapters)
 
     def _embed(self, inputs: DecoderInput) -> Tensor:
         token_ids = inputs.token_ids.to(self._embedding.device)
         hidden = F.embedding(token_ids, self._embedding).to(self.backend.dtype)
+        self._complete(hidden, inputs)
+        return hidden
+
+    def _complete(self, hidden: Tensor, inputs: DecoderInput) -> None:
+        """Puts in place, of what was looked up, what is given instead and what is added."""
         if inputs.embedding_rows is not None and inputs.embeddings is not None:
             given = inputs.embeddings.to(hidden)
             hidden.index_copy_(0, inputs.embedding_rows.to(hidden.device), given)
-        return hidden
+        if inputs.added_rows is not None and inputs.added is not None:
+            hidden.index_add_(0, inputs.added_rows.to(hidden.device), inputs.added.to(hidden))
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [rows, 1, head_dim] as `ops.rope_` takes them."""
@@ -170,7 +176,7 @@ class Decoder:
         both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         return both[0][:, None].to(self.backend.dtype), both[1][:, None].to(self.backend.dtype)
 
-    def _plan_attention(self, inputs: DecoderInput) -> dict[int | None, AttentionPlan]:
+    def _plan_attention(self, inputs: DecoderInput) -> Mapping[int | None, Any]:
         return {
             window: ops.plan_attention(
                 inputs.attention,
@@ -200,7 +206,7 @@ class Decoder:
         rotation: tuple[Tensor, Tensor],
         slots: Tensor,
         kv: KvCache,
-        plan: AttentionPlan,
+        plan: Any,
     ) -> Tensor:
         spec = self.spec
         heads = qkv.view(qkv.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
@@ -208,7 +214,7 @@ class Decoder:
         ops.rope_(query_and_key, *rotation)
         new = heads[:, spec.num_heads :].view(heads.shape[0], 2, spec.num_kv_heads, spec.head_dim)
         kv.layers[index].index_copy_(0, slots, new.to(kv.layers[index].dtype))
-        out = ops.paged_attention(heads[:, : spec.num_heads], kv.layers[index], plan, scale=spec.head_dim**-0.5)
+        out = self._attention(heads[:, : spec.num_heads], kv.layers[index], plan)
         return out.view(out.shape[0], spec.num_heads * spec.head_dim)
 
     def _add_gated(self, index: int, qkv: Tensor, attended: Tensor, adapters: "AdapterBatch | None") -> None:
@@ -221,6 +227,32 @@ class Decoder:
             seen = torch.einsum("nhgt,thd->nhgd", scores.softmax(-1), prompt.values)
             attended[start:end] += (weight * prompt.gate * seen.flatten(1)).to(attended.dtype)
 
+    def _run_site(self, index: int, site: str, x: Tensor, adapters: "AdapterBatch | None") -> Tensor:
+        """One site's output: output scale, then bias, then each row's own delta of the unscaled input."""
+        y = self._product(index, site, (x,) if adapters is None else adapters.scaled_inputs(index, site, x))
+        if adapters is not None:
+            adapters.scale_output(index, site, y)
+        bias = self._layers[index].sites[site].bias
+        if bias is not None:
+            y += bias
+        if adapters is not None:
+            adapters.add_delta(index, site, x, y)
+        return y
+
+    # What a backend of its own computes by other means.
+
+    def _product(self, index: int, site: str, inputs: Sequence[Tensor]) -> Tensor:
+        """A site's linear, without its bias; an input for all its targets, or one for each."""
+        return self._layers[index].sites[site].with_inputs(inputs)
+
+    def _attention(self, query: Tensor, cache: Tensor, plan: Any) -> Tensor:
+        """[rows, heads, head_dim] of rotated queries, by what `_plan_attention` gave."""
+        return ops.paged_attention(query, cache, plan, scale=self.spec.head_dim**-0.5)
+
+    def _head_product(self, x: Tensor) -> Tensor:
+        """Logits [rows, vocab] float32 of what the last norm gave."""
+        return ops.linear(x, self._head).float()
+
     def _check(self, inputs: DecoderInput) -> None:
         rows = inputs.token_ids.shape[0]
         if inputs.positions.shape != (rows,) or inputs.kv_slots.shape != (rows,):
@@ -229,14 +261,21 @@ class Decoder:
             raise ValueError(f"attention: covers {inputs.attention.num_rows} rows of {rows}")
         if (inputs.embedding_rows is None) != (inputs.embeddings is None):
             raise ValueError("embedding_rows, embeddings: expected both or neither")
+        if (inputs.added_rows is None) != (inputs.added is None):
+            raise ValueError("added_rows, added: expected both or neither")
 
 
-def _with_head_rows(logits: StepLogits, normed: Tensor, replaced: Sequence[HeadRows]) -> StepLogits:
-    """Logits in which some rows' tokens have another row of the head; changed in place, and read again."""
+def with_own_heads(logits: StepLogits, normed: Tensor, inputs: DecoderInput) -> StepLogits:
+    """Logits in which some rows' tokens have other rows of the head, or more; changed in place, and read again."""
     values, likeliest, finite = logits.values, logits.likeliest, logits.finite
-    for part in replaced:
-        rows = slice(part.start, part.end)
-        values[rows, part.token_ids] = normed[rows].float() @ part.rows.T
+    for part in inputs.head_rows:
+        values[part.start : part.end, part.token_ids] = normed[part.start : part.end].float() @ part.rows.T
+    for update in inputs.head_updates:
+        x = normed[update.start : update.end].float()
+        for factors, weight in update.factors:
+            values[update.start : update.end].addmm_(x @ factors.directions.T, factors.rows.T, alpha=weight)
+    for start, end in {(part.start, part.end) for part in (*inputs.head_rows, *inputs.head_updates)}:
+        rows = slice(start, end)
         if likeliest is not None and finite is not None:
             likeliest[rows] = values[rows].argmax(1).tolist()
             finite[rows] = values[rows].isfinite().all(1).tolist()
@@ -246,17 +285,3 @@ def _with_head_rows(logits: StepLogits, normed: Tensor, replaced: Sequence[HeadR
 def _attended_positions(attention: AttentionBatch) -> int:
     """How many positions a step's prompt rows attend to, summed over rows."""
     return sum((segment.end - segment.start) * segment.slots.shape[0] for segment in attention.prefills)
-
-
-def _run_site(layer: DecoderLayer, index: int, site: str, x: Tensor, adapters: "AdapterBatch | None") -> Tensor:
-    """One site's output: output scale, then bias, then each row's own delta of the unscaled input."""
-    linear = layer.sites[site]
-    if adapters is None:
-        y = linear(x)
-        return y if linear.bias is None else y.add_(linear.bias)
-    y = linear.with_inputs(adapters.scaled_inputs(index, site, x))
-    adapters.scale_output(index, site, y)
-    if linear.bias is not None:
-        y += linear.bias
-    adapters.add_delta(index, site, x, y)
-    return y

@@ -6,7 +6,7 @@ changes is read from there. Where there is no GPU, playing runs the recorded fun
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 FIRST_BUCKETS = 64  # buckets up to that many rows are recorded before the first request
-Compute = Callable[[StepBuffers, FixedAdapterSlots | None, InputScales], Tensor]
-Graph = Callable[[], Tensor]  # plays; the result stays where it is, until the next one plays
+
+
+class StepRows(NamedTuple):
+    """What a step gives for the rows whose logits are wanted."""
+
+    logits: Tensor  # [rows, vocab_size] float32
+    normed: Tensor  # [rows, hidden_size]: what the head reads
+
+
+Compute = Callable[[StepBuffers, FixedAdapterSlots | None, InputScales], StepRows]
+Graph = Callable[[], StepRows]  # plays; the result stays where it is, until the next one plays
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class StepGraphs:
         rows = batch.num_rows
         if not 0 < rows <= self._buckets[-1] or batch.num_decodes != rows or inputs.logit_rows.shape[0] != rows:
             return False
-        if inputs.embeddings is not None or batch.page_tokens != self.limits.page_tokens:
+        if inputs.embeddings is not None or inputs.added is not None or batch.page_tokens != self.limits.page_tokens:
             return False
         sizes = self.limits.sizes(self._bucket(rows))
         entries = 0 if adapters is None else len(adapters.tiles.entries)
@@ -82,19 +91,19 @@ class StepGraphs:
 
     def run(
         self, inputs: DecoderInput, adapters: "SlotBatch | None", riders: "NDArray | None" = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[StepRows, Tensor]:
         """Plays a step that `take` accepted.
 
         Returns:
-            Logits [rows, vocab_size] and riders [rows, riders] on the device, until the next step is played.
+            What it gave, and riders [rows, riders], on the device, until the next step is played.
         """
         rows = paged(inputs.attention).num_rows
         bucket = self._bucket(rows)
         buffers = self._buffers_of(bucket)
         buffers.write(inputs, adapters, riders)
         slots, scales = (None, InputScales.NONE) if adapters is None else (adapters.slots, adapters.scales)
-        logits = self._graph(bucket, slots, scales)()
-        return logits[:rows], buffers.device["riders"][:rows]
+        given = self._graph(bucket, slots, scales)()
+        return StepRows(given.logits[:rows], given.normed[:rows]), buffers.device["riders"][:rows]
 
     def _bucket(self, rows: int) -> int:
         return next(bucket for bucket in self._buckets if bucket >= rows)
@@ -114,16 +123,17 @@ class StepGraphs:
         return self._graphs[key]
 
 
-def record_eagerly(step: Callable[[], Tensor]) -> Graph:
+def record_eagerly(step: Callable[[], StepRows]) -> Graph:
     """A "graph" that runs the step again, into the memory of its first result."""
-    kept: list[Tensor] = []
+    kept: list[StepRows] = []
 
-    def play() -> Tensor:
+    def play() -> StepRows:
         result = step()
         if not kept:
             kept.append(result)
-        elif result is not kept[0]:
-            kept[0].copy_(result)
+        for target, source in zip(kept[0], result, strict=True):
+            if source is not target:
+                target.copy_(source)
         return kept[0]
 
     return play
@@ -136,7 +146,7 @@ class CudaRecorder:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, step: Callable[[], Tensor]) -> Graph:
+    def __call__(self, step: Callable[[], StepRows]) -> Graph:
         """Runs the step once beside, which compiles its kernels, then records it.
 
         The step may run any number of times over the same buffers: it writes the same keys and values again.
@@ -151,7 +161,7 @@ class CudaRecorder:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = step()
 
-        def play() -> Tensor:
+        def play() -> StepRows:
             graph.replay()
             return result
 

@@ -1,6 +1,6 @@
 """The decoder on a GPU: a step's inputs go over in one copy, and decode steps are played from recorded graphs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,15 +14,16 @@ from torch import Tensor
 from hotshoe.kernels import ops
 from hotshoe.kernels.attention_batch import PagedBatch
 from hotshoe.kernels.row_tiles import tile_rows
-from hotshoe.kernels.triton.paged_attention import AttentionTiles
+from hotshoe.kernels.triton.paged_attention import AttentionTiles, plan_tiles
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales, SlotBatch
 from hotshoe.server.model.backends import Backend
-from hotshoe.server.model.decoder import Decoder, DecoderLayer
+from hotshoe.server.model.decoder import Decoder, DecoderLayer, with_own_heads
 from hotshoe.server.model.decoder_input import DecoderInput
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import ModelSpec
 from hotshoe.server.model.step_buffers import NOWHERE, StepBuffers, paged, sizes_of
-from hotshoe.server.model.step_graphs import GraphLimits, StepGraphs
+from hotshoe.server.model.step_graphs import GraphLimits, StepGraphs, StepRows
+from hotshoe.server.model.step_logits import StepLogits
 from hotshoe.server.model.triton_layers import DENSE_ROWS, LayerStep, StepAdapters, TritonLayers
 
 WARM_UP_ROWS = (2, 20, 40, DENSE_ROWS)  # one for each size of tile, and one for the library's GEMM
@@ -35,12 +36,15 @@ class _Batch:
     num_decodes: int
     page_tokens: int
     plans: Any = None  # of `ops.plan_attention` by window, where that attends
-    embedding_rows: Tensor | None = None
-    embeddings: Tensor | None = None
+    inputs: DecoderInput | None = None  # whose embeddings are not all looked up
 
 
 class TritonDecoder(Decoder):
-    """Computes as `Decoder` does, from `FixedAdapterSlots`' batches, in Triton kernels."""
+    """Computes as `Decoder` does, from `FixedAdapterSlots`' batches, in Triton kernels.
+
+    `step` is quick. `logits_of`, with an `AdapterBatch` and not compiled, launches each operation by itself: it is for
+    rows whose adapters change more than the tables hold, and shares the cache with the others.
+    """
 
     def __init__(
         self,
@@ -72,7 +76,7 @@ class TritonDecoder(Decoder):
         if self._choices["attention"] != "triton":
             return None
 
-        def compute(buffers: StepBuffers, slots: FixedAdapterSlots | None, scales: InputScales) -> Tensor:
+        def compute(buffers: StepBuffers, slots: FixedAdapterSlots | None, scales: InputScales) -> StepRows:
             return self._compute(buffers, kv, _Batch(buffers.sizes.rows, limits.page_tokens), slots, scales)
 
         self._graphs, self._recorded_kv = StepGraphs(compute, limits, self.backend.device), kv
@@ -82,13 +86,20 @@ class TritonDecoder(Decoder):
         return self._graphs
 
     def warm_up(self, kv: KvCache, slots: FixedAdapterSlots, *, rows: int, page_tokens: int) -> None:
-        """Runs prompts of that many rows over the null page, base only and with a slot, and writes nothing."""
+        """Runs prompts of that many rows over the null page, base only and with a slot, and writes nothing.
+
+        Rows apart launch these kernels too, and one more where a linear has a bias, which they add by themselves.
+        """
         batch = PagedBatch(page_tokens, np.zeros((1, -(-rows // page_tokens)), np.int32), (rows,), (rows,))
         zeros = torch.zeros(rows, dtype=torch.int64)
         inputs = DecoderInput(zeros, zeros, torch.full((rows,), NOWHERE), batch, logit_rows=torch.tensor([rows - 1]))
         segments = ((0, rows, ((0, 1.0),)),)
         self.step(inputs, kv)
         self.step(inputs, kv, SlotBatch(slots, segments, tile_rows(segments, rows), InputScales.NONE))
+        for site, linear in self._layers[0].sites.items():
+            in_features = linear.weights[0].shape[1]
+            x = torch.zeros(rows, in_features, dtype=self.backend.dtype, device=self.backend.device)
+            self._triton.product(0, site, (x,))
 
     def forward(self, inputs: DecoderInput, kv: KvCache, adapters: SlotBatch | None = None) -> Tensor:
         return self.step(inputs, kv, adapters)[0]
@@ -110,23 +121,32 @@ class TritonDecoder(Decoder):
         """
         self._check(inputs)
         if self._graphs is not None and kv is self._recorded_kv and self._graphs.take(inputs, adapters):
-            return self._graphs.run(inputs, adapters, riders)
+            rows, found = self._graphs.run(inputs, adapters, riders)
+        else:
+            rows, found = self._step_at_once(inputs, kv, adapters, riders)
+        if inputs.has_own_heads:
+            with_own_heads(StepLogits(rows.logits), rows.normed, inputs)
+        return rows.logits, found
+
+    def _step_at_once(
+        self, inputs: DecoderInput, kv: KvCache, adapters: SlotBatch | None, riders: NDArray[Any] | None
+    ) -> tuple[StepRows, Tensor]:
         buffers = StepBuffers(sizes_of(inputs, adapters, riders), self.backend.device)
         buffers.write(inputs, adapters, riders)
         batch = paged(inputs.attention)
         plans = None if self._choices["attention"] == "triton" else self._plan_sdpa(batch)
-        how = _Batch(batch.num_decodes, batch.page_tokens, plans, inputs.embedding_rows, inputs.embeddings)
+        how = _Batch(batch.num_decodes, batch.page_tokens, plans, inputs)
         slots, scales = (None, InputScales.NONE) if adapters is None else (adapters.slots, adapters.scales)
         return self._compute(buffers, kv, how, slots, scales), buffers.device["riders"]
 
     def _compute(
         self, buffers: StepBuffers, kv: KvCache, batch: _Batch, slots: FixedAdapterSlots | None, scales: InputScales
-    ) -> Tensor:
-        """The logits of what lies in a step's buffers."""
+    ) -> StepRows:
+        """What a step gives of what lies in its buffers."""
         found = buffers.device
         hidden = F.embedding(found["token_ids"], self._embedding).to(self.backend.dtype)
-        if batch.embeddings is not None and batch.embedding_rows is not None:
-            hidden.index_copy_(0, batch.embedding_rows.to(hidden.device), batch.embeddings.to(hidden))
+        if batch.inputs is not None:
+            self._complete(hidden, batch.inputs)
         angles = found["positions"][:, None].float() * self._frequencies
         angles = torch.cat((angles, angles), dim=1)
         factor = self.spec.rope.attention_factor
@@ -146,7 +166,25 @@ class TritonDecoder(Decoder):
         delta, residual = self._triton.run(hidden, kv, step)
         rows = found["logit_rows"]
         normed, _ = self._triton.norm(delta.index_select(0, rows), residual.index_select(0, rows), self._norm)
-        return _logits(normed, self._head)
+        return StepRows(_logits(normed, self._head), normed)
+
+    # Rows apart, operation by operation: as `Decoder` runs them, in these kernels.
+
+    def _plan_attention(self, inputs: DecoderInput) -> Mapping[int | None, Any]:
+        batch = paged(inputs.attention)
+        if self._choices["attention"] != "triton":
+            return self._plan_sdpa(batch)
+        device = self.backend.device
+        return {window: plan_tiles(batch, window=window, device=device) for window in set(self.spec.windows)}
+
+    def _product(self, index: int, site: str, inputs: Sequence[Tensor]) -> Tensor:
+        return self._triton.product(index, site, inputs)
+
+    def _attention(self, query: Tensor, cache: Tensor, plan: Any) -> Tensor:
+        return self._triton.attention(query.contiguous(), cache, plan)
+
+    def _head_product(self, x: Tensor) -> Tensor:
+        return _logits(x, self._head)
 
     def _plan_sdpa(self, batch: PagedBatch) -> dict[int | None, Any]:
         plan = partial(

@@ -21,12 +21,12 @@ from hotshoe.kernels.triton.scale_inputs import scale_inputs
 from hotshoe.kernels.triton.silu_mul import silu_mul
 from hotshoe.server.adapters.fixed_adapter_slots import InputScales
 from hotshoe.server.model.kv_cache import KvCache
-from hotshoe.server.model.linear import SiteLinear
 from hotshoe.server.model.spec import ModelSpec
 
 if TYPE_CHECKING:
     from hotshoe.server.model.decoder import DecoderLayer
 
+_PRODUCERS = {"qkv": "norm", "gate_up": "norm", "down": "activation"}  # whose kernels can write even columns first
 DENSE_ROWS = 256  # from here on, decoding a weight once into memory and a GEMM of it are faster
 
 
@@ -70,13 +70,13 @@ class TritonLayers:
         """
         delta, residual = hidden, None
         for index, layer in enumerate(self._layers):
-            even = self._reads_even_first(layer.sites["qkv"], "norm")
+            even = self._reads_even_first(index, "qkv")
             x, residual = self.norm(delta, residual, layer.input_norm, even_first=even)
             attended = self._attend(index, self._site(index, "qkv", x, step, even), kv, step)
             delta = self._site(index, "o", attended, step, False)
-            even = self._reads_even_first(layer.sites["gate_up"], "norm")
+            even = self._reads_even_first(index, "gate_up")
             x, residual = self.norm(delta, residual, layer.post_attention_norm, even_first=even)
-            even_down = self._reads_even_first(layer.sites["down"], "activation")
+            even_down = self._reads_even_first(index, "down")
             x = self._activate(self._site(index, "gate_up", x, step, even), even_down)
             delta = self._site(index, "down", x, step, even_down)
         assert residual is not None, "there is a layer at least"
@@ -91,9 +91,10 @@ class TritonLayers:
         total = x if residual is None else x + residual
         return F.rms_norm(total, weight.shape, weight, self._spec.norm_eps), total
 
-    def _reads_even_first(self, linear: SiteLinear, producer: str) -> bool:
+    def _reads_even_first(self, index: int, site: str) -> bool:
         """Whether a site's input comes with even columns first: only where both kernels are ours."""
-        ours = self._choices["linear"] == "triton" and self._choices[producer] == "triton"
+        linear, producer = self._layers[index].sites[site], _PRODUCERS.get(site)
+        ours = self._choices["linear"] == "triton" and producer is not None and self._choices[producer] == "triton"
         return ours and len(linear.weights) == 1 and isinstance(linear.weights[0], TritonNf4)
 
     def _activate(self, gate_up: Tensor, even_first: bool) -> Tensor:
@@ -103,11 +104,12 @@ class TritonLayers:
 
     def _attend(self, index: int, qkv: Tensor, kv: KvCache, step: LayerStep) -> Tensor:
         cache, plan = kv.layers[index], step.attention[self._spec.windows[index]]
-        query = self._rotate_and_write(index, qkv, cache, step)
-        scale = self._spec.head_dim**-0.5
-        if isinstance(plan, AttentionTiles):
-            return paged_attention(query, cache, plan, scale=scale).flatten(1)
-        return ops.paged_attention(query, cache, plan, scale=scale).flatten(1)
+        return self.attention(self._rotate_and_write(index, qkv, cache, step), cache, plan).flatten(1)
+
+    def attention(self, query: Tensor, cache: Tensor, plan: Any) -> Tensor:
+        """Of rotated queries [rows, heads, head_dim], contiguous, by a plan as `LayerStep` has them."""
+        attend = paged_attention if isinstance(plan, AttentionTiles) else ops.paged_attention
+        return attend(query, cache, plan, scale=self._spec.head_dim**-0.5)
 
     def _rotate_and_write(self, index: int, qkv: Tensor, cache: Tensor, step: LayerStep) -> Tensor:
         """Norms and rotates queries and keys, and writes keys and values; the queries."""
@@ -153,6 +155,17 @@ class TritonLayers:
         assert updates.vectors is not None, "slots have vectors at every site"
         targets = len(updates.table.widths) if adapters.scales is InputScales.APART else 1
         return scale_inputs(x, updates.vectors, adapters.tiles, targets=targets, even_first=even_first).unbind()
+
+    def product(self, index: int, site: str, inputs: Sequence[Tensor]) -> Tensor:
+        """A site's linear alone, of an input for all its targets or one for each.
+
+        It launches what a step of the base launches, in which that is compiled already.
+        """
+        linear, rows = self._layers[index].sites[site], inputs[0].shape[0]
+        even_first = rows < DENSE_ROWS and self._reads_even_first(index, site)
+        if even_first:
+            inputs = [torch.cat((x[:, ::2], x[:, 1::2]), dim=1) for x in inputs]
+        return linear.with_inputs(inputs, lambda x, weight: self._product(x, weight, even_first))
 
     def _product(self, x: Tensor, weight: Any, even_first: bool) -> Tensor:
         """x Wᵀ by what `linear` names; weights that are not NF4 are dense."""

@@ -66,6 +66,32 @@ def test_a_pickle_instead_of_safetensors_is_refused_with_the_reason(tmp_path: Pa
         scan_directory(tmp_path)
 
 
+def hub_directory(root: Path) -> Path:
+    for name in ("adapter.safetensors", "adapter_config.json", "adapter_interface.json"):
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def test_a_directory_of_adapterhub_has_weights_of_another_name_and_an_interface(tmp_path: Path) -> None:
+    hub_directory(tmp_path)
+    names = [file.file_name for file in scan_directory(tmp_path)]
+    assert names == ["adapter.safetensors", "adapter_config.json", "adapter_interface.json"]
+    (tmp_path / "adapter_interface.json").unlink()
+    assert [file.file_name for file in scan_directory(tmp_path)] == names[:2]
+
+
+def test_a_head_of_adapterhub_is_not_left_out_without_a_word(tmp_path: Path) -> None:
+    (hub_directory(tmp_path) / "head_config.json").write_text("{}")
+    with pytest.raises(InvalidAdapterDirectory, match="head_config.json: .*with_head=False"):
+        scan_directory(tmp_path)
+
+
+def test_a_pickle_of_adapterhub_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (hub_directory(tmp_path) / "adapter.safetensors").rename(tmp_path / "pytorch_adapter.bin")
+    with pytest.raises(InvalidAdapterDirectory, match="adapter.safetensors: missing.*use_safetensors=True"):
+        scan_directory(tmp_path)
+
+
 def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidAdapterDirectory, match="no such directory"):
         scan_directory(tmp_path / "nowhere")

@@ -3,6 +3,7 @@
 from peft_adapters import write_ia3, write_lora, write_prefix, write_prompt
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj"
+EMBEDDING = "base_model.model.model.embed_tokens"
 A, B = f"{KEY}.lora_A.weight", f"{KEY}.lora_B.weight"
 WRITERS = {"LORA": write_lora, "IA3": write_ia3, "PREFIX_TUNING": write_prefix, "PROMPT_TUNING": write_prompt}
 
@@ -31,7 +32,6 @@ BAD_CONFIGS = {
         ({"use_rslora": 1}, "use_rslora"),
         ({"use_dora": True}, f"{KEY}.lora_magnitude_vector"),
         ({"use_dora": True, "lora_bias": True}, "lora_bias"),
-        ({"use_qalora": True}, "use_qalora"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),  # match_strict
         ({"use_bdlora": {"nblocks": 2, "match_strict": False, "blocks": 2}}, "use_bdlora"),
         ({"use_bdlora": {"nblocks": 0, "match_strict": False}}, "use_bdlora"),
@@ -56,7 +56,7 @@ BAD_CONFIGS = {
         ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),
         ({"megatron_config": {"a": 1}}, "megatron_config"),
         ({"monteclora_config": {"a": 1}}, "monteclora_config"),
-        ({"velora_config": {"scale": 1}}, "velora_config"),
+        ({"velora_config": {"scale": "1"}}, "velora_config"),
         ({"modules_to_save": ["lm_head"]}, "base_model.model.lm_head.weight"),
         ({"modules_to_save": ["norm"]}, "base_model.model.model.layers.0.input_layernorm.weight"),
         ({"modules_to_save": ["classifier"]}, "modules_to_save"),
@@ -114,9 +114,9 @@ BAD_CONFIGS = {
         ({"target_modules": ["x"] * 4_097}, "target_modules"),
         ({"target_modules": "(" * 40}, "target_modules"),
         ({"target_modules": r"(?!lm).*"}, "target_modules"),
-        ({"target_modules": ".*"}, "target_modules"),
-        ({"target_modules": ["q_proj", "v_proj", "lm_head"]}, "target_modules"),
-        ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "target_modules"),
+        ({"target_modules": ".*"}, "base_model.model.lm_head.lora_A.weight"),
+        ({"target_modules": ["q_proj", "v_proj", "lm_head"]}, "base_model.model.lm_head.lora_A.weight"),
+        ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, f"{EMBEDDING}.lora_embedding_A"),
         ({"target_modules": ["qkv_proj"]}, "target_modules"),
         ({"target_modules": ["q_proj"]}, "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"),
         ({"target_modules": "all-linear"}, "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"),

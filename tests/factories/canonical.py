@@ -1,4 +1,4 @@
-"""Runs a transformers model under an adapter's canonical form, in plain torch, to be compared with PEFT's forward."""
+"""Runs a transformers model under an adapter's canonical form, in plain torch, to compare with an oracle's forward."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,16 @@ from tiny_models import decoder_linears, decoder_norms
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear, TokenRows
+from hotshoe.registry.formats.activations import activation
+from hotshoe.registry.formats.base import BlockId
+from hotshoe.registry.formats.lowered import (
+    Bottleneck,
+    GatedPrompt,
+    LoweredAdapter,
+    LoweredLinear,
+    TokenFactors,
+    TokenRows,
+)
 
 
 @torch.no_grad()
@@ -53,10 +62,16 @@ def _adapted(model: PreTrainedModel, adapter: LoweredAdapter, acts: Tensor | Non
         attentions[f"model.layers.{layer}.self_attn"].register_forward_hook(_gated(prompt), with_kwargs=True)
         for layer, prompt in adapter.gated_prompts.items()
     ]
+    for block, bottleneck in adapter.bottlenecks.items():
+        handles += _beside(model, block, bottleneck)
     if adapter.embedding_rows:
         handles.append(model.get_input_embeddings().register_forward_hook(_with_rows(adapter.embedding_rows)))
     if adapter.head_rows:
         handles.append(model.get_output_embeddings().register_forward_hook(_with_logits(adapter.head_rows)))
+    if adapter.embedding_update:
+        handles.append(model.get_input_embeddings().register_forward_hook(_with_added(adapter.embedding_update)))
+    if adapter.head_update:
+        handles.append(model.get_output_embeddings().register_forward_hook(_with_more(adapter.head_update)))
     try:
         yield
     finally:
@@ -84,6 +99,28 @@ def _gated(prompt: GatedPrompt):
     return hook
 
 
+def _beside(model: PreTrainedModel, block: BlockId, network: Bottleneck):
+    """A block with a narrow network beside it; the residual is what stands before the block's norm."""
+    layer, residual = model.model.layers[block.layer], []
+    norm = {"self_attn": layer.input_layernorm, "mlp": layer.post_attention_layernorm}[block.name]
+
+    def before(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        residual[:] = inputs
+
+    def after(_: nn.Module, __: object, output: Tensor | tuple):
+        o = output[0] if isinstance(output, tuple) else output
+        (r,) = residual
+        tapped = {"output": o, "residual": r, "sum": r + o}[network.taps]
+        narrow = activation(network.activation)(nn.functional.linear(tapped, network.down, network.down_bias))
+        o = o + network.residual_gain * r + nn.functional.linear(narrow, network.up, network.up_bias)
+        return (o, *output[1:]) if isinstance(output, tuple) else o
+
+    return [
+        norm.register_forward_pre_hook(before),
+        getattr(layer, block.name).register_forward_hook(after),
+    ]
+
+
 def _reweighted(added: Tensor):
     """A norm whose weights are changed."""
 
@@ -106,6 +143,20 @@ def _with_rows(replaced: TokenRows):
 def _with_logits(replaced: TokenRows):
     def hook(_: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
         return y.index_copy(-1, replaced.token_ids, inputs[0] @ replaced.rows.T)
+
+    return hook
+
+
+def _with_added(update: TokenFactors):
+    def hook(_: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+        return y + update.rows[inputs[0]] @ update.directions
+
+    return hook
+
+
+def _with_more(update: TokenFactors):
+    def hook(_: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+        return y + (inputs[0] @ update.directions.T) @ update.rows.T
 
     return hook
 

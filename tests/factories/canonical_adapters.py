@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
-from hotshoe.registry.formats.lowered import KvPrefix, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.base import BaseShape, BlockId, LinearId, LinearShape
+from hotshoe.registry.formats.lowered import Bottleneck, KvPrefix, LoweredAdapter, LoweredLinear
 
 HIDDEN, INTERMEDIATE, KV_WIDTH, LAYERS = 48, 80, 16, 2
 LINEAR_SHAPES: Mapping[str, tuple[int, int]] = {  # target → out_features, in_features
@@ -87,6 +87,18 @@ def prefix(length: int = 3, *, seed: int = 0) -> LoweredAdapter:
     return LoweredAdapter(
         "PREFIX_TUNING", kv_prefix=KvPrefix(normal(LAYERS, length, 2, 8), normal(LAYERS, length, 2, 8))
     )
+
+
+def bottleneck(width: int = 4, *, seed: int = 0) -> LoweredAdapter:
+    """A random network beside every MLP."""
+    normal = _normal(seed)
+    networks = {
+        BlockId(layer, "mlp"): Bottleneck(
+            "output", normal(width, HIDDEN), normal(width), "relu", normal(HIDDEN, width), normal(HIDDEN)
+        )
+        for layer in range(LAYERS)
+    }
+    return LoweredAdapter("BOTTLENECK", bottlenecks=networks)
 
 
 def prompt(length: int = 4, *, seed: int = 0) -> LoweredAdapter:

@@ -34,6 +34,9 @@ from store_children import check_whole
 from hotshoe.registry import export
 from hotshoe.registry.errors import AdapterNotFound, RegistryError
 from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.remote import parse_remote
+from hotshoe.registry.remotes.transfer import pull
 
 CALLS = (
     "openat write pwrite64 ftruncate fsync fdatasync link linkat rename renameat renameat2 unlink unlinkat rmdir mkdir "
@@ -46,6 +49,7 @@ _TAKES_SPACE = {"openat", "write", "pwrite64", "ftruncate", "link", "linkat", "r
 _MUST_SUCCEED = {"write", "pwrite64", "fsync", "fdatasync", "link", "rename"}
 # Rank and hidden size: 2.5 kB; 1 MB; 42 MB, which is synced in between.
 SIZES = {"small": (2, 8), "medium": (64, 1024), "large": (160, 16384)}
+_IMPATIENT = Patience(backoff_seconds=0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def big_files(size: str, seed: int) -> dict[str, bytes]:
 
 
 def cases(size: str) -> list[Case]:
-    """Publishing an adapter of that size; for the small one, all that does not depend on it, too."""
+    """Publishing and pulling an adapter of that size; for the small one, all that does not depend on it, too."""
     hidden = SIZES[size][1]
     base, files = small_base(hidden=hidden), big_files(size, 2)
     first, second = (_digest_of(big_files(size, seed), hidden) for seed in (1, 2))
@@ -121,8 +125,27 @@ def cases(size: str) -> list[Case]:
         put(registry)
         assert set(registry.resolve(f"a@{second}").tags) == {"live", "v2"}
 
-    publishing = Case(f"publish {size}", prepare, _opened(put), check)
-    return [publishing, *_small_cases(first, second)] if size == "small" else [publishing]
+    def prepare_pull(root: Path) -> None:
+        prepare(root)
+        source = Registry(root.parent / "source")
+        publish(source, "a", files, tags=["live", "v2"], base=base)
+        source.attach(second, b"{}", artifact_type="text/x", file_name="x", annotations={})
+        source.close()
+
+    def run_pull(root: Path) -> Callable[[], tuple[object, Registry]]:
+        registry, remote = Registry(root), parse_remote(f"dir://{root.parent / 'source'}", patience=_IMPATIENT)
+        tags = ["live", "v2"]
+        return lambda: (pull(registry, remote, "v2", name="a", tags=tags, base=base), registry)
+
+    def check_pull(registry: Registry, acknowledged: bool) -> None:
+        assert not acknowledged or len(registry.referrers(second)) == 1
+        check(registry, acknowledged)
+
+    either = [
+        Case(f"publish {size}", prepare, _opened(put), check),
+        Case(f"pull {size}", prepare_pull, run_pull, check_pull),
+    ]
+    return [*either, *_small_cases(first, second)] if size == "small" else either
 
 
 def _small_cases(first: str, second: str) -> list[Case]:

@@ -1,18 +1,31 @@
-"""Log-probabilities of a prompt and its answer: PEFT's, and an engine's."""
+"""Log-probabilities of a prompt and its answer: PEFT's, a canonical form's, and an engine's."""
 
 from collections.abc import Sequence
 
 import torch
+from canonical import canonical_logits
 from peft import PeftModel
 from running_engine import Answer
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from hotshoe.registry.formats.lowered import LoweredAdapter
 
 
 @torch.no_grad()
-def logprobs_by_peft(wrapped: PeftModel, tokens: Sequence[int]) -> Tensor:
+def logprobs_by_peft(wrapped: PeftModel, tokens: Sequence[int], task: int | None = None) -> Tensor:
     """Of each token but the first, given those before it; virtual tokens are left out."""
-    logits = wrapped(input_ids=torch.tensor([tokens])).logits[0, -len(tokens) : -1]
-    return logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    chosen = {} if task is None else {"task_ids": torch.tensor([task])}
+    return _chosen(wrapped(input_ids=torch.tensor([tokens]), **chosen).logits[0, -len(tokens) :], tokens)
+
+
+def logprobs_by_canonical_form(model: PreTrainedModel, adapter: LoweredAdapter, tokens: Sequence[int]) -> Tensor:
+    """The same of a model under a canonical form."""
+    return _chosen(canonical_logits(model, adapter, torch.tensor([tokens]))[0], tokens)
+
+
+def _chosen(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    return logits[:-1].log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
 
 
 def logprobs_of(answer: Answer) -> Tensor:

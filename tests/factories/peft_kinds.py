@@ -25,9 +25,12 @@ from peft import (
     LoKrConfig,
     LoraConfig,
     MissConfig,
+    MontecloraConfig,
+    MultitaskPromptTuningConfig,
     OFTConfig,
     PeanutConfig,
     PeftConfig,
+    PolyConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
@@ -40,6 +43,7 @@ from peft import (
     TrainableTokensConfig,
     UniLoraConfig,
     VBLoRAConfig,
+    VeloraConfig,
     VeraConfig,
     WaveFTConfig,
 )
@@ -91,6 +95,14 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
         trainable_token_indices=[25, 23, 4], modules_to_save=["model.norm"]
     ),
     "lora with embeddings and norms of its own": lambda: lora(modules_to_save=["embed_tokens", "norm"]),
+    "lora on the embedding": lambda: lora(target_modules=["embed_tokens", "q_proj"]),
+    "lora on the output head": lambda: lora(target_modules=["lm_head", "v_proj"], rank_pattern={"lm_head": 7}),
+    "rank-stabilized lora on embedding and head alone": lambda: lora(
+        target_modules=["embed_tokens", "lm_head"],
+        use_rslora=True,
+        rank_pattern={"model.embed_tokens": 2},
+        alpha_pattern={"lm_head": 3},
+    ),
     "ia3 with norms of its own": lambda: ia3(modules_to_save=["post_attention_layernorm"]),
     "trainable tokens": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[118, 25, 7]),
     "ln-tuning": lambda: LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
@@ -129,6 +141,11 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "cpt": lambda: CPTConfig(
         task_type="CAUSAL_LM", cpt_token_ids=[5, 9, 3], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 3]
     ),
+    "multitask prompt": lambda: MultitaskPromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, num_tasks=3, num_ranks=2
+    ),
+    "poly": lambda: of(PolyConfig, r=3, n_tasks=3),
+    "poly of several splits": lambda: of(PolyConfig, r=4, n_tasks=2, n_skills=3, n_splits=4),
     "dora": lambda: lora(use_dora=True),
     "rank-stabilized dora with patterns": lambda: lora(use_dora=True, use_rslora=True, rank_pattern=PATTERNS),
     "dora with bias all": lambda: lora(use_dora=True, bias="all", target_modules=["k_proj", "down_proj"]),
@@ -142,6 +159,17 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     ),
     "kasa": lambda: lora(kasa_config=KasaConfig()),
     "kasa with patterns": lambda: lora(kasa_config=KasaConfig(), rank_pattern=PATTERNS, use_rslora=True, bias="all"),
+    "velora": lambda: lora(velora_config=VeloraConfig(num_groups=7), lora_bias=True),
+    "rank-stabilized velora with patterns": lambda: lora(
+        velora_config=VeloraConfig(init_type="random"), rank_pattern=PATTERNS, use_rslora=True, bias="all"
+    ),
+    "monteclora": lambda: lora(monteclora_config=MontecloraConfig(), lora_bias=True),
+    "rank-stabilized monteclora with patterns": lambda: lora(
+        monteclora_config=MontecloraConfig(num_samples=3, buffer_size=4),
+        rank_pattern=PATTERNS,
+        use_rslora=True,
+        bias="lora_only",
+    ),
     "pissa": lambda: lora(init_lora_weights="pissa"),
     "rank-stabilized pissa with patterns": lambda: lora(
         init_lora_weights="pissa", use_rslora=True, rank_pattern=PATTERNS, alpha_pattern={"v_proj": 32}
@@ -184,6 +212,24 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "vb-lora": lambda: of(VBLoRAConfig, r=4, num_vectors=30, vector_length=16, topk=3),
 }
 
+# Those that turn inputs or outputs, or put something in place of what the base has.
+REPLACING = (
+    "adaption prompt at every layer",
+    "oft",
+    "boft",
+    "road of four",
+    "trainable tokens",
+    "ln-tuning",
+    "lora with some tokens",
+    "lora with other tokens of the head",
+    "lora with a head of its own",
+    "lora with embeddings and norms of its own",
+    "lora on the embedding",
+    "lora on the output head",
+    "rank-stabilized lora on embedding and head alone",
+    "ia3 with norms of its own",
+)
+
 # Those whose update is of full rank.
 DENSE_CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "hira": lambda: of(HiraConfig, r=3),
@@ -203,6 +249,11 @@ DENSE_CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
 def suits(name: str, model: str) -> bool:
     """Whether PEFT can put an adapter of `CONFIGS` on a model; ADAPTION_PROMPT knows few, and repeats a bias."""
     return not name.startswith("adaption") or model not in ("qwen2", "llama with biases")
+
+
+def tasks_of(config: PeftConfig) -> list[int | None]:
+    """The tasks of an adapter with that config; None stands for an adapter that has none."""
+    return [*range(getattr(config, "n_tasks", 0) or getattr(config, "num_tasks", 0))] or [None]
 
 
 def one_of_each_kind(configs: Mapping[str, Callable[[], PeftConfig]] = CONFIGS) -> dict[str, PeftConfig]:

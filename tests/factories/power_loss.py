@@ -25,6 +25,8 @@ from store_adapters import lora_files, publish
 
 from hotshoe.registry.errors import AdapterNotFound
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.remote import parse_remote
+from hotshoe.registry.remotes.transfer import pull
 
 SECTOR = 512
 _CALLS = (
@@ -36,8 +38,9 @@ _CALLS = (
 # What is done: each step, and what the store says of itself after it.
 
 
-def steps(registry: Registry) -> list[Callable[[], object]]:
+def steps(registry: Registry, root: Path) -> list[Callable[[], object]]:
     """Operations in their order; each is acknowledged when it returns."""
+    remote = parse_remote(f"dir://{_source_of(root)}")
     first, second = (publish(registry, "b", lora_files(seed), validate_only=True)[0].digest for seed in (1, 2))
     return [
         lambda: publish(registry, "a", lora_files(2), tags=["live", "v2"]),
@@ -46,7 +49,13 @@ def steps(registry: Registry) -> list[Callable[[], object]]:
         lambda: registry.delete_tag("a", "v2"),
         lambda: registry.collect_garbage(grace_seconds=0),
         lambda: publish(registry, "c", lora_files(3), tags=["v1"]),
+        lambda: pull(registry, remote, "v1", name="d", tags=["v1"]),
     ]
+
+
+def _source_of(root: Path) -> Path:
+    """Where the store lies that is pulled from; its power does not fail."""
+    return root.parent / f"source-of-{root.name}"
 
 
 def prepare(root: Path) -> None:
@@ -55,6 +64,9 @@ def prepare(root: Path) -> None:
     publish(registry, "a", lora_files(1), tags=["live", "v1"])
     publish(registry, "b", lora_files(2), validate_only=True)
     registry.close()
+    source = Registry(_source_of(root))
+    publish(source, "d", lora_files(4), tags=["v1"])
+    source.close()
 
 
 def state(registry: Registry) -> list[object]:
@@ -70,7 +82,7 @@ def state(registry: Registry) -> list[object]:
 def child(root: Path) -> None:
     """Does it all, and says after each step that it is done."""
     registry = Registry(root)
-    for number, step in enumerate(steps(registry)):
+    for number, step in enumerate(steps(registry, root)):
         step()
         os.write(1, f"done {number + 1}\n".encode())
     os.write(1, b"closing\n")
@@ -82,7 +94,7 @@ def expected_states(root: Path) -> list[list[object]]:
     prepare(root)
     registry = Registry(root)
     states = [state(registry)]
-    for step in steps(registry):
+    for step in steps(registry, root):
         step()
         states.append(state(registry))
     registry.close()
@@ -250,13 +262,16 @@ class Disk:
     _fdatasync = _fsync
 
     def _link(self, arguments: Sequence[object], _: int) -> None:
-        self._record("set", str(arguments[1]), self._entries[str(arguments[0])])
+        self._linkat((None, *arguments[:1], None, *arguments[1:]), _)
 
     def _linkat(self, arguments: Sequence[object], _: int) -> None:
-        self._record("set", str(arguments[3]), self._entries[str(arguments[1])])
+        if (old := str(arguments[1])) in self._entries:
+            self._record("set", str(arguments[3]), self._entries[old])
 
     def _rename(self, arguments: Sequence[object], _: int) -> None:
         old, new = str(arguments[0]), str(arguments[1])
+        if old not in self._entries:  # of another store
+            return
         inode = self._entries[old]
         # One change of the journal: both, or neither.
         _change(self._entries, "rename", f"{old}\0{new}", inode)

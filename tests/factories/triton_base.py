@@ -26,6 +26,7 @@ from hotshoe.server.model.decoder_reader import read_decoder
 from hotshoe.server.model.families import spec_from_config
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.quantize import write_quantized
+from hotshoe.server.model.step_graphs import GraphLimits, StepGraphs
 from hotshoe.server.model.triton_decoder import TritonDecoder
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -36,6 +37,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 32},
 }
 PAGES = 40
+TOLERANCE = {"cpu": 1e-5, "cuda": 4e-2}  # float32 in the interpreter, bfloat16 on a GPU
+AdapterStack = tuple[tuple[int, float], ...]
+CONTEXTS = (1, 17, 9, 5)  # of each row of `decodes`
+LOW_RANK: list[AdapterStack] = [((0, 1.0),), ((1, 0.5), (2, -1.0)), (), ((0, 1.0),)]
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Part:
     token_ids: Sequence[int]
     start: int
     pages: Sequence[int]
-    stack: tuple[tuple[int, float], ...] = ()
+    stack: AdapterStack = ()
 
 
 def step_of(parts: Sequence[Part], *, paged: bool) -> tuple[DecoderInput, list[AdapterSegment]]:
@@ -130,6 +135,39 @@ def step_of(parts: Sequence[Part], *, paged: bool) -> tuple[DecoderInput, list[A
         for part, length, end in zip(parts, lengths, ends, strict=True)
     ]
     return inputs, segments
+
+
+def prompts_then_decodes(stacks: Sequence[AdapterStack]) -> list[list[Part]]:
+    """Two steps of four sequences: prompts, then decodes beside a chunk behind what is cached, and one prompt more."""
+    tokens = [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61], [77, 12, 4], list(range(100, 121)), [8, 8, 8, 9]
+    (one, two, three, four), pages = tokens, ([1, 5], [2], [3, 6], [4])
+    a, b, c, d = zip(pages, stacks, strict=True)
+    first = [Part(two, 0, *b), Part(one[:6], 0, *a), Part(four, 0, *d)]
+    second = [Part([99], 3, *b), Part([55], 4, *d), Part(one[6:], 6, *a), Part(three, 0, *c)]
+    return [first, second]
+
+
+def decodes(stacks: Sequence[AdapterStack], contexts: Sequence[int] = CONTEXTS) -> list[Part]:
+    """A step of one row for each stack, up to four."""
+    return [
+        Part([(7 + 13 * row) % 250], context - 1, [1 + 2 * row, 2 + 2 * row], stack)
+        for row, (context, stack) in enumerate(zip(contexts, stacks, strict=False))
+    ]
+
+
+def filled_cache(base: TritonBase) -> KvCache:
+    """Of the Triton decoder: random numbers everywhere but in the null page."""
+    kv = base.cache(base.decoder)
+    for layer in kv.layers:
+        layer[PAGE:] = torch.randn(layer[PAGE:].shape, generator=torch.Generator().manual_seed(5)) / 2
+    return kv
+
+
+def recorded(base: TritonBase, kv: KvCache, slots: AdapterPlaces[Any], *, max_rows: int = 4) -> StepGraphs:
+    """From now on steps over that cache are played."""
+    graphs = base.decoder.record_steps(kv, slots, GraphLimits(max_rows, 8, PAGE))
+    assert graphs is not None
+    return graphs
 
 
 def run_step(decoder: Decoder, slots: AdapterPlaces[Any], kv: KvCache, parts: Sequence[Part]) -> Tensor:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_adapters import hub_base, hub_files
 from store_adapters import ia3_files, lora_files, publish, small_base
 from store_children import check_whole, faults, fork
+from tiny_models import base_shape
 
 from hotshoe.registry.digest import digest_of
 from hotshoe.registry.errors import (
@@ -86,6 +88,23 @@ def test_an_adapter_of_another_base_is_kept_and_of_this_base_is_held_against_it(
         registry.adopt(manifest, name="a", tags=[], base=smaller)
 
 
+def test_an_adapter_of_adapterhub_is_the_same_as_where_it_was_published(
+    registry: Registry, elsewhere: Registry
+) -> None:
+    base = base_shape(hub_base("qwen2"))
+    files = {name: path.read_bytes() for name, path in hub_files("qwen2", "compacter").items()}
+    record, _ = publish(elsewhere, "a", files, base=base)
+    manifest = carried(elsewhere, registry, record)
+    assert registry.adopt(manifest, name="a", tags=[], base=small_base()) == (record, True)  # of another base
+    assert registry.adopt(manifest, name="b", tags=[], base=base)[0].digest == record.digest
+    paths = registry.adapter_files(record.digest)
+    assert {name: paths[name].read_bytes() for name in files} == files
+    for lie in ({ANNOTATION + "kind": "LORA"}, {ANNOTATION + "rank": "3"}):
+        with pytest.raises(InvalidAdapter):
+            false = changed(manifest, lambda document, lie=lie: document["annotations"].update(lie))
+            registry.adopt(false, name="c", tags=[], base=base)
+
+
 def test_every_blob_must_be_here_with_its_size(registry: Registry, elsewhere: Registry) -> None:
     record, _ = publish(elsewhere, "a", lora_files(1))
     manifest = read(elsewhere, record.digest)
@@ -108,6 +127,8 @@ LIES: dict[str, Callable[[Any], None]] = {
     "negative rank": lambda m: m["annotations"].update({ANNOTATION + "rank": "-1"}),
     "huge rank": lambda m: m["annotations"].update({ANNOTATION + "rank": "9" * 12}),
     "virtual tokens": lambda m: m["annotations"].update({ANNOTATION + "virtual_tokens": "4"}),
+    "tasks": lambda m: m["annotations"].update({ANNOTATION + "tasks": "2"}),
+    "fewer tasks than none": lambda m: m["annotations"].update({ANNOTATION + "tasks": "-1"}),
     "targets": lambda m: m["annotations"].update({ANNOTATION + "targets": "q_proj"}),
     "base digest": lambda m: m["annotations"].update({ANNOTATION + "base.digest": "sha256:1"}),
     "base name": lambda m: m["annotations"].update({ANNOTATION + "base.name": "x" * 600}),

@@ -140,6 +140,8 @@ def _renamed(name: str) -> Callable[[list[FileDescriptor]], list[FileDescriptor]
         (_renamed("a\n\x1b[2J"), r"a\n\x1b[2J"),
         (_renamed(""), ""),
         (_renamed(CONFIG), CONFIG),
+        (_renamed("adapter.safetensors"), WEIGHTS),  # of PEFT or of AdapterHub
+        (_renamed("adapter_interface.json"), "adapter_interface.json"),
         (lambda blobs: blobs[:1], CONFIG),
         (lambda blobs: blobs[1:], WEIGHTS),
         (lambda blobs: [*blobs, FileDescriptor("README.md", blobs[0].digest, (1 << 20) + 1)], "README.md"),

@@ -230,6 +230,21 @@ def test_finite_values_of_each_dtype_are_widened_exactly(dtype):
         assert (read == VALUES[dtype].astype(np.float32)).all()
 
 
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_tensors_of_many_pieces_are_scaled_and_each_keeps_its_values(dtype):
+    """They are read into one piece of memory, whichever order they come in and however often."""
+    stored = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}[dtype]
+    halves = np.tile(np.array([0.5, -2, 3]), 200_000)
+    values = (
+        (halves.astype(np.float32).view(np.uint32) >> 16).astype(stored) if dtype == "BF16" else halves.astype(stored)
+    )
+    file = file_of(dtype, values)
+    bad, good = file.read(file.entries["bad"], scale=3.0), file.read(file.entries["good"])
+    again = file.read(file.entries["bad"])
+    good += 1
+    assert (bad == 3 * halves).all() and (again == halves).all() and (good == 1).all()
+
+
 @pytest.mark.parametrize("length", [3, 1_000_000])
 @pytest.mark.parametrize("dtype", VALUES)
 def test_a_value_that_is_not_finite_names_its_tensor(dtype, length):

@@ -21,6 +21,8 @@ def test_a_dry_run_measures_everything_and_says_so_last(tmp_path: Path, capsys: 
     steps = {(row["system"], row["what"], row["adapters"]) for row in rows if row["what"] in ("decode", "prompt")}
     for system in ("ours", "ours, linear=bitsandbytes", "PEFT + bitsandbytes"):
         assert {(system, "decode", 0), (system, "decode", 2), (system, "prompt", 0)} <= steps
+    apart = [row for row in rows if row["what"] == "apart"]
+    assert len(apart) == 2 and all(row["error"] < 1e-5 and row["ms"] > 0 for row in apart)
     assert sum(row.get("PASSED", 0) for row in rows) > 3
     assert any(row["system"] == "kernels" and row["op"] == "nf4_linear" for row in rows)
     assert capsys.readouterr().out.rstrip().endswith((tmp_path / "results.md").read_text().rstrip())

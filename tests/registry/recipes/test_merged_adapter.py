@@ -320,6 +320,7 @@ def test_more_virtual_tokens_than_the_base_has_positions_are_refused(
 def mixed(name: str) -> LoweredAdapter:
     return {
         "lora": handmade.lora(4),
+        "bottleneck": handmade.bottleneck(),
         "lora with biases": handmade.lora(4, bias=True),
         "scales": handmade.ia3(),
         "prefix": handmade.prefix(),
@@ -340,6 +341,7 @@ class Small:
 @pytest.mark.parametrize(
     "names, method, parameters, field, said",
     [
+        (("lora", "bottleneck"), "linear", {}, "bottlenecks", "cannot be merged"),
         (("lora", "scales"), "linear", {}, "method", "expected svd for updates of full rank"),
         (("lora", "lora with biases"), "ties", {}, "method", "for weights, biases, norms and embedding rows"),
         (("lora", "lora"), "linear", {"rows": "linear"}, "parameters.rows", "expected distinct for low-rank updates"),

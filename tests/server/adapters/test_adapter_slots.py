@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hotshoe.kernels.low_rank import UNIT_RANK
-from hotshoe.registry.formats.base import LinearId
-from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.base import LinearId, NormId
+from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear, TokenRows
 from hotshoe.server.adapters.adapter_batch import AdapterSegment
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.rank_units import RankUnits
@@ -70,6 +70,26 @@ def test_host_memory_follows_the_rank_and_not_a_maximum(rank: int) -> None:
     factors = sum(out + in_features for out, in_features in canonical.LINEAR_SHAPES.values())
     assert packed.size_bytes == 4 * canonical.LAYERS * rank * factors == adapter.size_bytes
     assert packed.factors.untyped_storage().nbytes() == packed.size_bytes, "what is counted is what is held"
+
+
+def test_what_is_kept_does_not_keep_the_rest_of_its_file_in_memory() -> None:
+    """A file's tensors are read into one piece of memory, of which a norm or a prompt may be a small part."""
+    norm, rows = NormId(0, "input_layernorm"), torch.randn(2, canonical.HIDDEN)
+    file = torch.cat([torch.ones(canonical.HIDDEN), rows.flatten(), torch.zeros(1 << 20)])
+    weight, replaced = file[: canonical.HIDDEN], file[canonical.HIDDEN :][: rows.numel()].view_as(rows)
+    read = LoweredAdapter(
+        "LORA",
+        {},
+        norms={norm: weight},
+        prompt_embeddings=replaced,
+        embedding_rows=TokenRows(torch.tensor([3, 5]), replaced, replaced.clone()),
+    )
+    packed = new_slots().pack(read)
+    kept = [*packed.norms.values(), *packed.sequence_terms.tensors()]
+    assert len(kept) == 4 and all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in kept)
+    assert torch.equal(packed.norms[norm], weight)
+    assert packed.sequence_terms.embedding_rows is not None
+    assert torch.equal(packed.sequence_terms.embedding_rows.rows, rows)
 
 
 def test_targets_without_a_rank_take_no_host_memory() -> None:

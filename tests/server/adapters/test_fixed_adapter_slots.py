@@ -1,15 +1,17 @@
 """Tables that never move: what lies where, what it counts for, and that nothing of a slot's last adapter is left."""
 
+import weakref
+
 import pytest
 import torch
-from canonical_adapters import TARGETS, ia3, lora, prefix, small_shape
+from canonical_adapters import TARGETS, ia3, lora, prefix, site_output, small_shape
 
 from hotshoe.kernels.site_updates import HAS_BIAS, HAS_INPUT, HAS_OUTPUT
 from hotshoe.registry.formats.base import LinearId, NormId
-from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear, OutputSwap, TokenRows
 from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales
-from hotshoe.server.adapters.sites import SITE_INDEX
+from hotshoe.server.adapters.sites import SITE_INDEX, SITES
 from hotshoe.server.adapters.slot_tables import unit_bytes
 
 
@@ -31,7 +33,7 @@ def test_factors_lie_in_the_units_that_are_free_and_tables_stay_where_they_are()
     slots.clear(2)
     adapter = lora(40, seed=9)
     slots.place(2, adapter)
-    assert slots._placed[2].units == (0, 3, 4)  # around those of slot 1
+    assert slots._placed[2].adapter.units == (0, 3, 4)  # around those of slot 1
     site, linear = slots.tables.site(1, "qkv"), adapter.linears[LinearId(1, "v_proj")]
     a = torch.cat([site.table.a_of(unit, 2, 16) for unit in (0, 3, 4)], dim=1)[:, :40]
     b = torch.cat([site.table.b_of(unit, 2, 16) for unit in (0, 3, 4)])[:40]
@@ -84,13 +86,73 @@ def test_a_step_names_slots_and_how_their_inputs_scale() -> None:
     assert slots.batch([AdapterSegment(0, 1, ((3, 1.0),))], 1) is None
 
 
+def turned(seed: int = 0) -> LoweredAdapter:
+    """Rotations of an input, a swap of outputs, a norm and rows of the head."""
+    generator = torch.Generator().manual_seed(seed)
+    linears = {
+        LinearId(0, "v_proj"): LoweredLinear(input_rotation=torch.randn(6, 8, 8, generator=generator)),
+        LinearId(1, "o_proj"): LoweredLinear(output_swap=OutputSwap(torch.arange(48).flip(0), torch.ones(48))),
+    }
+    rows = torch.randn(2, 2, 48, generator=generator)
+    return LoweredAdapter(
+        "OFT",
+        linears,
+        norms={NormId(None, "norm"): torch.randn(48, generator=generator)},
+        gated_prompts={1: GatedPrompt(torch.randn(3, 2, 8), torch.randn(3, 2, 8), torch.ones(1))},
+        head_rows=TokenRows(torch.tensor([3, 9]), *rows),
+    )
+
+
+def test_what_lies_in_no_table_counts_for_the_devices_bytes_and_goes_with_its_adapter() -> None:
+    slots = slots_of()
+    packed = slots.pack(turned())
+    rotations, swap, norm, prompt, rows = 6 * 64, 48 * 3, 48, 2 * 3 * 16, 2 * 2 * 48
+    assert packed.device_bytes == packed.size_bytes == 4 * (rotations + swap + norm + prompt + rows)
+    slots.place_packed(0, packed)
+    assert slots.slot_bytes(0) == packed.device_bytes
+    assert slots.batch_apart([AdapterSegment(0, 2, ((0, 1.0),))], 2) is not None
+    kept = [weakref.ref(tensor) for tensor in (packed.rotations[0, "qkv"].inputs[2], *packed.norms.values())]
+    del packed
+    assert all(tensor() is not None for tensor in kept)
+    slots.clear(0)
+    assert not any(tensor() is not None for tensor in kept)
+
+
+def test_rows_apart_find_factors_in_scattered_units_and_vectors_in_their_slots_lines() -> None:
+    slots = slots_of(num_units=8)
+    slots.place(0, lora(16))
+    slots.place(1, lora(16))
+    slots.clear(0)
+    adapter = lora({target: 40 if target in ("q_proj", "up_proj") else 3 for target in TARGETS}, seed=3, bias=True)
+    scaled = ia3(outputs=("k_proj",), inputs=("k_proj", "q_proj", "down_proj"), seed=4)
+    slots.place(0, adapter)
+    slots.place(2, scaled)
+    slots.place(3, turned())
+    assert slots._placed[0].adapter.units == (0, 2, 3)
+    stack = ((0, 0.5), (2, 1.0), (1, 0.0))
+    segments = [AdapterSegment(0, 2), AdapterSegment(2, 3, stack), AdapterSegment(3, 7, stack)]
+    batch = slots.batch_apart(segments, 7)
+    assert slots.batch_apart(segments, 7) is batch
+    generator = torch.Generator().manual_seed(1)
+    for site in ("qkv", "gate_up", "down"):
+        shape, targets = slots._shapes[1, site], SITES[site]
+        x, weight = torch.randn(7, shape.in_features, generator=generator), torch.randn(sum(shape.widths), 1)
+        weight = weight * torch.randn(1, shape.in_features, generator=generator)
+        inputs = batch.scaled_inputs(1, site, x)
+        columns = shape.columns if len(inputs) > 1 else [slice(None)]
+        y = torch.cat([part @ weight[of].T for part, of in zip(inputs, columns, strict=True)], 1)
+        plain = y[:2].clone()
+        batch.scale_output(1, site, y)
+        batch.add_delta(1, site, x, y)
+        expected = site_output(1, targets, x, weight, torch.zeros(()), [(adapter, 0.5), (scaled, 1.0)])
+        torch.testing.assert_close(y[2:].double(), expected[2:], rtol=1e-4, atol=1e-3)
+        assert torch.equal(y[:2], plain)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     slots = slots_of()
     with pytest.raises(ValueError, match="rank 65 is more than the tables hold, 64"):
         slots.pack(lora(65))
-    changed_norm = LoweredAdapter("LN_TUNING", norms={NormId(0, "input_layernorm"): torch.zeros(48)})
-    with pytest.raises(ValueError, match="for backends of the CPU only"):
-        slots.pack(changed_norm)
     with pytest.raises(ValueError, match="adapter slot 0 is clear"):
         slots.batch([AdapterSegment(0, 1, ((0, 1.0),))], 1)
     with pytest.raises(ValueError, match="device_bytes: .* needed for 16 ranks"):

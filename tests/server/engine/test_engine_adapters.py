@@ -12,14 +12,16 @@ from typing import Any
 import peft_adapters
 import pytest
 import torch
-from engine_logprobs import logprobs_by_peft, logprobs_of
+from engine_logprobs import logprobs_by_canonical_form, logprobs_by_peft, logprobs_of
+from hub_adapters import write_bottleneck
 from peft import PeftModel
-from peft_adapters import save_peft
-from peft_kinds import one_of_each_kind
+from peft_adapters import adapter_files, save_peft
+from peft_kinds import CONFIGS, one_of_each_kind, tasks_of
 from running_engine import RunningEngine, make_request
+from tiny_models import ModelWeights
 from transformers import PreTrainedModel
 
-from hotshoe.registry.formats.kind import ADAPTER_KINDS
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, lower_adapter
 from hotshoe.registry.registry import Registry
 from hotshoe.server.engine.request import AdapterUse, FinishReason, SamplingParams
 from hotshoe.server.errors import AdapterUnusable, PromptTooLong
@@ -75,23 +77,61 @@ def test_all_kinds_in_one_batch_give_peft_s_tokens(
     assert max(report.stats.distinct_adapters for report in running.reports) >= 4
 
 
-def test_one_of_every_kind_at_once_gives_peft_s_log_probabilities(
+def test_one_of_every_kind_at_once_gives_its_package_s_log_probabilities(
     start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path
 ) -> None:
     configs = {kind.lower(): config for kind, config in one_of_each_kind().items()}
     assert configs.keys() == {kind.lower() for kind in ADAPTER_KINDS}
     for kind, config in configs.items():
         save_peft(tmp_path / kind, copy.deepcopy(model), config)
+    write_bottleneck(tmp_path / "bottleneck", model)
     asked = {"max_new_tokens": 6, "logprobs": 0, "prompt_logprobs": 0}
-    requests = {kind: make_request(PROMPTS[0], adapters=[publish(tmp_path / kind)], **asked) for kind in configs}
+    tasks = {kind: tasks_of(config) for kind, config in configs.items()}
+    tasks |= {kind.lower(): [None] for kind in ADAPTERHUB_KINDS}
+    requests = {
+        (kind, task): make_request(PROMPTS[0], adapters=[publish(tmp_path / kind, task=task)], **asked)
+        for kind in tasks
+        for task in tasks[kind]
+    }
     with start_engine(max_running_requests=64, adapter_slots=64, max_step_tokens=128) as running:
         running.run(*requests.values())
-    for kind, request in requests.items():
+    for (kind, task), request in requests.items():
         answer = running.answers[request.request_id, 0]
         assert answer.error is None
+        if kind == "bottleneck":  # whose canonical form is held to the package's logits elsewhere
+            lowered = lower_adapter(adapter_files(tmp_path / kind), ModelWeights(model))
+            expected = logprobs_by_canonical_form(model, lowered, [*PROMPTS[0], *answer.token_ids])
+            assert (logprobs_of(answer) - expected).abs().max() < 2e-5
+            continue
         wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / kind)).eval()
-        expected = logprobs_by_peft(wrapped, [*PROMPTS[0], *answer.token_ids])
-        assert (logprobs_of(answer) - expected).abs().max() < 2e-5, kind
+        expected = logprobs_by_peft(wrapped, [*PROMPTS[0], *answer.token_ids], task)
+        assert (logprobs_of(answer) - expected).abs().max() < 2e-5, (kind, task)
+    assert {task for _, task in requests} == {None, 0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["poly", "multitask prompt"])
+def test_tasks_of_one_adapter_never_find_each_other_s_pages(
+    start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path, name: str
+) -> None:
+    save_peft(tmp_path / "skilled", copy.deepcopy(model), CONFIGS[name]())
+    uses = [publish(tmp_path / "skilled", task=task) for task in range(3)]
+    asked = {"max_new_tokens": 4, "logprobs": 0, "prompt_logprobs": 0}
+    cached, again = [], []
+    with start_engine(page_tokens=4) as running:
+        for use in uses:
+            [first] = running.run(make_request(PROMPTS[2], adapters=[use], **asked))
+            cached.append(first.cached_prompt_tokens)
+        for use in uses:
+            [second] = running.run(make_request(PROMPTS[2], adapters=[use], max_new_tokens=4))
+            again.append((second.cached_prompt_tokens, second.token_ids))
+        firsts = [running.answers[key] for key in list(running.answers)[:3]]
+    assert cached == [0, 0, 0]
+    assert [tokens > 30 for tokens, _ in again] == [True] * 3  # its own
+    assert [tokens for _, tokens in again] == [first.token_ids for first in firsts]
+    wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "skilled")).eval()
+    for task, first in enumerate(firsts):
+        expected = logprobs_by_peft(wrapped, [*PROMPTS[2], *first.token_ids], task)
+        assert (logprobs_of(first) - expected).abs().max() < 2e-5, task
 
 
 def test_stacks_add_their_adapters_by_weight(

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import store_adapters
 import torch
-from engine_logprobs import logprobs_by_peft, logprobs_of
+from engine_logprobs import logprobs_by_canonical_form, logprobs_by_peft, logprobs_of
+from hub_adapters import write_bottleneck
 from model_directories import write_tiny_model
 from peft import LNTuningConfig, PeftConfig, PeftModel
-from peft_adapters import save_peft
-from peft_kinds import CONFIGS, lora
+from peft_adapters import adapter_files, save_peft
+from peft_kinds import CONFIGS, REPLACING, lora
 from running_engine import RunningEngine, make_request
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hotshoe.kernels.cpu import nf4_linear
+from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency
@@ -26,19 +28,6 @@ from hotshoe.server.model.loader import LoadedBase, load_base
 StartEngine = Callable[..., RunningEngine]
 Publish = Callable[..., AdapterUse]
 PROMPT = [25, 68, 4, 118, 25, 9, 7, 23, 200, 3, 5, 118]
-REPLACING = [
-    "adaption prompt at every layer",
-    "oft",
-    "boft",
-    "road of four",
-    "trainable tokens",
-    "ln-tuning",
-    "lora with some tokens",
-    "lora with other tokens of the head",
-    "lora with a head of its own",
-    "lora with embeddings and norms of its own",
-    "ia3 with norms of its own",
-]
 
 
 @pytest.mark.parametrize("max_step_tokens", [64, 16])
@@ -125,21 +114,27 @@ def test_compiled_steps_leave_them_to_a_pass_of_their_own(
         files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.suffix != ".md"}
         record, _ = store_adapters.publish(registry, name, files, base=compiled_base.weights.shape)
         uses[name] = AdapterUse(name, name, record.digest)
+    files = adapter_files(write_bottleneck(tmp_path / "bottleneck", model))
+    bottleneck = lower_adapter(files, compiled_base.weights)
+    contents = {name: path.read_bytes() for name, path in files.items()}
+    record, _ = store_adapters.publish(registry, "bottleneck", contents, base=compiled_base.weights.shape)
+    uses["bottleneck"] = AdapterUse("bottleneck", "bottleneck", record.digest)
     asked = {"max_new_tokens": 5, "logprobs": 0, "prompt_logprobs": 0}
 
     def requests(names: Sequence[str]) -> list[Request]:
         return [make_request(PROMPT, adapters=[uses[name]] if name in uses else [], **asked) for name in names]
 
-    everyone = ["base", *configs]
+    everyone = ["base", *uses]
     with compiled_engine as running:
         answers = dict(zip(everyone, running.run(*requests(everyone)), strict=True))
         others = ["base", "lora", "head", "tokens"]
         without_norms = dict(zip(others, running.run(*requests(others)), strict=True))
     for name, answer in answers.items():
-        wrapped = copy.deepcopy(model)
-        if name != "base":
+        wrapped, tokens = copy.deepcopy(model), [*PROMPT, *answer.token_ids]
+        if name in configs:
             wrapped = PeftModel.from_pretrained(wrapped, str(tmp_path / name)).eval()
-        expected = logprobs_by_peft(wrapped, [*PROMPT, *answer.token_ids])
+        adapter = bottleneck if name == "bottleneck" else None
+        expected = logprobs_by_canonical_form(model, adapter, tokens) if adapter else logprobs_by_peft(wrapped, tokens)
         assert (logprobs_of(answer) - expected).abs().max() < 0.05, name  # activations are rounded to bfloat16
     for name in others:
         assert without_norms[name].token_ids == answers[name].token_ids

@@ -10,8 +10,8 @@ from model_directories import write_tiny_model
 from torch import Tensor
 
 from hotshoe.kernels.cpu import nf4_linear
-from hotshoe.registry.formats.base import NormId
-from hotshoe.registry.formats.lowered import GatedPrompt
+from hotshoe.registry.formats.base import BlockId, NormId
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt
 from hotshoe.server.adapters.sites import SITES
 from hotshoe.server.model import backends
 from hotshoe.server.model.backends import Backend, choose_backend, cuda_backend
@@ -139,6 +139,9 @@ class _OneAdapter:
         y += x.sum(dim=1, keepdim=True)
 
     def gated_prompts(self, layer: int) -> Sequence[tuple[int, int, GatedPrompt, float]]:
+        return ()
+
+    def bottlenecks(self, block: BlockId) -> Sequence[tuple[int, int, Bottleneck, float]]:
         return ()
 
     def norm_rows(self, norm: NormId) -> Sequence[tuple[int, int, Tensor]]:

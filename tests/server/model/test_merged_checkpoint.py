@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from decoder_inputs import Chunk, decoder_input, paged_slots
+from hub_adapters import write_bottleneck
 from model_directories import write_tiny_model
 from peft import PeftModel
 from peft_adapters import adapter_files, write_ia3, write_lora, write_prefix, write_prompt
@@ -114,7 +115,9 @@ def test_the_report_says_what_is_kept_and_what_nf4_would_have_kept(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("write", "part"), [(write_prefix, "kv_prefix"), (write_prompt, "prompt_embeddings")], ids=["prefix", "prompt"]
+    ("write", "part"),
+    [(write_prefix, "kv_prefix"), (write_prompt, "prompt_embeddings"), (write_bottleneck, "bottlenecks")],
+    ids=["prefix", "prompt", "bottleneck"],
 )
 def test_what_is_no_change_of_a_weight_is_refused_by_name(
     write: Callable[..., Path], part: str, tmp_path: Path

@@ -6,38 +6,26 @@ import pytest
 import torch
 from decoder_inputs import PAGE
 from torch import Tensor
-from triton_base import Part, TritonBase, run_step, step_of, triton_base
+from triton_base import (
+    CONTEXTS,
+    LOW_RANK,
+    Part,
+    TritonBase,
+    decodes,
+    filled_cache,
+    recorded,
+    run_step,
+    step_of,
+    triton_base,
+)
 
 from hotshoe.server.adapters.adapter_places import AdapterPlaces
 from hotshoe.server.model.kv_cache import KvCache
-from hotshoe.server.model.step_graphs import GraphLimits, StepGraphs
-
-CONTEXTS = (1, 17, 9, 5)  # of each row
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> TritonBase:
     return triton_base(tmp_path_factory.mktemp("base"), "qwen3", device)
-
-
-def decodes(stacks: Sequence[tuple[tuple[int, float], ...]], contexts: Sequence[int] = CONTEXTS) -> list[Part]:
-    return [
-        Part([(7 + 13 * row) % 250], context - 1, [1 + 2 * row, 2 + 2 * row], stack)
-        for row, (context, stack) in enumerate(zip(contexts, stacks, strict=False))
-    ]
-
-
-def filled_cache(base: TritonBase) -> KvCache:
-    kv = base.cache(base.decoder)
-    for layer in kv.layers:
-        layer[PAGE:] = torch.randn(layer[PAGE:].shape, generator=torch.Generator().manual_seed(5)) / 2
-    return kv
-
-
-def recorded(base: TritonBase, kv: KvCache, slots: AdapterPlaces, *, max_rows: int = 4) -> StepGraphs:
-    graphs = base.decoder.record_steps(kv, slots, GraphLimits(max_rows, 8, PAGE))
-    assert graphs is not None
-    return graphs
 
 
 def at_once(base: TritonBase, slots: AdapterPlaces, parts: Sequence[Part]) -> tuple[Tensor, KvCache]:
@@ -48,7 +36,6 @@ def at_once(base: TritonBase, slots: AdapterPlaces, parts: Sequence[Part]) -> tu
 
 BASE_ONLY = [()] * 4
 MIXED = [((0, 1.0),), ((1, 0.5), (2, -1.0)), (), ((3, 1.0),)]  # the last scales inputs
-LOW_RANK = [((0, 1.0),), ((1, 0.5), (2, -1.0)), (), ((0, 1.0),)]
 
 
 @pytest.mark.parametrize(("rows", "stacks"), [(3, BASE_ONLY), (4, LOW_RANK), (3, MIXED)])
@@ -97,7 +84,7 @@ def test_a_row_keeps_every_bit_whatever_is_beside_it(base: TritonBase) -> None:
     recorded(base, kv, slots)
     first = run_step(base.decoder, slots, kv, decodes(LOW_RANK))
     for update in slots.tables._sites.values():
-        for unit in slots._placed[2].units:
+        for unit in slots._placed[2].adapter.units:
             update.table.a[unit] = float("nan")
     others = decodes([((0, 1.0),), ((2, 1.0),), ((1, 1.0), (2, 1.0)), ()], (1, 12, 30, 8))
     second = run_step(base.decoder, slots, kv, others)

@@ -5,29 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from triton_base import FAMILIES, Part, TritonBase, relative_error, run_step, triton_base
+from triton_base import FAMILIES, TOLERANCE, TritonBase, prompts_then_decodes, relative_error, run_step, triton_base
 
 from hotshoe.server.model import triton_layers
 
-TOLERANCE = {"cpu": 1e-5, "cuda": 4e-2}  # float32 in the interpreter, bfloat16 on a GPU
-PROMPTS = [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61], [77, 12, 4], list(range(100, 121)), [8, 8, 8, 9]
-PAGES = [1, 5], [2], [3, 6], [4]
 STACKS = ((0, 1.0),), ((1, 1.0), (2, -0.5)), (), ((3, 1.0),)
-
-
-def steps(stacks=STACKS) -> list[list[Part]]:
-    """Prompts, then decodes beside a chunk behind what is cached."""
-    parts = [[PROMPTS[i], 0, PAGES[i], stacks[i]] for i in range(4)]
-    a, b, c, d = parts
-    first = [Part(*b), Part(a[0][:6], 0, *a[2:]), Part(*d)]
-    second = [Part([99], 3, *b[2:]), Part([55], 4, *d[2:]), Part(a[0][6:], 6, *a[2:]), Part(*c)]
-    return [first, second]
 
 
 def logits(base: TritonBase, name: str, stacks=STACKS) -> Tensor:
     decoder = base.decoder if name == "triton" else base.reference
     slots, kv = base.slots(name), base.cache(decoder)
-    return torch.cat([run_step(decoder, slots, kv, step) for step in steps(stacks)])
+    return torch.cat([run_step(decoder, slots, kv, step) for step in prompts_then_decodes(stacks)])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

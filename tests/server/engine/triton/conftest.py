@@ -6,6 +6,12 @@ import pytest
 import torch
 from interpreted_products import round_products_once
 
+from hotshoe.server.model.backends import triton_backend
+from hotshoe.server.model.checkpoints import DirectoryCheckpoint
+from hotshoe.server.model.decoder import Decoder
+from hotshoe.server.model.decoder_reader import read_decoder
+from hotshoe.server.model.families import spec_from_config
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_*.py"]
 if INTERPRETED:
@@ -21,3 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture
+def decoder(base, device: torch.device) -> Decoder:  # type: ignore[no-untyped-def]
+    checkpoint = DirectoryCheckpoint(base.directory)
+    return read_decoder(checkpoint, spec_from_config(checkpoint.config), triton_backend(device))

@@ -5,29 +5,18 @@ from pathlib import Path
 
 import peft_adapters
 import pytest
-import torch
 from running_engine import RunningEngine, make_request
 from transformers import PreTrainedModel
 
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams
 from hotshoe.server.engine.runner import DeviceRunner
 from hotshoe.server.errors import AdapterUnusable
-from hotshoe.server.model.backends import triton_backend
-from hotshoe.server.model.checkpoints import DirectoryCheckpoint
 from hotshoe.server.model.decoder import Decoder
-from hotshoe.server.model.decoder_reader import read_decoder
-from hotshoe.server.model.families import spec_from_config
 
 StartEngine = Callable[..., RunningEngine]
 Publish = Callable[..., AdapterUse]
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONFIG = {"kv_tokens": 64, "page_tokens": 4, "max_running_requests": 4}
-
-
-@pytest.fixture
-def decoder(base, device: torch.device) -> Decoder:  # type: ignore[no-untyped-def]
-    checkpoint = DirectoryCheckpoint(base.directory)
-    return read_decoder(checkpoint, spec_from_config(checkpoint.config), triton_backend(device))
 
 
 def requests_of(uses: dict[str, AdapterUse]) -> list[Request]:
@@ -78,7 +67,7 @@ def test_numbers_that_are_not_finite_harm_only_their_own_request(
         slots, residency = running.engine._slots, running.engine._residency
         residency.load(bad.digest, pin=True)
         for update in slots.tables._sites.values():
-            for unit in slots._placed[residency._state.find(bad.digest).slot].units:
+            for unit in slots._placed[residency._state.find(bad.digest).slot].adapter.units:
                 update.table.b[unit * 16 : unit * 16 + 16] = float("inf")
         failing = make_request([1, 2, 3, 4, 5], max_new_tokens=2, adapters=[bad])
         (answer, failed) = running.run(make_request(**good, tenant="b"), failing, timeout_seconds=200.0)
