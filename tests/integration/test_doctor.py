@@ -9,7 +9,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from peft_adapters import write_ia3, write_lora, write_prefix
+from peft import LoraConfig, OFTConfig
+from peft_adapters import save_peft, write_ia3, write_lora, write_prefix
 from server_process import ServerProcess
 
 from hotshoe.clients import Client, FailedPrecondition, InvalidArgument
@@ -25,7 +26,15 @@ def directories(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     from transformers import AutoModelForCausalLM
 
     root, model = tmp_path_factory.mktemp("examined"), AutoModelForCausalLM.from_pretrained(tiny_base)
+    targets = ["q_proj", "down_proj"]
+    for name, config in (
+        ("dora", LoraConfig(task_type="CAUSAL_LM", r=4, use_dora=True, target_modules=targets)),
+        ("rotations", OFTConfig(task_type="CAUSAL_LM", oft_block_size=8, r=0, target_modules=targets)),
+    ):
+        save_peft(root / name, AutoModelForCausalLM.from_pretrained(tiny_base), config)
     return {
+        "dora": root / "dora",
+        "rotations": root / "rotations",
         "bad": write_lora(root / "bad", model, rank=1, scale=0.5),
         "several": write_lora(root / "several", model, rank=4, scale=0.3, seed=7),
         "good": write_lora(root / "good", model, rank=4, scale=0.02),
@@ -91,6 +100,30 @@ def test_a_directory_is_examined_without_being_published(client: Client, directo
     assert "no linear" in client.diagnose_directory(directories["prefix"]).headline
     with pytest.raises(InvalidArgument, match="expected 8 by r"):
         client.diagnose_directory(_with_another_rank(directories["good"]))
+
+
+@pytest.mark.parametrize(
+    "name, screened, note",
+    [
+        ("dora", "OK", "its low-rank part; what scales or turns the weight is examined only by --exact"),
+        ("scales", "UNKNOWN", "scales or turns the weight: examined only by --exact"),
+        ("rotations", "UNKNOWN", "scales or turns the weight: examined only by --exact"),
+    ],
+)
+def test_what_is_no_mere_low_rank_update_is_counted_or_left_out_with_a_reason(
+    client: Client, directories: dict[str, Path], name: str, screened: str, note: str
+) -> None:
+    client.publish_directory(directories[name], f"doctor/kinds-{name}")
+    for exact in (False, True):
+        of_directory = client.diagnose_directory(directories[name], exact=exact)
+        of_reference = client.diagnose(f"doctor/kinds-{name}", exact=exact).diagnosis
+        assert of_directory == of_reference
+        if exact:
+            assert all(one.HasField("exact") and not one.note for one in of_directory.linears)
+            assert all(one.relative_norm > 0 for one in of_directory.linears)
+        else:
+            assert grade(of_directory) == screened and {one.note for one in of_directory.linears} == {note}
+            assert of_directory.advice[-1] == "doctor --exact examines what scales or turns weights"
 
 
 def test_a_mitigated_adapter_has_fewer_intruders_and_names_its_parent(
