@@ -100,6 +100,14 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
         rank_pattern={"model.embed_tokens": 2},
         alpha_pattern={"lm_head": 3},
     ),
+    "lora on parameters": lambda: lora(
+        target_modules=[],
+        target_parameters=["q_proj.weight", "model.layers.1.mlp.down_proj.weight"],
+        rank_pattern={"q_proj.weight": 2, "down_proj": 7},
+    ),
+    "rank-stabilized lora on parameters and modules": lambda: lora(
+        target_modules=["v_proj"], target_parameters=["up_proj.weight"], use_rslora=True, alpha_pattern={"weight": 3}
+    ),
     "ia3 with norms of its own": lambda: ia3(modules_to_save=["post_attention_layernorm"]),
     "trainable tokens": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[118, 25, 7]),
     "ln-tuning": lambda: LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
