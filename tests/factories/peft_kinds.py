@@ -208,6 +208,10 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "tinylora": lambda: of(TinyLoraConfig, r=3, u=8),
     "tied tinylora": lambda: of(TinyLoraConfig, r=2, u=8, weight_tying=0.7),
     "glora by output": lambda: of(GloraConfig, r=2, config_A_B="vector"),
+    "glora of matrices": lambda: of(GloraConfig, r=3),
+    "glora of matrices in some linears": lambda: of(
+        GloraConfig, r=2, target_modules=["k_proj", "up_proj"], config_C="none", config_D_E="vector"
+    ),
     "glora of constants": lambda: of(GloraConfig, config_A_B="constant", config_C="vector", config_D_E="vector"),
     "glora of weights only": lambda: of(GloraConfig, config_A_B="vector", config_C="none", config_D_E="none"),
     "unilora": lambda: of(UniLoraConfig, r=3, theta_d_length=200, save_indices=True),
@@ -223,6 +227,8 @@ REPLACING = (
     "oft",
     "boft",
     "road of four",
+    "glora of matrices",
+    "glora of matrices in some linears",
     "trainable tokens",
     "ln-tuning",
     "lora with some tokens",

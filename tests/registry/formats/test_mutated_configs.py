@@ -47,6 +47,7 @@ SOUND = {
         task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "embed_tokens", "lm_head"], rank_pattern={"lm_head": 3}
     ),
     "LORA of parameters": CONFIGS["rank-stabilized lora on parameters and modules"](),
+    "GLORA of matrices": CONFIGS["glora of matrices"](),
     "LORA that kept its samples": CONFIGS["monteclora"](),
     "LORA that kept its projection": CONFIGS["velora"](),
 }
