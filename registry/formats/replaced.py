@@ -69,7 +69,12 @@ class ReplacedPlan:
         if self.head is not None:
             head = self.head.lower(read(self.head.entry), base.head())
         norms = {norm: read(entry) - base.norm(norm) for norm, entry in self.norms.items()}
-        return replace(lowered, embedding_rows=embedding, head_rows=head, norms={**lowered.norms, **norms})
+        return replace(
+            lowered,
+            embedding_rows=embedding or lowered.embedding_rows,
+            head_rows=head or lowered.head_rows,
+            norms={**lowered.norms, **norms},
+        )
 
 
 class BesidePlan(Protocol):

@@ -91,6 +91,9 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
         trainable_token_indices={"embed_tokens": [68, 25], "lm_head": [3, 5]}
     ),
     "lora with a head of its own": lambda: lora(modules_to_save=["lm_head"]),
+    "lora with some tokens and a norm of its own": lambda: lora(
+        trainable_token_indices=[25, 23, 4], modules_to_save=["model.norm"]
+    ),
     "lora with embeddings and norms of its own": lambda: lora(modules_to_save=["embed_tokens", "norm"]),
     "lora on the embedding": lambda: lora(target_modules=["embed_tokens", "q_proj"]),
     "lora on the output head": lambda: lora(target_modules=["lm_head", "v_proj"], rank_pattern={"lm_head": 7}),

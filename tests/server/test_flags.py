@@ -101,6 +101,9 @@ def test_flags_set_the_fields_they_are_named_after() -> None:
         ("--listen example.org:0", "give --tls-cert and --tls-key, or say --insecure-bind"),
         ("--http 0.0.0.0:0", "say --insecure-bind"),
         ("--tls-key key.pem", "--tls-cert and --tls-key go together"),
+        ("--registry-http [::]:0", "give --registry-http-tls-cert and --registry-http-tls-key, or say --insecure-bind"),
+        ("--registry-http-tls-cert c.pem", "--registry-http-tls-cert: it and --registry-http-tls-key go together"),
+        ("--registry-http-users file", "--registry-http: it is needed for its certificate and its users"),
         ("--kv 16", "unrecognized arguments"),
     ],
 )

@@ -28,7 +28,7 @@ def test_all_of_them_give_peft_s_logprobs_in_one_batch_and_take_each_others_slot
     directories = {name: tmp_path / name.replace(" ", "-") for name in [*REPLACING, "lora"]}
     for name, directory in directories.items():
         peft_adapters.save_peft(directory, copy.deepcopy(model), CONFIGS[name]())
-    asked = {"max_new_tokens": 3, "logprobs": 0, "prompt_logprobs": 0}
+    asked = {"max_new_tokens": 2, "logprobs": 0, "prompt_logprobs": 0}
     requests = {name: make_request(PROMPT, adapters=[publish(directories[name])], **asked) for name in directories}
     requests["base"] = make_request(PROMPT, **asked)
     with start_engine(decoder=decoder, adapter_slots=8) as running:
