@@ -167,16 +167,9 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     ),
     "kasa": lambda: lora(kasa_config=KasaConfig()),
     "kasa with patterns": lambda: lora(kasa_config=KasaConfig(), rank_pattern=PATTERNS, use_rslora=True, bias="all"),
-    "velora": lambda: lora(velora_config=VeloraConfig(num_groups=7), lora_bias=True),
-    "rank-stabilized velora with patterns": lambda: lora(
-        velora_config=VeloraConfig(init_type="random"), rank_pattern=PATTERNS, use_rslora=True, bias="all"
-    ),
-    "monteclora": lambda: lora(monteclora_config=MontecloraConfig(), lora_bias=True),
-    "rank-stabilized monteclora with patterns": lambda: lora(
-        monteclora_config=MontecloraConfig(num_samples=3, buffer_size=4),
-        rank_pattern=PATTERNS,
-        use_rslora=True,
-        bias="lora_only",
+    "velora": lambda: lora(velora_config=VeloraConfig(num_groups=7), lora_bias=True, rank_pattern=PATTERNS),
+    "monteclora": lambda: lora(
+        monteclora_config=MontecloraConfig(num_samples=3, buffer_size=4), rank_pattern=PATTERNS, bias="all"
     ),
     "pissa": lambda: lora(init_lora_weights="pissa"),
     "rank-stabilized pissa with patterns": lambda: lora(

@@ -49,7 +49,6 @@ SOUND = {
     "LORA of parameters": CONFIGS["rank-stabilized lora on parameters and modules"](),
     "GLORA of matrices": CONFIGS["glora of matrices"](),
     "LORA that kept its samples": CONFIGS["monteclora"](),
-    "LORA that kept its projection": CONFIGS["velora"](),
 }
 NAMES = [
     "q_proj",
