@@ -26,9 +26,12 @@ def main() -> int:
         )
     try:
         registry = Registry(arguments.registry)
-        server = registry_http_server(host.strip("[]"), int(port), Distribution(registry))
-    except (StoreUnavailable, OSError) as error:
+    except StoreUnavailable as error:
         return _fail(str(error))
+    try:
+        server = registry_http_server(host.strip("[]"), int(port), Distribution(registry))
+    except OSError as error:
+        return _fail(f"--http: cannot listen on {arguments.http}: {error.strerror or error}")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
