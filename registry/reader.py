@@ -133,7 +133,7 @@ class StoreReader:
         return f"no adapter {ref}; {ref.name} has the tags {', '.join(tags[:_MAX_TAGS_TOLD])}{more}"
 
     def adapter_record(self, digest: str) -> AdapterRecord:
-        """The adapter of that digest, under the name that it was published by last.
+        """The adapter of that digest, under the name that it was published by last, if it can be one with a tag.
 
         Raises:
             InvalidReference, AdapterNotFound, BlobCorrupt: as `resolve`.

@@ -111,6 +111,8 @@ def test_a_digest_alone_means_the_name_it_was_published_by_last(registry: Regist
     assert registry.adapter_record(first.digest) == first
     second, _ = publish(registry, "b", lora_files(), tags=["v2"])
     assert registry.adapter_record(first.digest) == second
+    registry.delete_tag("b", "v2")
+    assert registry.adapter_record(first.digest) == first, "b has no tag for it now"
     with pytest.raises(AdapterNotFound):
         registry.adapter_record(NOWHERE)
 
