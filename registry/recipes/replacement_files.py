@@ -13,7 +13,7 @@ from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, LinearShape
 from hotshoe.registry.formats.lowered import TokenRows
 from hotshoe.registry.formats.plan import MODULE_PREFIX
-from hotshoe.registry.formats.replaced import EMBEDDING, HEAD
+from hotshoe.registry.formats.target_modules import EMBEDDING, HEAD
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE
 from hotshoe.registry.recipes.factors import Factors
 from hotshoe.registry.recipes.lora_files import lora_files
