@@ -255,6 +255,11 @@ class Upload:
         """Where the next chunk starts."""
         return self._position
 
+    @property
+    def received_digest(self) -> str:
+        """Of the bytes so far: who has made them here need not hash them, too, to `name` them."""
+        return f"sha256:{self._hash.hexdigest()}"
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Appends a chunk. `offset` must be where the last one ended; the first chunk may start at 0 instead of
         `committed_bytes`, which starts the upload anew.
@@ -369,7 +374,7 @@ class Upload:
     def _store(self, part: Part) -> None:
         if not self.blob.digest:
             raise InvalidUpload("digest: expected one before the upload ends")
-        actual = f"sha256:{self._hash.hexdigest()}"
+        actual = self.received_digest
         if actual != self.blob.digest:
             raise InvalidUpload(f"digest {actual}: the blob was declared as {self.blob.digest}")
         os.fsync(part.file.fileno())

@@ -301,6 +301,9 @@ def test_a_late_digest_is_held_against_the_bytes_and_said_once(registry: Registr
         upload.name(BLOB.digest)
     with pytest.raises(InvalidUpload, match="digest sha256"):
         upload.finish()
+    made_here = begin(registry)
+    made_here.write(0, DATA)
+    assert not made_here.name(made_here.received_digest) and made_here.finish().digest == BLOB.digest
     nameless = begin(registry)
     nameless.write(0, DATA)
     with pytest.raises(InvalidUpload, match="expected one before the upload ends"):

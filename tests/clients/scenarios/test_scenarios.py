@@ -8,6 +8,7 @@ import pytest
 from model_directories import write_tiny_model
 
 from hotshoe.clients.cli import scenario as verb
+from hotshoe.clients.scenarios import transfer
 from hotshoe.clients.scenarios.random_adapters import DecoderShape
 from hotshoe.clients.scenarios.report import ScenarioReport
 from hotshoe.clients.scenarios.stage import StageSettings
@@ -63,6 +64,19 @@ def test_publishing_looks_at_streams_while_fresh_adapters_are_examined(base: Pat
     assert report.figures["publishing_tokens_per_second"] > 0 and report.figures["publish_seconds"] > 0
     [bar] = report.bars
     assert bar.measured == pytest.approx(report.figures["publishing_p99"] / report.figures["quiet_p99"])
+
+
+def test_transfer_measures_publishing_and_pulling_beside_the_least(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_FREED_BYTES", 0)
+    report = run("transfer", base, tmp_path, scale=0.1)
+    assert report.errors == {} and report.conditions["rounds"] == 3
+    published, pulled = report.bars
+    assert published.measured == report.figures["publish_s"] / report.figures["least_s"]
+    assert pulled.measured == report.figures["pull_s"] / report.figures["least_s"]
+    assert 0 < report.figures["publish_fastest_s"] <= report.figures["publish_s"]
+    assert 0 <= report.figures["publish_server_mb"] < 100
 
 
 LEAK = """
