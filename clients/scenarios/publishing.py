@@ -22,7 +22,7 @@ _LOOK_SECONDS = 0.1  # between looks for the report
 
 async def run(stage: Stage) -> ScenarioReport:
     """Rounds of streams, each with a quiet span, one in which an adapter is published, and a quiet one again."""
-    rounds = stage.scaled(ROUNDS, at_least=2)
+    rounds = stage.scaled(ROUNDS)
     warm = await stage.publish(STREAMS)
     for name in warm:
         await stage.client.load(name, pin=True)
@@ -52,10 +52,12 @@ def _write(stage: Stage, scratch: Path, number: int) -> Path:
 
 
 async def _round(stage: Stage, warm: Sequence[str], directory: Path, seconds: list[float]) -> Streams:
-    asks = [stage.asker.make(stage.asker.prompt(32), new_tokens=1800, adapter=name) for name in warm]
+    new_tokens = min(1800, stage.info["max_sequence_length"] - 40)
+    quiet_seconds = QUIET_SECONDS * min(1.0, stage.settings.scale)
+    asks = [stage.asker.make(stage.asker.prompt(32), new_tokens=new_tokens, adapter=name) for name in warm]
     async with background(stage.asker, asks) as streams:
         with streams.span("quiet"):
-            await asyncio.sleep(QUIET_SECONDS)
+            await asyncio.sleep(quiet_seconds)
         started = time.perf_counter()
         with streams.span("publishing"):
             await stage.client.publish_directory(directory, f"examined/{directory.name}")
@@ -63,5 +65,5 @@ async def _round(stage: Stage, warm: Sequence[str], directory: Path, seconds: li
                 await asyncio.sleep(_LOOK_SECONDS)
         seconds.append(time.perf_counter() - started)
         with streams.span("quiet"):
-            await asyncio.sleep(QUIET_SECONDS / 2)
+            await asyncio.sleep(quiet_seconds / 2)
     return streams

@@ -1,10 +1,9 @@
 """A server that examines what is published: warns, refuses, keeps the report with the adapter."""
 
+import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -13,7 +12,7 @@ from peft import LoraConfig, OFTConfig
 from peft_adapters import save_peft, write_ia3, write_lora, write_prefix
 from server_process import ServerProcess
 
-from hotshoe.clients import Client, FailedPrecondition, InvalidArgument
+from hotshoe.clients import AsyncClient, Client, FailedPrecondition, InvalidArgument
 from hotshoe.protos.v1 import registry_pb2
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 
@@ -183,32 +182,22 @@ def test_answers_go_on_while_an_adapter_that_is_to_be_published_is_examined(
 ) -> None:
     """With next to nothing of a core for it, the examination ends when nothing decodes any more, and not before."""
     server = start_server("--doctor", "require", "--loader-share", "0.00001")
-    answers: list[int] = []
-    enough = threading.Event()
 
-    with Client(server.ready["grpc"]) as client, ThreadPoolExecutor(4) as others:
+    async def within() -> None:
+        async with AsyncClient(server.ready["grpc"]) as client:
+            first = asyncio.create_task(client.generate("hi", max_new_tokens=1))
+            lengths = range(150, 194)  # more than run at a time, so that the engine is never without
+            asks = [asyncio.create_task(client.generate("hi", max_new_tokens=n, ignore_eos=True)) for n in lengths]
+            await first
+            publishing = asyncio.create_task(client.publish_directory(directories["good"], "examined"))
+            answers = [await answer for answer in asyncio.as_completed(asks[:34])]
+            assert not publishing.done() and [adapter async for adapter in client.list_adapters()] == []
+            answers += await asyncio.gather(*asks[34:])
+            assert sorted(len(answer.completions[0].tokens) for answer in answers) == list(lengths)
+            assert grade((await asyncio.wait_for(publishing, RELOAD_SECONDS)).diagnosis) == "OK"
+            assert [adapter.name async for adapter in client.list_adapters()] == ["examined"]
 
-        def ask() -> None:
-            while not enough.is_set():
-                answer = client.generate("hi", max_new_tokens=200, ignore_eos=True)
-                answers.append(len(answer.completions[0].tokens))
-
-        asking = [others.submit(ask) for _ in range(3)]  # so that one decodes at any time
-        try:
-            while not answers:
-                time.sleep(0.01)
-            publishing = others.submit(client.publish_directory, directories["good"], "examined")
-            time.sleep(0.5)  # the bytes are there
-            before, deadline = len(answers), time.monotonic() + RELOAD_SECONDS
-            while len(answers) < before + 9 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert len(answers) >= before + 9 and set(answers) == {200}
-            assert not publishing.done() and not list(client.list_adapters())
-        finally:
-            enough.set()
-        assert grade(publishing.result(RELOAD_SECONDS).diagnosis) == "OK"
-        assert [adapter.name for adapter in client.list_adapters()] == ["examined"]
-        assert not any(one.exception() for one in asking)
+    asyncio.run(within())
 
 
 def _with_another_rank(directory: Path) -> Path:

@@ -58,6 +58,14 @@ def test_many_adapters_compares_rounds_of_few_and_of_all(base: Path, tmp_path: P
     assert again.errors == {}, "what was published before is found again"
 
 
+def test_publishing_looks_at_streams_while_fresh_adapters_are_examined(base: Path, tmp_path: Path) -> None:
+    report = run("publishing", base, tmp_path, scale=0.1)
+    assert report.errors == {} and report.conditions["rounds"] == 1
+    assert report.figures["publishing_tokens_per_second"] > 0 and report.figures["publish_seconds"] > 0
+    [bar] = report.bars
+    assert bar.measured == pytest.approx(report.figures["publishing_p99"] / report.figures["quiet_p99"])
+
+
 def test_transfer_measures_publishing_and_pulling_beside_the_least(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
