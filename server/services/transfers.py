@@ -46,7 +46,7 @@ class CopyObserver(Protocol):
     """Hears of each copy's end, on any thread."""
 
     def copied(self, op: str, remote: str, result: str, size_bytes: int, seconds: float) -> None:
-        """`op` is push, pull, mirror, pull_through or heal; `remote` a URL's kind; `result` "ok" or an error's class."""
+        """`op` is push, pull, mirror, pull_through or heal; `remote` a kind of URL; `result` ok or an error's class."""
 
     def pulled_through(self, result: str) -> None:
         """`result` is hit, miss or failure."""
