@@ -1,5 +1,6 @@
 """How the clients' channels are set up, and the timeouts of their calls."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 TLS_SCHEME = "tls://"
+_TARGET = re.compile(r"[^/]+:\d+|(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.+")  # the latter are gRPC's own
 
 QUICK_SECONDS = 30.0  # look-ups
 GENERATE_SECONDS = 600.0  # an answer, with its queue and its adapters' load
@@ -50,9 +52,12 @@ def _target_and_credentials(
 ) -> tuple[str, grpc.ChannelCredentials | None]:
     """Without credentials, "tls://…" trusts the machine's certificate authorities.
 
-    gRPC takes others from the file that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names.
+    gRPC takes others from the file that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names. Raises ValueError for another scheme,
+    or no port: gRPC would take 443.
     """
     target = server.removeprefix(TLS_SCHEME)
+    if not _TARGET.fullmatch(target):
+        raise ValueError(f"server: expected HOST:PORT or tls://HOST:PORT, not {server!r}")
     if target != server and credentials is None:
         credentials = grpc.ssl_channel_credentials()
     return target, credentials

@@ -46,9 +46,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         tls = tls_context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
         users = HttpUsers(arguments.users) if arguments.users else None
         registry = Registry(arguments.registry)
-        server = registry_http_server(host.strip("[]"), int(port), Distribution(registry), tls=tls, users=users)
     except (StoreUnavailable, InvalidUsers, OSError) as error:
         return _fail(str(error))
+    try:
+        server = registry_http_server(host.strip("[]"), int(port), Distribution(registry), tls=tls, users=users)
+    except OSError as error:
+        return _fail(f"--http: cannot listen on {arguments.http}: {error.strerror or error}")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

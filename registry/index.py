@@ -193,8 +193,9 @@ class Index:
         return next(iter(self._adapters("WHERE a.name = ? AND a.digest = ?", (name, digest))), None)
 
     def latest_of(self, digest: str) -> AdapterRow | None:
-        """A digest under the name that it was published by last."""
-        return next(iter(self._adapters("WHERE a.digest = ? ORDER BY a.sequence DESC LIMIT 1", (digest,))), None)
+        """A digest under the name that it was published by last, of those with a tag if there is one."""
+        order = "EXISTS (SELECT 1 FROM tags t WHERE t.name = a.name AND t.digest = a.digest) DESC, a.sequence DESC"
+        return next(iter(self._adapters(f"WHERE a.digest = ? ORDER BY {order} LIMIT 1", (digest,))), None)
 
     def names_of(self, digest: str) -> list[str]:
         """Every name that a digest was published under."""

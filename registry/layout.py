@@ -57,6 +57,8 @@ class Layout:
             StoreUnavailable: the directory holds something else, or cannot be read and written.
             OSError: the disk refused.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreUnavailable("expected a directory")
         self.root.mkdir(parents=True, exist_ok=True)
         self._refuse_foreign_directory()
         directories = (self.blobs, self.uploads, self.quarantine, self.trash, self.views, self._staging)

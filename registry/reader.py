@@ -21,6 +21,7 @@ from hotshoe.registry.referrer import Referrer, read_referrer
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 _CACHED_MANIFESTS = 4096
+_MAX_TAGS_TOLD = 8  # of a name that lacks the one asked for
 
 
 class StoreReader:
@@ -116,12 +117,23 @@ class StoreReader:
                 row = self._index.by_digest(ref.name, ref.digest)
             else:
                 row = self._index.by_tag(ref.name, ref.tag or "")
+            absent = "" if row else self._absent(ref)
         if row is None:
-            raise AdapterNotFound(f"no adapter {ref}")
+            raise AdapterNotFound(absent)
         return self._record(row)
 
+    def _absent(self, ref: AdapterRef) -> str:
+        """That nothing has that tag or digest, and what the name has instead."""
+        if not self._index.has_name(ref.name):
+            return f"no adapter {ref}: nothing has that name"
+        tags = list(self._index.tags_of(ref.name))
+        if not tags:
+            return f"no adapter {ref}; {ref.name} has no tags"
+        more = ", …" if len(tags) > _MAX_TAGS_TOLD else ""
+        return f"no adapter {ref}; {ref.name} has the tags {', '.join(tags[:_MAX_TAGS_TOLD])}{more}"
+
     def adapter_record(self, digest: str) -> AdapterRecord:
-        """The adapter of that digest, under the name that it was published by last.
+        """The adapter of that digest, under the name that it was published by last, if it can be one with a tag.
 
         Raises:
             InvalidReference, AdapterNotFound, BlobCorrupt: as `resolve`.

@@ -28,7 +28,7 @@ class Tags:
 
         def change(transaction: Transaction) -> list[Move]:
             if not transaction.has_adapter(name, digest):
-                raise AdapterNotFound(f"no adapter {name}@{digest}")
+                raise AdapterNotFound(f"no adapter {name}@{digest}: a tag points at adapters of its own name")
             actual = transaction.tag_digest(name, tag)
             if actual != expected:
                 raise TagMoved(f"{name}:{tag}", expected, actual)
@@ -47,7 +47,7 @@ class Tags:
         def change(transaction: Transaction) -> list[Move]:
             actual = transaction.tag_digest(name, tag)
             if actual is None:
-                raise AdapterNotFound(f"no adapter {name}:{tag}")
+                raise AdapterNotFound(f"no tag {name}:{tag}")
             transaction.remove_tag(name, tag)
             return [Move(name, tag, actual, None)]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hotshoe.registry.quotas import Quota
 from hotshoe.server.config import Address, EngineConfig, ResidencyConfig, ServerConfig
@@ -38,8 +38,14 @@ def parse_arguments(arguments: Sequence[str], environment: Mapping[str, str]) ->
         parser.error(f"argument --{name.replace('_', '-')}: {problem}")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong without the usage, which is 30 lines long."""
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists all)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hotshoe serve",
         description="Serves one 4-bit base model and many adapters over gRPC.",
         argument_default=argparse.SUPPRESS,
@@ -97,7 +103,8 @@ def _described(parse: Callable[[str], Any]) -> Callable[[str], Any]:
         try:
             return parse(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            expected = {int: "a whole number", float: "a number"}.get(parse)
+            raise argparse.ArgumentTypeError(f"expected {expected}, not {text!r}" if expected else str(error)) from None
 
     return described
 

@@ -35,8 +35,10 @@ def told_clearly() -> Iterator[None]:
         # The reader of our output went away. What is still buffered would fail again when Python ends.
         sys.stdout = None  # type: ignore[assignment]
         raise typer.Exit(0) from None
-    except (OSError, ValueError) as error:
-        fail(str(error), USAGE if isinstance(error, ValueError) else FAILED)
+    except ValueError as error:
+        fail(str(error), USAGE)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), FAILED)
     except Exception as error:
         # Imported here: whoever asks for --help needs no gRPC.
         from hotshoe.clients.errors import HotshoeError
@@ -60,7 +62,9 @@ def describe(error: Exception) -> str:
     if not isinstance(error, errors.CallError):
         return text
     if isinstance(error, errors.Unavailable) and not error.reason:
-        return f"the server cannot be reached: {text}"
+        return f"the server cannot be reached (hotshoe serve starts one, --server names another): {text}"
+    if isinstance(error, errors.DeadlineExceeded) and not error.reason and "Deadline Exceeded" in text:
+        return "no answer came within the time that the call was given"  # gRPC says it in several ways
     missing = [violation for violation in error.field_violations if f"{violation.field}:" not in text]
     if missing:
         text += " (" + "; ".join(f"{violation.field}: {violation.description}" for violation in missing) + ")"

@@ -59,7 +59,7 @@ def import_(
         return output.print_json({**fields, "commit": done.commit or None, "adapter": done.adapter})
     adapter = done.adapter
     word = "imported" if done.created else "already there"
-    along = f"  with {done.documents} documents about it" if done.documents else ""
+    along = f"  with {done.documents} document{'s'[: done.documents > 1]} about it" if done.documents else ""
     along += f"  of commit {done.commit}" if done.commit else ""
     print(
         f"{word} {name}:{tag}  {adapter.kind}  {output.human_bytes(adapter.size_bytes)}{along}\n{name}@{adapter.digest}"

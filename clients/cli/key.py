@@ -39,12 +39,12 @@ def show(
     json: Json = False,
 ) -> None:
     """Tell the ids of keys, as policies name them."""
-    from hotshoe.registry.signing.keys import read_key_file, read_private_key, read_public_keys
+    from hotshoe.registry.signing.keys import read_key_file, read_private_key_file, read_public_keys
 
     rows = {}
     for file in files:
         if b"PRIVATE KEY" in read_key_file(file):
-            rows[str(file)] = read_private_key(read_key_file(file)).public.key_id
+            rows[str(file)] = read_private_key_file(file).public.key_id
         else:
             [rows[str(file)]] = read_public_keys([file])
     if json:

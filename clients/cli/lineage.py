@@ -7,6 +7,8 @@ from typing import Any
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
 
+_TOLD = ("op", "method", "energy_kept")  # of a recipe, in words of their own here or by show
+
 
 def lineage(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
     """Draw what an adapter was made from, how, and how it was evaluated; and list what was made from it."""
@@ -48,7 +50,8 @@ def _made_by(adapter: Any) -> str:
     if not adapter.recipe:
         return ""
     recipe = jsonlib.loads(adapter.recipe)
-    return f"  by {recipe.get('method') or recipe.get('op')}"
+    chosen = [f"{key}={value}" for key, value in recipe.items() if value and key not in _TOLD and value != "delta"]
+    return ", ".join([f"  by {recipe.get('method') or recipe.get('op')}", *chosen])
 
 
 def _reported(adapter: Any) -> str:

@@ -20,9 +20,9 @@ def sign(
     It is made here: the key does not leave this machine. It vouches for the bytes, under whatever name.
     """
     from hotshoe.clients import Client
-    from hotshoe.registry.signing.keys import read_key_file, read_private_key
+    from hotshoe.registry.signing.keys import read_private_key_file
 
-    private = read_private_key(read_key_file(key))
+    private = read_private_key_file(key)
     with Client(server) as client:
         signed = client.sign(reference, private)
     if json:

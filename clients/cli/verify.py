@@ -32,11 +32,14 @@ def verify(
     rules = Policy.read(policy) if policy else Policy.of_keys(read_public_keys(key or ()), threshold=threshold)
     with Client(server) as client:
         verdict = client.verify(reference, rules)
+    problem = verdict.problem
+    if problem and policy is None:  # no rule of theirs: their own keys
+        problem = f"{verdict.name}@{verdict.digest}: expected {verdict.missing}"
     if json:
         fields = {"name": verdict.name, "digest": verdict.digest, "mode": verdict.rule.mode, "verified": verdict.is_met}
-        output.print_json({**fields, "key_ids": verdict.key_ids, "problem": verdict.problem})
+        output.print_json({**fields, "key_ids": verdict.key_ids, "problem": problem})
     if not verdict.is_met:
-        raise NotVerified(verdict.problem)
+        raise NotVerified(problem)
     if not json:
         word = "verified" if verdict.key_ids else "no signature asked for"
         print(f"{word} {verdict.name}@{verdict.digest}")

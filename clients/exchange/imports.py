@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotshoe.clients.adapter_files import CONFIG, Progress, ignore_progress
-from hotshoe.clients.errors import InvalidAdapterDirectory, InvalidArgument
+from hotshoe.clients.errors import InvalidAdapterDirectory, InvalidArgument, InvalidLayout
 from hotshoe.clients.exchange.hub import SCHEME, HubReference, fetch
 from hotshoe.clients.exchange.layout import LAYOUT_FILE
 from hotshoe.clients.exchange.layout_reader import BASE_DIGEST, Document, LayoutAdapter, read_layout
@@ -74,8 +74,11 @@ def import_adapter(
     if path.is_dir() and not (path / LAYOUT_FILE).exists():
         raise InvalidAdapterDirectory(f"{path}: neither a PEFT directory nor an OCI layout")
     with tempfile.TemporaryDirectory(prefix="hotshoe-import-") as work:
-        with open_source(path) as opened:
-            found = read_layout(opened, Path(work), reference)
+        try:
+            with open_source(path) as opened:
+                found = read_layout(opened, Path(work), reference)
+        except InvalidLayout as error:
+            raise InvalidLayout(f"{path}: {error}") from None
         came = _adopt(client, found, name, tag=tag, other_base=other_base, progress=progress)
         adapter, created = came or _publish(
             client, found, Path(work), name, tag=tag, other_base=other_base, progress=progress

@@ -123,7 +123,8 @@ def _pick(source: Source, listed: list[Any], reference: str | None) -> tuple[str
     there = ", ".join(ascii(name)[:80] for name in sorted(filter(None, set(names)))[:20]) or "none with a name"
     if found:
         raise InvalidLayout(f"it holds {len(found)} adapters; say which: {there}")
-    raise InvalidLayout(f"it holds no such adapter of type {MODELPACK_TYPE}; there is {there}")
+    which = "adapter" if reference is None else f"adapter {ascii(reference)[:80]}"
+    raise InvalidLayout(f"it holds no {which} of type {MODELPACK_TYPE}; there is {there}; a modelcar has no way back")
 
 
 def _manifest(source: Source, descriptor: Any) -> tuple[bytes, dict[str, Any]]:

@@ -118,10 +118,10 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "DELORA": AdapterKind(plan_delora, "low-rank update", "r", 1e-6, "`rank_pattern`"),
     "GLORA": AdapterKind(
         plan_glora,
-        "output scale, low-rank update, bias",
-        "1",
+        "output scale, low-rank update, bias; copies of W, scaled",
+        "1; r with `config_A_B` lora",
         5e-6,
-        "with `config_A_B` vector or constant; else it is of full rank",
+        "with `config_A_B` lora W is multiplied r times more",
     ),
     "GRALORA": AdapterKind(plan_gralora, "low-rank update", "k·r + `hybrid_r`", 4e-6, ""),
     "HRA": AdapterKind(plan_hra, "low-rank update", "r", 2e-6, "of the served W; `apply_GS`"),

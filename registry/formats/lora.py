@@ -38,7 +38,7 @@ from hotshoe.registry.formats.peft_config import (
 from hotshoe.registry.formats.plan import Plan, Read, Tensors, require_shape
 from hotshoe.registry.formats.replaced import ReplacedPlan, ReplacingPlan, take_trainable_tokens
 from hotshoe.registry.formats.taken_out import TakenOut
-from hotshoe.registry.formats.target_modules import require_any, take_modules
+from hotshoe.registry.formats.target_modules import require_any, take_modules, take_parameters
 from hotshoe.registry.validation import TensorEntry
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ REST: Mapping[str, Rule[object]] = {
     "layer_replication": NOTHING.because("it was trained on a base of more layers than any that is served"),
     "megatron_config": NULL,
     "monteclora_config": NULL.because(_ONE_VARIANT),
-    "target_parameters": NOTHING.because("it changes parameters by their names, and only whole linears can be adapted"),
     "trainable_token_indices": NULL,
     "velora_config": NULL.because(_ONE_VARIANT),
     # Read by PEFT only where init_lora_weights names them.
@@ -158,16 +157,19 @@ def row_norms(weight: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
 def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
     """The plan of a LORA adapter; see `Format`."""
     targets, others = take_modules(config, base, by_layer=True)
-    require_any([*targets, *others], base)
+    parameters = take_parameters(config, base)
+    require_any([*targets, *others, *parameters], base)
     rank_of = take_by_module(config, "r", "rank_pattern", COUNT, 8)
     alpha_of = take_by_module(config, "lora_alpha", "alpha_pattern", NUMBER, 8)
     is_stabilized = config.take("use_rslora", FLAG, default=False)
     variant = take_variant(config, base)
     is_everywhere = variant.invocation is None
-    may_train_biases = is_everywhere and variant.pool == 1
+    may_train_biases = is_everywhere and variant.pool == 1 and not parameters
     bias = config.take("bias", _BIASES if may_train_biases else one_of("none"), default="none")
     trained = take_trainable_tokens(config, tensors, base) if is_everywhere else None
     _check_tokens(others, variant, trained)
+    if parameters:
+        _check_parameters(parameters, targets, variant, config)
 
     def scale_of(module: str) -> float:
         rank = rank_of(module)
@@ -178,9 +180,11 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
 
     tensors.require_known_modules()
     low_rank = {}
-    for linear in targets:
-        module = base.linears[linear].module
-        rank, scale = rank_of(module), scale_of(module)
+    # PEFT looks a parameter up in patterns by its own name, not its module's.
+    names = {linear: base.linears[linear].module for linear in targets}
+    names |= {linear: f"{base.linears[linear].module}.weight" for linear in parameters}
+    for linear in sorted(names, key=list(base.linears).index):
+        rank, scale = rank_of(names[linear]), scale_of(names[linear])
         low_rank[linear] = _plan_linear(linear, tensors, base, variant, rank=rank, scale=scale)
     biases = _plan_biases(bias, low_rank, tensors, base)
     linears = tuple(linear for linear in base.linears if linear in low_rank or linear in biases)
@@ -197,6 +201,19 @@ def _check_tokens(modules: Sequence[str], variant: LoraVariant, trained: Replace
         raise InvalidAdapter("target_modules", f"selects {modules[0]}, which no variant of LORA adapts here")
     if trained is not None:
         raise InvalidAdapter("trainable_token_indices", f"expected null where target_modules selects {modules[0]}")
+
+
+def _check_parameters(
+    parameters: Sequence[LinearId], targets: Sequence[LinearId], variant: LoraVariant, config: Config
+) -> None:
+    """What PEFT asks of an adapter that names parameters."""
+    if not variant.is_plain:
+        raise InvalidAdapter("target_parameters", "expected none beside a variant of LORA: PEFT has them plain only")
+    if both := set(parameters).intersection(targets):
+        raise InvalidAdapter("target_parameters", f"selects {min(map(str, both))}, as target_modules does")
+    why = "PEFT has no target_parameters with it"
+    config.take("lora_dropout", one_of(0, 0.0).because(why), default=0.0)
+    config.take("fan_in_fan_out", one_of(False).because(why), default=False)
 
 
 def _plan_linear(

@@ -2,9 +2,9 @@
 
 Per decoder linear, with W the base weight and b its bias:
 
-    y = output_scale ∘ h + swap(h) + b + bias_delta + B (A x),  h = W (rotation (input_scale ∘ x))
+    y = output_scale ∘ h + swap(h) + copies(x) + b + bias_delta + B (A x),  h = W (rotation (input_scale ∘ x))
 
-A acts on x itself, not on the scaled input. Per block of a layer, with o what it gives and r the residual:
+A and copies act on x itself, not on the scaled input. Per block of a layer, with o what it gives and r the residual:
 
     r + o + residual_gain · r + up φ(down t + down_bias) + up_bias,  t = o, r or r + o
 
@@ -33,6 +33,14 @@ class OutputSwap:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaledCopies:
+    """W several times, its inputs and outputs scaled: copies(x) = Σ outputs[i] ∘ (W (inputs[i] ∘ x))."""
+
+    outputs: "Tensor"  # [copies, out_features] float32
+    inputs: "Tensor"  # [copies, in_features] float32
+
+
+@dataclass(frozen=True, slots=True)
 class LoweredLinear:
     """One adapter's part in one linear. All tensors float32 on the CPU, contiguous; None is the identity."""
 
@@ -43,6 +51,7 @@ class LoweredLinear:
     bias_delta: "Tensor | None" = None  # [out_features], the effective bias less the base's
     input_rotation: "Tensor | None" = None  # [blocks, size, size]: each block of x, a row, times its matrix
     output_swap: OutputSwap | None = None
+    copies: ScaledCopies | None = None
     scale: float | None = None  # what of b the config gave, as LORA's alpha / r; None if its kind has no such thing
 
     @property
@@ -56,6 +65,8 @@ class LoweredLinear:
                 yield tensor
         if self.output_swap is not None:
             yield self.output_swap.gains
+        if self.copies is not None:
+            yield from (self.copies.outputs, self.copies.inputs)
 
 
 @dataclass(frozen=True, slots=True)

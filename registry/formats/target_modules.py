@@ -58,6 +58,30 @@ def take_modules(config: Config, base: BaseShape, *, by_layer: bool) -> tuple[li
     return selected, others
 
 
+def take_parameters(config: Config, base: BaseShape) -> list[LinearId]:
+    """Takes target_parameters, ends of parameters' names, and gives the linears whose weights they select.
+
+    Raises:
+        InvalidAdapter: they select other parameters than decoder linears' weights, too.
+    """
+    names = config.take("target_parameters", either(list_of(TEXT), NULL), default=None)
+    if not names:
+        return []
+    is_target = name_test("target_parameters", names)
+    biases = [f"{shape.module}.bias" for shape in base.linears.values() if shape.has_bias]
+    weights = [f"{module}.weight" for module in (EMBEDDING, HEAD, *(norm.module for norm in base.norms.values()))]
+    for parameter in (*biases, *weights):
+        if is_target(parameter):
+            raise InvalidAdapter("target_parameters", f"selects {parameter}; only decoder linears' weights can be")
+    selected = [linear for linear, shape in base.linears.items() if is_target(f"{shape.module}.weight")]
+    if not selected:
+        raise IncompatibleAdapter(
+            "target_parameters",
+            f"selects no weight of {base.name}; expected of {targets_of(base)}, such as q_proj.weight",
+        )
+    return selected
+
+
 def targets_of(base: BaseShape) -> str:
     """The names of a base's decoder linears, for messages."""
     return ", ".join(dict.fromkeys(linear.target for linear in base.linears))

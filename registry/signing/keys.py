@@ -112,6 +112,15 @@ def read_public_keys(paths: Iterable[Path]) -> dict[str, PublicKey]:
     return keys
 
 
+def read_private_key_file(path: Path) -> PrivateKey:
+    """The private key of a PEM file. Raises InvalidKey, which names the file, or OSError."""
+    data = read_key_file(path)
+    try:
+        return read_private_key(data)
+    except InvalidKey as error:
+        raise InvalidKey(f"{path}: {error}") from None
+
+
 def read_key_file(path: Path) -> bytes:
     """The bytes of a file that is as small as a key's is. Raises InvalidKey or OSError."""
     with path.open("rb") as file:

@@ -24,14 +24,16 @@ class Verdict:
 
     @property
     def problem(self) -> str:
-        """What is missing, in one line; empty if nothing is."""
+        """Name, rule and what is missing, in one line; empty if nothing is."""
         if self.is_met:
             return ""
+        return f'{self.name}@{self.digest}: the policy\'s rule for "{self.rule.names}" asks for {self.missing}'
+
+    @property
+    def missing(self) -> str:
+        """What the rule asks for, and what is there of it."""
         have = f"{len(self.key_ids)} there ({', '.join(self.key_ids)})" if self.key_ids else "none there"
-        text = (
-            f'{self.name}@{self.digest}: the policy\'s rule for "{self.rule.names}" asks for signatures by '
-            f"{self.rule.threshold} of the keys {', '.join(self.rule.key_ids)}; {have}"
-        )
+        text = f"signatures by {self.rule.threshold} of the keys {', '.join(self.rule.key_ids)}; {have}"
         return text + "".join(f"; one does not count: {why}" for why in self.refused[:3])
 
 

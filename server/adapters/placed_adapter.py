@@ -111,6 +111,20 @@ class SiteRotations:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SiteCopies:
+    """The base's product at one site several times, with scaled inputs and outputs, float32."""
+
+    inputs: tuple[Tensor, ...]  # of each target, [copies, in_features]
+    outputs: Tensor  # [copies, out_features of the site]
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from (*self.inputs, self.outputs)
+
+    def to(self, device: torch.device) -> "SiteCopies":
+        return SiteCopies(tuple(scales.to(device) for scales in self.inputs), self.outputs.to(device))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedAdapter:
     """One adapter on the device; what it holds never changes, and it is equal to itself only."""
@@ -120,6 +134,7 @@ class PlacedAdapter:
     rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
     vectors: Mapping[SiteId, SiteVectors]
     rotations: Mapping[SiteId, SiteRotations]
+    copies: Mapping[SiteId, SiteCopies]
     gated_prompts: Mapping[int, GatedPrompt]  # by layer
     norms: Mapping[NormId, Tensor]  # [size] float32, added to the base's weights
     bottlenecks: Mapping[BlockId, Bottleneck]
@@ -133,7 +148,15 @@ class PlacedAdapter:
 
     @property
     def changes_layers(self) -> bool:
-        found = (self.ranks, self.vectors, self.rotations, self.gated_prompts, self.norms, self.bottlenecks)
+        found = (
+            self.ranks,
+            self.vectors,
+            self.rotations,
+            self.copies,
+            self.gated_prompts,
+            self.norms,
+            self.bottlenecks,
+        )
         return any(found)
 
 

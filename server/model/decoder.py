@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_batch import AdapterBatch
 
 
+_COPIED_ROWS = 256  # of an input that is scaled in several ways
 _COMPILED_POSITIONS = 65_536  # beyond, long prompts' attention is better left to torch's blocked kernel
 
 
@@ -232,6 +233,7 @@ class Decoder:
         y = self._product(index, site, (x,) if adapters is None else adapters.scaled_inputs(index, site, x))
         if adapters is not None:
             adapters.scale_output(index, site, y)
+            self._add_copies(index, site, x, y, adapters)
         bias = self._layers[index].sites[site].bias
         if bias is not None:
             y += bias
@@ -240,6 +242,17 @@ class Decoder:
         return y
 
     # What a backend of its own computes by other means.
+
+    def _add_copies(self, index: int, site: str, x: Tensor, y: Tensor, adapters: "AdapterBatch") -> None:
+        """Adds to y what rows take of the base's product again, its inputs and outputs scaled; a few copies at once."""
+        for start, end, copies, weight in adapters.copies(index, site):
+            rows, at_once = x[start:end], max(1, _COPIED_ROWS // (end - start))
+            for first in range(0, len(copies.outputs), at_once):
+                outputs = copies.outputs[first : first + at_once]
+                scaled = [(rows * scales[first : first + at_once, None]).flatten(0, 1) for scales in copies.inputs]
+                products = self._product(index, site, [part.to(x.dtype) for part in scaled])
+                added = (products.unflatten(0, (len(outputs), -1)) * outputs[:, None]).sum(0)
+                y[start:end] += (weight * added).to(y.dtype)
 
     def _product(self, index: int, site: str, inputs: Sequence[Tensor]) -> Tensor:
         """A site's linear, without its bias; an input for all its targets, or one for each."""

@@ -145,8 +145,10 @@ class RequestMapper:
             adapter = self.resolve(selection.reference)
             task = chosen_task(f"adapters[{index}].task", selection, adapter.num_tasks)
             use = AdapterUse(selection.reference, adapter.name, adapter.digest, weight, task)
-            if any(use.key == other.key for other in uses):
-                raise InvalidRequest(f"adapters[{index}].reference", f"{selection.reference} is in the stack twice")
+            same = [other.reference for other in uses if use.key == other.key]
+            if same:
+                problem = f"{selection.reference} is in the stack twice, first as {same[0]}"
+                raise InvalidRequest(f"adapters[{index}].reference", problem)
             if adapter.virtual_tokens and weight != 1.0:  # what stands before a prompt has no strength to be weighed
                 raise InvalidRequest(
                     f"adapters[{index}].weight", f"must be 1 for a {adapter.kind} adapter, not {weight}"

@@ -175,6 +175,9 @@ def _hook(lowered: LoweredLinear, acts: Tensor | None):
             y = y * lowered.output_scale
         if lowered.output_swap is not None:
             y = y + lowered.output_swap.gains * product[..., lowered.output_swap.partners]
+        if lowered.copies is not None:
+            for outputs, scales in zip(lowered.copies.outputs, lowered.copies.inputs, strict=True):
+                y = y + outputs * nn.functional.linear(x * scales, part.weight)
         for bias in (part.bias, lowered.bias_delta):
             if bias is not None:
                 y = y + bias

@@ -42,7 +42,7 @@ def test_lineage_follows_parents_to_trained_adapters_and_children_one_step(
     assert {child.digest for child in one.children} == {both.digest, top.digest} and not one.ancestors
     lines = hotshoe(server, "lineage", "family/top").splitlines()
     assert lines[0].startswith("family/top@sha256:")
-    assert lines[1].startswith("├─ 1 × family/both@") and lines[1].endswith("(latest, v1)  by linear")
+    assert lines[1].startswith("├─ 1 × family/both@") and lines[1].endswith("(latest, v1)  by linear, rank=3")
     assert lines[2].startswith("│  ├─ 0.5 × family/one@") and lines[3].startswith("│  └─ 1 × family/two@")
     assert lines[4].startswith("└─ 1 × family/one@") and len(lines) == 5
     assert "→ family/top@" in hotshoe(server, "lineage", "family/both")

@@ -226,10 +226,12 @@ def test_a_strict_modelpack_client_takes_an_adapter_for_a_valid_artifact(
 
 
 def test_a_registry_that_is_served_alone_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     for arguments, problem in (
         (["--http", "nowhere"], "is not HOST:PORT"),
         (["--http", "0.0.0.0:0"], "--insecure-bind"),
-        (["--http", "192.0.2.1:1", "--insecure-bind"], "assign requested address"),
+        (["--http", "192.0.2.1:1", "--insecure-bind"], "192.0.2.1:1: Cannot assign requested address"),
+        (["--registry", str(tmp_path / "file")], "file: expected a directory"),
     ):
         command = [
             sys.executable,

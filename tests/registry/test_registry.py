@@ -86,11 +86,33 @@ def test_a_second_name_for_the_same_bytes_is_created_and_shares_them(registry: R
         registry.resolve("b:v1")
 
 
+def test_what_is_not_there_tells_what_the_name_has_instead(registry: Registry) -> None:
+    record, _ = publish(registry, "a", lora_files(), tags=["v1", "live"])
+    publish(registry, "many", lora_files(), tags=[f"v{number}" for number in range(9)])
+    publish(registry, "bare", lora_files(2), tags=[])
+    for reference, told in {
+        "a": "no adapter a:latest; a has the tags live, v1",
+        f"a@{NOWHERE}": f"no adapter a@{NOWHERE}; a has the tags live, v1",
+        "many": "no adapter many:latest; many has the tags v0, v1, v2, v3, v4, v5, v6, v7, …",
+        "bare:v1": "no adapter bare:v1; bare has no tags",
+        "b:v1": "no adapter b:v1: nothing has that name",
+    }.items():
+        with pytest.raises(AdapterNotFound) as caught:
+            registry.resolve(reference)
+        assert str(caught.value) == told
+    with pytest.raises(AdapterNotFound, match=f"no adapter bare@{record.digest}: a tag points at adapters of its own"):
+        registry.update_tag("bare", "v1", record.digest, "")
+    with pytest.raises(AdapterNotFound, match="no tag a:v2"):
+        registry.delete_tag("a", "v2")
+
+
 def test_a_digest_alone_means_the_name_it_was_published_by_last(registry: Registry) -> None:
     first, _ = publish(registry, "a", lora_files(), tags=["v1"])
     assert registry.adapter_record(first.digest) == first
     second, _ = publish(registry, "b", lora_files(), tags=["v2"])
     assert registry.adapter_record(first.digest) == second
+    registry.delete_tag("b", "v2")
+    assert registry.adapter_record(first.digest) == first, "b has no tag for it now"
     with pytest.raises(AdapterNotFound):
         registry.adapter_record(NOWHERE)
 

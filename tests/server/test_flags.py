@@ -77,7 +77,7 @@ def test_flags_set_the_fields_they_are_named_after() -> None:
     ("arguments", "says"),
     [
         ("--kv-tokens 17", "--kv-tokens: must be a multiple of page_tokens"),
-        ("--kv-tokens many", "--kv-tokens: invalid literal"),
+        ("--kv-tokens many", "--kv-tokens: expected a whole number, not 'many'"),
         ("--adapter-slots 0", "--adapter-slots: must be at least 1"),
         ("--max-step-tokens 4", "--max-step-tokens: must be at least max_running_requests"),
         ("--threads 0", "--threads: must be at least 1"),
@@ -104,7 +104,8 @@ def test_flags_set_the_fields_they_are_named_after() -> None:
         ("--registry-http [::]:0", "give --registry-http-tls-cert and --registry-http-tls-key, or say --insecure-bind"),
         ("--registry-http-tls-cert c.pem", "--registry-http-tls-cert: it and --registry-http-tls-key go together"),
         ("--registry-http-users file", "--registry-http: it is needed for its certificate and its users"),
-        ("--kv 16", "unrecognized arguments"),
+        ("--kv 16", "unrecognized arguments: --kv 16 (hotshoe serve --help lists all)"),
+        ("--grace soon", "--grace: expected a number, not 'soon'"),
     ],
 )
 def test_a_bad_value_ends_with_2_and_one_line_that_names_the_flag(
@@ -113,9 +114,9 @@ def test_a_bad_value_ends_with_2_and_one_line_that_names_the_flag(
     with pytest.raises(SystemExit) as end:
         parse_arguments(arguments.split(), {})
     assert end.value.code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("hotshoe serve: error: ")
-    assert says in last
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("hotshoe serve: error: ")
+    assert says in line
 
 
 @pytest.mark.parametrize(

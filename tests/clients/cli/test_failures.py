@@ -47,7 +47,23 @@ def test_each_status_has_its_exit_code_and_one_line(scripted: ScriptedServer, st
 def test_an_unreachable_server_ends_with_3() -> None:
     code, _, stderr = hotshoe("ls", "--server", "127.0.0.1:1")
     assert code == 3
-    assert stderr.startswith("hotshoe: the server cannot be reached: ") and stderr.count("\n") == 1
+    told = "hotshoe: the server cannot be reached (hotshoe serve starts one, --server names another): "
+    assert stderr.startswith(told)
+    assert "Connection refused" in stderr and stderr.count("\n") == 1
+
+
+def test_a_deadline_is_told_in_words(scripted: ScriptedServer) -> None:
+    scripted.answer(GET, Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Stream removed (Deadline Exceeded)"))
+    line = "hotshoe: no answer came within the time that the call was given\n"
+    assert hotshoe("show", "a", "--server", scripted.address) == (8, "", line)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path) -> None:
+    assert hotshoe("key", "show", f"{tmp_path}/none.pem") == (
+        1,
+        "",
+        f"hotshoe: {tmp_path}/none.pem: No such file or directory\n",
+    )
 
 
 def test_the_server_may_be_named_by_the_environment(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +96,8 @@ def test_every_error_class_has_a_documented_code() -> None:
         ("nonsense",),
         ("show",),
         ("show", "a", "--bogus"),
+        ("show", "a", "--server", "localhost"),
+        ("show", "a", "--server", "http://127.0.0.1:50051"),
         ("run", "base", "hi", "--temperature", "hot"),
         ("run", "base=x", "hi"),
         ("run", "base", "hi", "--raw", "--system", "x"),

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from hotshoe.clients import Client, DataLoss, FailedPrecondition
 from hotshoe.clients.cli.__main__ import command_line
+from hotshoe.clients.errors import InvalidLayout
 from hotshoe.clients.exchange.exports import FORMATS, SOURCE_DIGEST, CannotExport, export
 from hotshoe.clients.exchange.imports import import_adapter
 from hotshoe.clients.exchange.layout import MANIFEST_TYPE
@@ -161,6 +162,8 @@ def test_skopeo_takes_the_modelcar_for_an_ordinary_image(client: Client, adapter
     export(client, "cars/plain:v1", tmp_path / "car", form="modelcar")
     seen = json.loads(tool("skopeo", "inspect", f"oci:{tmp_path / 'car'}:v1"))
     assert seen["Os"] == "linux" and len(seen["Layers"]) == 3
+    with pytest.raises(InvalidLayout, match=r"car: it holds no adapter .* there is 'v1'; a modelcar has no way back"):
+        import_adapter(client, tmp_path / "car", "cars/back")
 
 
 def test_ollama_gets_the_files_and_two_lines(client: Client, adapters, tmp_path: Path) -> None:

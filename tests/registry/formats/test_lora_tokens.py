@@ -13,6 +13,7 @@ from tiny_models import ModelWeights, base_shape, tiny_llama
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
+from hotshoe.registry.recipes.dense_update import unmergeable_parts
 
 TOKENS = torch.randint(0, 128, (2, 9), generator=torch.Generator().manual_seed(5))
 BOTH = ["embed_tokens", "lm_head", "q_proj"]
@@ -54,6 +55,7 @@ def test_factors_without_the_weight_are_enough(tied, tmp_path):
     bare = lower_adapter(adapter_files(tmp_path), weights)
     for lowered in (whole, bare):
         assert lowered.embedding_rows is None and lowered.head_rows is None
+        assert unmergeable_parts(lowered) == "embedding_update, head_update"  # or a merge would leave them out
         assert lowered.rank == 4 and lowered.embedding_update.rank == lowered.head_update.rank == 4
     assert torch.equal(whole.head_update.rows, bare.head_update.rows)
 

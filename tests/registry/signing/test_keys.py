@@ -17,6 +17,7 @@ from hotshoe.registry.signing.keys import (
     PrivateKey,
     read_key_file,
     read_private_key,
+    read_private_key_file,
     read_public_key,
     read_public_keys,
 )
@@ -69,6 +70,15 @@ def test_an_encrypted_key_and_swapped_halves_are_refused() -> None:
         read_private_key(mine.public.pem())
     with pytest.raises(InvalidKey, match="public key"):
         read_public_key(mine.pem())
+
+
+def test_a_file_that_holds_no_private_key_is_named(tmp_path: Path) -> None:
+    key = PrivateKey.new()
+    (tmp_path / "mine.pem").write_bytes(key.pem())
+    assert read_private_key_file(tmp_path / "mine.pem").public == key.public
+    (tmp_path / "mine.pem.pub").write_bytes(key.public.pem())
+    with pytest.raises(InvalidKey, match=r"mine\.pem\.pub: expected an ECDSA P-256 private key"):
+        read_private_key_file(tmp_path / "mine.pem.pub")
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=90).map(lambda data: PrivateKey.new().public.pem()[:90] + data))

@@ -298,5 +298,5 @@ def test_each_task_of_an_adapter_is_another_in_the_stack() -> None:
         ("sha256:6#2", 2, 1.0),
         ("sha256:6#0", 0, 0.5),
     ]
-    with pytest.raises(InvalidRequest, match="in the stack twice"):
+    with pytest.raises(InvalidRequest, match="in the stack twice, first as skills"):
         _map(adapters=[{"reference": "skills", "task": 2}, {"reference": "skills", "task": 2}])
