@@ -1,7 +1,6 @@
 """The asyncio client, twin of `client.py`: requests, errors and retries are shared, the I/O is not."""
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -660,8 +659,13 @@ class AsyncClient:
         if weights.stat().st_size >= LARGE_BYTES:
             names = messages.LateNames(weights, ProgressCounter("upload", weights.stat().st_size, progress))
             # If it breaks, what follows sends the rest, or says why not.
-            with contextlib.suppress(grpc.RpcError):
+            try:
                 await self._registry.UploadBlob(_late_requests(names, hashing), timeout=attempts.remaining())
+            except grpc.RpcError:
+                pass
+            except asyncio.CancelledError:  # by gRPC, where hashing failed; that is raised below
+                if not hashing.done() or hashing.cancelled() or hashing.exception() is None:
+                    raise
         return [await hashing, *[await asyncio.to_thread(hash_file, path, counter) for path in others]]
 
     async def _upload_missing(self, files: Sequence[AdapterFile], progress: Progress, attempts: Attempts) -> None:

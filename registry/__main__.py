@@ -1,4 +1,4 @@
-"""`python -m hotshoe.registry serve`: a registry alone, read by OCI clients, without a base model or a GPU."""
+"""`python -m hotshoe.registry`: a registry alone, served to OCI clients or checked, without a base model or a GPU."""
 
 import argparse
 import getpass
@@ -10,17 +10,43 @@ import threading
 from pathlib import Path
 
 from hotshoe.registry.distribution import Distribution
-from hotshoe.registry.errors import StoreUnavailable
+from hotshoe.registry.errors import InvalidReference, RemoteError, StoreUnavailable
 from hotshoe.registry.http_server import registry_http_server
 from hotshoe.registry.http_threads import tls_context
 from hotshoe.registry.http_users import HttpUsers, InvalidUsers, user_line
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.blob_source import BlobsOfRemotes
 
 
 def main() -> int:
     """Does what is asked; gives the exit code."""
     arguments = _parser().parse_args()
-    return _password(arguments.name) if arguments.verb == "password" else _serve(arguments)
+    if arguments.verb == "password":
+        return _password(arguments.name)
+    return _check(arguments) if arguments.verb == "fsck" else _serve(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Hashes every blob, and fetches what is damaged or lost from remotes; 1 if that does not heal all."""
+    if not (arguments.registry / "oci-layout").is_file():
+        return _fail(f"--registry: {arguments.registry} holds no registry")
+    try:
+        registry = Registry(arguments.registry)
+        try:
+            source = BlobsOfRemotes(registry, arguments.remote, docker_config=arguments.docker_config)
+            registry.heal_from(source)
+            report = registry.fsck(heal=bool(arguments.remote))
+        finally:
+            registry.close()
+    except (InvalidReference, RemoteError, StoreUnavailable) as error:
+        return _fail(str(error))
+    for failure in source.failures:
+        print(f"hotshoe registry: {failure}", file=sys.stderr)
+    for word, digests in (("damaged", report.corrupt), ("missing", report.missing)):
+        for digest in digests:
+            print(f"{word}  {digest}" + ("" if digest in report.unhealed else "  fetched again"))
+    print(f"{report.blobs} blobs are sound, {report.blob_bytes} bytes")
+    return 1 if report.unhealed else 0
 
 
 def _password(name: str) -> int:
@@ -84,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--insecure-bind", action="store_true", help="allow plain text on an address that other machines can reach"
     )
+    fsck = verbs.add_parser(
+        "fsck", help="hash all that a registry has; exit code 1: something is damaged or lost", allow_abbrev=False
+    )
+    fsck.add_argument("--registry", type=Path, required=True, metavar="DIR", help="the registry")
+    fsck.add_argument(
+        "--remote", action="append", default=[], metavar="URL", help="fetch what is damaged from there; may be repeated"
+    )
+    fsck.add_argument("--docker-config", type=Path, metavar="FILE", help="docker's config.json, with passwords")
     password = verbs.add_parser("password", help="print a line for --users", allow_abbrev=False)
     password.add_argument("name", metavar="NAME", help="the user; the password is read from the terminal or a pipe")
     return parser

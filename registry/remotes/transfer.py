@@ -203,14 +203,17 @@ def mirror(
         )
 
 
-def pull_blob(registry: Registry, remote: Remote, blob: FileDescriptor, *, name: str) -> None:
+def pull_blob(
+    registry: Registry, remote: Remote, blob: FileDescriptor, *, name: str, progress: Progress = ignore_progress
+) -> None:
     """Brings one blob here that a manifest which is here names, unless it is here; it is verified on its way.
 
     Raises:
         AdapterNotFound: the remote does not have it under that name.
         RemoteError: it could not be pulled; the error names the remote.
     """
-    _pull_blob(registry, remote, blob, name=name, progress=ignore_progress)
+    progress(TransferProgress(blob, 0))
+    _pull_blob(registry, remote, blob, name=name, progress=progress)
 
 
 def _pull_blobs(registry: Registry, remote: Remote, manifest: bytes, *, name: str, progress: Progress) -> None:

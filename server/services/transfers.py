@@ -18,7 +18,16 @@ from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote import Remote, parse_remote
 from hotshoe.registry.remotes.remote_url import RemoteUrl
-from hotshoe.registry.remotes.transfer import Progress, Pulled, TransferProgress, mirror, pull, pull_blob, push
+from hotshoe.registry.remotes.transfer import (
+    Progress,
+    Pulled,
+    TransferProgress,
+    ignore_progress,
+    mirror,
+    pull,
+    pull_blob,
+    push,
+)
 
 _STEP_BYTES = 1 << 20  # between two messages about one blob
 # With what a request waits for: it fails sooner than a transfer that was asked for.
@@ -37,7 +46,7 @@ class CopyObserver(Protocol):
     """Hears of each copy's end, on any thread."""
 
     def copied(self, op: str, remote: str, result: str, size_bytes: int, seconds: float) -> None:
-        """`op` is push, pull, mirror or pull_through; `remote` a kind of URL; `result` "ok" or an error's class."""
+        """`op` is push, pull, mirror, pull_through or heal; `remote` a kind of URL; `result` ok or an error's class."""
 
     def pulled_through(self, result: str) -> None:
         """`result` is hit, miss or failure."""
@@ -116,9 +125,10 @@ class Transfers:
 
     def fetch_blob(self, url: RemoteUrl, blob: FileDescriptor, name: str) -> None:
         """Copies one blob of an adapter here; on the caller's thread. Raises what `transfer.pull_blob` raises."""
-        opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
-        with contextlib.closing(opened) as remote:
-            pull_blob(self._registry, remote, blob, name=name)
+        with self._counted("heal", url, ignore_progress) as progress:
+            opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
+            with contextlib.closing(opened) as remote:
+                pull_blob(self._registry, remote, blob, name=name, progress=progress)
 
     def _pull(self, remote: Remote, ref: AdapterRef, *, name: str, tags: Sequence[str], progress: Progress) -> Pulled:
         return pull(

@@ -102,6 +102,26 @@ def test_weights_are_sent_while_they_are_hashed(
     ).read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_what_hashing_raises_reaches_the_caller(
+    hashed_late, server: LocalServer, client: Client, adapters, kind: str
+) -> None:
+    def progress(step: TransferProgress) -> None:
+        if step.stage == "hash":
+            raise ValueError("enough of that")
+
+    async def publish() -> None:
+        async with AsyncClient(server.grpc) as other:
+            await other.publish_directory(adapters["amber"], "late-failed", progress=progress)
+
+    with pytest.raises(ValueError, match="enough of that"):
+        if kind == "asyncio":
+            asyncio.run(publish())
+        client.publish_directory(adapters["amber"], "late-failed", progress=progress)
+    with pytest.raises(NotFound):
+        client.get_adapter("late-failed")
+
+
 def test_what_breaks_while_it_is_hashed_is_sent_as_ever(hashed_late, client: Client, adapters, tmp_path: Path) -> None:
     upload, calls = client._registry.UploadBlob, []
 

@@ -1,5 +1,7 @@
 """Blobs that are damaged or lost on the disk, put back while their reader waits."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,3 +157,26 @@ def test_a_full_check_heals_what_it_finds_if_it_shall(registry: Registry, root: 
         steps[-1].total_bytes,
     )
     assert registry.fsck().missing == (hopeless,)  # the orphan in quarantine is nobody's
+
+
+def test_a_store_is_checked_and_healed_without_a_server(
+    registry: Registry, root: Path, source: Source, tmp_path: Path
+) -> None:
+    record, _ = publish(registry, "a", FILES, tags=["v1"])
+    push(registry, record, source.remote)
+    digest = weights_of(registry, "a:v1")
+
+    def fsck(*arguments: str | Path) -> tuple[int, str, str]:
+        command = [sys.executable, "-P", "-m", "hotshoe.registry", "fsck", *map(str, arguments)]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return ran.returncode, ran.stdout, ran.stderr
+
+    assert fsck("--registry", root)[:2] == (0, f"5 blobs are sound, {registry.stats().blob_bytes} bytes\n")
+    flip(root, digest)
+    code, out, _ = fsck("--registry", root)
+    assert (code, out) == (1, f"damaged  {digest}\n4 blobs are sound, {registry.stats().blob_bytes} bytes\n")
+    code, out, err = fsck("--registry", root, "--remote", "oci://127.0.0.1:1/x", "--remote", source.remote.url)
+    assert (code, out.splitlines()[0]) == (0, f"missing  {digest}  fetched again") and "oci://127.0.0.1:1/x" in err
+    assert registry.adapter_files(record.digest)[WEIGHTS].read_bytes() == FILES[WEIGHTS]
+    assert fsck("--registry", tmp_path / "nowhere")[0] == 2 and not (tmp_path / "nowhere").exists()
+    assert fsck("--registry", root, "--remote", "gopher://x")[0] == 2

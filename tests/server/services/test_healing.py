@@ -26,12 +26,13 @@ class Healed:
         self.registry = Registry(root / "store")
         self.record, _ = publish(self.registry, "a", lora_files(1))
         self.counted: list[bool] = []
+        self.metrics = Metrics()
         transfers = Transfers(
             self.registry,
             small_base(),
             remotes=remotes,
             docker_config=None,
-            observer=Metrics(),
+            observer=self.metrics,
             executor=None,  # type: ignore[arg-type]  # only what waits for nobody is called here
         )
         self.registry.heal_from(RemoteBlobs(transfers, self.counted.append))
@@ -60,6 +61,10 @@ def test_the_first_remote_that_has_a_blob_gives_it_whatever_becomes_of_the_other
     healed.lose()
     healed.read()
     assert healed.counted == [True]
+    count = healed.metrics.registry.get_sample_value
+    assert count("hotshoe_remote_copies_total", {"op": "heal", "remote": "dir", "result": "ok"}) == 1
+    assert count("hotshoe_remote_bytes_total", {"op": "heal", "remote": "dir"}) == healed.record.files[0].size_bytes
+    assert count("hotshoe_remote_copies_total", {"op": "heal", "remote": "oci", "result": "RemoteUnavailable"}) == 1
 
 
 def test_what_no_remote_gave_is_not_asked_for_again_at_once(healed: Healed, monkeypatch: pytest.MonkeyPatch) -> None:
