@@ -50,6 +50,8 @@ def test_publish_show_ls_and_pull_agree(hotshoe: Shell, adapters: dict[str, Path
     assert shown["annotations"]["team"] == "x"
     assert [one["digest"] for one in hotshoe.json("ls", "verbs", "--kind", "LORA")] == [digest]
     assert digest in hotshoe("show", "verbs:b") and digest in hotshoe("ls", "verbs", "--full")
+    told = [line.split()[0] for line in hotshoe("show", "verbs:b").splitlines()]
+    assert told.count("rank") == 1 and "team" in told and "dev.hotshoe.adapter.rank" not in told
     assert digest[:19] in hotshoe("ls", "verbs") and digest not in hotshoe("ls", "verbs")
     assert hotshoe(*publish).startswith("already there verbs:a,b  LORA")
     assert hotshoe.json("pull", "verbs:a", str(tmp_path))["digest"] == digest
@@ -142,7 +144,12 @@ def test_view_links_a_directory_and_unview_ends_it(hotshoe: Shell, adapters: dic
     assert (link / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
     assert hotshoe("view", "viewed") == f"{link.readlink()}\n" == f"{hotshoe.json('view', 'viewed')['path']}\n"
     hotshoe("view", "viewed", str(tmp_path), code=1)
-    assert hotshoe("unview", "viewed") == "removed the view of viewed\n" and not link.exists()
+    assert hotshoe("unview", "viewed") == "removed the view of viewed\n" and link.is_symlink() and not link.exists()
+    hotshoe("view", "viewed", str(link))
+    (tmp_path / "other").symlink_to(tmp_path)
+    hotshoe("unview", "viewed", str(tmp_path / "other"), code=2)
+    assert link.exists() and (tmp_path / "other").exists()
+    assert hotshoe("unview", "viewed", str(link)) == "removed the view of viewed\n" and not link.is_symlink()
     assert hotshoe.json("unview", "viewed")["deleted"] is False
     hotshoe("view", "nobody", code=4)
 
