@@ -5,14 +5,17 @@ of gRPC.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from hotshoe.clients.errors import InvalidAdapterDirectory
+from hotshoe.registry.stream_hash import Beside, StreamHash, begin_writing
 
 CHUNK_BYTES = 1 << 20
+LARGE_BYTES = 8 << 20  # of weights that are sent while they are hashed
+_KEPT_BYTES = 32 << 20
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 HUB_WEIGHTS, HUB_INTERFACE = "adapter.safetensors", "adapter_interface.json"  # of AdapterHub's `adapters` package
@@ -53,12 +56,26 @@ class AdapterFile:
         return self.path.name
 
     def chunks(self, offset: int) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of at most CHUNK_BYTES each, from `offset` on."""
-        with self.path.open("rb") as stream:
-            stream.seek(offset)
-            while data := stream.read(CHUNK_BYTES):
-                yield offset, data
-                offset += len(data)
+        """As `file_chunks`."""
+        return file_chunks(self.path, offset)
+
+
+def expect_megabytes() -> None:
+    """Has the C library keep the memory of chunks that come and go.
+
+    glibc gives back what is free beyond twice the largest piece that it was ever given back itself; each megabyte
+    would be taken from the system anew, and cleared.
+    """
+    bytearray(_KEPT_BYTES // 2)
+
+
+def file_chunks(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of at most CHUNK_BYTES each, from `offset` on."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        while data := stream.read(CHUNK_BYTES):
+            yield offset, data
+            offset += len(data)
 
 
 class ProgressCounter:
@@ -82,6 +99,16 @@ class ProgressCounter:
 
 def scan_directory(directory: str | os.PathLike[str], progress: Progress = ignore_progress) -> list[AdapterFile]:
     """The files of a PEFT or AdapterHub directory that make an adapter, hashed. Raises InvalidAdapterDirectory."""
+    paths = find_files(directory)
+    counter = hash_counter(paths, progress)
+    return [hash_file(path, counter) for path in paths]
+
+
+def find_files(directory: str | os.PathLike[str]) -> list[Path]:
+    """The files of a PEFT or AdapterHub directory that make an adapter, its weights first.
+
+    Raises InvalidAdapterDirectory.
+    """
     root = Path(directory)
     if not root.is_dir():
         raise InvalidAdapterDirectory(f"{root}: no such directory")
@@ -89,9 +116,12 @@ def scan_directory(directory: str | os.PathLike[str], progress: Progress = ignor
     for name in (CONFIG, names[0]):
         if not (root / name).is_file():
             raise InvalidAdapterDirectory(f"{root / name}: missing{_hint(root, name)}")
-    paths = [root / name for name in (*names, CARD) if (root / name).is_file()]
-    counter = ProgressCounter("hash", sum(path.stat().st_size for path in paths), progress)
-    return [_hash_file(path, counter) for path in paths]
+    return [root / name for name in (*names, CARD) if (root / name).is_file()]
+
+
+def hash_counter(paths: Sequence[Path], progress: Progress) -> ProgressCounter:
+    """Counts what is hashed of files."""
+    return ProgressCounter("hash", sum(path.stat().st_size for path in paths), progress)
 
 
 def _is_of_hub(root: Path) -> bool:
@@ -116,13 +146,15 @@ def _hint(root: Path, name: str) -> str:
     return "; PEFT's save_pretrained writes adapter_config.json and adapter_model.safetensors"
 
 
-def _hash_file(path: Path, counter: ProgressCounter) -> AdapterFile:
+def hash_file(path: Path, counter: ProgressCounter) -> AdapterFile:
+    """One of them, hashed."""
     sha256 = hashlib.sha256()
     size_bytes = 0
-    with path.open("rb") as stream:
-        while data := stream.read(CHUNK_BYTES):
-            sha256.update(data)
-            size_bytes += len(data)
+    chunk = bytearray(CHUNK_BYTES)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(chunk):
+            sha256.update(memoryview(chunk)[:count])
+            size_bytes += count
             counter.at(path.name, size_bytes)
     counter.finish(path.name, size_bytes)
     return AdapterFile(path=path, digest=f"sha256:{sha256.hexdigest()}", size_bytes=size_bytes)
@@ -155,8 +187,10 @@ class PartialDownload:
         self._partial = directory / f".{file.file_name}.{file.digest.removeprefix('sha256:')[:16]}.partial"
         self._digest = file.digest
         self._size_bytes = file.size_bytes
-        self._sha256 = hashlib.sha256()
+        self._sha256 = StreamHash()
         self.offset = 0
+        self._writing = Beside()
+        self._written = self._begun = 0  # of these bytes, those on their way to the disk
 
     def already_here(self) -> bool:
         """Whether the target exists with just these bytes."""
@@ -166,27 +200,46 @@ class PartialDownload:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}" == self._digest
 
     def __enter__(self) -> "PartialDownload":
+        if self._size_bytes >= LARGE_BYTES:
+            expect_megabytes()
         self._stream = self._partial.open("a+b")
         self._stream.seek(0)
         while data := self._stream.read(CHUNK_BYTES):
             self._sha256.update(data)
             self.offset += len(data)
+        self._written = self._begun = self.offset
         if self.offset > self._size_bytes:
             self._restart()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._writing.wait()
+        except OSError:
+            if exc_type is None:
+                raise
+        finally:
+            self._stream.close()
         if self.offset == 0:  # nothing came, or it was wrong
             self._partial.unlink(missing_ok=True)
 
-    def write(self, data: bytes) -> None:
-        self._stream.write(data)
+    def write(self, data: bytes | memoryview) -> None:
+        """Takes the next bytes. What writing the last ones raised is raised here, or by `commit`."""
         self._sha256.update(data)
+        self._writing.do(self._append, data)
         self.offset += len(data)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._stream.write(data)
+        self._written += len(data)
+        if self._written - self._begun >= CHUNK_BYTES:
+            self._stream.flush()
+            begin_writing(self._stream.fileno(), self._begun, self._written)
+            self._begun = self._written
 
     def commit(self) -> bool:
         """Moves the file to its place if its bytes are right; else drops them and says False."""
+        self._writing.wait()
         if self.offset != self._size_bytes or f"sha256:{self._sha256.hexdigest()}" != self._digest:
             self._restart()
             return False
@@ -196,6 +249,7 @@ class PartialDownload:
         return True
 
     def _restart(self) -> None:
+        self._writing.wait()
         self._stream.truncate(0)
-        self._sha256 = hashlib.sha256()
-        self.offset = 0
+        self._sha256 = StreamHash()
+        self.offset = self._written = self._begun = 0

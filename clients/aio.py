@@ -1,6 +1,7 @@
 """The asyncio client, twin of `client.py`: requests, errors and retries are shared, the I/O is not."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,14 @@ import grpc.aio
 
 from hotshoe.clients import evaluations, messages, signatures
 from hotshoe.clients.adapter_files import (
+    LARGE_BYTES,
     AdapterFile,
     PartialDownload,
     Progress,
     ProgressCounter,
+    find_files,
+    hash_counter,
+    hash_file,
     ignore_progress,
     scan_directory,
 )
@@ -26,6 +31,7 @@ from hotshoe.clients.channels import (
     QUICK_SECONDS,
     TRANSFER_SECONDS,
     open_aio_channel,
+    registry_stub,
 )
 from hotshoe.clients.copies import Copy
 from hotshoe.clients.errors import NotFound, from_rpc_error
@@ -35,7 +41,6 @@ from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
 from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
-from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
 
 if TYPE_CHECKING:
@@ -70,7 +75,7 @@ class AsyncClient:
         self.server = server
         self._retry = retry
         self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._registry: Any = RegistryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._registry: Any = registry_stub(self._channel)
         self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
@@ -161,8 +166,8 @@ class AsyncClient:
         `approximate_rank` an update of full rank is served as its nearest of that rank: the answer says what is kept.
         Raises InvalidAdapterDirectory before anything is sent.
         """
-        files = await asyncio.to_thread(scan_directory, directory, progress)
         attempts = Attempts(self._retry, timeout)
+        files = await self._scan(directory, progress, attempts)
         request = messages.publish_request(
             name, tags, files, annotations or {}, validate_only, approximate_rank=approximate_rank
         )
@@ -645,6 +650,20 @@ class AsyncClient:
             async for message in stream:
                 copy.take(message)
 
+    async def _scan(
+        self, directory: str | os.PathLike[str], progress: Progress, attempts: Attempts
+    ) -> list[AdapterFile]:
+        """Hashes a directory's files; large weights are sent meanwhile."""
+        weights, *others = paths = await asyncio.to_thread(find_files, directory)
+        counter = hash_counter(paths, progress)
+        hashing = asyncio.ensure_future(asyncio.to_thread(hash_file, weights, counter))
+        if weights.stat().st_size >= LARGE_BYTES:
+            names = messages.LateNames(weights, ProgressCounter("upload", weights.stat().st_size, progress))
+            # If it breaks, what follows sends the rest, or says why not.
+            with contextlib.suppress(grpc.RpcError):
+                await self._registry.UploadBlob(_late_requests(names, hashing), timeout=attempts.remaining())
+        return [await hashing, *[await asyncio.to_thread(hash_file, path, counter) for path in others]]
+
     async def _upload_missing(self, files: Sequence[AdapterFile], progress: Progress, attempts: Attempts) -> None:
         response = await self._call(self._registry.CheckBlobs, messages.check_request(files), attempts.remaining())
         missing = [file for file in files if file.digest in response.missing_digests]
@@ -712,3 +731,17 @@ class AsyncClient:
             finally:
                 call.cancel()
             await asyncio.sleep(attempts.wait_after(failure))
+
+
+async def _late_requests(
+    names: messages.LateNames, hashing: "asyncio.Future[AdapterFile]"
+) -> AsyncIterator[registry.UploadBlobRequest | bytes]:
+    yield names.begin()
+    named = False
+    for chunk in names.chunks():
+        if hashing.done() and not named:
+            named = True
+            yield names.name(await hashing)
+        yield chunk
+    if not named:
+        yield names.name(await hashing)

@@ -2,9 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
+
+from hotshoe.protos.v1 import chunks, registry_pb2
+from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 TLS_SCHEME = "tls://"
@@ -57,3 +61,19 @@ def _target_and_credentials(
     if target != server and credentials is None:
         credentials = grpc.ssl_channel_credentials()
     return target, credentials
+
+
+def registry_stub(channel: Any) -> Any:
+    """The registry's methods, of which those that carry blobs' bytes copy them less."""
+    stub: Any = RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub.UploadBlob = channel.stream_unary(
+        chunks.UPLOAD,
+        request_serializer=chunks.encode,
+        response_deserializer=registry_pb2.UploadBlobResponse.FromString,
+    )
+    stub.DownloadBlob = channel.unary_stream(
+        chunks.DOWNLOAD,
+        request_serializer=registry_pb2.DownloadBlobRequest.SerializeToString,
+        response_deserializer=chunks.read_download,
+    )
+    return stub

@@ -1,8 +1,10 @@
 """The blocking client. `aio.py` is its asyncio twin: requests, errors and retries are shared, the I/O is not."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -11,10 +13,14 @@ import grpc
 
 from hotshoe.clients import evaluations, messages, signatures
 from hotshoe.clients.adapter_files import (
+    LARGE_BYTES,
     AdapterFile,
     PartialDownload,
     Progress,
     ProgressCounter,
+    find_files,
+    hash_counter,
+    hash_file,
     ignore_progress,
     scan_directory,
 )
@@ -25,6 +31,7 @@ from hotshoe.clients.channels import (
     QUICK_SECONDS,
     TRANSFER_SECONDS,
     open_channel,
+    registry_stub,
 )
 from hotshoe.clients.copies import Copy
 from hotshoe.clients.errors import NotFound, from_rpc_error
@@ -34,7 +41,6 @@ from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
 from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
-from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
 
 if TYPE_CHECKING:
@@ -69,7 +75,7 @@ class Client:
         self.server = server
         self._retry = retry
         self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._registry: Any = RegistryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._registry: Any = registry_stub(self._channel)
         self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
@@ -160,8 +166,8 @@ class Client:
         `approximate_rank` an update of full rank is served as its nearest of that rank: the answer says what is kept.
         Raises InvalidAdapterDirectory before anything is sent.
         """
-        files = scan_directory(directory, progress)
         attempts = Attempts(self._retry, timeout)
+        files = self._scan(directory, progress, attempts)
         request = messages.publish_request(
             name, tags, files, annotations or {}, validate_only, approximate_rank=approximate_rank
         )
@@ -637,6 +643,20 @@ class Client:
             for message in stream:
                 copy.take(message)
 
+    def _scan(self, directory: str | os.PathLike[str], progress: Progress, attempts: Attempts) -> list[AdapterFile]:
+        """Hashes a directory's files; large weights are sent meanwhile."""
+        weights, *others = paths = find_files(directory)
+        counter = hash_counter(paths, progress)
+        if weights.stat().st_size < LARGE_BYTES:
+            return [hash_file(path, counter) for path in paths]
+        with ThreadPoolExecutor(1, thread_name_prefix="hashing") as thread:
+            hashing = thread.submit(hash_file, weights, counter)
+            names = messages.LateNames(weights, ProgressCounter("upload", weights.stat().st_size, progress))
+            # If it breaks, what follows sends the rest, or says why not.
+            with contextlib.suppress(grpc.RpcError):
+                self._registry.UploadBlob(_late_requests(names, hashing), timeout=attempts.remaining())
+            return [hashing.result(), *[hash_file(path, counter) for path in others]]
+
     def _upload_missing(self, files: Sequence[AdapterFile], progress: Progress, attempts: Attempts) -> None:
         response = self._call(self._registry.CheckBlobs, messages.check_request(files), attempts.remaining())
         missing = [file for file in files if file.digest in response.missing_digests]
@@ -702,3 +722,17 @@ class Client:
             finally:
                 call.cancel()
             time.sleep(attempts.wait_after(failure))
+
+
+def _late_requests(
+    names: messages.LateNames, hashing: "Future[AdapterFile]"
+) -> Iterator[registry.UploadBlobRequest | bytes]:
+    yield names.begin()
+    named = False
+    for chunk in names.chunks():
+        if hashing.done() and not named:
+            named = True
+            yield names.name(hashing.result())
+        yield chunk
+    if not named:
+        yield names.name(hashing.result())

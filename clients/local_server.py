@@ -65,6 +65,10 @@ class LocalServer:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def resident_bytes(self) -> int:
         """How much of its memory is in the machine's. Raises OSError where the system has no /proc."""
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])

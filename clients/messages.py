@@ -5,12 +5,14 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import grpc
 
-from hotshoe.clients.adapter_files import AdapterFile, ProgressCounter
+from hotshoe.clients.adapter_files import AdapterFile, ProgressCounter, expect_megabytes, file_chunks
 from hotshoe.clients.errors import DataLoss, Internal
+from hotshoe.protos.v1 import chunks
 from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
@@ -276,12 +278,41 @@ def upload_probe(file: AdapterFile) -> Iterator[registry.UploadBlobRequest]:
     yield registry.UploadBlobRequest(blob=_blob(file))
 
 
-def upload_requests(file: AdapterFile, offset: int, counter: ProgressCounter) -> Iterator[registry.UploadBlobRequest]:
-    """The messages that send `file` from `offset` on, counting what has been handed over."""
+def upload_requests(
+    file: AdapterFile, offset: int, counter: ProgressCounter
+) -> Iterator[registry.UploadBlobRequest | bytes]:
+    """The messages that send `file` from `offset` on, counting what has been handed over; those of bytes encoded."""
     yield registry.UploadBlobRequest(blob=_blob(file))
     for position, data in file.chunks(offset):
-        yield registry.UploadBlobRequest(data=data, offset=position)
+        yield chunks.upload_chunk(data, position)
         counter.at(file.file_name, position + len(data))
+
+
+class LateNames:
+    """The messages of an upload that begins while its file is hashed: its size, its bytes, and its digest between them
+    as soon as that is known, or after them.
+    """
+
+    def __init__(self, path: Path, counter: ProgressCounter) -> None:
+        self._path = path
+        self._counter = counter
+        self._size_bytes = path.stat().st_size
+        expect_megabytes()
+
+    def begin(self) -> registry.UploadBlobRequest:
+        """The first message."""
+        return registry.UploadBlobRequest(blob=registry.Blob(file_name=self._path.name, size_bytes=self._size_bytes))
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, encoded."""
+        for position, data in file_chunks(self._path):
+            yield chunks.upload_chunk(data, position)
+            self._counter.at(self._path.name, position + len(data))
+
+    @staticmethod
+    def name(file: AdapterFile) -> registry.UploadBlobRequest:
+        """The digest."""
+        return registry.UploadBlobRequest(blob=_blob(file))
 
 
 def attach_request(
@@ -305,7 +336,7 @@ class SmallBlob:
         self._max_bytes = max_bytes
         self._data = bytearray()
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes | memoryview) -> None:
         self._data += data
         if len(self._data) > self._max_bytes:
             raise self._wrong(f"more than {self._max_bytes} bytes came")

@@ -1,6 +1,7 @@
 """`python -m hotshoe.registry serve`: a registry alone, read by OCI clients, without a base model or a GPU."""
 
 import argparse
+import getpass
 import ipaddress
 import json
 import signal
@@ -11,25 +12,44 @@ from pathlib import Path
 from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import StoreUnavailable
 from hotshoe.registry.http_server import registry_http_server
+from hotshoe.registry.http_threads import tls_context
+from hotshoe.registry.http_users import HttpUsers, InvalidUsers, user_line
 from hotshoe.registry.registry import Registry
 
 
 def main() -> int:
-    """Serves until it is told to end; gives the exit code."""
+    """Does what is asked; gives the exit code."""
     arguments = _parser().parse_args()
+    return _password(arguments.name) if arguments.verb == "password" else _serve(arguments)
+
+
+def _password(name: str) -> int:
+    """Prints a line for --users; the password comes from the terminal, or from the first line of standard input."""
+    password = getpass.getpass(f"password of {name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    try:
+        print(user_line(name, password))
+    except ValueError as error:
+        return _fail(str(error))
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """Serves until it is told to end."""
     host, _, port = arguments.http.rpartition(":")
     if not (host and port.isascii() and port.isdigit() and int(port) < 65_536):
         return _fail(f"--http: {arguments.http!r} is not HOST:PORT")
-    if not (arguments.insecure_bind or _is_loopback(host)):
-        return _fail(
-            f"--http: other machines can reach {host}, and there is no TLS; say --insecure-bind if that is meant"
-        )
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        return _fail("--tls-cert and --tls-key go together")
+    if not (arguments.insecure_bind or arguments.tls_cert or _is_loopback(host)):
+        return _fail(f"--http: other machines can reach {host}; give --tls-cert and --tls-key, or say --insecure-bind")
     try:
+        tls = tls_context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
+        users = HttpUsers(arguments.users) if arguments.users else None
         registry = Registry(arguments.registry)
-    except StoreUnavailable as error:
+    except (StoreUnavailable, InvalidUsers, OSError) as error:
         return _fail(str(error))
     try:
-        server = registry_http_server(host.strip("[]"), int(port), Distribution(registry))
+        server = registry_http_server(host.strip("[]"), int(port), Distribution(registry), tls=tls, users=users)
     except OSError as error:
         return _fail(f"--http: cannot listen on {arguments.http}: {error.strerror or error}")
     ended = threading.Event()
@@ -45,7 +65,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hotshoe registry", allow_abbrev=False)
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", dest="verb")
     serve = verbs.add_parser(
         "serve", help="let OCI clients read a registry; others may publish to it meanwhile", allow_abbrev=False
     )
@@ -53,7 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--http", default="127.0.0.1:5000", metavar="HOST:PORT", help="port 0 takes a free one (default: %(default)s)"
     )
-    serve.add_argument("--insecure-bind", action="store_true", help="allow an address that other machines can reach")
+    serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM certificate chain; needs --tls-key")
+    serve.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM private key; needs --tls-cert")
+    serve.add_argument(
+        "--users",
+        type=Path,
+        metavar="FILE",
+        help="who may read, with a password; `hotshoe registry password` makes lines",
+    )
+    serve.add_argument(
+        "--insecure-bind", action="store_true", help="allow plain text on an address that other machines can reach"
+    )
+    password = verbs.add_parser("password", help="print a line for --users", allow_abbrev=False)
+    password.add_argument("name", metavar="NAME", help="the user; the password is read from the terminal or a pipe")
     return parser
 
 

@@ -1,5 +1,5 @@
 """How long a store with many adapters takes: python -m hotshoe.registry.bench [--adapters 10000] [--json]; or, with
---remote URL, copies to and from a remote.
+--remote URL, copies to and from a remote; or, with --large MB, one large adapter.
 
 The adapters are small, each of its own bytes and name and all tagged. They are written as files, and the index is
 rebuilt from those, which is the first thing that is measured.
@@ -24,6 +24,7 @@ from hotshoe.registry.digest import digest_hex, digest_of
 from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
 from hotshoe.registry.formats.kind import AdapterSummary
 from hotshoe.registry.index import IndexEntry
+from hotshoe.registry.large_bench import measure_large
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, Artifact, FileDescriptor, build_artifact, build_index
 from hotshoe.registry.registry import Registry
@@ -161,6 +162,7 @@ def main() -> None:
     """Measures, and prints a table or JSON."""
     parser = argparse.ArgumentParser("python -m hotshoe.registry.bench", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--adapters", type=int, default=10_000)
+    parser.add_argument("--large", type=int, metavar="MB", help="measure one large adapter instead")
     parser.add_argument("--remote", action="append", metavar="URL", help="measure copies there and back instead")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100, 400], help="of the adapters copied")
     parser.add_argument("--rounds", type=int, default=3, help="of copies; their medians are told")
@@ -171,13 +173,18 @@ def main() -> None:
     if arguments.remote:
         return _print_copies(arguments)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        root = Path(directory) / "store"
-        fill(root, arguments.adapters)
-        results = measure(root, arguments.adapters)
+        if arguments.large:
+            size = {"megabytes": arguments.large}
+            results = measure_large(Path(directory), arguments.large, rounds=9)
+        else:
+            size = {"adapters": arguments.adapters}
+            root = Path(directory) / "store"
+            fill(root, arguments.adapters)
+            results = measure(root, arguments.adapters)
     if arguments.json:
-        print(json.dumps({"adapters": arguments.adapters, **{what: round(ms, 3) for what, ms in results.items()}}))
+        print(json.dumps({**size, **{what: round(ms, 3) for what, ms in results.items()}}))
         return
-    print(f"{arguments.adapters} adapters, milliseconds")
+    print(", ".join(f"{number} {word}" for word, number in size.items()) + ", milliseconds")
     for what, milliseconds in results.items():
         print(f"{milliseconds:12.2f}  {what}")
 

@@ -66,6 +66,13 @@ def _error(code: str, message: str) -> bytes:
     return json.dumps({"errors": [{"code": code, "message": message}]}).encode() + b"\n"
 
 
+def unauthorized() -> Answer:
+    """What those get who are no user, whatever they ask for."""
+    asked = {"WWW-Authenticate": 'Basic realm="hotshoe", charset="UTF-8"'}
+    refusal = _Refusal(HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED", "expected a user and a password", asked)
+    return Answer(refusal.answer.status, {**_VERSION, **refusal.answer.headers}, refusal.answer.body)
+
+
 class Distribution:
     """Answers for one registry; any thread may ask."""
 

@@ -1,20 +1,29 @@
-"""Serves a registry to OCI clients by HTTP, read only."""
+"""Serves a registry to OCI clients by HTTP or HTTPS, read only."""
 
+import ssl
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from hotshoe.registry.distribution import Distribution
+from hotshoe.registry.distribution import Distribution, unauthorized
 from hotshoe.registry.http_threads import HttpThreads
+from hotshoe.registry.http_users import HttpUsers
 
 _IDLE_SECONDS = 30.0  # a connection that says nothing, or takes nothing, is closed
 
 
-def registry_http_server(host: str, port: int, distribution: Distribution) -> HttpThreads:
-    """A server that has not started yet; see `HttpThreads`."""
-    return HttpThreads(host, port, _handler(distribution), name="registry-http")
+def registry_http_server(
+    host: str,
+    port: int,
+    distribution: Distribution,
+    *,
+    tls: ssl.SSLContext | None = None,
+    users: HttpUsers | None = None,
+) -> HttpThreads:
+    """A server that has not started yet; see `HttpThreads`. With `users`, nobody else is told anything."""
+    return HttpThreads(host, port, _handler(distribution, users), name="registry-http", tls=tls)
 
 
-def _handler(distribution: Distribution) -> type[BaseHTTPRequestHandler]:
+def _handler(distribution: Distribution, users: HttpUsers | None) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = _IDLE_SECONDS
@@ -22,7 +31,10 @@ def _handler(distribution: Distribution) -> type[BaseHTTPRequestHandler]:
         sys_version = ""
 
         def _answer(self) -> None:
-            answer = distribution.answer(self.command, self.path, byte_range=self.headers.get("Range", ""))
+            if users is None or users.admits(self.headers.get("Authorization", "")):
+                answer = distribution.answer(self.command, self.path, byte_range=self.headers.get("Range", ""))
+            else:
+                answer = unauthorized()
             try:
                 self.send_response(answer.status)
                 for name, value in answer.headers.items():

@@ -1,11 +1,14 @@
-"""An HTTP server on threads, one a connection and not too many of them."""
+"""An HTTP or HTTPS server on threads, one a connection and not too many of them."""
 
 import socket
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 _MAX_CONNECTIONS = 64
+_HANDSHAKE_SECONDS = 10.0
 
 
 class HttpThreads:
@@ -15,13 +18,22 @@ class HttpThreads:
         host, port: where to listen; port 0 takes a free one.
         handler: what answers; its `timeout` closes connections that say nothing.
         name: of the thread that accepts connections.
+        tls: who we are to clients; None: plain HTTP.
 
     Raises:
         OSError: the address is taken or not ours.
     """
 
-    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler], *, name: str) -> None:
-        self._server = (_ServerV6 if ":" in host else _Server)((host, port), handler)
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        handler: type[BaseHTTPRequestHandler],
+        *,
+        name: str,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._server = (_ServerV6 if ":" in host else _Server)((host, port), handler, tls)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name=name, daemon=True
@@ -36,12 +48,27 @@ class HttpThreads:
         self._server.server_close()
 
 
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Who a server is, from PEM files: its certificate chain and its private key. Raises OSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: b"")  # else it would ask the terminal for one
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or str(error)
+        raise OSError(f"cannot read the certificate {certificate} with the key {key}: {reason}") from error
+    return context
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_port = False
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(
+        self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None
+    ) -> None:
+        self._tls = tls
         self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         super().__init__(address, handler)
 
@@ -56,6 +83,14 @@ class _Server(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Answers a connection. Its handshake is here: on its own thread, where it keeps no one waiting."""
+        if self._tls is None:
+            return super().finish_request(request, client_address)
+        request.settimeout(_HANDSHAKE_SECONDS)
+        with self._tls.wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away in the middle of an answer is no event."""

@@ -170,6 +170,16 @@ class Registry(StoreKeeper):
         """
         return self._uploads.open(blob)
 
+    def begin_upload(self, blob: FileDescriptor) -> Upload:
+        """Starts the upload of a blob whose digest is not known yet (""), so that it can be hashed meanwhile.
+
+        `Upload.name` says it, before `finish` at the latest. Until then the upload cannot be resumed.
+
+        Raises:
+            InvalidUpload: its size is negative or above the limit.
+        """
+        return self._uploads.begin(blob)
+
     def add_files(self, files: Mapping[str, bytes]) -> list[FileDescriptor]:
         """Stores files that were made here, as if they had been uploaded.
 

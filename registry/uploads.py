@@ -2,10 +2,10 @@
 
 .uploads/<hex of the expected digest>.<id>.part    the bytes
 .uploads/<hex>.<id>.json                           {"digest", "size_bytes", "committed_bytes"}: synced so far
+.uploads/unnamed.<id>.part                         bytes whose digest nobody has said yet; they cannot be resumed
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import stat
@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,12 +24,14 @@ from hotshoe.registry.errors import InvalidUpload
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import FileDescriptor
+from hotshoe.registry.stream_hash import StreamHash, begin_writing
 
 # How much may have to be sent again after a crash; more syncs cost time.
 _COMMIT_BYTES = 32 << 20
 _BEGIN_BYTES = 1 << 20
 _HASH_BYTES = 1 << 20
 _REAP_SECONDS = 60.0
+_UNNAMED = "unnamed"
 
 
 class Uploads:
@@ -60,14 +63,37 @@ class Uploads:
             InvalidReference: the digest is not one.
         """
         digest_hex(blob.digest)
-        if not 0 <= blob.size_bytes <= self._max_blob_bytes:
-            raise InvalidUpload(f"size_bytes {blob.size_bytes}: expected 0 to {self._max_blob_bytes}")
+        self._check_size(blob)
         with disk("uploading"):
             self._reap_sometimes()
             if self._blobs.size(blob.digest) == blob.size_bytes:
                 return Upload(blob, uploads=self, part=None, committed_bytes=blob.size_bytes)
             part, committed = self._resume(blob) or (self.new_part(blob), 0)
             return Upload(blob, uploads=self, part=part, committed_bytes=committed)
+
+    def begin(self, blob: FileDescriptor) -> "Upload":
+        """Starts an upload of which only the size is known; `Upload.name` says the digest.
+
+        Raises:
+            InvalidUpload: the size is negative or above the limit.
+        """
+        self._check_size(blob)
+        with disk("uploading"):
+            self._reap_sometimes()
+            return Upload(blob, uploads=self, part=self._new_part(_UNNAMED), committed_bytes=0)
+
+    def name(self, part: "Part", blob: FileDescriptor) -> "Part | None":
+        """Calls an unnamed part by the digest of `blob`; None, and no part any more, if that is stored already."""
+        if self._blobs.size(blob.digest) == blob.size_bytes:
+            part.remove()
+            return None
+        path = self._layout.uploads / f"{digest_hex(blob.digest)}.{uuid.uuid4().hex}.part"
+        os.rename(part.path, path)
+        return Part(path, part.file)
+
+    def _check_size(self, blob: FileDescriptor) -> None:
+        if not 0 <= blob.size_bytes <= self._max_blob_bytes:
+            raise InvalidUpload(f"size_bytes {blob.size_bytes}: expected 0 to {self._max_blob_bytes}")
 
     def count(self) -> int:
         """Uploads under way or interrupted."""
@@ -79,7 +105,8 @@ class Uploads:
         reaped = 0
         for path in self._layout.uploads.iterdir():
             with suppress(FileNotFoundError):
-                if path.lstat().st_mtime > oldest:
+                is_lost = path.suffix == ".part" and path.name.startswith(_UNNAMED)  # unless somebody writes to it
+                if path.lstat().st_mtime > oldest and not is_lost:
                     continue
                 if path.suffix == ".part":
                     reaped += self._remove_if_idle(path)
@@ -89,7 +116,10 @@ class Uploads:
 
     def new_part(self, blob: FileDescriptor) -> "Part":
         """A locked, empty part."""
-        path = self._layout.uploads / f"{digest_hex(blob.digest)}.{uuid.uuid4().hex}.part"
+        return self._new_part(digest_hex(blob.digest))
+
+    def _new_part(self, name: str) -> "Part":
+        path = self._layout.uploads / f"{name}.{uuid.uuid4().hex}.part"
         unseen = path.with_suffix(".new")  # until it is locked: whoever finds an unlocked part may take it
         fd = os.open(unseen, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         file = open(fd, "r+b", buffering=0)
@@ -206,7 +236,7 @@ class Upload:
         self.blob = blob
         self._uploads = uploads
         self._part = part  # None: the blob is stored already
-        self._hash = hashlib.sha256()
+        self._hash = StreamHash()
         self._committed = committed_bytes
         self._position = committed_bytes
         self._begun = committed_bytes  # on their way to the disk
@@ -225,7 +255,12 @@ class Upload:
         """Where the next chunk starts."""
         return self._position
 
-    def write(self, offset: int, data: bytes) -> None:
+    @property
+    def received_digest(self) -> str:
+        """Of the bytes so far: who has made them here need not hash them, too, to `name` them."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Appends a chunk. `offset` must be where the last one ended; the first chunk may start at 0 instead of
         `committed_bytes`, which starts the upload anew.
 
@@ -245,20 +280,44 @@ class Upload:
             return
         with disk("uploading"), self._discarded_on_error():
             self._wrote = True
-            _write_all(self._part.file, data)
             self._hash.update(data)
+            _write_all(self._part.file, data)
             self._position += len(data)
             if self._position - self._begun >= _BEGIN_BYTES:
-                _begin_writing(self._part.file, self._begun, self._position)
+                begin_writing(self._part.file.fileno(), self._begun, self._position)
                 self._begun = self._position
-            if self._position - self._committed >= _COMMIT_BYTES:
+            if self.blob.digest and self._position - self._committed >= _COMMIT_BYTES:
                 self._commit(self._part)
+
+    def name(self, digest: str) -> bool:
+        """Says what the digest of an upload that began without one will be; whether that blob is stored already.
+
+        If it is, `received_bytes` is all of it, and no more is to be written.
+
+        Raises:
+            InvalidReference: that is no digest.
+            InvalidUpload: it has a digest.
+            StoreUnavailable: the disk refused.
+        """
+        self._check_open()
+        digest_hex(digest)
+        if self.blob.digest:
+            raise InvalidUpload(f"digest {digest}: the blob was declared as {self.blob.digest}")
+        blob = replace(self.blob, digest=digest)
+        assert self._part is not None, "what has no digest is not stored"
+        with disk("uploading"), self._discarded_on_error():
+            self._part = self._uploads.name(self._part, blob)
+        self.blob = blob
+        if self._part is None:
+            self._committed = self._position = blob.size_bytes
+        return self._part is None
 
     def finish(self) -> FileDescriptor:
         """Stores the blob, durably, if its size and digest are as declared.
 
         Raises:
-            InvalidUpload: bytes are missing (the upload can be resumed), or the digest is another (it cannot).
+            InvalidUpload: bytes are missing (the upload can be resumed), or the digest is another (it cannot), or
+                nobody has said any.
             BlobNotFound: the blob was stored when the upload began, and has since been removed: send it.
             StoreUnavailable: the disk refused.
         """
@@ -283,7 +342,7 @@ class Upload:
         if self._part is None:
             return
         with disk("uploading"):
-            if self._position == 0:
+            if self._position == 0 or not self.blob.digest:
                 self._part.remove()
                 return
             self._commit(self._part)
@@ -309,11 +368,13 @@ class Upload:
             else:
                 self._part.file.truncate(0)
                 self._part.file.seek(0)
-        self._hash = hashlib.sha256()
+        self._hash = StreamHash()
         self._committed = self._position = self._begun = 0
 
     def _store(self, part: Part) -> None:
-        actual = f"sha256:{self._hash.hexdigest()}"
+        if not self.blob.digest:
+            raise InvalidUpload("digest: expected one before the upload ends")
+        actual = self.received_digest
         if actual != self.blob.digest:
             raise InvalidUpload(f"digest {actual}: the blob was declared as {self.blob.digest}")
         os.fsync(part.file.fileno())
@@ -347,15 +408,7 @@ class Upload:
             raise InvalidUpload("the upload has ended; open it again")
 
 
-def _begin_writing(file: BinaryIO, start: int, end: int) -> None:
-    """Has the system write those bytes to the disk while others come, so that the sync at the end waits for few."""
-    if hasattr(
-        os, "posix_fadvise"
-    ):  # whose advice not to keep bytes that are dirty begins to write them, and keeps them
-        os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
+def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]

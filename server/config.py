@@ -137,6 +137,15 @@ class ServerConfig:
     registry_http: Address | None = _setting(
         None, "HOST:PORT where OCI clients (skopeo, podman) read the registry; port 0 takes a free one"
     )
+    registry_http_tls_cert: Path | None = _setting(
+        None, "PEM certificate chain of --registry-http; needs --registry-http-tls-key"
+    )
+    registry_http_tls_key: Path | None = _setting(
+        None, "PEM private key of --registry-http; needs --registry-http-tls-cert"
+    )
+    registry_http_users: Path | None = _setting(
+        None, "who may read at --registry-http, with a password; `hotshoe registry password NAME` makes lines of it"
+    )
     device: str = _setting("auto", "where the base model lies", choices=("auto", "cpu", "cuda"))
     backend: str = _setting(
         "auto",
@@ -208,6 +217,10 @@ class ServerConfig:
             raise ValueError(f"grace: must be 0 or more seconds, not {self.grace_seconds}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert: --tls-cert and --tls-key go together")
+        if (self.registry_http_tls_cert is None) != (self.registry_http_tls_key is None):
+            raise ValueError("registry_http_tls_cert: it and --registry-http-tls-key go together")
+        if self.registry_http is None and (self.registry_http_tls_cert or self.registry_http_users):
+            raise ValueError("registry_http: it is needed for its certificate and its users")
         for remote in self.remotes:
             try:
                 RemoteUrl.parse(remote)
@@ -225,13 +238,16 @@ class ServerConfig:
                 f"listen: {self.listen} can be reached from other machines; "
                 "give --tls-cert and --tls-key, or say --insecure-bind"
             )
-        for name in ("http", "registry_http"):
-            address = getattr(self, name)
-            if address and not address.is_loopback:
-                raise ValueError(
-                    f"{name}: {address} can be reached from other machines and has no TLS; "
-                    "say --insecure-bind if that is meant"
-                )
+        if self.http and not self.http.is_loopback:
+            raise ValueError(
+                f"http: {self.http} can be reached from other machines and has no TLS; "
+                "say --insecure-bind if that is meant"
+            )
+        if self.registry_http and not self.registry_http.is_loopback and self.registry_http_tls_cert is None:
+            raise ValueError(
+                f"registry_http: {self.registry_http} can be reached from other machines; "
+                "give --registry-http-tls-cert and --registry-http-tls-key, or say --insecure-bind"
+            )
 
 
 def _require_positive(config: object, name: str) -> None:

@@ -9,7 +9,6 @@ import logging
 import math
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,8 @@ from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.kind import ADAPTER_KINDS
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.http_server import registry_http_server
+from hotshoe.registry.http_threads import tls_context
+from hotshoe.registry.http_users import HttpUsers, InvalidUsers
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.signing.policy import PolicyFile
 from hotshoe.registry.validation import AdapterLimits
@@ -191,13 +192,8 @@ class Server:
         cert, key = self.config.tls_cert, self.config.tls_key
         if cert is None or key is None:
             return None
-        pair = (key.read_bytes(), cert.read_bytes())
-        try:  # gRPC would only say that it could not bind
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
-        except ssl.SSLError as error:
-            problem = f"expected a certificate chain and its key, not encrypted, in PEM ({error.reason or error})"
-            raise StartupError(f"--tls-cert {cert}, --tls-key {key}: {problem}") from error
-        return grpc.ssl_server_credentials([pair])
+        tls_context(cert, key)  # names what cannot be used: gRPC would only say that it could not bind
+        return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
 
     def _start_http(self) -> None:
         if self.config.http is None:
@@ -210,11 +206,17 @@ class Server:
         self.http.start()
 
     def _start_registry_http(self) -> None:
-        address = self.config.registry_http
+        config, address = self.config, self.config.registry_http
         if address is None:
             return
+        certificate, key = config.registry_http_tls_cert, config.registry_http_tls_key
         try:
-            server = registry_http_server(address.host, address.port, Distribution(self.registry))
+            tls = tls_context(certificate, key) if certificate and key else None
+            users = HttpUsers(config.registry_http_users) if config.registry_http_users else None
+        except (InvalidUsers, OSError) as error:
+            raise StartupError(f"registry_http: {error}") from error
+        try:
+            server = registry_http_server(address.host, address.port, Distribution(self.registry), tls=tls, users=users)
         except OSError as error:
             raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from error
         self.registry_http = address.with_port(server.port)
@@ -318,7 +320,9 @@ class Server:
         doctor = self._build_doctor()
         transfers = self._build_transfers(doctor)
         self.registry.heal_from(RemoteBlobs(transfers, self.metrics.damaged_blob))
-        pull_through = PullThrough(self.registry, transfers, self._executor("pulling", _PULLING_THREADS))
+        pull_through = PullThrough(
+            self.registry, transfers, self._executor("pulling", _PULLING_THREADS), observer=self.metrics
+        )
         generation = GenerationService(
             GenerationParts(
                 engine=self.engine,
@@ -392,6 +396,7 @@ class Server:
             remotes=self.config.remotes,
             docker_config=self.config.docker_config,
             executor=self._executor("transfers", _TRANSFER_THREADS),
+            observer=self.metrics,
             refuse_bad=refuse_bad if self.config.doctor == "require" else None,
         )
 

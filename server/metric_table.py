@@ -16,6 +16,7 @@ _LATENCY = (
 _TOKENS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _LOADS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_COPIES = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _BATCH = (1, 2, 4, 8, 16, 32, 64)
 _RPC = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
@@ -94,6 +95,22 @@ METRICS: tuple[MetricSpec, ...] = (
         ("result",),
     ),
     MetricSpec("hotshoe_registry_operations_total", Kind.COUNTER, "Registry operations.", ("op", "code")),
+    MetricSpec(
+        "hotshoe_remote_copies_total",
+        Kind.COUNTER,
+        "Copies to and from remotes ended; remote is oci, s3 or dir, result is ok or the error's class.",
+        ("op", "remote", "result"),
+    ),
+    MetricSpec("hotshoe_remote_bytes_total", Kind.COUNTER, "Bytes of blobs copied.", ("op", "remote")),
+    MetricSpec(
+        "hotshoe_remote_copy_seconds", Kind.HISTOGRAM, "Duration of copies, failed ones too.", ("op", "remote"), _COPIES
+    ),
+    MetricSpec(
+        "hotshoe_pull_through_total",
+        Kind.COUNTER,
+        "Adapters named by digest: hit is here already, miss was fetched from a remote, failure was not.",
+        ("result",),
+    ),
     MetricSpec("hotshoe_build_info", Kind.GAUGE, "What runs here.", ("version", "base_model", "quantization")),
     MetricSpec("grpc_server_started_total", Kind.COUNTER, "RPCs started.", RPC_LABELS),
     MetricSpec("grpc_server_handled_total", Kind.COUNTER, "RPCs ended.", (*RPC_LABELS, "grpc_code")),

@@ -211,6 +211,15 @@ class Metrics:
         """Counts a blob that was found damaged or lost, by whether it is whole again."""
         self._child("hotshoe_registry_damaged_blobs_total", "healed" if healed else "lost").inc()
 
+    # CopyObserver
+    def copied(self, op: str, remote: str, result: str, size_bytes: int, seconds: float) -> None:
+        self._child("hotshoe_remote_copies_total", op, remote, result).inc()
+        self._child("hotshoe_remote_bytes_total", op, remote).inc(size_bytes)
+        self._child("hotshoe_remote_copy_seconds", op, remote).observe(seconds)
+
+    def pulled_through(self, result: str) -> None:
+        self._child("hotshoe_pull_through_total", result).inc()
+
     # RPCs
     def rpc_started(self, rpc: Rpc) -> None:
         self._child("grpc_server_started_total", rpc.type, rpc.service, rpc.name).inc()

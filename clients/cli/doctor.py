@@ -1,5 +1,6 @@
 """hotshoe doctor: what an adapter does to the base's weights. The server looks, for it has the weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ COLUMNS = (
     *("LAYER", "TARGET", "RANK", "ALPHA/R", "NORM", "SPIKE", "STRENGTH", "STABLE RANK"),
     *("PREDICTED", "EXACT", "RESEMBLANCE", "NF4 KEEPS", "NOTE"),
 )
+_NEAR = 0.8  # of its threshold
 
 
 def doctor(
@@ -26,6 +28,7 @@ def doctor(
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME[:TAG]", help="For --mitigate: what to call it.")
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Tell of every linear, not only of those to look at.")] = False,
     approximate_rank: ApproximateRank = 0,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
@@ -33,7 +36,8 @@ def doctor(
     """Examine an adapter: intruder dimensions, scale, dead and damaged modules, what NF4 would keep.
 
     NORM is the update's by the weight's, SPIKE its largest singular value by the weight's, STRENGTH by the threshold
-    at which an intruder is predicted. A directory is sent, but not published.
+    at which an intruder is predicted (many of nearly equal size count together). A directory is sent, but not
+    published.
     """
     from hotshoe.clients import Client
     from hotshoe.clients.heat_map import draw_heat_map, require_matplotlib
@@ -61,8 +65,7 @@ def doctor(
         draw_heat_map(diagnosis, png)
     if json:
         return output.print_json(corrected or diagnosis)
-    if diagnosis.linears:
-        output.print_table(COLUMNS, [_row(one) for one in diagnosis.linears])
+    _print_linears([one for one in diagnosis.linears if every or _is_notable(one)], len(diagnosis.linears))
     print(f"{output.enum_word(diagnosis, 'grade').upper()}: {diagnosis.headline}")
     for line in diagnosis.advice:
         print(f"- {line}")
@@ -75,6 +78,21 @@ def _mitigate(client: Any, reference: str, *, keep: float, name: str) -> Any:
     """The corrected adapter of a published one."""
     name, tag = name_and_tag(name)
     return client.mitigate(reference, name, keep=keep, tags=[tag])
+
+
+def _is_notable(one: Any) -> bool:
+    """Whether something is wrong with a linear, or nearly so."""
+    return bool(one.predicted or one.exact or one.strength >= _NEAR or one.is_dead or not one.is_finite)
+
+
+def _print_linears(linears: Sequence[Any], count: int) -> None:
+    """Prints a table of these out of `count`, without the columns that say nothing of any."""
+    rows = [_row(one) for one in linears]
+    if rows:
+        kept = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows)]
+        output.print_table([COLUMNS[column] for column in kept], [[row[column] for column in kept] for row in rows])
+    if left := count - len(rows):
+        print(f"{left} {'more linears' if rows else 'linears'}, of which nothing bad is known: --all")
 
 
 def _row(one: Any) -> tuple[object, ...]:

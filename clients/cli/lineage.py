@@ -7,7 +7,6 @@ from typing import Any
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
 
-
 _TOLD = ("op", "method", "energy_kept")  # of a recipe, in words of their own here or by show
 
 

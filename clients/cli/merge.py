@@ -17,7 +17,8 @@ def merge(
             metavar="METHOD",
             help="Of low-rank adapters: linear, cat (never cut), svd (cut to rank=N), slerp, nuslerp, karcher, "
             "model_stock, ties, dare_linear, dare_ties, della or breadcrumbs. Of IA3: linear, with space=geometric for "
-            "products of powers. Of DoRA: linear, cat or svd. Of prefixes, or of soft prompts: cat, in this order.",
+            "products of powers. Of DoRA, biases, norms and token rows, alone or with low-rank adapters: linear, cat "
+            "or svd. Of rotations and all else on weights: svd. Of prefixes, or of soft prompts: cat, in order.",
         ),
     ] = "linear",
     param: Annotated[

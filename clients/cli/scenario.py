@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hotshoe.clients.scenarios.report import ScenarioReport
 
 # As hotshoe.clients.scenarios.table has them, which is not needed for `--help`.
-NAMES = ("long-prompt", "many-adapters", "slots", "tenants", "loading", "memory", "prefix")
+NAMES = ("long-prompt", "many-adapters", "slots", "tenants", "loading", "memory", "prefix", "publishing", "transfer")
 
 
 def scenario(

@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from hotshoe.clients.adapter_files import CARD, CONFIG, WEIGHTS, Progress, ProgressCounter, ignore_progress
+from hotshoe.clients.adapter_files import (
+    CARD,
+    CONFIG,
+    HUB_HEAD,
+    HUB_INTERFACE,
+    HUB_WEIGHTS,
+    WEIGHTS,
+    Progress,
+    ProgressCounter,
+    ignore_progress,
+)
 from hotshoe.clients.errors import HubError, HubNotFound, HubRefused
 
 SCHEME = "hf://"
@@ -247,16 +257,22 @@ def _listed(sibling: Any) -> _Listed:
 
 
 def _chosen(reference: HubReference, listed: Sequence[_Listed]) -> list[_Listed]:
-    """The files that are an adapter: weights and config, and a card if there is one. Never a pickle."""
+    """The files that are an adapter, PEFT's or AdapterHub's, and a card if there is one. Never a pickle."""
     by_path = {one.path: one for one in listed}
     prefix = f"{reference.folder}/" if reference.folder else ""
-    for name in (CONFIG, WEIGHTS):
+    weights = WEIGHTS
+    if prefix + WEIGHTS not in by_path and prefix + HUB_WEIGHTS in by_path:
+        weights = HUB_WEIGHTS
+    for name in (CONFIG, weights):
         if prefix + name not in by_path:
             pickles = [pickle for pickle in _PICKLES if prefix + pickle in by_path]
             hint = f"; {pickles[0]} is a pickle, which can run code and is never read" if pickles else ""
             raise HubNotFound(f"{reference}: {prefix + name}: not in the repository{hint}")
-    card = next((path for path in (prefix + CARD, CARD) if path in by_path), None)
-    chosen = [by_path[path] for path in (prefix + CONFIG, prefix + WEIGHTS, card) if path is not None]
+    names = [CONFIG, weights]
+    if weights == HUB_WEIGHTS:  # a head is refused once it is seen, and its interface is optional
+        names += [name for name in (HUB_INTERFACE, HUB_HEAD) if prefix + name in by_path]
+    cards = [path for path in (prefix + CARD, CARD) if path in by_path]
+    chosen = [by_path[path] for path in (*(prefix + name for name in names), *cards[:1])]
     for one in chosen:
         if one.size_bytes < 0 or not (one.sha256 or one.git_id):
             raise HubError(f"{reference}: {one.path}: the hub lists no size or no hash of it")

@@ -92,9 +92,12 @@ def import_adapter(
 
 def _from_hub(client: "Client", source: HubReference, name: str, *, tag: str, progress: Progress) -> Imported:
     with fetch(source, progress=progress) as found:
-        response = client.publish_directory(
-            found.directory, name, tags=[tag], annotations=found.annotations, progress=progress
-        )
+        try:
+            response = client.publish_directory(
+                found.directory, name, tags=[tag], annotations=found.annotations, progress=progress
+            )
+        except InvalidAdapterDirectory as error:
+            raise InvalidAdapterDirectory(str(error).replace(str(found.directory), str(source))) from error
     return Imported(response.adapter, response.created, "", 0, (), found.commit)
 
 

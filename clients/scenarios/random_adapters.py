@@ -5,11 +5,13 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hotshoe.clients.adapter_files import CONFIG, WEIGHTS
 
 ATTENTION = ("q_proj", "v_proj")
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_NUMPY_TYPES = {"F16": "<f2", "F32": "<f4"}
 _BLOCKS = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in EVERY_LINEAR}
 
 
@@ -43,16 +45,18 @@ def write_random_lora(
     seed: int,
     targets: Sequence[str] = EVERY_LINEAR,
     shape: DecoderShape = SMOLLM2_135M,
+    dtype: Literal["F16", "F32"] = "F16",
 ) -> Path:
-    """Makes `directory` a LORA adapter of float16 numbers with a deviation of 0.01. Equal seeds give equal bytes."""
+    """Makes `directory` a LORA adapter of numbers with a deviation of 0.01. Equal seeds give equal bytes."""
     import numpy as np  # what else is in this package needs none
 
     sizes = dict(_tensors(shape, targets, rank))
-    numbers = np.random.default_rng(seed).standard_normal(sum(rows * columns for rows, columns in sizes.values()))
+    draw = np.random.default_rng(seed).standard_normal
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / WEIGHTS).open("wb") as stream:
-        stream.write(_header(sizes))
-        stream.write((0.01 * numbers).astype("<f2").tobytes())
+        stream.write(_header(sizes, dtype))
+        for rows, columns in sizes.values():
+            stream.write((0.01 * draw(rows * columns)).astype(_NUMPY_TYPES[dtype]).tobytes())
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "bias": "none"}
     (directory / CONFIG).write_text(json.dumps({**config, "target_modules": list(targets)}))
     return directory
@@ -67,13 +71,13 @@ def _tensors(shape: DecoderShape, targets: Sequence[str], rank: int) -> Iterator
             yield f"{module}.lora_B.weight", (outputs, rank)
 
 
-def _header(sizes: dict[str, tuple[int, int]]) -> bytes:
+def _header(sizes: dict[str, tuple[int, int]], dtype: str) -> bytes:
     """safetensors: its length, then JSON of where each tensor lies, padded to eight bytes."""
     entries: dict[str, object] = {}
     start = 0
     for name, (rows, columns) in sizes.items():
-        end = start + 2 * rows * columns
-        entries[name] = {"dtype": "F16", "shape": [rows, columns], "data_offsets": [start, end]}
+        end = start + int(dtype[1:]) // 8 * rows * columns
+        entries[name] = {"dtype": dtype, "shape": [rows, columns], "data_offsets": [start, end]}
         start = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

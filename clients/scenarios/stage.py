@@ -47,6 +47,8 @@ class Stage:
     ) -> None:
         self.settings = settings
         self.resident_bytes = server.resident_bytes
+        self.server = server.grpc
+        self.server_pid = server.pid
         self.client = client
         self.asker = asker
         self.info = info  # what the server says about itself

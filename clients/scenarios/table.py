@@ -3,7 +3,17 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hotshoe.clients.scenarios import loading, long_prompt, many_adapters, memory, prefix, slots, tenants
+from hotshoe.clients.scenarios import (
+    loading,
+    long_prompt,
+    many_adapters,
+    memory,
+    prefix,
+    publishing,
+    slots,
+    tenants,
+    transfer,
+)
 from hotshoe.clients.scenarios.report import ScenarioReport
 from hotshoe.clients.scenarios.stage import Stage, StageSettings, open_stage
 
@@ -24,6 +34,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "loading": Scenario(loading.SERVER_ARGUMENTS, loading.run),
     "memory": Scenario(memory.SERVER_ARGUMENTS, memory.run),
     "prefix": Scenario(prefix.SERVER_ARGUMENTS, prefix.run),
+    "publishing": Scenario(publishing.SERVER_ARGUMENTS, publishing.run),
+    "transfer": Scenario(transfer.SERVER_ARGUMENTS, transfer.run),
 }
 
 

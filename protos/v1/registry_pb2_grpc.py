@@ -184,7 +184,9 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UploadBlob(self, request_iterator, context):
-        """Uploads one blob in chunks; the first message names its digest and size. Resumes at `committed_bytes`.
+        """Uploads one blob in chunks; the first message names its digest and size. Resumes at `committed_bytes`. Or the first
+        names its size alone, and another its digest as soon as it is known, before the end; it is answered at once if that
+        blob is there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -15,6 +15,7 @@ from hotshoe.registry.formats.peft_config import (
     COUNT,
     FLAG,
     INTEGER,
+    NOTHING,
     NULL,
     NUMBER,
     OBJECT,
@@ -29,6 +30,7 @@ from hotshoe.registry.validation import TensorEntry
 
 _REST: Mapping[str, Rule[object]] = {
     **LORA_REST,
+    "target_parameters": NOTHING,
     "use_dora": one_of(False),
     "use_rslora": one_of(False),
     "lora_bias": one_of(False),

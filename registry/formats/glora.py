@@ -1,7 +1,7 @@
 """GLORA: y = (W + A ∘ W + B) x + b + D ∘ b + E + W C: A scales rows of W, B adds to each number of a row the same.
 
-That is an output scale, an update of rank 1, and a bias. A and B as low-rank matrices ("lora", PEFT's default) make an
-update of full rank, which is refused.
+That is an output scale, an update of rank 1, and a bias. A and B may be matrices of low rank ("lora", PEFT's default):
+B is an update of that rank then, and A ∘ W, of full rank, is W as many times with its inputs and outputs scaled.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.by_linear import LinearsPlan
-from hotshoe.registry.formats.lowered import LoweredLinear
+from hotshoe.registry.formats.lowered import LoweredLinear, ScaledCopies
 from hotshoe.registry.formats.peft_config import COUNT, FLAG, Config, Rule, one_of
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
@@ -25,19 +25,22 @@ _REST: Mapping[str, Rule[object]] = {"bias": one_of("none"), "init_weights": FLA
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    a: TensorEntry  # [out_features, 1] or [1]
-    b: TensorEntry
+    a: tuple[TensorEntry, ...]  # [out_features, 1] or [1]; or [out_features, rank] and [rank, in_features]
+    b: tuple[TensorEntry, ...]
     c: tuple[TensorEntry, ...]  # [in_features, 1], or two whose product is that
     d: TensorEntry  # [out_features] or [1]
     e: TensorEntry
     has_bias: bool
-    rank: int = 1
+
+    @property
+    def rank(self) -> int:
+        return self.b[1].shape[0] if len(self.b) == 2 else 1
 
     def lower(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
         import torch
 
         shape = base.shape.linears[linear]
-        gain, row = read(self.a).flatten(), read(self.b).flatten()
+        of_weight, added_to_it = [read(entry) for entry in self.a], [read(entry) for entry in self.b]
         inputs = [read(entry) for entry in self.c]
         of_bias, added = read(self.d), read(self.e)
         bias_delta: Tensor | None = None
@@ -46,6 +49,10 @@ class _Part:
             assert bias is not None  # has_bias is the base's
             mean = inputs[0] if len(inputs) == 1 else inputs[0] @ inputs[1]
             bias_delta = bias * of_bias + added + (weight @ mean).flatten()
+        if len(of_weight) == 2:
+            copies = ScaledCopies(of_weight[0].T.contiguous(), of_weight[1])
+            return LoweredLinear(a=added_to_it[1], b=added_to_it[0], copies=copies, bias_delta=bias_delta)
+        gain, row = of_weight[0].flatten(), added_to_it[0].flatten()
         return LoweredLinear(
             a=torch.ones(1, shape.in_features),
             b=row.expand(shape.out_features)[:, None].contiguous(),
@@ -62,20 +69,31 @@ def plan_glora(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan
     of_inputs = config.take("config_C", one_of("lora", "vector", "none"), default="lora")
     of_bias = config.take("config_D_E", one_of("vector", "constant", "none"), default="constant")
     config.close("GLORA", _REST)
-    if of_weight not in ("vector", "constant"):
+    if of_weight == "none":
         raise InvalidAdapter(
-            "config_A_B", f"expected vector or constant: with {of_weight} the update is a dense matrix of full rank"
+            "config_A_B", "expected lora, vector or constant: with none A and B are buffers of W's size"
         )
 
     tensors.require_known_modules()
     parts = {}
     for linear in targets:
         shape = base.linears[linear]
-        by_output = (shape.out_features, 1)
-        a, b = (_take(linear, f"{x}.X", (1,) if of_weight == "constant" else by_output, tensors, base) for x in "AB")
+        a, b = (_take_matrix(linear, x, of_weight, tensors, base, rank=rank) for x in "AB")
         c, d, e = _take_biases(linear, of_inputs, of_bias, tensors, base, rank=rank)
         parts[linear] = _Part(a, b, c, d, e, shape.has_bias)
     return LinearsPlan("GLORA", parts)
+
+
+def _take_matrix(
+    linear: LinearId, name: str, form: str, tensors: Tensors, base: BaseShape, *, rank: int
+) -> tuple[TensorEntry, ...]:
+    """A or B."""
+    shape = base.linears[linear]
+    if form == "lora":
+        down = _take(linear, f"{name}.Xd", (shape.out_features, rank), tensors, base)
+        return down, _take(linear, f"{name}.Xu", (rank, shape.in_features), tensors, base)
+    sizes = (1,) if form == "constant" else (shape.out_features, 1)
+    return (_take(linear, f"{name}.X", sizes, tensors, base),)
 
 
 def _take_biases(

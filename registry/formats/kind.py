@@ -118,10 +118,10 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "DELORA": AdapterKind(plan_delora, "low-rank update", "r", 1e-6, "`rank_pattern`"),
     "GLORA": AdapterKind(
         plan_glora,
-        "output scale, low-rank update, bias",
-        "1",
+        "output scale, low-rank update, bias; copies of W, scaled",
+        "1; r with `config_A_B` lora",
         5e-6,
-        "with `config_A_B` vector or constant; else it is of full rank",
+        "with `config_A_B` lora W is multiplied r times more",
     ),
     "GRALORA": AdapterKind(plan_gralora, "low-rank update", "k·r + `hybrid_r`", 4e-6, ""),
     "HRA": AdapterKind(plan_hra, "low-rank update", "r", 2e-6, "of the served W; `apply_GS`"),
@@ -137,8 +137,8 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
         "r; 2r of PiSSA, OLoRA, KaSA",
         3e-6,
         "DoRA, rsLoRA, aLoRA, BdLoRA, MiCA, QALoRA, VeLoRA, MonteCLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, "
-        "`bias=…`, every linear of the decoder; of the served W PiSSA and OLoRA, converted or not, and KaSA "
-        "(to 1e-05: PEFT rounds W anew)",
+        "`bias=…`, every linear of the decoder, embedding and output head; of the served W PiSSA and OLoRA, converted "
+        "or not, and KaSA (to 1e-05: PEFT rounds W anew)",
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
     "MULTITASK_PROMPT_TUNING": AdapterKind(

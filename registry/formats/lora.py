@@ -6,16 +6,18 @@ W + s B A a trained norm m: y = g ∘ (W x) + (g ∘ s B) A x + b, where g is m 
 form knows. With init_lora_weights "pissa" or "olora", and in KaSA, W is less by what `taken_out` finds, and KaSA has
 a trained number for each rank between B and A. BdLoRA is in `lora_blocks`. QALoRA's A acts on the sums of neighbouring
 inputs, times how many such sums there are over how many inputs each has. VeLoRA and MonteCLoRA are of training only.
+What it does to the embedding and the output head is in `lora_tokens`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, LinearShape
 from hotshoe.registry.formats.lora_blocks import BlockCounts, whole
+from hotshoe.registry.formats.lora_tokens import take_tokens
 from hotshoe.registry.formats.lora_variant import LoraVariant, take_variant
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.formats.module_values import take_by_module
@@ -34,9 +36,9 @@ from hotshoe.registry.formats.peft_config import (
     one_of,
 )
 from hotshoe.registry.formats.plan import Plan, Read, Tensors, require_shape
-from hotshoe.registry.formats.replaced import ReplacingPlan, take_trainable_tokens
+from hotshoe.registry.formats.replaced import ReplacedPlan, ReplacingPlan, take_trainable_tokens
 from hotshoe.registry.formats.taken_out import TakenOut
-from hotshoe.registry.formats.target_modules import take_targets
+from hotshoe.registry.formats.target_modules import require_any, take_modules, take_parameters
 from hotshoe.registry.validation import TensorEntry
 
 if TYPE_CHECKING:
@@ -53,7 +55,6 @@ REST: Mapping[str, Rule[object]] = {
     "layer_replication": NOTHING.because("it was trained on a base of more layers than any that is served"),
     "megatron_config": NULL,
     "monteclora_config": NULL.because(_ONE_VARIANT),
-    "target_parameters": NOTHING.because("it changes parameters by their names, and only whole linears can be adapted"),
     "trainable_token_indices": NULL,
     "velora_config": NULL.because(_ONE_VARIANT),
     # Read by PEFT only where init_lora_weights names them.
@@ -121,7 +122,7 @@ class LoraPlan:
 
     @property
     def rank(self) -> int:
-        return max(part.rank for part in self.low_rank.values())
+        return max((part.rank for part in self.low_rank.values()), default=0)
 
     def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
         linears = {linear: self._lower_linear(linear, read, base) for linear in self.linears}
@@ -155,28 +156,64 @@ def row_norms(weight: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
 
 def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
     """The plan of a LORA adapter; see `Format`."""
-    targets = take_targets(config, base, by_layer=True)
+    targets, others = take_modules(config, base, by_layer=True)
+    parameters = take_parameters(config, base)
+    require_any([*targets, *others, *parameters], base)
     rank_of = take_by_module(config, "r", "rank_pattern", COUNT, 8)
     alpha_of = take_by_module(config, "lora_alpha", "alpha_pattern", NUMBER, 8)
     is_stabilized = config.take("use_rslora", FLAG, default=False)
     variant = take_variant(config, base)
     is_everywhere = variant.invocation is None
-    may_train_biases = is_everywhere and variant.pool == 1
+    may_train_biases = is_everywhere and variant.pool == 1 and not parameters
     bias = config.take("bias", _BIASES if may_train_biases else one_of("none"), default="none")
-    tokens = take_trainable_tokens(config, tensors, base) if is_everywhere else None
+    trained = take_trainable_tokens(config, tensors, base) if is_everywhere else None
+    _check_tokens(others, variant, trained)
+    if parameters:
+        _check_parameters(parameters, targets, variant, config)
+
+    def scale_of(module: str) -> float:
+        rank = rank_of(module)
+        return alpha_of(module) / (math.sqrt(rank) if is_stabilized else rank)
+
+    tokens = take_tokens(others, config, tensors, base, rank_of=rank_of, scale_of=scale_of)
     config.close("LORA", REST)
 
     tensors.require_known_modules()
     low_rank = {}
-    for linear in targets:
-        module = base.linears[linear].module
-        rank = rank_of(module)
-        scale = alpha_of(module) / (math.sqrt(rank) if is_stabilized else rank)
+    # PEFT looks a parameter up in patterns by its own name, not its module's.
+    names = {linear: base.linears[linear].module for linear in targets}
+    names |= {linear: f"{base.linears[linear].module}.weight" for linear in parameters}
+    for linear in sorted(names, key=list(base.linears).index):
+        rank, scale = rank_of(names[linear]), scale_of(names[linear])
         low_rank[linear] = _plan_linear(linear, tensors, base, variant, rank=rank, scale=scale)
     biases = _plan_biases(bias, low_rank, tensors, base)
     linears = tuple(linear for linear in base.linears if linear in low_rank or linear in biases)
     plan = LoraPlan(low_rank, biases, linears, variant.invocation)
-    return plan if tokens is None else ReplacingPlan("LORA", tokens, plan)
+    beside = trained or tokens
+    return plan if beside is None else ReplacingPlan("LORA", beside, plan)
+
+
+def _check_tokens(modules: Sequence[str], variant: LoraVariant, trained: ReplacedPlan | None) -> None:
+    """That of the embedding and the output head only what they have of their own here is asked for."""
+    if not modules:
+        return
+    if not variant.is_plain:
+        raise InvalidAdapter("target_modules", f"selects {modules[0]}, which no variant of LORA adapts here")
+    if trained is not None:
+        raise InvalidAdapter("trainable_token_indices", f"expected null where target_modules selects {modules[0]}")
+
+
+def _check_parameters(
+    parameters: Sequence[LinearId], targets: Sequence[LinearId], variant: LoraVariant, config: Config
+) -> None:
+    """What PEFT asks of an adapter that names parameters."""
+    if not variant.is_plain:
+        raise InvalidAdapter("target_parameters", "expected none beside a variant of LORA: PEFT has them plain only")
+    if both := set(parameters).intersection(targets):
+        raise InvalidAdapter("target_parameters", f"selects {min(map(str, both))}, as target_modules does")
+    why = "PEFT has no target_parameters with it"
+    config.take("lora_dropout", one_of(0, 0.0).because(why), default=0.0)
+    config.take("fan_in_fan_out", one_of(False).because(why), default=False)
 
 
 def _plan_linear(

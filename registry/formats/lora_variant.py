@@ -65,6 +65,13 @@ class LoraVariant:
     def taken_out(self) -> TakenOut | None:
         return minor_part if self.is_kasa else TAKING_INITS.get(str(self.init))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a linear is W x + s B A x under it, and nothing else."""
+        has_parts = self.invocation is not None or self.blocks is not None or self.is_kasa or self.pool > 1
+        is_trained_otherwise = self.num_groups is not None or self.num_samples is not None or self.init not in _INITS
+        return not (has_parts or is_trained_otherwise or self.has_norms or self.has_added_bias)
+
     def idle_tensors(self, in_features: int, rank: int) -> Mapping[str, tuple[int, ...]]:
         """Shapes by name of what training leaves in the file of a linear, and no forward pass of inference reads."""
         if self.num_groups is not None:

@@ -2,15 +2,15 @@
 
 Per decoder linear, with W the base weight and b its bias:
 
-    y = output_scale ∘ h + swap(h) + b + bias_delta + B (A x),  h = W (rotation (input_scale ∘ x))
+    y = output_scale ∘ h + swap(h) + copies(x) + b + bias_delta + B (A x),  h = W (rotation (input_scale ∘ x))
 
-A acts on x itself, not on the scaled input. Per block of a layer, with o what it gives and r the residual:
+A and copies act on x itself, not on the scaled input. Per block of a layer, with o what it gives and r the residual:
 
     r + o + residual_gain · r + up φ(down t + down_bias) + up_bias,  t = o, r or r + o
 
 Per adapter: keys and values that stand before every sequence, or
-embeddings that do; rows of the embedding and of the output head, and norms' weights, in place of the base's; and
-tokens that call it up, before which a prompt's rows are the base's.
+embeddings that do; rows of the embedding and of the output head, and norms' weights, in place of the base's; low-rank
+updates of embedding and output head; and tokens that call it up, before which a prompt's rows are the base's.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,6 +33,14 @@ class OutputSwap:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaledCopies:
+    """W several times, its inputs and outputs scaled: copies(x) = Σ outputs[i] ∘ (W (inputs[i] ∘ x))."""
+
+    outputs: "Tensor"  # [copies, out_features] float32
+    inputs: "Tensor"  # [copies, in_features] float32
+
+
+@dataclass(frozen=True, slots=True)
 class LoweredLinear:
     """One adapter's part in one linear. All tensors float32 on the CPU, contiguous; None is the identity."""
 
@@ -43,6 +51,7 @@ class LoweredLinear:
     bias_delta: "Tensor | None" = None  # [out_features], the effective bias less the base's
     input_rotation: "Tensor | None" = None  # [blocks, size, size]: each block of x, a row, times its matrix
     output_swap: OutputSwap | None = None
+    copies: ScaledCopies | None = None
     scale: float | None = None  # what of b the config gave, as LORA's alpha / r; None if its kind has no such thing
 
     @property
@@ -56,6 +65,8 @@ class LoweredLinear:
                 yield tensor
         if self.output_swap is not None:
             yield self.output_swap.gains
+        if self.copies is not None:
+            yield from (self.copies.outputs, self.copies.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +131,24 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenFactors:
+    """What the rows of the embedding or of the output head gain: that of token v, rows[v] · directions."""
+
+    rows: "Tensor"  # [vocab_size, rank] float32
+    directions: "Tensor"  # [rank, hidden_size] float32, every scale folded in
+
+    @property
+    def rank(self) -> int:
+        return self.rows.shape[1]
+
+    def tensors(self) -> "Iterator[Tensor]":
+        yield from (self.rows, self.directions)
+
+    def to(self, device: "torch.device") -> "TokenFactors":
+        return TokenFactors(self.rows.to(device), self.directions.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Approximation:
     """What updates of full rank kept of themselves when they were cut to a rank."""
 
@@ -139,6 +168,9 @@ class LoweredAdapter:
     prompt_embeddings: "Tensor | None" = None  # [length, hidden_size] float32, before every prompt
     embedding_rows: TokenRows | None = None
     head_rows: TokenRows | None = None
+    # Added to the rows that there are then; of a tied base too, either is of the one or the other alone.
+    embedding_update: TokenFactors | None = None
+    head_update: TokenFactors | None = None
     norms: "Mapping[NormId, Tensor]" = field(default_factory=dict)  # [size] float32, its weights less the base's
     gated_prompts: Mapping[int, GatedPrompt] = field(default_factory=dict)  # by layer
     bottlenecks: Mapping[BlockId, Bottleneck] = field(default_factory=dict)
@@ -149,8 +181,9 @@ class LoweredAdapter:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any linear; 0 if none has a low-rank part."""
-        return max((linear.rank for linear in self.linears.values()), default=0)
+        """The largest rank of any low-rank part; 0 if it has none."""
+        parts = (*self.linears.values(), self.embedding_update, self.head_update)
+        return max((part.rank for part in parts if part is not None), default=0)
 
     @property
     def virtual_tokens(self) -> int:
@@ -171,6 +204,9 @@ class LoweredAdapter:
             if replaced:
                 yield replaced.rows
                 yield replaced.base
+        for update in (self.embedding_update, self.head_update):
+            if update is not None:
+                yield from update.tensors()
         yield from self.norms.values()
         for prompt in self.gated_prompts.values():
             yield from (prompt.keys, prompt.values, prompt.gate)

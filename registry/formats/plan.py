@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODULE_PREFIX = "base_model.model."  # before a module's name in PEFT's files
-_EMBEDDINGS_AND_HEAD = ("embed_tokens", "lm_head", "lora_embedding_A", "lora_embedding_B")
+_EMBEDDINGS_AND_HEAD = ("embed_tokens", "lm_head")
 
 
 class Read(Protocol):
@@ -116,6 +116,10 @@ class Tensors:
         """Whether the tensor of that suffix of a decoder linear is there, and not claimed yet."""
         return f"{MODULE_PREFIX}{self._base.linears[linear].module}.{suffix}" in self._entries
 
+    def has(self, name: str) -> bool:
+        """Whether that tensor is there, and not claimed yet."""
+        return name in self._entries
+
     def _pop(self, name: str, reason: str) -> TensorEntry:
         self._pause()
         entry = self._entries.pop(name, None)
@@ -140,7 +144,7 @@ class Tensors:
         if not name.startswith(MODULE_PREFIX):
             raise InvalidAdapter(name, f"expected a tensor name that starts with {MODULE_PREFIX}")
         if not set(_EMBEDDINGS_AND_HEAD).isdisjoint(name.split(".")):
-            raise InvalidAdapter(name, "is of the embeddings or of lm_head; only decoder linears can be adapted")
+            raise InvalidAdapter(name, "is of the embeddings or of lm_head, which by its config it does not adapt")
         raise IncompatibleAdapter(
             name,
             f"{self._base.name} has no such module; it has {self._base.num_layers} layers of {targets_of(self._base)}",

@@ -1,30 +1,32 @@
 """What replaces weights of the base that are no decoder linears': rows of the embedding and the head, and norms.
 
 TRAINABLE_TOKENS and LORA's trainable_token_indices keep some rows, which are the head's too where it is the embedding.
-LN_TUNING keeps norms' weights. modules_to_save, which every kind that wraps modules may have, keeps whole weights.
+LN_TUNING keeps norms' weights. modules_to_save, which every kind that wraps modules may have, keeps whole weights. What
+LORA adds to rows is in `lora_tokens`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, NormId
 from hotshoe.registry.formats.lowered import LoweredAdapter, TokenRows
 from hotshoe.registry.formats.peft_config import FLAG, INTEGER, NULL, TEXT, Config, Rule, either, list_of, one_of
 from hotshoe.registry.formats.plan import MODULE_PREFIX, Plan, Read, Tensors, require_shape
-from hotshoe.registry.formats.target_modules import NAMES, name_test
+from hotshoe.registry.formats.target_modules import EMBEDDING, HEAD, NAMES, name_test
 from hotshoe.registry.validation import TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _DELTA = "trainable_tokens_delta"  # PEFT's name for rows that replace
 
 
 @dataclass(frozen=True, slots=True)
-class _RowsPlan:
+class RowsPlan:
+    """Claimed rows of the embedding or of the output head."""
+
     entry: TensorEntry
     token_ids: Sequence[int] | None = None  # None: of all tokens
 
@@ -45,35 +47,72 @@ class _RowsPlan:
 class ReplacedPlan:
     """Claimed tensors by what they replace."""
 
-    embedding: _RowsPlan | None = None
-    head: _RowsPlan | None = None
+    embedding: RowsPlan | None = None
+    head: RowsPlan | None = None
     head_is_embedding: bool = False  # the embedding's rows are the head's too
     norms: Mapping[NormId, TensorEntry] = field(default_factory=dict)
+    rank: int = 0
+
+    @property
+    def token_modules(self) -> frozenset[str]:
+        """Which of the embedding and the output head have rows replaced."""
+        head = self.head is not None or (self.embedding is not None and self.head_is_embedding)
+        return frozenset(({EMBEDDING} if self.embedding is not None else set()) | ({HEAD} if head else set()))
 
     def lower_into(self, lowered: LoweredAdapter, read: Read, base: BaseWeights) -> LoweredAdapter:
         """An adapter that replaces these beside what it is already."""
-        embedding = head = None
+        embedding, head = lowered.embedding_rows, lowered.head_rows
         if self.embedding is not None:
             values = read(self.embedding.entry)
             embedding = self.embedding.lower(values, base.embedding())
-            head = self.embedding.lower(values, base.head()) if self.head_is_embedding else None
+            head = self.embedding.lower(values, base.head()) if self.head_is_embedding else head
         if self.head is not None:
             head = self.head.lower(read(self.head.entry), base.head())
         norms = {norm: read(entry) - base.norm(norm) for norm, entry in self.norms.items()}
-        return replace(lowered, embedding_rows=embedding, head_rows=head, norms={**lowered.norms, **norms})
+        return replace(
+            lowered,
+            embedding_rows=embedding or lowered.embedding_rows,
+            head_rows=head or lowered.head_rows,
+            norms={**lowered.norms, **norms},
+        )
+
+
+class BesidePlan(Protocol):
+    """A checked part of an adapter beside its linears, its tensors claimed."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def token_modules(self) -> frozenset[str]:
+        """Which of `EMBEDDING` and `HEAD` it changes."""
+
+    def lower_into(self, lowered: LoweredAdapter, read: Read, base: BaseWeights) -> LoweredAdapter:
+        """An adapter that has this part beside what it is already."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplacingPlan:
-    """The plan of an adapter that replaces such weights, and of whatever else it does."""
+    """The plan of an adapter that changes such weights, and of whatever else it does."""
 
     kind: str
-    replaced: ReplacedPlan
+    replaced: BesidePlan
     other: Plan | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidAdapter if both parts change the rows of one module."""
+        if isinstance(self.other, ReplacingPlan) and (both := self.token_modules & self.other.token_modules):
+            raise InvalidAdapter(
+                "modules_to_save", f"expected no {min(both)}: the adapter changes its rows in another way too"
+            )
+
+    @property
+    def token_modules(self) -> frozenset[str]:
+        return self.replaced.token_modules
 
     @property
     def rank(self) -> int:
-        return self.other.rank if self.other else 0
+        return max(self.replaced.rank, self.other.rank if self.other else 0)
 
     @property
     def linears(self) -> Sequence[LinearId]:
@@ -131,12 +170,12 @@ _TOKENS_BY_MODULE: Rule[Mapping[str, list[int]]] = Rule(
 
 def _take_rows(
     module: str, suffix: str, field: str, token_ids: Sequence[int], tensors: Tensors, base: BaseShape
-) -> _RowsPlan:
+) -> RowsPlan:
     if len(set(token_ids)) != len(token_ids) or not token_ids or max(token_ids) >= base.vocab_size:
         raise InvalidAdapter(field, f"expected token ids below {base.vocab_size}, each once, and one at least")
     entry = tensors.take(f"{MODULE_PREFIX}{module}.{suffix}", reason=f"{field} is set")
     require_shape(entry, (len(token_ids), base.hidden_size), of=f"{len(token_ids)} rows of {module} of {base.name}")
-    return _RowsPlan(entry, token_ids)
+    return RowsPlan(entry, token_ids)
 
 
 def plan_ln_tuning(config: Config, tensors: Tensors, base: BaseShape) -> ReplacingPlan:
@@ -166,7 +205,7 @@ def take_saved_modules(config: Config, tensors: Tensors, base: BaseShape) -> Rep
     ends = tuple(names)
     norms = _chosen_norms("modules_to_save", lambda module: module.endswith(ends), base)
     whole = {
-        module: _RowsPlan(_take_whole(module, (base.vocab_size, base.hidden_size), tensors, base))
+        module: RowsPlan(_take_whole(module, (base.vocab_size, base.hidden_size), tensors, base))
         for module in (EMBEDDING, HEAD)
         if module.endswith(ends)
     }

@@ -16,7 +16,7 @@ Names = Sequence[str] | str  # a list of names' ends, or a regular expression of
 NAMES: Rule[Names] = Rule("names of modules, as a list or a regular expression", either(list_of(TEXT), TEXT).accepts)
 
 # Modules that PEFT can adapt and that are no decoder linears.
-_OTHER_MODULES = ("lm_head", "model.embed_tokens")
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _DEFAULT_LAYER = re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")
 
 
@@ -27,22 +27,58 @@ def take_targets(config: Config, base: BaseShape, *, by_layer: bool) -> list[Lin
         InvalidAdapter: a field is malformed, or selects modules that are no decoder linears.
         IncompatibleAdapter: they select nothing of this base.
     """
+    selected, others = take_modules(config, base, by_layer=by_layer)
+    if others:
+        raise InvalidAdapter("target_modules", f"selects {others[0]}; only decoder linears can be adapted")
+    require_any(selected, base)
+    return selected
+
+
+def require_any(selected: Sequence[object], base: BaseShape) -> None:
+    """Raises IncompatibleAdapter if nothing was selected."""
+    if not selected:
+        raise IncompatibleAdapter("target_modules", f"selects no linear of {base.name}; expected of {targets_of(base)}")
+
+
+def take_modules(config: Config, base: BaseShape, *, by_layer: bool) -> tuple[list[LinearId], list[str]]:
+    """As `take_targets`, and those of `EMBEDDING` and `HEAD` that are selected too; it may be nothing."""
     targets = config.require("target_modules", NAMES)
     excluded = config.take("exclude_modules", either(NAMES, NULL), default=None)
     in_layers = _take_layers(config, targets) if by_layer else _any_layer
     is_excluded = name_test("exclude_modules", excluded) if excluded else _no_name
     if isinstance(targets, str) and targets.lower() == "all-linear":
         is_target: Callable[[str], bool] = _any_name
+        others: list[str] = []  # PEFT leaves the output head out, and the embedding is no linear
     else:
         is_target = _target_test(targets, in_layers)
-        for module in _OTHER_MODULES:
-            if is_target(module) and not is_excluded(module):
-                raise InvalidAdapter("target_modules", f"selects {module}; only decoder linears can be adapted")
+        others = [module for module in (HEAD, EMBEDDING) if is_target(module) and not is_excluded(module)]
     selected = [
         linear for linear, shape in base.linears.items() if not is_excluded(shape.module) and is_target(shape.module)
     ]
+    return selected, others
+
+
+def take_parameters(config: Config, base: BaseShape) -> list[LinearId]:
+    """Takes target_parameters, ends of parameters' names, and gives the linears whose weights they select.
+
+    Raises:
+        InvalidAdapter: they select other parameters than decoder linears' weights, too.
+    """
+    names = config.take("target_parameters", either(list_of(TEXT), NULL), default=None)
+    if not names:
+        return []
+    is_target = name_test("target_parameters", names)
+    biases = [f"{shape.module}.bias" for shape in base.linears.values() if shape.has_bias]
+    weights = [f"{module}.weight" for module in (EMBEDDING, HEAD, *(norm.module for norm in base.norms.values()))]
+    for parameter in (*biases, *weights):
+        if is_target(parameter):
+            raise InvalidAdapter("target_parameters", f"selects {parameter}; only decoder linears' weights can be")
+    selected = [linear for linear, shape in base.linears.items() if is_target(f"{shape.module}.weight")]
     if not selected:
-        raise IncompatibleAdapter("target_modules", f"selects no linear of {base.name}; expected of {targets_of(base)}")
+        raise IncompatibleAdapter(
+            "target_parameters",
+            f"selects no weight of {base.name}; expected of {targets_of(base)}, such as q_proj.weight",
+        )
     return selected
 
 

@@ -9,7 +9,9 @@ from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 if TYPE_CHECKING:
     from torch import Tensor
 
-OF_WEIGHT = frozenset({"input_scale", "input_rotation", "output_scale", "output_swap"})  # what acts on W itself
+OF_WEIGHT = frozenset(
+    {"input_scale", "input_rotation", "output_scale", "output_swap", "copies"}
+)  # what acts on W itself
 _FACTORS = frozenset({"a", "b", "scale"})
 _LOW_RANK = frozenset({"a", "b", "bias_delta", "scale"})
 _OF_ADAPTER = frozenset({"kind", "linears", "approximation"})
@@ -31,6 +33,7 @@ def dense_update(linear: LoweredLinear, weight: "Tensor") -> "Tensor | None":
 
 def _changed(linear: LoweredLinear, weight: "Tensor") -> "Tensor":
     """W as it stands between what a linear does to its inputs and to its outputs."""
+    original = weight
     if linear.input_rotation is not None:
         blocks = weight.reshape(weight.shape[0], *linear.input_rotation.shape[:2])
         weight = (blocks[:, :, None] @ linear.input_rotation.mT)[:, :, 0].flatten(1)
@@ -39,6 +42,8 @@ def _changed(linear: LoweredLinear, weight: "Tensor") -> "Tensor":
     changed = weight if linear.output_scale is None else linear.output_scale[:, None] * weight
     if linear.output_swap is not None:
         changed = changed + linear.output_swap.gains[:, None] * weight[linear.output_swap.partners]
+    if linear.copies is not None:
+        changed = changed + original * (linear.copies.outputs.T @ linear.copies.inputs)
     return changed
 
 

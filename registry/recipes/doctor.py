@@ -153,7 +153,7 @@ class Diagnosis:
         if self.strength >= SAFE_STRENGTH:
             weight = SAFE_STRENGTH / self.strength
             advice.append(f"a weight of {weight:.2f} brings every linear to {SAFE_STRENGTH} of its threshold or less")
-        if self.intruders:
+        if any(one.intruders for one in self.graded):
             advice.append(
                 "doctor --mitigate shrinks the intruders; training again at a higher rank, alpha = 2 r, has fewer"
             )

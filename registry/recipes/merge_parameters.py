@@ -11,30 +11,35 @@ from hotshoe.registry.recipes.merge_subject import Subject
 _SPARSE = ("rank", "density", "normalize", "seed")
 METHODS: Mapping[str, tuple[int | None, tuple[str, ...]]] = {
     "breadcrumbs": (None, (*_SPARSE, "gamma")),
-    "cat": (None, ()),
+    "cat": (None, ("rows",)),
     "dare_linear": (None, (*_SPARSE, "rescale")),
     "dare_ties": (None, (*_SPARSE, "rescale")),
     "della": (None, (*_SPARSE, "epsilon")),
     "karcher": (None, ("rank",)),
-    "linear": (None, ("rank", "normalize", "space")),
+    "linear": (None, ("rank", "normalize", "space", "rows")),
     "model_stock": (None, ("rank",)),
     "nuslerp": (2, ("rank", "row_wise")),
     "slerp": (2, ("rank", "t", "space")),
-    "svd": (None, ("rank", "normalize")),
+    "svd": (None, ("rank", "normalize", "rows")),
     "ties": (None, _SPARSE),
 }
 # The methods of a subject, and which of their parameters mean something there.
+_SUMS: Mapping[str, tuple[str, ...]] = {"cat": (), "linear": ("rank", "normalize"), "svd": ("rank", "normalize")}
 _OF_SUBJECT: Mapping[Subject, Mapping[str, tuple[str, ...]]] = {
-    Subject.UPDATES: {method: names for method, (_, names) in METHODS.items()} | {"linear": ("rank", "normalize")},
+    Subject.UPDATES: {**{method: names for method, (_, names) in METHODS.items()}, **_SUMS},
     Subject.SCALES: {"linear": ("normalize", "space")},
-    Subject.SCALED_UPDATES: {"cat": (), "linear": ("rank", "normalize"), "svd": ("rank", "normalize")},
+    Subject.SCALED_UPDATES: _SUMS,
+    Subject.PARTS: {method: (*names, "rows") for method, names in _SUMS.items()},
+    Subject.FULL_UPDATES: {"svd": (*_SUMS["svd"], "rows")},
     Subject.PREFIXES: {"cat": ()},
     Subject.PROMPTS: {"cat": ()},
 }
 _NORMALIZED = ("ties", "della")  # unless told otherwise, as in mergekit
 _UNWEIGHTED = ("model_stock", "slerp")
 _WHOLE = (Subject.PREFIXES, Subject.PROMPTS)  # there, or not there: nothing weighs them
+_HINTS = {Subject.FULL_UPDATES: "; a request can stack them as they are"}
 _CHOICES = {
+    **{(method, "rows"): ("distinct", "linear") for method in _SUMS},
     ("linear", "space"): ("delta", "geometric"),
     ("slerp", "space"): ("delta", "weights"),
     ("dare_linear", "rescale"): ("inverse", "l1"),
@@ -54,6 +59,7 @@ class MergeParameters:
         density: the share of an update's numbers that is kept.
         gamma: of breadcrumbs, the share of the largest that is dropped.
         epsilon: of della, how far the chance to be kept is from `density` at the ends.
+        rows: what becomes of tokens that have different rows in two parents, as `replacements` has it.
         rescale: of dare: "inverse", by 1 / density, or "l1", to the sum of magnitudes that was there.
     """
 
@@ -67,6 +73,7 @@ class MergeParameters:
     gamma: float = 0.01
     epsilon: float = 0.15
     rescale: str = "inverse"
+    rows: str = "distinct"
     seed: int = 0
 
     @classmethod
@@ -102,11 +109,16 @@ class MergeParameters:
         total = sum(weights) if self.normalize else 1.0
         return [weight / total for weight in weights]
 
-    def check_subject(self, subject: Subject, weights: Sequence[float]) -> None:
-        """Raises InvalidAdapter unless the method merges that, and takes there what it was given."""
+    def choose(self, subjects: Sequence[Subject], weights: Sequence[float]) -> Subject:
+        """The first of these that the method merges.
+
+        Raises InvalidAdapter if there is none, or if the method does not take there what it was given.
+        """
+        subject = next((one for one in subjects if self.method in _OF_SUBJECT[one]), subjects[0])
         methods = _OF_SUBJECT[subject]
         if self.method not in methods:
-            raise InvalidAdapter("method", f"expected {' or '.join(methods)} for {subject}, found {self.method!r}")
+            expected = f"expected {' or '.join(methods)} for {subject}, found {self.method!r}"
+            raise InvalidAdapter("method", expected + _HINTS.get(subject, ""))
         usual = MergeParameters(self.method)
         for name in METHODS[self.method][1]:
             found, expected = getattr(self, name), getattr(usual, name)
@@ -114,6 +126,7 @@ class MergeParameters:
                 raise InvalidAdapter(f"parameters.{name}", f"expected {expected} for {subject}, found {found}")
         if subject in _WHOLE and any(weight != 1 for weight in weights):
             raise InvalidAdapter("sources.weight", f"expected 1 for {subject}, found {list(weights)}")
+        return subject
 
     def recipe(self, subject: Subject) -> dict[str, object]:
         """What the manifest says of it: every parameter of the method for that subject, given or not."""

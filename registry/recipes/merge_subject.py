@@ -15,49 +15,50 @@ if TYPE_CHECKING:
 _FACTORS = frozenset({"a", "b", "scale"})
 _SCALED_FACTORS = _FACTORS | {"output_scale"}
 _SCALES = frozenset({"input_scale", "output_scale", "bias_delta"})
+_REPLACED = frozenset({"norms", "embedding_rows", "head_rows"})
 
 
 class Subject(StrEnum):
-    """What each adapter consists of, and of nothing else. An adapter may be several; a merge is of the first."""
+    """What each adapter consists of, and of nothing else. An adapter may be several; the first is the narrowest."""
 
     UPDATES = "low-rank updates"
     SCALES = "scales"  # of inputs and of outputs, those of a bias with it: IA3
     SCALED_UPDATES = "low-rank updates and output scales"  # either may be missing: DoRA
+    PARTS = "weights, biases, norms and embedding rows"  # any of these: SCALED_UPDATES and `replacements`
+    FULL_UPDATES = "updates of full rank"  # whatever acts on weights, beside biases, norms and rows: OFT
     PREFIXES = "prefixes"  # keys and values
     PROMPTS = "soft prompts"  # embeddings
 
 
-def subject_of(adapters: Sequence[LoweredAdapter], base: BaseWeights) -> Subject:
-    """Raises InvalidAdapter, naming what is in the way, unless the adapters have a subject in common."""
+def subjects_in_common(adapters: Sequence[LoweredAdapter], base: BaseWeights) -> list[Subject]:
+    """The subjects of all adapters, one at least; else raises InvalidAdapter, naming what is in the way."""
     found = [_subjects(adapter, base) for adapter in adapters]
-    for subject in Subject:
-        if all(subject in subjects for subjects in found):
-            return subject
+    if common := [subject for subject in Subject if all(subject in subjects for subjects in found)]:
+        return common
     kinds = ", ".join(f"{adapter.kind} of {subjects[0]}" for adapter, subjects in zip(adapters, found, strict=True))
     raise InvalidAdapter("sources", f"expected adapters of one sort, found {kinds}; a request can stack these")
 
 
 def _subjects(adapter: LoweredAdapter, base: BaseWeights) -> list[Subject]:
     """What an adapter is, one at least."""
-    others = unmergeable_parts(adapter)
-    if not adapter.linears and others in ("kv_prefix", "prompt_embeddings"):
-        return [Subject.PREFIXES if others == "kv_prefix" else Subject.PROMPTS]
-    if others or not adapter.linears:
-        raise InvalidAdapter(others or "linears", f"cannot be merged, as this {adapter.kind} would have to be")
+    others = {name for name in unmergeable_parts(adapter).split(", ") if name}
+    if not adapter.linears and others in ({"kv_prefix"}, {"prompt_embeddings"}):
+        return [Subject.PREFIXES if others == {"kv_prefix"} else Subject.PROMPTS]
+    if others - _REPLACED or not (adapter.linears or others):
+        names = ", ".join(sorted(others - _REPLACED))
+        raise InvalidAdapter(names or "linears", f"cannot be merged, as this {adapter.kind} would have to be")
     found = frozenset().union(*map(parts, adapter.linears.values()))
     subjects = []
-    if found <= _FACTORS and all(linear.a is not None for linear in adapter.linears.values()):
-        subjects.append(Subject.UPDATES)
-    if found <= _SCALES and all(_scales_bias(linear, base.bias(name)) for name, linear in adapter.linears.items()):
-        subjects.append(Subject.SCALES)
-    if found <= _SCALED_FACTORS:
-        subjects.append(Subject.SCALED_UPDATES)
-    if not subjects:
-        raise InvalidAdapter(
-            ", ".join(sorted(found - _SCALED_FACTORS)),
-            f"cannot be merged: expected low-rank updates and output scales, or scales alone, in this {adapter.kind}",
-        )
-    return subjects
+    if not others:
+        if found <= _FACTORS and all(linear.a is not None for linear in adapter.linears.values()):
+            subjects.append(Subject.UPDATES)
+        if found <= _SCALES and all(_scales_bias(linear, base.bias(name)) for name, linear in adapter.linears.items()):
+            subjects.append(Subject.SCALES)
+        if found <= _SCALED_FACTORS:
+            subjects.append(Subject.SCALED_UPDATES)
+    if found <= _SCALED_FACTORS | {"bias_delta"}:
+        subjects.append(Subject.PARTS)
+    return [*subjects, Subject.FULL_UPDATES]
 
 
 def _scales_bias(linear: LoweredLinear, bias: "Tensor | None") -> bool:

@@ -1,10 +1,14 @@
 """One adapter's files from several adapters, whatever they consist of, as long as they consist of the same.
 
-low-rank updates   every method of `merging`, as LORA
-scales             linear, as IA3
-both of these      linear, cat and svd, as LORA with use_dora, where that can say it
-prefixes           cat: one after the other in the order of the adapters, as PREFIX_TUNING
-soft prompts       cat, as PROMPT_TUNING
+low-rank updates     every method of `merging`, as LORA
+scales               linear, as IA3
+both of these        linear, cat and svd, as LORA with use_dora, where that can say it
+these beside biases, norms and token rows, or those alone
+                     linear, cat and svd, as LORA, BEFT, LN_TUNING or TRAINABLE_TOKENS (`replacement_files`)
+updates of full rank, as rotations make
+                     svd, which cuts their sum to a rank, as LORA
+prefixes             cat: one after the other in the order of the adapters, as PREFIX_TUNING
+soft prompts         cat, as PROMPT_TUNING
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +16,15 @@ from typing import NamedTuple
 
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.lowered import KvPrefix, LoweredAdapter
+from hotshoe.registry.recipes.full_merging import merge_full
 from hotshoe.registry.recipes.ia3_files import ia3_files
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
-from hotshoe.registry.recipes.merge_subject import Subject, subject_of
+from hotshoe.registry.recipes.merge_subject import Subject, subjects_in_common
 from hotshoe.registry.recipes.merging import merge
 from hotshoe.registry.recipes.prompt_files import prefix_files, prompt_files
+from hotshoe.registry.recipes.replacement_files import replacement_files
+from hotshoe.registry.recipes.replacements import merge_replacements
 from hotshoe.registry.recipes.scale_merging import merge_scales
 from hotshoe.registry.recipes.scaled_merging import merge_scaled
 from hotshoe.registry.validation import Pause, go_on
@@ -52,8 +59,7 @@ def merged_adapter(
     """
     import torch
 
-    subject = subject_of(adapters, base)
-    parameters.check_subject(subject, weights)
+    subject = parameters.choose(subjects_in_common(adapters, base), weights)
     energy_kept = 1.0
     if subject is Subject.SCALES:
         scales = merge_scales(adapters, weights, parameters, base.shape, pause=pause)
@@ -67,12 +73,36 @@ def merged_adapter(
         scaled = merge_scaled(adapters, weights, parameters, base, pause=pause)
         energy_kept = scaled.energy_kept
         files = lora_files(scaled.updates, base.shape, base_name=base_name, norms=scaled.norms)
+    elif subject in (Subject.PARTS, Subject.FULL_UPDATES):
+        files, energy_kept = _with_replacements(subject, adapters, weights, parameters, base, base_name, pause)
     else:
         merged = merge(adapters, weights, parameters, base, pause=pause)
         energy_kept = merged.energy_kept
         files = lora_files(merged.updates, base.shape, base_name=base_name)
     recipe = {**parameters.recipe(subject), "energy_kept": round(energy_kept, 6)}
     return MergedAdapter(files, recipe, energy_kept)
+
+
+def _with_replacements(
+    subject: Subject,
+    adapters: Sequence[LoweredAdapter],
+    weights: Sequence[float],
+    parameters: MergeParameters,
+    base: BaseWeights,
+    base_name: str,
+    pause: Pause,
+) -> tuple[dict[str, bytes], float]:
+    """The files, and the share of the updates that is kept."""
+    row_norms = None
+    replaced = merge_replacements(adapters, weights, parameters, base.shape)
+    if subject is Subject.FULL_UPDATES:
+        updates, energy_kept = merge_full(adapters, weights, parameters, base, pause=pause)
+    elif any(part.output_scale is not None for adapter in adapters for part in adapter.linears.values()):
+        updates, row_norms, energy_kept = merge_scaled(adapters, weights, parameters, base, pause=pause)
+    else:
+        updates, energy_kept = merge(adapters, weights, parameters, base, pause=pause)
+    files = replacement_files(replaced, base, base_name=base_name, updates=updates, row_norms=row_norms)
+    return files, energy_kept
 
 
 def _one_after_the_other(adapters: Sequence[LoweredAdapter]) -> KvPrefix:

@@ -20,7 +20,7 @@ from hotshoe.kernels.low_rank import (
 from hotshoe.kernels.low_rank_table import units_of
 from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt
-from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteRotations, SiteVectors
+from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteCopies, SiteRotations, SiteVectors
 from hotshoe.server.adapters.row_terms import RowTerms
 from hotshoe.server.adapters.sites import SiteId, SiteShape
 
@@ -114,6 +114,14 @@ class AdapterBatch:
         self._work(layer, site).output.multiply(y)
         for start, end, added in swapped:
             y[start:end] += added
+
+    def copies(self, layer: int, site: str) -> Iterator[tuple[int, int, SiteCopies, float]]:
+        """Rows start … end−1 to which a site's product is added again, with scaled inputs and outputs; times what."""
+        for group in self._groups:
+            for start, end, stack in group.segments:
+                for adapter, weight in stack:
+                    if (layer, site) in adapter.copies:
+                        yield start, end, adapter.copies[layer, site], weight
 
     def add_delta(self, layer: int, site: str, x: Tensor, y: Tensor) -> None:
         """Adds weight · (B (A x) + bias_delta) to y in place; x is the site's unscaled input."""

@@ -4,15 +4,21 @@ import contextlib
 import ctypes
 import os
 import threading
+from pathlib import Path
 
 import torch
+
+_TORCH = str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")  # MKL is in it, where torch has MKL
 
 
 def use_one_core() -> None:
     """From now on this thread's tensor operations take no other core, and so none from the engine's thread."""
     torch.get_num_threads()  # else torch sets the number itself, at its first operation here
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).omp_set_num_threads(1)  # of this thread only, unlike torch.set_num_threads
+    # Both of this thread only, unlike torch.set_num_threads. MKL, whose products and decompositions are, does not look
+    # at OpenMP's number once torch has told it one.
+    for library, name in ((None, "omp_set_num_threads"), (_TORCH, "MKL_Set_Num_Threads_Local")):
+        with contextlib.suppress(AttributeError, OSError):
+            getattr(ctypes.CDLL(library), name)(1)
 
 
 def let_others_first(thread: int | None = None) -> None:

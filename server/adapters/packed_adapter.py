@@ -12,7 +12,7 @@ from hotshoe.registry.formats.base import BlockId, LinearId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
-from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms, SiteRotations, SiteVectors
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms, SiteCopies, SiteRotations, SiteVectors
 from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
 
 _Part = TypeVar("_Part")
@@ -26,6 +26,7 @@ class PackedAdapter:
     layout: FactorLayout
     vectors: Mapping[SiteId, SiteVectors]
     rotations: Mapping[SiteId, SiteRotations]
+    copies: Mapping[SiteId, SiteCopies]
     gated_prompts: Mapping[int, GatedPrompt]
     norms: Mapping[NormId, Tensor]
     bottlenecks: Mapping[BlockId, Bottleneck]
@@ -41,6 +42,7 @@ class PackedAdapter:
             rank_table=self.layout.rank_table(num_layers),
             vectors=vectors,
             rotations={site: found.to(device) for site, found in self.rotations.items()},
+            copies={site: found.to(device) for site, found in self.copies.items()},
             gated_prompts={
                 layer: GatedPrompt(one.keys.to(device), one.values.to(device), one.gate.to(device))
                 for layer, one in self.gated_prompts.items()
@@ -76,15 +78,18 @@ def pack_adapter(
         pause()
     vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
     rotations = {site: found for site, linears in sites.items() if (found := _site_rotations(linears, shapes[site]))}
+    copies = {site: found for site, linears in sites.items() if (found := _site_copies(linears, shapes[site]))}
     sequence_terms = SequenceTerms(
         kv_prefix=adapter.kv_prefix,
         prompt_embeddings=adapter.prompt_embeddings,
         embedding_rows=adapter.embedding_rows,
         head_rows=adapter.head_rows,
+        embedding_update=adapter.embedding_update,
+        head_update=adapter.head_update,
         invocation=adapter.invocation,
-        apart=bool(adapter.norms or adapter.gated_prompts or adapter.bottlenecks or rotations),
+        apart=bool(adapter.norms or adapter.gated_prompts or adapter.bottlenecks or rotations or copies),
     )
-    parts = (*vectors.values(), *rotations.values(), *adapter.bottlenecks.values())
+    parts = (*vectors.values(), *rotations.values(), *copies.values(), *adapter.bottlenecks.values())
     others = [tensor for found in parts for tensor in found.tensors()]
     prompts = [tensor for one in adapter.gated_prompts.values() for tensor in (one.keys, one.values)]
     other_bytes = sum(
@@ -95,6 +100,7 @@ def pack_adapter(
         layout=layout,
         vectors=own(vectors),
         rotations=own(rotations),
+        copies=own(copies),
         gated_prompts=own(adapter.gated_prompts),
         norms=own(adapter.norms),
         bottlenecks=own(adapter.bottlenecks),
@@ -171,6 +177,20 @@ def _site_rotations(linears: Sequence[LoweredLinear], shape: SiteShape) -> SiteR
                 gains[columns] = linear.output_swap.gains
     rotations = SiteRotations(tuple(linear.input_rotation for linear in linears), partners, gains)
     return rotations if any(True for _ in rotations.tensors()) else None
+
+
+def _site_copies(linears: Sequence[LoweredLinear], shape: SiteShape) -> SiteCopies | None:
+    """The copies of one site's linears, as many for each, those that it lacks of zeros; None if none has any."""
+    count = max(0 if linear.copies is None else len(linear.copies.outputs) for linear in linears)
+    if not count:
+        return None
+    inputs = torch.zeros(len(linears), count, shape.in_features)
+    outputs = torch.zeros(count, sum(shape.widths))
+    for index, (linear, columns) in enumerate(zip(linears, shape.columns, strict=True)):
+        if linear.copies is not None:
+            inputs[index, : len(linear.copies.inputs)] = linear.copies.inputs
+            outputs[: len(linear.copies.outputs), columns] = linear.copies.outputs
+    return SiteCopies(tuple(inputs), outputs)
 
 
 def _side_by_side(vectors: Sequence[Tensor | None], shape: SiteShape, *, neutral: float) -> Tensor | None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.registry.formats.base import BlockId, NormId
-from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, KvPrefix, TokenRows
+from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, KvPrefix, TokenFactors, TokenRows
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
 
@@ -26,6 +26,8 @@ class SequenceTerms:
     # As in `LoweredAdapter`.
     embedding_rows: TokenRows | None = None
     head_rows: TokenRows | None = None
+    embedding_update: TokenFactors | None = None
+    head_update: TokenFactors | None = None
     invocation: tuple[int, ...] | None = None
     apart: bool = False
 
@@ -38,15 +40,19 @@ class SequenceTerms:
         for replaced in (self.embedding_rows, self.head_rows):
             if replaced is not None:
                 yield from (replaced.rows, replaced.base)
+        for update in (self.embedding_update, self.head_update):
+            if update is not None:
+                yield from update.tensors()
 
     def to(self, device: torch.device) -> "SequenceTerms":
-        """Rows of the embedding stay on the CPU, where a step's tokens are."""
+        """What is of the embedding stays on the CPU, where a step's tokens are."""
         prefix, embeddings, head = self.kv_prefix, self.prompt_embeddings, self.head_rows
         return replace(
             self,
             kv_prefix=prefix and KvPrefix(prefix.keys.to(device), prefix.values.to(device)),
             prompt_embeddings=None if embeddings is None else embeddings.to(device),
             head_rows=head and TokenRows(head.token_ids.to(device), head.rows.to(device), head.base.to(device)),
+            head_update=self.head_update and self.head_update.to(device),
         )
 
 
@@ -105,6 +111,20 @@ class SiteRotations:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SiteCopies:
+    """The base's product at one site several times, with scaled inputs and outputs, float32."""
+
+    inputs: tuple[Tensor, ...]  # of each target, [copies, in_features]
+    outputs: Tensor  # [copies, out_features of the site]
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from (*self.inputs, self.outputs)
+
+    def to(self, device: torch.device) -> "SiteCopies":
+        return SiteCopies(tuple(scales.to(device) for scales in self.inputs), self.outputs.to(device))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedAdapter:
     """One adapter on the device; what it holds never changes, and it is equal to itself only."""
@@ -114,6 +134,7 @@ class PlacedAdapter:
     rank_table: NDArray[np.int64]  # [layers, sites, MAX_TARGETS]: the same, 0 elsewhere
     vectors: Mapping[SiteId, SiteVectors]
     rotations: Mapping[SiteId, SiteRotations]
+    copies: Mapping[SiteId, SiteCopies]
     gated_prompts: Mapping[int, GatedPrompt]  # by layer
     norms: Mapping[NormId, Tensor]  # [size] float32, added to the base's weights
     bottlenecks: Mapping[BlockId, Bottleneck]
@@ -127,7 +148,15 @@ class PlacedAdapter:
 
     @property
     def changes_layers(self) -> bool:
-        found = (self.ranks, self.vectors, self.rotations, self.gated_prompts, self.norms, self.bottlenecks)
+        found = (
+            self.ranks,
+            self.vectors,
+            self.rotations,
+            self.copies,
+            self.gated_prompts,
+            self.norms,
+            self.bottlenecks,
+        )
         return any(found)
 
 

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from itertools import pairwise
 
+from hotshoe.registry.formats.lowered import TokenFactors
 from hotshoe.server.adapters.adapter_slots import SequenceTerms
 from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN, chain_seed, joined_key, page_key
 from hotshoe.server.engine.replaced_rows import CombinedRows, combined_rows
 from hotshoe.server.engine.request import AdapterUse, Request, TokenLogprob
 from hotshoe.server.engine.sampler import SamplingState
+
+WeightedFactors = tuple[TokenFactors, float]
 
 
 class SequenceStatus(enum.Enum):
@@ -38,6 +41,7 @@ class Sequence:
         stack: (adapter_slot, weight) of each adapter; empty unless running.
         starts: from which position on each adapter acts; infinite if the prompt does not call it up.
         embedding_rows, head_rows: what its adapters put in place of the base's.
+        embedding_updates, head_updates: what they add to them, and times what.
         is_apart: whether its rows are computed in a pass of their own.
     """
 
@@ -69,6 +73,8 @@ class Sequence:
         self.terms: tuple[SequenceTerms, ...] = ()
         self.embedding_rows: CombinedRows | None = None
         self.head_rows: CombinedRows | None = None
+        self.embedding_updates: tuple[WeightedFactors, ...] = ()
+        self.head_updates: tuple[WeightedFactors, ...] = ()
         self.is_apart = False
         self.prefix_tokens = 0
         self.virtual_tokens = 0
@@ -151,6 +157,8 @@ class Sequence:
         weighted = [(part, use.weight) for part, use in zip(terms, self.request.adapters, strict=True)]
         self.embedding_rows = combined_rows([(p.embedding_rows, c) for p, c in weighted if p.embedding_rows])
         self.head_rows = combined_rows([(p.head_rows, c) for p, c in weighted if p.head_rows])
+        self.embedding_updates = tuple((p.embedding_update, c) for p, c in weighted if p.embedding_update is not None)
+        self.head_updates = tuple((p.head_update, c) for p, c in weighted if p.head_update is not None)
         self.is_apart = any(part.apart for part in terms)
         self.starts = tuple(0 if part.invocation is None else self._last_place_of(part.invocation) for part in terms)
 
@@ -159,6 +167,7 @@ class Sequence:
         self.stack = ()
         self.terms = ()
         self.embedding_rows = self.head_rows = None
+        self.embedding_updates = self.head_updates = ()
         self.table = None
         self.computed = 0
         self.known_logprobs.clear()

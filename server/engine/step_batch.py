@@ -11,9 +11,10 @@ from torch import Tensor
 from hotshoe.kernels.attention_batch import AttentionBatch, PagedBatch, PrefillSegment
 from hotshoe.server.adapters.adapter_slots import AdapterSegment
 from hotshoe.server.engine.kv_blocks import KvBlocks
+from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN
 from hotshoe.server.engine.replaced_rows import found_rows
 from hotshoe.server.engine.scheduler import Chunk
-from hotshoe.server.model.decoder_input import DecoderInput, HeadRows
+from hotshoe.server.model.decoder_input import DecoderInput, HeadRows, HeadUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks, attention: Atten
     positions = _ranges(starts, lengths)
     token_ids = [token for chunk in chunks for token in chunk.sequence.tokens_at(chunk.start, chunk.end)]
     embedding_rows, embeddings = _given_embeddings(chunks, row_ends - lengths)
+    added_rows, added = _added_embeddings(chunks, row_ends - lengths)
     inputs = DecoderInput(
         token_ids=torch.tensor(token_ids).clamp_(min=0),  # VIRTUAL_TOKEN is in no vocabulary
         positions=torch.from_numpy(positions),
@@ -53,7 +55,10 @@ def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks, attention: Atten
         logit_rows=torch.from_numpy(_ranges(row_ends - num_logits, num_logits)),
         embedding_rows=embedding_rows,
         embeddings=embeddings,
+        added_rows=added_rows,
+        added=added,
         head_rows=_head_rows(chunks),
+        head_updates=_head_updates(chunks),
     )
     segments = tuple(
         AdapterSegment(start=end - chunk.end + first, end=end - chunk.end + last, stack=stack)
@@ -133,6 +138,29 @@ def _given_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) ->
     if not rows:
         return None, None
     return torch.tensor(rows), torch.cat(parts)
+
+
+def _added_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None]:
+    """The rows of tokens whose embeddings adapters add to, and what; None, None if none do."""
+    rows: list[Tensor] = []
+    parts: list[Tensor] = []
+    for chunk, row_start in zip(chunks, row_starts.tolist(), strict=True):
+        if chunk.sequence.embedding_updates and chunk.end > chunk.sequence.virtual_tokens:
+            tokens = torch.tensor(chunk.sequence.tokens_at(chunk.start, chunk.end))
+            places = (tokens != VIRTUAL_TOKEN).nonzero()[:, 0]
+            updates = [c * (f.rows[tokens[places]] @ f.directions) for f, c in chunk.sequence.embedding_updates]
+            rows.append(places + row_start)
+            parts.append(sum(updates[1:], updates[0]))
+    return (torch.cat(rows), torch.cat(parts)) if rows else (None, None)
+
+
+def _head_updates(chunks: Sequence[Chunk]) -> tuple[HeadUpdate, ...]:
+    found, end = [], 0
+    for chunk in chunks:
+        start, end = end, end + chunk.num_logits
+        if start < end and chunk.sequence.head_updates:
+            found.append(HeadUpdate(start, end, chunk.sequence.head_updates))
+    return tuple(found)
 
 
 def _head_rows(chunks: Sequence[Chunk]) -> tuple[HeadRows, ...]:

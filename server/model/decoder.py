@@ -13,7 +13,7 @@ from hotshoe.kernels.attention_batch import AttentionBatch
 from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.server.model.backends import Backend
 from hotshoe.server.model.bottlenecks import add_block
-from hotshoe.server.model.decoder_input import DecoderInput, HeadRows
+from hotshoe.server.model.decoder_input import DecoderInput
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.linear import SiteLinear
 from hotshoe.server.model.spec import ModelSpec
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_batch import AdapterBatch
 
 
+_COPIED_ROWS = 256  # of an input that is scaled in several ways
 _COMPILED_POSITIONS = 65_536  # beyond, long prompts' attention is better left to torch's blocked kernel
 
 
@@ -93,12 +94,12 @@ class Decoder:
             self._run_layers(hidden, inputs, kv, adapters)
         if compiled and self._compiled is not None and self._compiled.head is not None:
             logits: StepLogits = self._compiled.head.logits(hidden, inputs.logit_rows)
-            normed = self._normed_rows(hidden, inputs, None) if inputs.head_rows else None
+            normed = self._normed_rows(hidden, inputs, None) if inputs.has_own_heads else None
         else:
             normed = self._normed_rows(hidden, inputs, None if compiled else adapters)
             logits = StepLogits(self._head_product(normed))
-        if normed is not None and inputs.head_rows:
-            logits = with_head_rows(logits, normed, inputs.head_rows)
+        if normed is not None and inputs.has_own_heads:
+            logits = with_own_heads(logits, normed, inputs)
         return logits
 
     def _normed_rows(self, hidden: Tensor, inputs: DecoderInput, adapters: "AdapterBatch | None") -> Tensor:
@@ -157,10 +158,16 @@ class Decoder:
     def _embed(self, inputs: DecoderInput) -> Tensor:
         token_ids = inputs.token_ids.to(self._embedding.device)
         hidden = F.embedding(token_ids, self._embedding).to(self.backend.dtype)
+        self._complete(hidden, inputs)
+        return hidden
+
+    def _complete(self, hidden: Tensor, inputs: DecoderInput) -> None:
+        """Puts in place, of what was looked up, what is given instead and what is added."""
         if inputs.embedding_rows is not None and inputs.embeddings is not None:
             given = inputs.embeddings.to(hidden)
             hidden.index_copy_(0, inputs.embedding_rows.to(hidden.device), given)
-        return hidden
+        if inputs.added_rows is not None and inputs.added is not None:
+            hidden.index_add_(0, inputs.added_rows.to(hidden.device), inputs.added.to(hidden))
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [rows, 1, head_dim] as `ops.rope_` takes them."""
@@ -226,6 +233,7 @@ class Decoder:
         y = self._product(index, site, (x,) if adapters is None else adapters.scaled_inputs(index, site, x))
         if adapters is not None:
             adapters.scale_output(index, site, y)
+            self._add_copies(index, site, x, y, adapters)
         bias = self._layers[index].sites[site].bias
         if bias is not None:
             y += bias
@@ -234,6 +242,17 @@ class Decoder:
         return y
 
     # What a backend of its own computes by other means.
+
+    def _add_copies(self, index: int, site: str, x: Tensor, y: Tensor, adapters: "AdapterBatch") -> None:
+        """Adds to y what rows take of the base's product again, its inputs and outputs scaled; a few copies at once."""
+        for start, end, copies, weight in adapters.copies(index, site):
+            rows, at_once = x[start:end], max(1, _COPIED_ROWS // (end - start))
+            for first in range(0, len(copies.outputs), at_once):
+                outputs = copies.outputs[first : first + at_once]
+                scaled = [(rows * scales[first : first + at_once, None]).flatten(0, 1) for scales in copies.inputs]
+                products = self._product(index, site, [part.to(x.dtype) for part in scaled])
+                added = (products.unflatten(0, (len(outputs), -1)) * outputs[:, None]).sum(0)
+                y[start:end] += (weight * added).to(y.dtype)
 
     def _product(self, index: int, site: str, inputs: Sequence[Tensor]) -> Tensor:
         """A site's linear, without its bias; an input for all its targets, or one for each."""
@@ -255,14 +274,21 @@ class Decoder:
             raise ValueError(f"attention: covers {inputs.attention.num_rows} rows of {rows}")
         if (inputs.embedding_rows is None) != (inputs.embeddings is None):
             raise ValueError("embedding_rows, embeddings: expected both or neither")
+        if (inputs.added_rows is None) != (inputs.added is None):
+            raise ValueError("added_rows, added: expected both or neither")
 
 
-def with_head_rows(logits: StepLogits, normed: Tensor, replaced: Sequence[HeadRows]) -> StepLogits:
-    """Logits in which some rows' tokens have another row of the head; changed in place, and read again."""
+def with_own_heads(logits: StepLogits, normed: Tensor, inputs: DecoderInput) -> StepLogits:
+    """Logits in which some rows' tokens have other rows of the head, or more; changed in place, and read again."""
     values, likeliest, finite = logits.values, logits.likeliest, logits.finite
-    for part in replaced:
-        rows = slice(part.start, part.end)
-        values[rows, part.token_ids] = normed[rows].float() @ part.rows.T
+    for part in inputs.head_rows:
+        values[part.start : part.end, part.token_ids] = normed[part.start : part.end].float() @ part.rows.T
+    for update in inputs.head_updates:
+        x = normed[update.start : update.end].float()
+        for factors, weight in update.factors:
+            values[update.start : update.end].addmm_(x @ factors.directions.T, factors.rows.T, alpha=weight)
+    for start, end in {(part.start, part.end) for part in (*inputs.head_rows, *inputs.head_updates)}:
+        rows = slice(start, end)
         if likeliest is not None and finite is not None:
             likeliest[rows] = values[rows].argmax(1).tolist()
             finite[rows] = values[rows].isfinite().all(1).tolist()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hotshoe.kernels.attention_batch import AttentionBatch, PagedBatch
+from hotshoe.registry.formats.lowered import TokenFactors
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,15 @@ class HeadRows:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadUpdate:
+    """Low-rank updates of the output head, for some of a step's logits."""
+
+    start: int  # as `HeadRows` has it
+    end: int
+    factors: tuple[tuple[TokenFactors, float], ...]  # and times what each
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderInput:
     """T rows, each one token of one sequence; R of them want logits. All index tensors int64, on the CPU."""
 
@@ -28,4 +38,12 @@ class DecoderInput:
     logit_rows: Tensor  # [R]
     embedding_rows: Tensor | None = None  # [E]: rows whose input is given, not looked up
     embeddings: Tensor | None = None  # [E, hidden_size]
+    added_rows: Tensor | None = None  # [A]: rows to whose input something is added, given or looked up
+    added: Tensor | None = None  # [A, hidden_size]
     head_rows: tuple[HeadRows, ...] = ()
+    head_updates: tuple[HeadUpdate, ...] = ()  # beside what `head_rows` replaces
+
+    @property
+    def has_own_heads(self) -> bool:
+        """Whether some logits are not those of the base's output head alone."""
+        return bool(self.head_rows or self.head_updates)

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from hotshoe.registry.formats.base import BaseWeights, LinearId
 from hotshoe.registry.recipes.spectrum import Spectrum, weight_spectrum
+from hotshoe.server.adapters.one_core import run_when_idle, use_one_core
 
 _FORMAT = "spectra-v1"  # changes when the same base would have others
 
@@ -22,15 +24,17 @@ class Spectra:
         self._directory = root / f"{base.shape.digest.removeprefix('sha256:')}-{_FORMAT}"
         self._base = base
         self._known: dict[LinearId, Spectrum] = {}
+        # A decomposition is one operation, which no pause divides: it may be in nobody's way.
+        self._idle = ThreadPoolExecutor(1, "spectra", initializer=_work_when_idle)
 
     def of(self, linear: LinearId) -> Spectrum:
-        """Of one linear's weight; tens of milliseconds the first time where its shorter side is 576."""
+        """Of one linear's weight; the first time it takes 20 ms of an idle core where its shorter side is 576."""
         spectrum = self._known.get(linear)
         if spectrum is None:
             shape = self._base.shape.linears[linear]
             values = self._read(linear)
             if values is None:
-                values = weight_spectrum(self._base.weight(linear))
+                values = self._idle.submit(weight_spectrum, self._base.weight(linear)).result()
                 self._write(linear, values)
             spectrum = Spectrum.of(values, out_features=shape.out_features, in_features=shape.in_features)
             self._known[linear] = spectrum
@@ -57,3 +61,8 @@ class Spectra:
             with tempfile.NamedTemporaryFile(dir=self._directory, suffix=".tmp", delete=False) as file:
                 np.save(file, values.float().numpy(), allow_pickle=False)
             os.replace(file.name, self._directory / f"{linear}.npy")
+
+
+def _work_when_idle() -> None:
+    use_one_core()
+    run_when_idle()

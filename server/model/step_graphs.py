@@ -83,7 +83,7 @@ class StepGraphs:
         rows = batch.num_rows
         if not 0 < rows <= self._buckets[-1] or batch.num_decodes != rows or inputs.logit_rows.shape[0] != rows:
             return False
-        if inputs.embeddings is not None or batch.page_tokens != self.limits.page_tokens:
+        if inputs.embeddings is not None or inputs.added is not None or batch.page_tokens != self.limits.page_tokens:
             return False
         sizes = self.limits.sizes(self._bucket(rows))
         entries = 0 if adapters is None else len(adapters.tiles.entries)

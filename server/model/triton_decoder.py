@@ -17,7 +17,7 @@ from hotshoe.kernels.row_tiles import tile_rows
 from hotshoe.kernels.triton.paged_attention import AttentionTiles, plan_tiles
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales, SlotBatch
 from hotshoe.server.model.backends import Backend
-from hotshoe.server.model.decoder import Decoder, DecoderLayer, with_head_rows
+from hotshoe.server.model.decoder import Decoder, DecoderLayer, with_own_heads
 from hotshoe.server.model.decoder_input import DecoderInput
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import ModelSpec
@@ -36,8 +36,7 @@ class _Batch:
     num_decodes: int
     page_tokens: int
     plans: Any = None  # of `ops.plan_attention` by window, where that attends
-    embedding_rows: Tensor | None = None
-    embeddings: Tensor | None = None
+    inputs: DecoderInput | None = None  # whose embeddings are not all looked up
 
 
 class TritonDecoder(Decoder):
@@ -125,8 +124,8 @@ class TritonDecoder(Decoder):
             rows, found = self._graphs.run(inputs, adapters, riders)
         else:
             rows, found = self._step_at_once(inputs, kv, adapters, riders)
-        if inputs.head_rows:
-            with_head_rows(StepLogits(rows.logits), rows.normed, inputs.head_rows)
+        if inputs.has_own_heads:
+            with_own_heads(StepLogits(rows.logits), rows.normed, inputs)
         return rows.logits, found
 
     def _step_at_once(
@@ -136,7 +135,7 @@ class TritonDecoder(Decoder):
         buffers.write(inputs, adapters, riders)
         batch = paged(inputs.attention)
         plans = None if self._choices["attention"] == "triton" else self._plan_sdpa(batch)
-        how = _Batch(batch.num_decodes, batch.page_tokens, plans, inputs.embedding_rows, inputs.embeddings)
+        how = _Batch(batch.num_decodes, batch.page_tokens, plans, inputs)
         slots, scales = (None, InputScales.NONE) if adapters is None else (adapters.slots, adapters.scales)
         return self._compute(buffers, kv, how, slots, scales), buffers.device["riders"]
 
@@ -146,8 +145,8 @@ class TritonDecoder(Decoder):
         """What a step gives of what lies in its buffers."""
         found = buffers.device
         hidden = F.embedding(found["token_ids"], self._embedding).to(self.backend.dtype)
-        if batch.embeddings is not None and batch.embedding_rows is not None:
-            hidden.index_copy_(0, batch.embedding_rows.to(hidden.device), batch.embeddings.to(hidden))
+        if batch.inputs is not None:
+            self._complete(hidden, batch.inputs)
         angles = found["positions"][:, None].float() * self._frequencies
         angles = torch.cat((angles, angles), dim=1)
         factor = self.spec.rope.attention_factor

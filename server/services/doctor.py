@@ -229,7 +229,7 @@ class Doctor:
         digest: str = "",
     ) -> Diagnosis:
         """`digest`: of the adapter, if it is published."""
-        pause = self._begin(given_up)
+        pause = self._begin(given_up, is_long=exact)
         kept = self._cache.find(digest, self._base.shape.digest, pause=pause) if self._cache and digest else None
         lowered = kept or self._lower(files, approximate_rank, pause)
         if not exact:
@@ -240,14 +240,14 @@ class Doctor:
         return lower_adapter(files, self._base, self._limits, approximate_rank=approximate_rank, pause=pause)
 
     def _approximate(self, files: Mapping[str, Path], *, rank: int, given_up: threading.Event) -> LoweredAdapter:
-        lowered = self._lower(files, rank, self._begin(given_up))
+        lowered = self._lower(files, rank, self._begin(given_up, is_long=True))
         check_finite(lowered)
         return lowered
 
     def _mitigate(
         self, files: Mapping[str, Path], *, keep: float, approximate_rank: int, given_up: threading.Event
     ) -> Mitigation:
-        pause = self._begin(given_up)
+        pause = self._begin(given_up, is_long=True)
         return mitigate(self._lower(files, approximate_rank, pause), self._base, keep=keep, pause=pause)
 
     def _merge(
@@ -259,7 +259,7 @@ class Doctor:
         base_name: str,
         given_up: threading.Event,
     ) -> MergedAdapter:
-        pause = self._begin(given_up)
+        pause = self._begin(given_up, is_long=True)
         lowered = [self._lower(files, rank, pause) for files, rank in parents]
         return merged_adapter(lowered, weights, parameters, self._base, base_name=base_name, pause=pause)
 
@@ -270,13 +270,17 @@ class Doctor:
         *,
         given_up: threading.Event,
     ) -> Comparison:
-        pause = self._begin(given_up)
+        pause = self._begin(given_up, is_long=True)
         one, two = (self._lower(files, rank, pause) for files, rank in (first, second))
         return compare(one, two, self._base, pause=pause)
 
-    def _begin(self, given_up: threading.Event | None) -> Pause:
-        """Begins a piece of work; gives what it calls between its parts. Without `given_up` nobody waits for it."""
-        let_others_first() if given_up else run_when_idle()
+    def _begin(self, given_up: threading.Event | None, *, is_long: bool = False) -> Pause:
+        """Begins a piece of work; gives what it calls between its parts. Without `given_up` nobody waits for it.
+
+        What is long has decompositions of whole weights in it: each is one operation that no pause divides, and so it
+        runs where a core is idle, whoever waits.
+        """
+        let_others_first() if given_up and not is_long else run_when_idle()
 
         def is_over() -> bool:
             return self._closed.is_set() or (given_up is not None and given_up.is_set())

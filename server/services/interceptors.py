@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from hotshoe.protos.v1 import chunks
 from hotshoe.server.errors import Draining, InvalidRequest
 from hotshoe.server.metrics import Metrics
 from hotshoe.server.services.rpc import Context, Handler
@@ -19,6 +20,9 @@ from hotshoe.server.services.status import code_of, status_of
 
 # Probes and tools: answered while draining, and not waited for.
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
+# Messages with megabytes in them, which the generated code would copy.
+_DECODERS: Mapping[str, Callable[[bytes], Any]] = {chunks.UPLOAD: chunks.read_upload}
+_ENCODERS: Mapping[str, Callable[[Any], bytes]] = {chunks.DOWNLOAD: chunks.encode}
 # (requests stream, responses stream) → the handler's attribute, and the type that dashboards know
 _SHAPES = {
     (False, False): ("unary_unary", "unary"),
@@ -78,9 +82,11 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         service, _, name = path.lstrip("/").rpartition("/")
         slot, kind = _SHAPES[handler.request_streaming, handler.response_streaming]
         method = RpcMethod(path=path, service=service, name=name, type=kind)
-        behaviour = _reading(getattr(handler, slot), handler)
+        behaviour = _reading(getattr(handler, slot), handler, _DECODERS.get(path, handler.request_deserializer))
         guard = self._guard_stream if handler.response_streaming else self._guard_unary
         guarded = {slot: guard(method, behaviour), "request_deserializer": None}
+        if path in _ENCODERS:
+            guarded["response_serializer"] = _ENCODERS[path]
         replaced: Handler = handler._replace(**guarded)  # type: ignore[attr-defined]
         return replaced
 
@@ -144,9 +150,10 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 self._idle.set()
 
 
-def _reading(behaviour: Callable[..., Any], handler: Handler) -> Callable[..., Any]:
+def _reading(
+    behaviour: Callable[..., Any], handler: Handler, decode: Callable[[bytes], Any] | None
+) -> Callable[..., Any]:
     """`behaviour` on undecoded bytes: gRPC's own decoding answers UNKNOWN, with the name of a Python class."""
-    decode = handler.request_deserializer
     if decode is None:
         return behaviour
 

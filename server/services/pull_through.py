@@ -16,7 +16,7 @@ from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.transfer import TransferProgress
 from hotshoe.server.errors import QueueFull
 from hotshoe.server.logs import log_event
-from hotshoe.server.services.transfers import Transfers, sparse, total
+from hotshoe.server.services.transfers import CopyObserver, Transfers, sparse, total
 
 MAX_FLIGHTS = 64
 _FORGET_SECONDS = 5.0  # after which a digest that no remote gave is asked for again
@@ -31,12 +31,14 @@ class PullThrough:
 
     Args:
         executor: for fetching; while all its threads wait for slow remotes, further adapters wait too.
+        observer: hears what became of each adapter that was named by digest; those who wait for one are counted once.
     """
 
-    def __init__(self, registry: Registry, transfers: Transfers, executor: Executor) -> None:
+    def __init__(self, registry: Registry, transfers: Transfers, executor: Executor, *, observer: CopyObserver) -> None:
         self._registry = registry
         self._transfers = transfers
         self._executor = executor
+        self._observer = observer
         self._flights: dict[str, _Flight] = {}
         self._failures: dict[str, tuple[Exception, float]] = {}  # by reference: what to raise, and until when
 
@@ -77,7 +79,10 @@ class PullThrough:
             ref = AdapterRef.parse(reference)
         except InvalidReference:  # its resolver says so
             return None
-        if ref.digest is None or await asyncio.get_running_loop().run_in_executor(None, self._is_here, reference):
+        if ref.digest is None:
+            return None
+        if await asyncio.get_running_loop().run_in_executor(None, self._is_here, reference):
+            self._observer.pulled_through("hit")
             return None
         if (flight := self._flights.get(reference)) is not None:
             return flight
@@ -116,6 +121,7 @@ class PullThrough:
         if task.cancelled():
             return
         error = task.exception()
+        self._observer.pulled_through("miss" if error is None else "failure")
         if isinstance(error, Exception):
             while len(self._failures) >= _MAX_FAILURES:
                 del self._failures[next(iter(self._failures))]

@@ -1,13 +1,14 @@
 """RegistryService: message ⇄ core type. The registry blocks on the disk, so every call of it runs in the executor."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from hotshoe.protos.v1 import registry_pb2
+from hotshoe.protos.v1 import chunks, registry_pb2
 from hotshoe.registry.adoption import check_manifest
 from hotshoe.registry.attachment import MAX_DOCUMENT_BYTES
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidUpload
@@ -30,6 +31,7 @@ from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
+from hotshoe.server.services.chunk_writer import ChunkWriter
 from hotshoe.server.services.diagnosis_messages import diagnosis_message
 from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.documents import adopt_document, check_type
@@ -45,7 +47,6 @@ from hotshoe.server.services.rpc import Context, call, call_to_its_end
 from hotshoe.server.services.transfers import Transfers, tags_of
 
 MAX_CHUNK_BYTES = 1 << 20
-DOWNLOAD_CHUNK_BYTES = 1 << 18
 MAX_BLOBS = 64
 
 
@@ -90,32 +91,37 @@ class RegistryService(KeepingService):
         return registry_pb2.CheckBlobsResponse(missing_digests=missing)
 
     async def UploadBlob(
-        self, requests: AsyncIterator[registry_pb2.UploadBlobRequest], context: Context
+        self, requests: AsyncIterator[registry_pb2.UploadBlobRequest | chunks.Chunk], context: Context
     ) -> registry_pb2.UploadBlobResponse:
-        """The blob's message alone asks how far an earlier upload got; data then goes on from there, or from 0."""
+        """The blob's message alone asks how far an earlier upload got; data then goes on from there, or from 0.
+
+        Without a digest it begins a new one, and a later message says the digest.
+        """
         first = await anext(requests, None)
-        if first is None or first.WhichOneof("part") != "blob":
+        if not isinstance(first, registry_pb2.UploadBlobRequest) or first.WhichOneof("part") != "blob":
             raise InvalidUpload("the first message must name the blob")
         blob = _file(first.blob)
-        upload = await call(self._registry.open_upload, blob)
+        upload = await call(self._registry.open_upload if blob.digest else self._registry.begin_upload, blob)
         try:
             await _receive(requests, upload)
             if upload.received_bytes == blob.size_bytes:
                 await call(upload.finish)
         finally:
             await call_to_its_end(upload.close)
-        return registry_pb2.UploadBlobResponse(digest=blob.digest, committed_bytes=upload.committed_bytes)
+        return registry_pb2.UploadBlobResponse(digest=upload.blob.digest, committed_bytes=upload.committed_bytes)
 
-    async def DownloadBlob(
-        self, request: registry_pb2.DownloadBlobRequest, context: Context
-    ) -> AsyncIterator[registry_pb2.DownloadBlobResponse]:
+    async def DownloadBlob(self, request: registry_pb2.DownloadBlobRequest, context: Context) -> AsyncIterator[bytes]:
+        """Encoded DownloadBlobResponses."""
         if request.offset < 0:
             raise InvalidRequest("offset", f"must be 0 or more, not {request.offset}")
         file: BinaryIO = await call(self._registry.read_blob, request.digest, request.offset)
+        reading = asyncio.ensure_future(call(file.read, MAX_CHUNK_BYTES))
         try:
-            while data := await call(file.read, DOWNLOAD_CHUNK_BYTES):
-                yield registry_pb2.DownloadBlobResponse(data=data)
+            while data := await asyncio.shield(reading):
+                reading = asyncio.ensure_future(call(file.read, MAX_CHUNK_BYTES))  # while this one is sent
+                yield chunks.download_chunk(data)
         finally:
+            await _settled(reading)
             file.close()
 
     async def PublishAdapter(
@@ -427,13 +433,30 @@ class RegistryService(KeepingService):
         return registry_pb2.ListTagMovesResponse(moves=map(move_message, history))
 
 
-async def _receive(requests: AsyncIterator[registry_pb2.UploadBlobRequest], upload: Upload) -> None:
-    async for message in requests:
-        if message.WhichOneof("part") != "data":
-            raise InvalidUpload("only the first message names the blob; the others carry data")
-        if len(message.data) > MAX_CHUNK_BYTES:
-            raise InvalidUpload(f"data: {len(message.data)} bytes in one message; at most {MAX_CHUNK_BYTES}")
-        await call_to_its_end(upload.write, message.offset, message.data)
+async def _receive(requests: AsyncIterator[registry_pb2.UploadBlobRequest | chunks.Chunk], upload: Upload) -> None:
+    """Ends with the stream, or as soon as it is known that the blob is stored already."""
+    writer = ChunkWriter(upload)
+    try:
+        async for message in requests:
+            if message.WhichOneof("part") == "blob":
+                assert isinstance(message, registry_pb2.UploadBlobRequest)
+                if await writer.name(message.blob.digest):
+                    return
+                continue
+            if message.WhichOneof("part") != "data":
+                raise InvalidUpload("expected data, or the digest of an upload that began without one")
+            if len(message.data) > MAX_CHUNK_BYTES:
+                raise InvalidUpload(f"data: {len(message.data)} bytes in one message; at most {MAX_CHUNK_BYTES}")
+            await writer.put(message.offset, message.data)
+        await writer.finish()
+    finally:
+        await writer.stop()
+
+
+async def _settled(working: "asyncio.Future[Any]") -> None:
+    """Waits for what a thread does with a file, which only one may use, also where its caller has gone."""
+    await asyncio.wait([working])
+    working.exception()  # somebody looked
 
 
 def _file(blob: registry_pb2.Blob) -> FileDescriptor:

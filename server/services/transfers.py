@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from hotshoe.registry.errors import RemoteRefused
 from hotshoe.registry.formats.base import BaseShape
@@ -32,6 +33,16 @@ class TransferEnded(Exception):
     """Nobody waits for a transfer any more."""
 
 
+class CopyObserver(Protocol):
+    """Hears of each copy's end, on any thread."""
+
+    def copied(self, op: str, remote: str, result: str, size_bytes: int, seconds: float) -> None:
+        """`op` is push, pull, mirror or pull_through; `remote` a kind of URL; `result` "ok" or an error's class."""
+
+    def pulled_through(self, result: str) -> None:
+        """`result` is hit, miss or failure."""
+
+
 class Transfers:
     """Pushes and pulls for callers who wait. Event loop only, but for `pull_here` and `fetch_blob`.
 
@@ -41,6 +52,7 @@ class Transfers:
         docker_config: has the passwords; None: there are none.
         refuse_bad: examines an adapter of this base, by name, files and the rank that it is cut to, before it is kept,
             and raises if it must not be; None if nobody asks for that.
+        observer: hears of every copy.
     """
 
     def __init__(
@@ -51,6 +63,7 @@ class Transfers:
         remotes: Sequence[str],
         docker_config: Path | None,
         executor: Executor,
+        observer: CopyObserver,
         refuse_bad: Callable[[str, Mapping[str, Path], int], object] | None = None,
     ) -> None:
         self.remotes = tuple(map(RemoteUrl.parse, remotes))
@@ -58,6 +71,7 @@ class Transfers:
         self._base = base
         self._docker_config = docker_config
         self._executor = executor
+        self._observer = observer
         self._refuse_bad = refuse_bad
 
     def push(
@@ -66,7 +80,7 @@ class Transfers:
         """Copies an adapter there. Raises what `transfer.push` raises."""
 
         def work(progress: Progress, _: Callable[[Pulled], None]) -> None:
-            with self._opened(remote) as opened:
+            with self._opened("push", remote, progress) as (opened, progress):
                 push(self._registry, record, opened, name=name, tags=tags, expected=expected, progress=progress)
 
         return self._running(work)
@@ -75,7 +89,7 @@ class Transfers:
         """Copies an adapter here, and yields it at last. Raises what `transfer.pull` raises."""
 
         def work(progress: Progress, done: Callable[[Pulled], None]) -> None:
-            with self._opened(remote) as opened:
+            with self._opened("pull", remote, progress) as (opened, progress):
                 done(self._pull(opened, ref, name=name, tags=tags, progress=progress))
 
         return self._running(work)
@@ -84,7 +98,7 @@ class Transfers:
         """Copies all that a name's tags point at here, and yields each as it comes."""
 
         def work(progress: Progress, done: Callable[[Pulled], None]) -> None:
-            with self._opened(remote) as opened:
+            with self._opened("mirror", remote, progress) as (opened, progress):
                 approve = self.approve(as_name or name)
                 for pulled in mirror(
                     self._registry, opened, name, as_name=as_name, base=self._base, approve=approve, progress=progress
@@ -95,9 +109,10 @@ class Transfers:
 
     def pull_here(self, url: RemoteUrl, ref: AdapterRef, progress: Progress) -> Pulled:
         """Copies an adapter here under its own name, moving no tag; on the caller's thread."""
-        opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
-        with contextlib.closing(opened) as remote:
-            return self._pull(remote, ref, name="", tags=(), progress=progress)
+        with self._counted("pull_through", url, progress) as progress:
+            opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
+            with contextlib.closing(opened) as remote:
+                return self._pull(remote, ref, name="", tags=(), progress=progress)
 
     def fetch_blob(self, url: RemoteUrl, blob: FileDescriptor, name: str) -> None:
         """Copies one blob of an adapter here; on the caller's thread. Raises what `transfer.pull_blob` raises."""
@@ -128,13 +143,27 @@ class Transfers:
         return approve
 
     @contextmanager
-    def _opened(self, text: str) -> Iterator[Remote]:
+    def _opened(self, op: str, text: str, progress: Progress) -> Iterator[tuple[Remote, Progress]]:
+        """A remote that we were given, and the progress of a copy, which is counted when it ends."""
         url = RemoteUrl.parse(text)
-        if not any(given.contains(url) for given in self.remotes):
-            given = ", ".join(map(str, self.remotes)) or "none"
-            raise RemoteRefused(text, f"this server was not given that remote; it has {given} (hotshoe serve --remote)")
-        with contextlib.closing(parse_remote(text, docker_config=self._docker_config)) as remote:
-            yield remote
+        with self._counted(op, url, progress) as counting:
+            if not any(given.contains(url) for given in self.remotes):
+                given = ", ".join(map(str, self.remotes)) or "none"
+                problem = f"this server was not given that remote; it has {given} (hotshoe serve --remote)"
+                raise RemoteRefused(text, problem)
+            with contextlib.closing(parse_remote(text, docker_config=self._docker_config)) as remote:
+                yield remote, counting
+
+    @contextmanager
+    def _counted(self, op: str, url: RemoteUrl, progress: Progress) -> Iterator[Progress]:
+        counted, started, result = _CountedBytes(progress), time.monotonic(), "ok"
+        try:
+            yield counted
+        except BaseException as error:
+            result = type(error).__name__
+            raise
+        finally:
+            self._observer.copied(op, url.kind, result, counted.size_bytes, time.monotonic() - started)
 
     async def _running(self, work: Callable[[Progress, Callable[[Pulled], None]], None]) -> Steps:
         """What a transfer tells, as it goes; whoever stops listening ends it at its next bytes."""
@@ -165,6 +194,21 @@ class Transfers:
         finally:
             ended.set()
             running.add_done_callback(lambda future: future.cancelled() or future.exception())  # somebody looked
+
+
+class _CountedBytes:
+    """Passes on how far blobs come, and counts what moved of them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._last: dict[str, int] = {}
+        self.size_bytes = 0
+
+    def __call__(self, step: TransferProgress) -> None:
+        last = self._last.get(step.blob.digest, step.completed_bytes)  # what is named first was there before
+        self.size_bytes += max(0, step.completed_bytes - last)
+        self._last[step.blob.digest] = step.completed_bytes
+        self._progress(step)
 
 
 def sparse(progress: Progress) -> Progress:

@@ -1,6 +1,7 @@
 """The clients against a real server: what they send is what it understands."""
 
 import asyncio
+import hashlib
 import shutil
 import time
 from pathlib import Path
@@ -18,9 +19,11 @@ from hotshoe.clients import (
     NotFound,
     TransferProgress,
 )
+from hotshoe.clients import aio as aio_module
+from hotshoe.clients import client as client_module
 from hotshoe.clients.adapter_files import CHUNK_BYTES, scan_directory
 from hotshoe.clients.local_server import LocalServer, ServerDidNotStart
-from hotshoe.clients.messages import upload_probe
+from hotshoe.clients.messages import LateNames, upload_probe
 from hotshoe.protos.v1 import generation_pb2, registry_pb2, registry_pb2_grpc, residency_pb2
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -46,6 +49,69 @@ def test_what_is_published_can_be_found_listed_and_pulled(client: Client, adapte
     client.pull("found:one", tmp_path / "pulled")
     for file in scan_directory(adapters["amber"]):
         assert (tmp_path / "pulled" / file.file_name).read_bytes() == file.path.read_bytes()
+
+
+@pytest.fixture
+def hashed_late(monkeypatch: pytest.MonkeyPatch) -> list[registry_pb2.UploadBlobRequest]:
+    """Adapters of any size are sent while they are hashed; these are the messages that such uploads began with."""
+    for module in (aio_module, client_module):
+        monkeypatch.setattr(module, "LARGE_BYTES", 0)
+    begun: list[registry_pb2.UploadBlobRequest] = []
+    begin = LateNames.begin
+    monkeypatch.setattr(LateNames, "begin", lambda names: begun.append(begin(names)) or begun[-1])
+    return begun
+
+
+def varied(adapters: dict[str, Path], directory: Path, word: str) -> Path:
+    """An adapter whose weights nobody else publishes."""
+    shutil.copytree(adapters["amber"], directory)
+    weights = directory / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-8] + hashlib.sha256(word.encode()).digest()[:3] + b"\x3c" + data[-4:])
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_weights_are_sent_while_they_are_hashed(
+    hashed_late, server: LocalServer, client: Client, adapters, tmp_path: Path, kind: str
+) -> None:
+    directory = varied(adapters, tmp_path / "varied", kind)
+    steps: list[TransferProgress] = []
+
+    def publish_it() -> registry_pb2.PublishAdapterResponse:
+        if kind == "blocking":
+            return client.publish_directory(directory, "late", progress=steps.append)
+
+        async def publish() -> registry_pb2.PublishAdapterResponse:
+            async with AsyncClient(server.grpc) as other:
+                return await other.publish_directory(directory, "late", progress=steps.append)
+
+        return asyncio.run(publish())
+
+    first = publish_it()
+    assert [(one.blob.digest, one.blob.size_bytes > 0) for one in hashed_late] == [("", True)]
+    assert first.created and {step.stage for step in steps} == {"hash", "upload"}
+    assert [(blob.digest, blob.size_bytes) for blob in first.adapter.blobs[:2]] == [
+        (file.digest, file.size_bytes) for file in scan_directory(directory)[:2]
+    ]
+    again = publish_it()  # which is told that it is there
+    assert not again.created and again.adapter.digest == first.adapter.digest
+    client.pull("late", tmp_path / "pulled")
+    assert (tmp_path / "pulled" / "adapter_model.safetensors").read_bytes() == (
+        directory / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_what_breaks_while_it_is_hashed_is_sent_as_ever(hashed_late, client: Client, adapters, tmp_path: Path) -> None:
+    upload, calls = client._registry.UploadBlob, []
+
+    def broken_once(requests, timeout: float | None = None):
+        calls.append(timeout)
+        return upload(requests, timeout=1e-6 if len(calls) == 1 else timeout)
+
+    client._registry.UploadBlob = broken_once
+    published = client.publish_directory(varied(adapters, tmp_path / "broken", "broken"), "late-broken")
+    assert published.created and len(calls) > 2
 
 
 def test_an_answer_comes_from_the_digest_that_was_published(client: Client, adapters) -> None:

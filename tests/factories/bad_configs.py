@@ -3,6 +3,7 @@
 from peft_adapters import write_ia3, write_lora, write_prefix, write_prompt
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj"
+EMBEDDING = "base_model.model.model.embed_tokens"
 A, B = f"{KEY}.lora_A.weight", f"{KEY}.lora_B.weight"
 WRITERS = {"LORA": write_lora, "IA3": write_ia3, "PREFIX_TUNING": write_prefix, "PROMPT_TUNING": write_prompt}
 
@@ -113,9 +114,9 @@ BAD_CONFIGS = {
         ({"target_modules": ["x"] * 4_097}, "target_modules"),
         ({"target_modules": "(" * 40}, "target_modules"),
         ({"target_modules": r"(?!lm).*"}, "target_modules"),
-        ({"target_modules": ".*"}, "target_modules"),
-        ({"target_modules": ["q_proj", "v_proj", "lm_head"]}, "target_modules"),
-        ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "target_modules"),
+        ({"target_modules": ".*"}, "base_model.model.lm_head.lora_A.weight"),
+        ({"target_modules": ["q_proj", "v_proj", "lm_head"]}, "base_model.model.lm_head.lora_A.weight"),
+        ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, f"{EMBEDDING}.lora_embedding_A"),
         ({"target_modules": ["qkv_proj"]}, "target_modules"),
         ({"target_modules": ["q_proj"]}, "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"),
         ({"target_modules": "all-linear"}, "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"),

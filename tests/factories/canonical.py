@@ -10,7 +10,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from hotshoe.registry.formats.activations import activation
 from hotshoe.registry.formats.base import BlockId
-from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear, TokenRows
+from hotshoe.registry.formats.lowered import (
+    Bottleneck,
+    GatedPrompt,
+    LoweredAdapter,
+    LoweredLinear,
+    TokenFactors,
+    TokenRows,
+)
 
 
 @torch.no_grad()
@@ -61,6 +68,10 @@ def _adapted(model: PreTrainedModel, adapter: LoweredAdapter, acts: Tensor | Non
         handles.append(model.get_input_embeddings().register_forward_hook(_with_rows(adapter.embedding_rows)))
     if adapter.head_rows:
         handles.append(model.get_output_embeddings().register_forward_hook(_with_logits(adapter.head_rows)))
+    if adapter.embedding_update:
+        handles.append(model.get_input_embeddings().register_forward_hook(_with_added(adapter.embedding_update)))
+    if adapter.head_update:
+        handles.append(model.get_output_embeddings().register_forward_hook(_with_more(adapter.head_update)))
     try:
         yield
     finally:
@@ -136,6 +147,20 @@ def _with_logits(replaced: TokenRows):
     return hook
 
 
+def _with_added(update: TokenFactors):
+    def hook(_: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+        return y + update.rows[inputs[0]] @ update.directions
+
+    return hook
+
+
+def _with_more(update: TokenFactors):
+    def hook(_: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+        return y + (inputs[0] @ update.directions.T) @ update.rows.T
+
+    return hook
+
+
 def _hook(lowered: LoweredLinear, acts: Tensor | None):
     """As `LoweredAdapter`'s module defines it."""
 
@@ -150,6 +175,9 @@ def _hook(lowered: LoweredLinear, acts: Tensor | None):
             y = y * lowered.output_scale
         if lowered.output_swap is not None:
             y = y + lowered.output_swap.gains * product[..., lowered.output_swap.partners]
+        if lowered.copies is not None:
+            for outputs, scales in zip(lowered.copies.outputs, lowered.copies.inputs, strict=True):
+                y = y + outputs * nn.functional.linear(x * scales, part.weight)
         for bias in (part.bias, lowered.bias_delta):
             if bias is not None:
                 y = y + bias

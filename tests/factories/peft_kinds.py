@@ -91,7 +91,26 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
         trainable_token_indices={"embed_tokens": [68, 25], "lm_head": [3, 5]}
     ),
     "lora with a head of its own": lambda: lora(modules_to_save=["lm_head"]),
+    "lora with some tokens and a norm of its own": lambda: lora(
+        trainable_token_indices=[25, 23, 4], modules_to_save=["model.norm"]
+    ),
     "lora with embeddings and norms of its own": lambda: lora(modules_to_save=["embed_tokens", "norm"]),
+    "lora on the embedding": lambda: lora(target_modules=["embed_tokens", "q_proj"]),
+    "lora on the output head": lambda: lora(target_modules=["lm_head", "v_proj"], rank_pattern={"lm_head": 7}),
+    "rank-stabilized lora on embedding and head alone": lambda: lora(
+        target_modules=["embed_tokens", "lm_head"],
+        use_rslora=True,
+        rank_pattern={"model.embed_tokens": 2},
+        alpha_pattern={"lm_head": 3},
+    ),
+    "lora on parameters": lambda: lora(
+        target_modules=[],
+        target_parameters=["q_proj.weight", "model.layers.1.mlp.down_proj.weight"],
+        rank_pattern={"q_proj.weight": 2, "down_proj": 7},
+    ),
+    "rank-stabilized lora on parameters and modules": lambda: lora(
+        target_modules=["v_proj"], target_parameters=["up_proj.weight"], use_rslora=True, alpha_pattern={"weight": 3}
+    ),
     "ia3 with norms of its own": lambda: ia3(modules_to_save=["post_attention_layernorm"]),
     "trainable tokens": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[118, 25, 7]),
     "ln-tuning": lambda: LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
@@ -148,16 +167,9 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     ),
     "kasa": lambda: lora(kasa_config=KasaConfig()),
     "kasa with patterns": lambda: lora(kasa_config=KasaConfig(), rank_pattern=PATTERNS, use_rslora=True, bias="all"),
-    "velora": lambda: lora(velora_config=VeloraConfig(num_groups=7), lora_bias=True),
-    "rank-stabilized velora with patterns": lambda: lora(
-        velora_config=VeloraConfig(init_type="random"), rank_pattern=PATTERNS, use_rslora=True, bias="all"
-    ),
-    "monteclora": lambda: lora(monteclora_config=MontecloraConfig(), lora_bias=True),
-    "rank-stabilized monteclora with patterns": lambda: lora(
-        monteclora_config=MontecloraConfig(num_samples=3, buffer_size=4),
-        rank_pattern=PATTERNS,
-        use_rslora=True,
-        bias="lora_only",
+    "velora": lambda: lora(velora_config=VeloraConfig(num_groups=7), lora_bias=True, rank_pattern=PATTERNS),
+    "monteclora": lambda: lora(
+        monteclora_config=MontecloraConfig(num_samples=3, buffer_size=4), rank_pattern=PATTERNS, bias="all"
     ),
     "pissa": lambda: lora(init_lora_weights="pissa"),
     "rank-stabilized pissa with patterns": lambda: lora(
@@ -192,6 +204,10 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "tinylora": lambda: of(TinyLoraConfig, r=3, u=8),
     "tied tinylora": lambda: of(TinyLoraConfig, r=2, u=8, weight_tying=0.7),
     "glora by output": lambda: of(GloraConfig, r=2, config_A_B="vector"),
+    "glora of matrices": lambda: of(GloraConfig, r=3),
+    "glora of matrices in some linears": lambda: of(
+        GloraConfig, r=2, target_modules=["k_proj", "up_proj"], config_C="none", config_D_E="vector"
+    ),
     "glora of constants": lambda: of(GloraConfig, config_A_B="constant", config_C="vector", config_D_E="vector"),
     "glora of weights only": lambda: of(GloraConfig, config_A_B="vector", config_C="none", config_D_E="none"),
     "unilora": lambda: of(UniLoraConfig, r=3, theta_d_length=200, save_indices=True),
@@ -207,12 +223,17 @@ REPLACING = (
     "oft",
     "boft",
     "road of four",
+    "glora of matrices",
+    "glora of matrices in some linears",
     "trainable tokens",
     "ln-tuning",
     "lora with some tokens",
     "lora with other tokens of the head",
     "lora with a head of its own",
     "lora with embeddings and norms of its own",
+    "lora on the embedding",
+    "lora on the output head",
+    "rank-stabilized lora on embedding and head alone",
     "ia3 with norms of its own",
 )
 

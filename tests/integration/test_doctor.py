@@ -1,13 +1,16 @@
 """A server that examines what is published: warns, refuses, keeps the report with the adapter."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
-from peft_adapters import write_ia3, write_lora, write_prefix
+from peft import LoraConfig, OFTConfig
+from peft_adapters import save_peft, write_ia3, write_lora, write_prefix
 from server_process import ServerProcess
 
 from hotshoe.clients import Client, FailedPrecondition, InvalidArgument
@@ -23,7 +26,15 @@ def directories(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     from transformers import AutoModelForCausalLM
 
     root, model = tmp_path_factory.mktemp("examined"), AutoModelForCausalLM.from_pretrained(tiny_base)
+    targets = ["q_proj", "down_proj"]
+    for name, config in (
+        ("dora", LoraConfig(task_type="CAUSAL_LM", r=4, use_dora=True, target_modules=targets)),
+        ("rotations", OFTConfig(task_type="CAUSAL_LM", oft_block_size=8, r=0, target_modules=targets)),
+    ):
+        save_peft(root / name, AutoModelForCausalLM.from_pretrained(tiny_base), config)
     return {
+        "dora": root / "dora",
+        "rotations": root / "rotations",
         "bad": write_lora(root / "bad", model, rank=1, scale=0.5),
         "several": write_lora(root / "several", model, rank=4, scale=0.3, seed=7),
         "good": write_lora(root / "good", model, rank=4, scale=0.02),
@@ -91,6 +102,30 @@ def test_a_directory_is_examined_without_being_published(client: Client, directo
         client.diagnose_directory(_with_another_rank(directories["good"]))
 
 
+@pytest.mark.parametrize(
+    "name, screened, note",
+    [
+        ("dora", "OK", "its low-rank part; what scales or turns the weight is examined only by --exact"),
+        ("scales", "UNKNOWN", "scales or turns the weight: examined only by --exact"),
+        ("rotations", "UNKNOWN", "scales or turns the weight: examined only by --exact"),
+    ],
+)
+def test_what_is_no_mere_low_rank_update_is_counted_or_left_out_with_a_reason(
+    client: Client, directories: dict[str, Path], name: str, screened: str, note: str
+) -> None:
+    client.publish_directory(directories[name], f"doctor/kinds-{name}")
+    for exact in (False, True):
+        of_directory = client.diagnose_directory(directories[name], exact=exact)
+        of_reference = client.diagnose(f"doctor/kinds-{name}", exact=exact).diagnosis
+        assert of_directory == of_reference
+        if exact:
+            assert all(one.HasField("exact") and not one.note for one in of_directory.linears)
+            assert all(one.relative_norm > 0 for one in of_directory.linears)
+        else:
+            assert grade(of_directory) == screened and {one.note for one in of_directory.linears} == {note}
+            assert of_directory.advice[-1] == "doctor --exact examines what scales or turns weights"
+
+
 def test_a_mitigated_adapter_has_fewer_intruders_and_names_its_parent(
     server: ServerProcess, client: Client, directories: dict[str, Path]
 ) -> None:
@@ -141,6 +176,39 @@ def test_a_strict_server_refuses_a_bad_adapter_and_keeps_reports_over_a_restart(
         assert reports(again, "a") == [report]
         assert not client.publish_directory(directories["bad"], "b").HasField("diagnosis")
         assert not client.get_adapter("b").referrers
+
+
+def test_answers_go_on_while_an_adapter_that_is_to_be_published_is_examined(
+    start_server, directories: dict[str, Path]
+) -> None:
+    """With next to nothing of a core for it, the examination ends when nothing decodes any more, and not before."""
+    server = start_server("--doctor", "require", "--loader-share", "0.00001")
+    answers: list[int] = []
+    enough = threading.Event()
+
+    with Client(server.ready["grpc"]) as client, ThreadPoolExecutor(4) as others:
+
+        def ask() -> None:
+            while not enough.is_set():
+                answer = client.generate("hi", max_new_tokens=200, ignore_eos=True)
+                answers.append(len(answer.completions[0].tokens))
+
+        asking = [others.submit(ask) for _ in range(3)]  # so that one decodes at any time
+        try:
+            while not answers:
+                time.sleep(0.01)
+            publishing = others.submit(client.publish_directory, directories["good"], "examined")
+            time.sleep(0.5)  # the bytes are there
+            before, deadline = len(answers), time.monotonic() + RELOAD_SECONDS
+            while len(answers) < before + 9 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(answers) >= before + 9 and set(answers) == {200}
+            assert not publishing.done() and not list(client.list_adapters())
+        finally:
+            enough.set()
+        assert grade(publishing.result(RELOAD_SECONDS).diagnosis) == "OK"
+        assert [adapter.name for adapter in client.list_adapters()] == ["examined"]
+        assert not any(one.exception() for one in asking)
 
 
 def _with_another_rank(directory: Path) -> Path:

@@ -23,6 +23,7 @@ FULL_RANK = 128  # at which what is approximated is not
 VARIANTS = {
     name: CONFIGS[name]()
     for name in ("dora", "rank-stabilized dora with patterns", "mica", "bd-lora", "kasa", "pissa", "olora")
+    + ("lora on the embedding", "lora on the output head", "lora on parameters", "glora of matrices")
 }
 EVERY = {**one_of_each_kind(), **one_of_each_kind(DENSE_CONFIGS), **VARIANTS}
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft_adapters import write_lora, write_prefix
+from peft_adapters import save_peft, write_lora, write_prefix
+from peft_kinds import CONFIGS
 
 from hotshoe.clients import Client, FailedPrecondition
 
@@ -27,6 +28,8 @@ def test_a_merged_adapter_is_served_alone_and_the_base_is_unharmed(
         digest = client.publish_directory(hot, "hot", tags=["v1", "live"]).adapter.digest
         client.publish_directory(write_lora(tmp_path / "cold", model, seed=2), "cold")
         client.publish_directory(write_prefix(tmp_path / "prefix", model), "prefix")
+        save_peft(tmp_path / "skilled", model, CONFIGS["poly"]())
+        client.publish_directory(tmp_path / "skilled", "skilled")
         base, unmerged = tokens(client), tokens(client, "hot:v1")
         assert base != unmerged and not client.model_info().HasField("merged")
     server.end()
@@ -54,3 +57,5 @@ def test_a_merged_adapter_is_served_alone_and_the_base_is_unharmed(
 
     with pytest.raises(AssertionError, match="kv_prefix: a PREFIX_TUNING adapter's cannot be merged"):
         start_server("--merge", "prefix")
+    with pytest.raises(AssertionError, match="task: found none, expected one below 3"):
+        start_server("--merge", "skilled")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peft import LoraConfig
+from peft import BeftConfig, LNTuningConfig, LoraConfig, OFTConfig, TrainableTokensConfig
 from peft_adapters import save_peft, write_ia3, write_lora, write_prefix, write_prompt
 from server_process import ServerProcess
 from typer.testing import CliRunner
@@ -21,11 +21,24 @@ EVERY = ("q_proj", "v_proj", "up_proj", "down_proj")
 def parents(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from transformers import AutoModelForCausalLM
 
+    made = {}
     root, model = tmp_path_factory.mktemp("parents"), AutoModelForCausalLM.from_pretrained(tiny_base)
     for name, rank in (("dora", 3), ("other-dora", 5)):
         config = LoraConfig(task_type="CAUSAL_LM", r=rank, use_dora=True, target_modules=list(EVERY))
         save_peft(root / name, AutoModelForCausalLM.from_pretrained(tiny_base), config, seed=rank)
-    return {
+    for seed, (name, kind) in enumerate(
+        {
+            "biases": BeftConfig(target_modules=["q_proj", "down_proj"]),
+            "norms": LNTuningConfig(target_modules=["input_layernorm"]),
+            "more-norms": LNTuningConfig(target_modules=["input_layernorm", "post_attention_layernorm"]),
+            "tokens": TrainableTokensConfig(token_indices=PROMPT[:2]),
+            "more-tokens": TrainableTokensConfig(token_indices=PROMPT[2:4]),
+            "rotations": OFTConfig(target_modules=["q_proj", "v_proj"], oft_block_size=8, r=0),
+        }.items()
+    ):
+        save_peft(root / name, AutoModelForCausalLM.from_pretrained(tiny_base), kind, seed=seed)
+        made[name] = root / name
+    return made | {
         "dora": root / "dora",
         "other-dora": root / "other-dora",
         "first": write_lora(root / "first", model, rank=4, seed=1, targets=EVERY),
@@ -66,6 +79,10 @@ def test_a_merged_adapter_answers_as_its_parents_stacked(client: Client) -> None
     [
         ([("scales", 0.7), ("more-scales", -0.4)], "linear", "IA3"),
         ([("dora", 0.7), ("other-dora", -0.4), ("first", 0.5)], "linear", "LORA"),
+        ([("biases", 0.7), ("first", 0.5)], "linear", "LORA"),
+        ([("norms", 0.7), ("more-norms", 0.5)], "linear", "LN_TUNING"),
+        ([("tokens", 0.7), ("more-tokens", 0.5)], "linear", "TRAINABLE_TOKENS"),
+        ([("tokens", 0.7), ("biases", 0.5), ("second", 0.5), ("norms", -0.5)], "linear", "LORA"),
         ([("prefix", 1.0), ("longer-prefix", 1.0)], "cat", "PREFIX_TUNING"),
         ([("longer-prompt", 1.0), ("prompt", 1.0)], "cat", "PROMPT_TUNING"),
     ],
@@ -83,6 +100,16 @@ def test_every_sort_of_adapter_answers_as_its_stack_and_is_known_by_its_recipe(
     assert logprobs(client, name) == pytest.approx(stacked, abs=1e-4)
     for one, _ in sources:
         assert stacked != pytest.approx(logprobs(client, one), abs=1e-2)
+
+
+def test_rotations_are_cut_to_the_rank_that_is_asked_for_and_the_manifest_says_what_it_keeps(client: Client) -> None:
+    sources = [("merging/rotations", 0.7), ("merging/first", 0.5)]
+    whole = client.merge_adapters(sources, "merging/turned", method="svd", parameters={"rank": 64})
+    assert whole.adapter.kind == "LORA" and whole.energy_kept == pytest.approx(1.0)
+    assert logprobs(client, "merging/turned") == pytest.approx(logprobs(client, sources), abs=1e-3)
+    cut = client.merge_adapters(sources, "merging/turned", method="svd", parameters={"rank": 4})
+    assert cut.adapter.rank == 4 and 0.1 < cut.energy_kept < 0.95
+    assert json.loads(cut.adapter.recipe)["energy_kept"] == round(cut.energy_kept, 6)
 
 
 def test_the_order_of_prompts_is_that_of_the_sources(client: Client) -> None:
@@ -149,7 +176,10 @@ def test_a_sweep_is_only_other_weights_on_the_same_stack(client: Client) -> None
         (["merging/prefix", "merging/longer-prefix"], {}, "method"),
         (["merging/prompt", ("merging/longer-prompt", 0.5)], {"method": "cat"}, "sources.weight"),
         (["merging/prompt", "merging/prefix"], {"method": "cat"}, "sources"),
-        (["merging/first", "merging/scales"], {}, "LORA of low-rank updates, IA3 of scales"),
+        (["merging/first", "merging/rotations"], {}, "expected svd for updates of full rank"),
+        (["merging/biases", "merging/dora"], {}, "add a bias to layers.0.q_proj"),
+        (["merging/tokens", ("merging/tokens", 0.5)], {"method": "ties"}, "method"),
+        (["merging/prefix", "merging/scales"], {}, "PREFIX_TUNING of prefixes, IA3 of scales"),
     ],
 )
 def test_a_merge_that_makes_no_sense_is_refused_by_the_name_of_its_field(

@@ -13,6 +13,7 @@ from docker_registry import DockerRegistry
 from fault_proxy import Answer, FaultProxy
 from model_directories import tiny_model
 from peft_adapters import write_ia3, write_lora
+from prometheus_client.parser import text_string_to_metric_families
 from server_process import ServerProcess, command, launch
 from typer.testing import CliRunner
 
@@ -79,6 +80,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     made = {name: write(root / name) for name, write in writers.items()}
     made["ia3"] = write_ia3(root / "ia3", model, seed=9, scale=0.1)
+    made["cold"] = write_lora(root / "cold", model, seed=77, scale=0.02)
     made["loud"] = write_lora(root / "loud", model, rank=1, scale=0.5)
     return made
 
@@ -235,6 +237,51 @@ def test_damaged_bytes_are_refused_and_not_kept(fleet: Fleet, directories: dict[
         with pytest.raises(NotFound):
             client.get_adapter(reference)
         assert client.pull_from(fleet.remote, "damaged").created
+
+
+def test_copies_are_in_the_metrics_by_what_became_of_them(fleet: Fleet, directories: dict[str, Path]) -> None:
+    def counted(server: ServerProcess) -> dict[str, float]:
+        families = text_string_to_metric_families(server.get("/metrics")[1])
+        samples = [sample for family in families for sample in family.samples]
+        return {
+            " ".join([sample.name, *sample.labels.values()]): sample.value
+            for sample in samples
+            if sample.name.startswith(("hotshoe_remote_", "hotshoe_pull_through_")) and "le" not in sample.labels
+        }
+
+    def grown(server: ServerProcess, before: dict[str, float]) -> dict[str, float]:
+        after = counted(server)
+        return {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+
+    publisher, edge = counted(fleet.publisher), counted(fleet.edge)
+    reference = publish(fleet, directories["lora6"], "metered")
+    with fleet.client(fleet.edge) as client:
+        size = client.pull_from(fleet.remote, "metered").adapter.size_bytes
+        for _ in range(2):
+            client.generate(PROMPT, adapters=reference, max_new_tokens=1)
+        with pytest.raises(NotFound):
+            client.generate(PROMPT, adapters=f"metered@{NOWHERE}", max_new_tokens=1)
+        with pytest.raises(FailedPrecondition):
+            client.pull_from("oci://registry.example", "metered")
+    pushed, pulled = grown(fleet.publisher, publisher), grown(fleet.edge, edge)
+    assert pushed["hotshoe_remote_copies_total push oci ok"] == 1
+    assert pulled["hotshoe_remote_copies_total pull oci ok"] == 1
+    assert pulled["hotshoe_remote_copies_total pull oci RemoteRefused"] == 1
+    assert pulled["hotshoe_remote_copies_total pull_through oci AdapterNotFound"] == 1
+    assert pulled["hotshoe_remote_copies_total pull_through dir AdapterNotFound"] == 1
+    assert pulled["hotshoe_pull_through_total hit"] == 2 and pulled["hotshoe_pull_through_total failure"] == 1
+    assert 0 < pushed["hotshoe_remote_copy_seconds_sum push oci"] < 60
+    # The adapter's files may be here of other tests; its manifest's config and card are not in its size.
+    assert pushed.get("hotshoe_remote_bytes_total push oci", 0) <= size + 8192
+
+    edge = counted(fleet.edge)
+    cold = publish(fleet, directories["cold"], "metered/cold")
+    tokens(fleet, fleet.edge, cold)
+    fetched = grown(fleet.edge, edge)
+    assert fetched["hotshoe_pull_through_total miss"] == 1
+    assert fetched["hotshoe_remote_copies_total pull_through oci ok"] == 1
+    weights = (directories["cold"] / "adapter_model.safetensors").stat().st_size
+    assert weights < fetched["hotshoe_remote_bytes_total pull_through oci"] < weights + 8192
 
 
 def test_what_the_doctor_refuses_does_not_come_in_from_elsewhere(fleet: Fleet, directories: dict[str, Path]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from store_adapters import descriptor, lora_files, publish
 
 from hotshoe.registry import uploads
-from hotshoe.registry.errors import InvalidUpload, StoreUnavailable
+from hotshoe.registry.errors import InvalidReference, InvalidUpload, StoreUnavailable
 from hotshoe.registry.registry import FileDescriptor, Registry
 
 DATA = bytes(range(256)) * 40
@@ -266,3 +266,69 @@ def _upload_beyond_the_file_size_limit(root: Path, digest: str) -> int:
 
 def _blob_path(root: Path, blob: FileDescriptor) -> Path:
     return root / "blobs" / "sha256" / blob.digest.removeprefix("sha256:")
+
+
+def begin(registry: Registry, size_bytes: int = len(DATA)) -> uploads.Upload:
+    return registry.begin_upload(FileDescriptor("weights", "", size_bytes))
+
+
+@pytest.mark.parametrize("named_after", [0, 3000, len(DATA)])
+def test_the_digest_may_come_while_the_bytes_do(registry: Registry, root: Path, named_after: int) -> None:
+    upload = begin(registry)
+    for start in range(0, len(DATA), 1000):
+        if start == named_after:
+            assert not upload.name(BLOB.digest)
+        upload.write(start, DATA[start : start + 1000])
+    if named_after == len(DATA):
+        with pytest.raises(InvalidReference):
+            upload.name("sha256:0")
+        upload.name(BLOB.digest)
+    assert upload.finish().digest == BLOB.digest and upload.blob.file_name == "weights"
+    assert _blob_path(root, BLOB).read_bytes() == DATA and list((root / ".uploads").iterdir()) == []
+    with begin(registry) as again:
+        again.write(0, DATA[:2000])
+        assert again.name(BLOB.digest) and again.received_bytes == len(DATA)  # it need not be sent
+        assert list((root / ".uploads").iterdir()) == []
+        again.finish()
+    assert registry.fsck().is_clean
+
+
+def test_a_late_digest_is_held_against_the_bytes_and_said_once(registry: Registry, root: Path) -> None:
+    upload = begin(registry)
+    upload.write(0, DATA)
+    upload.name(descriptor(b"other").digest)
+    with pytest.raises(InvalidUpload, match="was declared as"):
+        upload.name(BLOB.digest)
+    with pytest.raises(InvalidUpload, match="digest sha256"):
+        upload.finish()
+    made_here = begin(registry)
+    made_here.write(0, DATA)
+    assert not made_here.name(made_here.received_digest) and made_here.finish().digest == BLOB.digest
+    nameless = begin(registry)
+    nameless.write(0, DATA)
+    with pytest.raises(InvalidUpload, match="expected one before the upload ends"):
+        nameless.finish()
+    with pytest.raises(InvalidUpload, match="size_bytes"):
+        begin(registry, -1)
+    assert list((root / ".uploads").iterdir()) == [] and registry.fsck().is_clean
+
+
+def test_once_it_is_named_an_upload_resumes_and_before_that_it_is_gone(registry: Registry, root: Path) -> None:
+    with begin(registry) as upload:
+        upload.write(0, DATA[:3000])
+    assert list((root / ".uploads").iterdir()) == []
+    with begin(registry) as upload:
+        upload.write(0, DATA[:3000])
+        upload.name(BLOB.digest)
+    with registry.open_upload(BLOB) as upload:
+        assert upload.committed_bytes == 3000
+        upload.discard()
+    under_way = begin(registry)
+    under_way.write(0, DATA[:10])
+    (root / ".uploads" / "unnamed.0.part").write_bytes(b"of a process that was killed")
+    Registry(root).close()
+    assert [path.name for path in (root / ".uploads").iterdir()] != ["unnamed.0.part"]
+    assert len(list((root / ".uploads").iterdir())) == 1
+    under_way.write(10, DATA[10:])
+    under_way.name(BLOB.digest)
+    under_way.finish()

@@ -109,6 +109,8 @@ def _use_everything(world: World) -> None:
     world.metrics.lookup(True)
     world.metrics.lookup(False)
     world.metrics.damaged_blob(True)
+    world.metrics.copied("pull", "oci", "ok", 1024, 0.5)
+    world.metrics.pulled_through("hit")
     world.metrics.rpc_started(Rpc())
     world.metrics.rpc_handled(Rpc(), "OK", 0.001)
 
@@ -240,6 +242,17 @@ def test_more_residents_than_labels_share_one(world: World) -> None:
     world.residents = [Resident(f"adapter-{number:04}") for number in range(MAX_ADAPTER_LABELS + 50)]
     others = {"model_name": "tiny", "engine": "0", "adapter_name": OTHER_ADAPTERS, "level": "gpu", "pinned": "false"}
     assert world.value("vllm:lora_adapter_loaded", **others) == 50
+
+
+def test_copies_are_counted_by_what_they_do_and_the_kind_of_remote(world: World) -> None:
+    world.metrics.copied("pull", "oci", "ok", 1024, 0.5)
+    world.metrics.copied("pull", "oci", "RemoteUnavailable", 24, 2.0)
+    world.metrics.copied("push", "s3", "ok", 0, 0.1)
+    assert world.value("hotshoe_remote_copies_total", op="pull", remote="oci", result="ok") == 1
+    assert world.value("hotshoe_remote_copies_total", op="pull", remote="oci", result="RemoteUnavailable") == 1
+    assert world.value("hotshoe_remote_bytes_total", op="pull", remote="oci") == 1048
+    assert world.value("hotshoe_remote_bytes_total", op="push", remote="s3") == 0
+    assert world.value("hotshoe_remote_copy_seconds_sum", op="pull", remote="oci") == 2.5
 
 
 def test_registry_operations_are_counted_by_method_and_code(world: World) -> None:

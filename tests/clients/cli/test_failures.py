@@ -47,7 +47,8 @@ def test_each_status_has_its_exit_code_and_one_line(scripted: ScriptedServer, st
 def test_an_unreachable_server_ends_with_3() -> None:
     code, _, stderr = hotshoe("ls", "--server", "127.0.0.1:1")
     assert code == 3
-    assert stderr.startswith("hotshoe: the server cannot be reached (hotshoe serve starts one, --server names another): ")
+    told = "hotshoe: the server cannot be reached (hotshoe serve starts one, --server names another): "
+    assert stderr.startswith(told)
     assert "Connection refused" in stderr and stderr.count("\n") == 1
 
 

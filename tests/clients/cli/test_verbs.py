@@ -88,7 +88,7 @@ def test_doctor_examines_adapters_and_directories(hotshoe: Shell, adapters: dict
     assert f"{found['grade'].upper()}, {found['headline']}" in report
     assert len(hotshoe.json("show", "patient")["referrers"]) >= 1
     chart = tmp_path / "heat.png"
-    table = hotshoe("doctor", str(adapters["birch"]), "--png", str(chart)).splitlines()
+    table = hotshoe("doctor", str(adapters["birch"]), "--all", "--png", str(chart)).splitlines()
     assert table[0].startswith("LAYER  TARGET") and [line.split()[:2] for line in table[1:5]] == [
         ["0", "down_proj"],
         ["0", "q_proj"],
@@ -96,6 +96,11 @@ def test_doctor_examines_adapters_and_directories(hotshoe: Shell, adapters: dict
         ["1", "q_proj"],
     ]
     assert chart.read_bytes().startswith(b"\x89PNG") and table[5].split(":")[0] in ("OK", "WARN", "BAD")
+    assert "RESEMBLANCE" not in table[0], "which only --exact knows"
+    short = hotshoe("doctor", str(adapters["birch"])).splitlines()
+    told = [line for line in short if line[0].isdigit() and "nothing bad" not in line]
+    [left] = [line for line in short if "nothing bad is known: --all" in line] or ["0"]
+    assert len(told) + int(left.split()[0]) == 4
     assert "there is nothing to examine" in hotshoe("doctor", str(adapters["delta"]))
     hotshoe("doctor", str(adapters["delta"]), "--png", str(chart), code=2)
     hotshoe("doctor", "nobody", code=4)

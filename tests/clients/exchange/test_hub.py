@@ -12,12 +12,21 @@ from typing import Any
 
 import pytest
 from fault_proxy import Answer, Fault, FaultProxy, endless, position_of
+from hub_adapters import FIXTURES
 from hub_server import HubServer, Repository
 from store_adapters import lora_files
 
 from hotshoe.clients import Client
-from hotshoe.clients.adapter_files import CARD, CONFIG, WEIGHTS, TransferProgress
-from hotshoe.clients.errors import HubError, HubNotFound, HubRefused
+from hotshoe.clients.adapter_files import (
+    CARD,
+    CONFIG,
+    HUB_HEAD,
+    HUB_WEIGHTS,
+    WEIGHTS,
+    TransferProgress,
+    scan_directory,
+)
+from hotshoe.clients.errors import HubError, HubNotFound, HubRefused, InvalidAdapterDirectory
 from hotshoe.clients.exchange.hub import LICENSES, REVISION, SOURCE, HubReference, fetch
 from hotshoe.clients.exchange.imports import import_adapter
 from hotshoe.clients.local_server import LocalServer
@@ -83,6 +92,19 @@ def test_a_revision_and_a_folder_are_found(hub: HubServer, get: Callable[..., di
     with fetch(HubReference.parse("hf://org/one/checkpoint-1"), endpoint=hub.endpoint) as found:
         assert found.annotations[SOURCE] == f"{hub.endpoint}/org/one/tree/{commit}/checkpoint-1"
     assert get("hf://org/bare") == lora_files(5)
+
+
+def test_adapterhubs_files_are_fetched_and_a_head_is_seen_and_refused(
+    hub: HubServer, get: Callable[..., dict[str, bytes]]
+) -> None:
+    files = {path.name: path.read_bytes() for path in (FIXTURES / "llama" / "houlsby").iterdir()}
+    assert files.keys() >= {CONFIG, HUB_WEIGHTS}
+    hub.repositories["hub/houlsby"] = Repository({**files, "pytorch_adapter.bin": b"a pickle"})
+    assert get("hf://hub/houlsby") == {name: files[name] for name in files if name in (CONFIG, HUB_WEIGHTS, CARD)}
+    hub.repositories["hub/headed"] = Repository({**files, HUB_HEAD: b"{}"})
+    with fetch(HubReference.parse("hf://hub/headed"), endpoint=hub.endpoint) as found:
+        with pytest.raises(InvalidAdapterDirectory, match=HUB_HEAD):
+            scan_directory(found.directory)
 
 
 @pytest.mark.parametrize(

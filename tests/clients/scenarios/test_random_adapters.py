@@ -24,6 +24,13 @@ def test_tensors_have_the_shapes_of_their_linears(tmp_path: Path, targets: tuple
     assert 0 < min(spread) and max(spread) < 0.1
 
 
+def test_numbers_may_be_of_four_bytes(tmp_path: Path) -> None:
+    halves = load_file(write_random_lora(tmp_path / "a", rank=2, seed=1, shape=SHAPE) / WEIGHTS)
+    floats = load_file(write_random_lora(tmp_path / "b", rank=2, seed=1, shape=SHAPE, dtype="F32") / WEIGHTS)
+    assert all(abs(floats[name] - halves[name]).max() < 1e-4 for name in halves)
+    assert {str(tensor.dtype) for tensor in floats.values()} == {"float32"}
+
+
 def test_a_seed_gives_its_own_bytes_every_time(tmp_path: Path) -> None:
     written = [
         (write_random_lora(tmp_path / str(i), rank=2, seed=seed, shape=SHAPE) / WEIGHTS).read_bytes()

@@ -8,6 +8,7 @@ import pytest
 from model_directories import write_tiny_model
 
 from hotshoe.clients.cli import scenario as verb
+from hotshoe.clients.scenarios import transfer
 from hotshoe.clients.scenarios.random_adapters import DecoderShape
 from hotshoe.clients.scenarios.report import ScenarioReport
 from hotshoe.clients.scenarios.stage import StageSettings
@@ -55,6 +56,19 @@ def test_many_adapters_compares_rounds_of_few_and_of_all(base: Path, tmp_path: P
     assert report.figures["lowest_ratio"] <= bar.measured <= report.figures["highest_ratio"]
     again = run("many-adapters", base, tmp_path, scale=0.02)
     assert again.errors == {}, "what was published before is found again"
+
+
+def test_transfer_measures_publishing_and_pulling_beside_the_least(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_FREED_BYTES", 0)
+    report = run("transfer", base, tmp_path, scale=0.1)
+    assert report.errors == {} and report.conditions["rounds"] == 3
+    published, pulled = report.bars
+    assert published.measured == report.figures["publish_s"] / report.figures["least_s"]
+    assert pulled.measured == report.figures["pull_s"] / report.figures["least_s"]
+    assert 0 < report.figures["publish_fastest_s"] <= report.figures["publish_s"]
+    assert 0 <= report.figures["publish_server_mb"] < 100
 
 
 LEAK = """

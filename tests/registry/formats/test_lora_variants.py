@@ -27,7 +27,6 @@ Q_PROJ = LinearId(0, "q_proj")
         ({"init_lora_weights": "lora_ga"}, "gradients of its training data"),
         ({"init_lora_weights": "loftq"}, "quantized by itself"),
         ({"layer_replication": [[0, 2], [0, 2]]}, "a base of more layers"),
-        ({"target_parameters": ["mlp.experts.down_proj"]}, "parameters by their names"),
         ({"use_qalora": True, "kasa_config": {}}, "no such variant together"),
         ({"use_dora": True, "velora_config": {}}, "expected false"),
         ({"arrow_config": {"top_k": 1}}, "for each token"),
@@ -40,6 +39,30 @@ def test_a_variant_that_has_no_exact_form_is_refused_with_the_reason(change, pro
     with pytest.raises(InvalidAdapter, match=problem) as refusal:
         inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
     assert refusal.value.field == next(iter(change))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "problem"),
+    [
+        ({"target_parameters": ["mlp.experts.down_proj"]}, IncompatibleAdapter, "target_parameters: selects no weight"),
+        ({"target_parameters": ["norm.weight"]}, InvalidAdapter, r"target_parameters: selects model\.norm\.weight"),
+        ({"target_parameters": ["lm_head.weight"]}, InvalidAdapter, "target_parameters: selects lm_head.weight"),
+        (
+            {"target_parameters": ["q_proj.weight"]},
+            InvalidAdapter,
+            r"selects layers\.0\.q_proj, as target_modules does",
+        ),
+        ({"target_modules": [], "lora_dropout": 0.1}, InvalidAdapter, "lora_dropout: expected 0"),
+        ({"target_modules": [], "use_dora": True}, InvalidAdapter, "target_parameters: expected none beside a variant"),
+        ({"target_modules": [], "bias": "all"}, InvalidAdapter, "bias: expected none"),
+    ],
+)
+def test_parameters_that_are_not_adapted_are_refused_by_name(change, error, problem, tmp_path):
+    path = write_lora(tmp_path, tiny_llama()) / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"target_parameters": ["q_proj.weight", "v_proj.weight"]}
+    path.write_text(json.dumps(config | change))
+    with pytest.raises(error, match=problem):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
 
 
 @pytest.mark.parametrize("name", ["pissa", "kasa", "dora from pissa"])

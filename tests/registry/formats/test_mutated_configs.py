@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,11 @@ from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.kind import DENSE_KINDS, inspect_adapter, lower_adapter
 
 TOKENS = torch.randint(0, 128, (1, 7), generator=torch.Generator().manual_seed(3))
-BASES = {"ADAPTION_PROMPT": tiny_llama}  # by name in SOUND; tiny_qwen2 for the others
+TOKENS_TOO = "LORA of tokens too"
+BASES = {
+    "ADAPTION_PROMPT": tiny_llama,
+    TOKENS_TOO: partial(tiny_llama, tied=True),
+}  # by name in SOUND; tiny_qwen2 for the others
 SOUND = {
     **one_of_each_kind(),
     **one_of_each_kind(DENSE_CONFIGS),
@@ -38,8 +43,12 @@ SOUND = {
         task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], kasa_config=KasaConfig()
     ),
     "LORA of blocks": CONFIGS["rank-stabilized bd-lora beside plain"](),
+    TOKENS_TOO: LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "embed_tokens", "lm_head"], rank_pattern={"lm_head": 3}
+    ),
+    "LORA of parameters": CONFIGS["rank-stabilized lora on parameters and modules"](),
+    "GLORA of matrices": CONFIGS["glora of matrices"](),
     "LORA that kept its samples": CONFIGS["monteclora"](),
-    "LORA that kept its projection": CONFIGS["velora"](),
 }
 NAMES = [
     "q_proj",
@@ -50,6 +59,8 @@ NAMES = [
     "self_attn.q_proj",
     "layers.1.self_attn.q_proj",
     "lm_head",
+    "embed_tokens",
+    "up_proj.weight",
 ]
 TEXTS = [*NAMES, "", "all", "none", "lora_only", "all-linear", "gaussian", "layers", "LORA", "IA3"]
 TEXTS += ["pissa", "olora", "mica", "zero"]
@@ -92,7 +103,7 @@ FIELDS = {
     "LORA": ["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
     + ["rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"]
     + ["alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "use_bdlora", "kasa_config"]
-    + ["velora_config", "monteclora_config", "use_qalora"],
+    + ["velora_config", "monteclora_config", "use_qalora", "target_parameters"],
     "IA3": ["target_modules", "feedforward_modules", "exclude_modules"],
     "PREFIX_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prefix_projection"],
     "PROMPT_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prompt_tuning_init"],

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hotshoe.registry.formats.base import BaseShape, LinearId
-from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear, OutputSwap
+from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear, OutputSwap, ScaledCopies
 from hotshoe.registry.recipes.comparison import compare
 from hotshoe.registry.recipes.dense_update import dense_update
 
@@ -69,6 +69,19 @@ def test_a_rotated_weight_is_what_rotated_inputs_and_outputs_give() -> None:
     blocks = torch.einsum("nrk,rkc->nrc", x.unflatten(1, (6, 8)), part.input_rotation).flatten(1)
     h = blocks @ weight.T
     expected = h + part.output_swap.gains * h[:, part.output_swap.partners]
+    update = dense_update(part, weight)
+    assert update is not None
+    assert torch.allclose(x @ (weight + update).T, expected, atol=1e-4)
+
+
+def test_scaled_copies_of_a_weight_are_its_product_with_a_low_rank_matrix() -> None:
+    weight, x = torch.randn(48, 32), torch.randn(5, 32)
+    copies = ScaledCopies(torch.randn(3, 48), torch.randn(3, 32))
+    part = LoweredLinear(output_scale=torch.randn(48), input_scale=torch.randn(32), copies=copies)
+    scaled = sum(
+        outputs * (x * inputs @ weight.T) for outputs, inputs in zip(copies.outputs, copies.inputs, strict=True)
+    )
+    expected = part.output_scale * (x * part.input_scale @ weight.T) + scaled  # the copies take x as it is
     update = dense_update(part, weight)
     assert update is not None
     assert torch.allclose(x @ (weight + update).T, expected, atol=1e-4)

@@ -325,6 +325,7 @@ def mixed(name: str) -> LoweredAdapter:
         "scales": handmade.ia3(),
         "prefix": handmade.prefix(),
         "prompt": handmade.prompt(),
+        "invoked": replace(handmade.lora(4), invocation=(1, 2)),
     }[name]
 
 
@@ -340,9 +341,12 @@ class Small:
 @pytest.mark.parametrize(
     "names, method, parameters, field, said",
     [
-        (("lora", "scales"), "linear", {}, "sources", "LORA of low-rank updates, IA3 of scales"),
         (("lora", "bottleneck"), "linear", {}, "bottlenecks", "cannot be merged"),
-        (("lora", "lora with biases"), "linear", {}, "bias_delta", "expected low-rank updates and output scales"),
+        (("lora", "scales"), "linear", {}, "method", "expected svd for updates of full rank"),
+        (("lora", "lora with biases"), "ties", {}, "method", "for weights, biases, norms and embedding rows"),
+        (("lora", "lora"), "linear", {"rows": "linear"}, "parameters.rows", "expected distinct for low-rank updates"),
+        (("lora with biases",) * 2, "linear", {"rows": "any"}, "parameters.rows", "expected distinct or linear"),
+        (("lora", "invoked"), "linear", {}, "invocation", "cannot be merged"),
         (("scales", "scales"), "ties", {}, "method", "expected linear for scales"),
         (("scales", "scales"), "linear", {"rank": "3"}, "parameters.rank", "for scales"),
         (("prompt", "prefix"), "cat", {}, "sources", "PROMPT_TUNING of soft prompts, PREFIX_TUNING of prefixes"),

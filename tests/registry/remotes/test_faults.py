@@ -4,6 +4,7 @@ Every variant spoils one kind of answer in one way, each time that it is asked f
 """
 
 import gzip
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from docker_registry import DockerRegistry
 from fault_proxy import Answer, Fault, FaultProxy, endless, position_of
 from store_adapters import ia3_files, lora_files, publish, small_base
 
+from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import AdapterNotFound, RegistryError, RemoteDamaged, RemoteError
+from hotshoe.registry.http_server import registry_http_server
 from hotshoe.registry.manifest import blob_descriptors
 from hotshoe.registry.registry import AdapterRecord, Registry
 from hotshoe.registry.remotes.oci import OciRemote
@@ -280,6 +283,49 @@ def test_nothing_spoilt_is_kept(
 
 def test_there_are_enough_variants() -> None:
     assert len(set(VARIANTS) - HARMLESS) >= 140
+
+
+def another_digest(answer: Answer) -> None:
+    document = json.loads(answer.body)
+    document["manifests"][0]["digest"] = f"sha256:{'0' * 64}"
+    body = json.dumps(document).encode()
+    answer.write(answer.head(Content_Length=str(len(body))) + body)
+
+
+REFERRERS_FAULTS: dict[str, Fault] = {
+    "another referrer": another_digest,
+    "referrers garbled": lambda answer: answer.write(answer.head() + answer.body[:-1] + b"?"),
+    "referrers without end": without_end_in_chunks,
+}
+QUICK_FAULTS = [name for name in BODY_FAULTS if not name.startswith(("stalled", "dripping"))]
+
+
+@pytest.mark.parametrize("fault", [*QUICK_FAULTS, *REFERRERS_FAULTS])
+def test_nothing_spoilt_comes_from_another_hotshoe(
+    fault: str, registry: Registry, other: Registry, oci: Callable[..., OciRemote]
+) -> None:
+    """Its port has an API for referrers, which the registry of the other variants lacks."""
+    record, _ = publish(registry, NAME, lora_files(1), tags=["v1"])
+    registry.attach(record.digest, b"{}", artifact_type="text/eval", file_name="eval.json", annotations={})
+    server = registry_http_server("127.0.0.1", 0, Distribution(registry))
+    server.start()
+    proxy = FaultProxy(f"127.0.0.1:{server.port}")
+    if fault in BODY_FAULTS:
+        proxy.spoil(lambda method, path: path.endswith(f"/blobs/{record.files[0].digest}"), BODY_FAULTS[fault])
+    else:
+        proxy.spoil(lambda method, path: "/referrers/" in path, REFERRERS_FAULTS[fault])
+    try:
+        with pytest.raises(RegistryError, match=f"oci://{proxy.host}: "):
+            pull(other, oci(f"oci://{proxy.host}", patience=HURRY), "v1", name=NAME, tags=["v1"], base=small_base())
+        assert other.list() == ([], "") and other.fsck().is_clean and proxy.sent_bytes < BOUND_BYTES
+        proxy.pass_all()
+        assert (
+            pull(other, oci(f"oci://{proxy.host}"), "v1", name=NAME, base=small_base()).record.digest == record.digest
+        )
+        assert other.referrers(record.digest) == registry.referrers(record.digest)
+    finally:
+        proxy.close()
+        server.stop()
 
 
 START, SEND, COMMIT, CHECK = "POST blobs/uploads", "PUT blobs/uploads", "PUT manifests", "GET blobs"

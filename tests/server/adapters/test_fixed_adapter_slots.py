@@ -8,7 +8,15 @@ from canonical_adapters import TARGETS, ia3, lora, prefix, site_output, small_sh
 
 from hotshoe.kernels.site_updates import HAS_BIAS, HAS_INPUT, HAS_OUTPUT
 from hotshoe.registry.formats.base import LinearId, NormId
-from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear, OutputSwap, TokenRows
+from hotshoe.registry.formats.lowered import (
+    GatedPrompt,
+    LoweredAdapter,
+    LoweredLinear,
+    OutputSwap,
+    ScaledCopies,
+    TokenFactors,
+    TokenRows,
+)
 from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales
 from hotshoe.server.adapters.sites import SITE_INDEX, SITES
@@ -87,11 +95,14 @@ def test_a_step_names_slots_and_how_their_inputs_scale() -> None:
 
 
 def turned(seed: int = 0) -> LoweredAdapter:
-    """Rotations of an input, a swap of outputs, a norm and rows of the head."""
+    """Rotations of an input, a swap of outputs, copies of a product, a norm, and what a head has of its own."""
     generator = torch.Generator().manual_seed(seed)
     linears = {
         LinearId(0, "v_proj"): LoweredLinear(input_rotation=torch.randn(6, 8, 8, generator=generator)),
-        LinearId(1, "o_proj"): LoweredLinear(output_swap=OutputSwap(torch.arange(48).flip(0), torch.ones(48))),
+        LinearId(1, "o_proj"): LoweredLinear(
+            output_swap=OutputSwap(torch.arange(48).flip(0), torch.ones(48)),
+            copies=ScaledCopies(torch.randn(2, 48, generator=generator), torch.randn(2, 48, generator=generator)),
+        ),
     }
     rows = torch.randn(2, 2, 48, generator=generator)
     return LoweredAdapter(
@@ -100,6 +111,7 @@ def turned(seed: int = 0) -> LoweredAdapter:
         norms={NormId(None, "norm"): torch.randn(48, generator=generator)},
         gated_prompts={1: GatedPrompt(torch.randn(3, 2, 8), torch.randn(3, 2, 8), torch.ones(1))},
         head_rows=TokenRows(torch.tensor([3, 9]), *rows),
+        head_update=TokenFactors(torch.randn(20, 3, generator=generator), torch.randn(3, 48, generator=generator)),
     )
 
 
@@ -107,7 +119,8 @@ def test_what_lies_in_no_table_counts_for_the_devices_bytes_and_goes_with_its_ad
     slots = slots_of()
     packed = slots.pack(turned())
     rotations, swap, norm, prompt, rows = 6 * 64, 48 * 3, 48, 2 * 3 * 16, 2 * 2 * 48
-    assert packed.device_bytes == packed.size_bytes == 4 * (rotations + swap + norm + prompt + rows)
+    copies, update = 2 * 2 * 48, 3 * (20 + 48)
+    assert packed.device_bytes == packed.size_bytes == 4 * (rotations + swap + norm + prompt + rows + copies + update)
     slots.place_packed(0, packed)
     assert slots.slot_bytes(0) == packed.device_bytes
     assert slots.batch_apart([AdapterSegment(0, 2, ((0, 1.0),))], 2) is not None

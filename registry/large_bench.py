@@ -1,0 +1,125 @@
+"""How long a large adapter takes in this process, by the least: `python -m hotshoe.registry.bench --large MB`.
+
+The least is sha256 of the bytes, a copy of them on the same disk, and its sync; it is measured beside each.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from hotshoe.registry.digest import digest_hex, digest_of
+from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
+from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, FileDescriptor
+from hotshoe.registry.registry import Registry
+
+_HIDDEN = 4096
+_RANK = 64
+_LAYER_BYTES = 2 * _RANK * _HIDDEN * 4
+_CHUNK_BYTES = 1 << 20
+_FREED_BYTES = 500 << 20
+
+
+def measure_large(directory: Path, megabytes: int, *, rounds: int) -> dict[str, float]:
+    """Medians, in milliseconds, and their ratios to the least; the store is made in `directory`."""
+    layers = max(1, round(megabytes * 1e6 / _LAYER_BYTES))
+    config = json.dumps(
+        {"peft_type": "LORA", "r": _RANK, "lora_alpha": _RANK, "target_modules": ["q_proj"], "bias": "none"}
+    ).encode()
+    (directory / CONFIG_FILE).write_bytes(config)
+    store = Registry(directory / "store")
+    times: dict[str, list[float]] = {"least": [], "publish": [], "read back, hashed again": []}
+    try:
+        for number in range(rounds):
+            _write_weights(directory / WEIGHTS_FILE, layers, seed=number)
+            weights, out = directory / WEIGHTS_FILE, directory / "copy"
+            times["least"].append(_milliseconds(out, partial(_copy, weights, out)))
+            times["publish"].append(_milliseconds(out, partial(_publish, store, directory, layers)))
+            digest = next(one.digest for one in store.resolve("large").files if one.file_name == WEIGHTS_FILE)
+            os.utime(directory / "store" / "blobs" / "sha256" / digest_hex(digest))  # or its hash is remembered
+            times["read back, hashed again"].append(_milliseconds(out, partial(_read, store, digest, out)))
+    finally:
+        store.close()
+    medians = {what: statistics.median(several) for what, several in times.items()}
+    ratios = {f"{what}, by the least": medians[what] / medians["least"] for what in list(medians)[1:]}
+    return medians | ratios
+
+
+def _publish(store: Registry, directory: Path, layers: int) -> None:
+    files = []
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        path = directory / name
+        with store.begin_upload(FileDescriptor(name, "", path.stat().st_size)) as upload:
+            with path.open("rb", buffering=0) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    upload.write(upload.received_bytes, chunk)
+            upload.name(upload.received_digest)
+            files.append(upload.finish())
+    store.publish(name="large", tags=["latest"], files=files, annotations={}, base=_base(layers))
+
+
+def _read(store: Registry, digest: str, out: Path) -> None:
+    with store.read_blob(digest) as source, out.open("wb", buffering=0) as target:
+        while chunk := source.read(_CHUNK_BYTES):
+            target.write(chunk)
+        os.fsync(target.fileno())
+    out.unlink()
+
+
+def _copy(path: Path, out: Path) -> None:
+    sha256 = hashlib.sha256()
+    with path.open("rb", buffering=0) as source, out.open("wb", buffering=0) as target:
+        while chunk := source.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+            target.write(chunk)
+        os.fsync(target.fileno())
+    out.unlink()
+
+
+def _milliseconds(scratch: Path, act: Callable[[], None]) -> float:
+    # What a virtual machine has freed it gives back, and waits for when it wants it again: that is no part of this.
+    with scratch.open("wb", buffering=0) as file:
+        for _ in range(_FREED_BYTES // _CHUNK_BYTES):
+            file.write(bytes(_CHUNK_BYTES))
+    scratch.unlink()
+    start = time.perf_counter()
+    act()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _write_weights(path: Path, layers: int, *, seed: int) -> None:
+    normal = np.random.default_rng(seed).standard_normal
+    tensors = {}
+    for layer in range(layers):
+        key = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{key}.lora_A.weight"] = normal((_RANK, _HIDDEN), dtype=np.float32)
+        tensors[f"{key}.lora_B.weight"] = normal((_HIDDEN, _RANK), dtype=np.float32)
+    save_file(tensors, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())  # that is not what is measured
+
+
+def _base(layers: int) -> BaseShape:
+    linears = {
+        LinearId(layer, "q_proj"): LinearShape(f"model.layers.{layer}.self_attn.q_proj", _HIDDEN, _HIDDEN, False)
+        for layer in range(layers)
+    }
+    return BaseShape(
+        name="large",
+        digest=digest_of(b"large"),
+        model_type="llama",
+        hidden_size=_HIDDEN,
+        num_layers=layers,
+        num_kv_heads=1,
+        head_dim=_HIDDEN,
+        vocab_size=32,
+        max_sequence_length=64,
+        linears=linears,
+    )
