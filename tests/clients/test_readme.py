@@ -17,7 +17,6 @@ MARK = "<!-- tests/clients/test_readme.py runs this -->\n```sh\n"
 TOOLS = ("skopeo", "umoci")
 
 
-
 def test_the_readmes_python_runs(
     server: LocalServer, adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
