@@ -10,6 +10,7 @@ from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.directory import DirectoryRemote
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 from hotshoe.registry.remotes.transfer import push
+from hotshoe.server.metrics import Metrics
 from hotshoe.server.services import healing
 from hotshoe.server.services.healing import RemoteBlobs
 from hotshoe.server.services.transfers import Transfers
@@ -30,6 +31,7 @@ class Healed:
             small_base(),
             remotes=remotes,
             docker_config=None,
+            observer=Metrics(),
             executor=None,  # type: ignore[arg-type]  # only what waits for nobody is called here
         )
         self.registry.heal_from(RemoteBlobs(transfers, self.counted.append))
