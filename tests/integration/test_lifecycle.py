@@ -201,6 +201,10 @@ def test_tls_serves_only_those_who_trust_it(start_server: StartServer, tmp_path:
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     with pytest.raises(grpc.RpcError):
         server.generation.Generate(_request(2), timeout=5)
+    # The roots are read once a process, so the command line has one of its own.
+    ask = [sys.executable, "-P", "-m", "hotshoe.clients.cli", "run", "base", "hi", "--raw", "--max-new-tokens", "2"]
+    trusting = {**os.environ, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(cert)}
+    subprocess.run([*ask, "--server", f"tls://{server.ready['grpc']}"], env=trusting, check=True, timeout=60)
 
 
 # Servers under more than they take.
