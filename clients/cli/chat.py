@@ -101,8 +101,10 @@ class Conversation:
                     self._adapters = opt.adapter_stack(first, more)
                 except ValueError as error:
                     print(error, file=sys.stderr)
-            case _:
+            case ["/help"]:
                 print(HELP, file=sys.stderr)
+            case _:
+                print(f"no command {line.strip()}\n{HELP}", file=sys.stderr)
 
     def _answer(self, question: str) -> None:
         """Answers, and keeps both turns; a turn that failed or was interrupted leaves the conversation as it was."""

@@ -197,6 +197,12 @@ def test_sampling_flags_reach_the_server(hotshoe: Shell) -> None:
     assert greedy["completions"][0]["tokens"] != first["completions"][0]["tokens"]
 
 
+def test_chat_tells_which_command_it_does_not_have(server: LocalServer) -> None:
+    arguments = ["chat", "--server", server.grpc]
+    asked, mistyped = (CliRunner().invoke(command_line(), arguments, input=line) for line in ("/help\n", "/nope\n"))
+    assert asked.stderr.startswith("/adapter") and mistyped.stderr == f"no command /nope\n{asked.stderr}"
+
+
 def test_chat_keeps_the_conversation_and_can_forget_it(hotshoe: Shell, adapters: dict[str, Path]) -> None:
     digest = hotshoe.json("publish", str(adapters["amber"]), "chatty")["adapter"]["digest"]
     lines = "hi\nand?\n/adapter chatty\nhello\n/adapter nowhere\noops\n/adapter base\n/reset\nhi\n/quit\nnever asked\n"
