@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import logging
 import math
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -176,6 +178,7 @@ class Server:
         server = grpc.aio.server(interceptors=(self._interceptor,), options=_GRPC_OPTIONS)
         address = self.config.listen
         try:
+            _check_free(address)
             credentials = self._credentials()
             if credentials is None:
                 port = server.add_insecure_port(str(address))
@@ -186,10 +189,11 @@ class Server:
         return server, address.with_port(port)
 
     def _credentials(self) -> grpc.ServerCredentials | None:
-        if self.config.tls_cert is None or self.config.tls_key is None:
+        cert, key = self.config.tls_cert, self.config.tls_key
+        if cert is None or key is None:
             return None
-        pair = (self.config.tls_key.read_bytes(), self.config.tls_cert.read_bytes())
-        return grpc.ssl_server_credentials([pair])
+        tls_context(cert, key)  # names what cannot be used: gRPC would only say that it could not bind
+        return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
 
     def _start_http(self) -> None:
         if self.config.http is None:
@@ -234,6 +238,8 @@ class Server:
             if config.policy is not None:
                 self.verifier = Verifier(self.registry, PolicyFile(config.policy))
             self.gate = SignatureGate(self.registry, self.verifier)
+            if config.merge:
+                self.gate.resolve(config.merge)  # what is not there, or not signed, is told before the base is loaded
             self.base = load_base(
                 config.base,
                 cache=config.base_cache,
@@ -506,6 +512,18 @@ async def serve(config: ServerConfig) -> int:
     await asyncio.wait({ending, second}, return_when=asyncio.FIRST_COMPLETED)
     log_event(logging.INFO, "stopped", at_once=not ending.done())
     return 0
+
+
+def _check_free(address: Address) -> None:
+    """Raises StartupError if a port is taken, which gRPC would say in two lines, and not why in the second."""
+    for family, kind, _, _, place in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(place)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise StartupError(f"cannot listen on {address}: {error.strerror}") from error
 
 
 def _share_the_interpreter() -> None:

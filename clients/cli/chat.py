@@ -21,10 +21,10 @@ HELP = """\
 
 
 def chat(
-    reference: Annotated[str, typer.Argument(metavar="[REF]", help="An adapter, or base.")] = opt.BASE,
+    reference: Annotated[str, typer.Argument(metavar="[REF[#TASK]]", help="An adapter, or base.")] = opt.BASE,
     adapter: opt.AdapterStack = None,
     system: opt.System = None,
-    max_new_tokens: opt.MaxNewTokens = 512,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of an answer at most.")] = 512,
     temperature: opt.Temperature = None,
     top_p: opt.TopP = None,
     repetition_penalty: opt.RepetitionPenalty = None,
@@ -101,8 +101,10 @@ class Conversation:
                     self._adapters = opt.adapter_stack(first, more)
                 except ValueError as error:
                     print(error, file=sys.stderr)
-            case _:
+            case ["/help"]:
                 print(HELP, file=sys.stderr)
+            case _:
+                print(f"no command {line.strip()}\n{HELP}", file=sys.stderr)
 
     def _answer(self, question: str) -> None:
         """Answers, and keeps both turns; a turn that failed or was interrupted leaves the conversation as it was."""

@@ -62,7 +62,8 @@ def describe(error: Exception) -> str:
     if not isinstance(error, errors.CallError):
         return text
     if isinstance(error, errors.Unavailable) and not error.reason:
-        return f"the server cannot be reached (hotshoe serve starts one, --server names another): {text}"
+        hint = " (hotshoe serve starts one, --server names another)" if "refused" in text else ""
+        return f"the server cannot be reached{hint}: {text}"
     if isinstance(error, errors.DeadlineExceeded) and not error.reason and "Deadline Exceeded" in text:
         return "no answer came within the time that the call was given"  # gRPC says it in several ways
     missing = [violation for violation in error.field_violations if f"{violation.field}:" not in text]

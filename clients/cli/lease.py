@@ -17,7 +17,7 @@ Holder = Annotated[
 
 def lease(
     reference: Reference,
-    hours: Annotated[float, typer.Option("--for", metavar="HOURS", min=1 / 3600, help="For how long, from now.")] = 24,
+    hours: Annotated[float, typer.Option("--for", metavar="HOURS", min=0.001, help="For how long, from now.")] = 24,
     holder: Holder = "",
     server: Server = DEFAULT_SERVER,
     json: Json = False,

@@ -28,8 +28,10 @@ AdapterStack = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="REF[#TASK][=WEIGHT]", help="One more adapter of the stack; may be repeated."),
 ]
-MaxNewTokens = Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens at most.")]
-Temperature = Annotated[float | None, typer.Option(metavar="T", help="0 is greedy.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Tokens at most; 256, or what fits, if not said.")
+]
+Temperature = Annotated[float | None, typer.Option(metavar="T", help="0, the default, is greedy.")]
 TopP = Annotated[float | None, typer.Option(metavar="P", help="Sample among the likeliest that make up P.")]
 TopK = Annotated[int | None, typer.Option(metavar="K", help="Sample among the K likeliest; 0: all.")]
 MinP = Annotated[float | None, typer.Option(metavar="P", help="Drop tokens less likely than P times the likeliest.")]

@@ -59,6 +59,8 @@ def run(
     if raw and system is not None:
         raise ValueError("--system needs --chat")
     text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise ValueError("PROMPT: expected some text, found none")
     content = text if raw else conversation(system, text)
     with (
         Client(server) as client,

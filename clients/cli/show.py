@@ -5,6 +5,12 @@ from typing import Any
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
 
+# Annotations that have a field of their own; --json has them all.
+_TOLD = {
+    f"dev.hotshoe.adapter.{name}"
+    for name in ("approximation", "base.digest", "base.name", "kind", "parents", "rank", "recipe", "targets", "tasks")
+}
+
 
 def show(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
     """Show all about an adapter."""
@@ -34,7 +40,7 @@ def show(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = Fal
         fields.append(("policy", _verification(adapter.verification)))
     fields += [_document(referrer) for referrer in adapter.referrers]
     fields += [(blob.file_name, f"{blob.digest} {output.human_bytes(blob.size_bytes)}") for blob in adapter.blobs]
-    fields += sorted(adapter.annotations.items())
+    fields += sorted((key, value) for key, value in adapter.annotations.items() if key not in _TOLD)
     output.print_fields(fields)
 
 

@@ -32,15 +32,31 @@ def view(
     print(destination or made.path)
 
 
-def unview(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+def unview(
+    reference: Reference,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="[DEST]", help="Also the symbolic link to it here that view made.")
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
     """Remove the directory that view made. The adapter stays."""
     from hotshoe.clients import Client
 
     with Client(server) as client:
+        if destination is not None:
+            _check_link(destination, client.get_adapter(reference).digest)
         deleted = client.unview(reference)
+    if destination is not None:
+        destination.unlink()
     if json:
         return output.print_json({"reference": reference, "deleted": deleted})
     print(f"removed the view of {reference}" if deleted else f"{reference} has no view")
+
+
+def _check_link(destination: Path, digest: str) -> None:
+    if not destination.is_symlink() or destination.readlink().name != digest.removeprefix("sha256:"):
+        raise ValueError(f"{destination}: expected the link to the view of {digest} that hotshoe view made")
 
 
 def _link(destination: Path, path: Path) -> None:

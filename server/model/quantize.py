@@ -1,6 +1,7 @@
 """A checkpoint's decoder linears as NF4: the same codes on every machine, in bitsandbytes' own file format."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def quantize_nf4(weight: Tensor) -> Nf4Weight:
 
     The mean of the scales is summed in float64, so that neither threads nor vector width can move it.
     """
+    # It would warn that it found no faster kernel for a step, which it is never asked to compute.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from bitsandbytes.functional import quantize_4bit, quantize_blockwise
 
     codes, state = quantize_4bit(weight.to("cpu", torch.bfloat16).contiguous(), blocksize=BLOCK, quant_type="nf4")

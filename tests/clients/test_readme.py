@@ -17,6 +17,20 @@ MARK = "<!-- tests/clients/test_readme.py runs this -->\n```sh\n"
 TOOLS = ("skopeo", "umoci")
 
 
+def test_the_readmes_python_runs(
+    server: LocalServer, adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, sweep = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(first.replace("127.0.0.1:50051", server.grpc).replace("my-lora/", str(adapters["amber"])), names)
+    told = capsys.readouterr().out
+    with Client(server.grpc) as client:
+        assert client.get_adapter("team/pirate:v1").digest in told and "completion_tokens: " in told
+        client.publish_directory(adapters["birch"], "team/json", tags=["v1"])
+        exec(sweep, names | {"client": client})
+    assert sweep.startswith("for t in (0, 0.25, 0.5, 0.75, 1):") and capsys.readouterr().out
+
+
 @pytest.mark.skipif(None in map(shutil.which, TOOLS), reason=f"not installed: one of {', '.join(TOOLS)}")
 def test_the_readmes_commands_do_what_it_says(server: LocalServer, adapters: dict[str, Path], tmp_path: Path) -> None:
     blocks = [block.partition("```")[0] for block in README.read_text().split(MARK)[1:]]

@@ -100,6 +100,7 @@ def test_every_error_class_has_a_documented_code() -> None:
         ("show", "a", "--server", "http://127.0.0.1:50051"),
         ("run", "base", "hi", "--temperature", "hot"),
         ("run", "base=x", "hi"),
+        ("run", "base", ""),
         ("run", "base", "hi", "--raw", "--system", "x"),
         ("tag", "a", "b"),
         ("tag", "a", "b:c", "--new", "--expect", "sha256:0"),

@@ -50,6 +50,8 @@ def test_publish_show_ls_and_pull_agree(hotshoe: Shell, adapters: dict[str, Path
     assert shown["annotations"]["team"] == "x"
     assert [one["digest"] for one in hotshoe.json("ls", "verbs", "--kind", "LORA")] == [digest]
     assert digest in hotshoe("show", "verbs:b") and digest in hotshoe("ls", "verbs", "--full")
+    told = [line.split()[0] for line in hotshoe("show", "verbs:b").splitlines()]
+    assert told.count("rank") == 1 and "team" in told and "dev.hotshoe.adapter.rank" not in told
     assert digest[:19] in hotshoe("ls", "verbs") and digest not in hotshoe("ls", "verbs")
     assert hotshoe(*publish).startswith("already there verbs:a,b  LORA")
     assert hotshoe.json("pull", "verbs:a", str(tmp_path))["digest"] == digest
@@ -147,7 +149,12 @@ def test_view_links_a_directory_and_unview_ends_it(hotshoe: Shell, adapters: dic
     assert (link / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
     assert hotshoe("view", "viewed") == f"{link.readlink()}\n" == f"{hotshoe.json('view', 'viewed')['path']}\n"
     hotshoe("view", "viewed", str(tmp_path), code=1)
-    assert hotshoe("unview", "viewed") == "removed the view of viewed\n" and not link.exists()
+    assert hotshoe("unview", "viewed") == "removed the view of viewed\n" and link.is_symlink() and not link.exists()
+    hotshoe("view", "viewed", str(link))
+    (tmp_path / "other").symlink_to(tmp_path)
+    hotshoe("unview", "viewed", str(tmp_path / "other"), code=2)
+    assert link.exists() and (tmp_path / "other").exists()
+    assert hotshoe("unview", "viewed", str(link)) == "removed the view of viewed\n" and not link.is_symlink()
     assert hotshoe.json("unview", "viewed")["deleted"] is False
     hotshoe("view", "nobody", code=4)
 
@@ -188,6 +195,12 @@ def test_sampling_flags_reach_the_server(hotshoe: Shell) -> None:
     assert first["completions"] == second["completions"] and first["completions"][0]["seed"] == 11
     greedy = hotshoe.json("run", "base", "hi", "--max-new-tokens", "8", "--ignore-eos")
     assert greedy["completions"][0]["tokens"] != first["completions"][0]["tokens"]
+
+
+def test_chat_tells_which_command_it_does_not_have(server: LocalServer) -> None:
+    arguments = ["chat", "--server", server.grpc]
+    asked, mistyped = (CliRunner().invoke(command_line(), arguments, input=line) for line in ("/help\n", "/nope\n"))
+    assert asked.stderr.startswith("/adapter") and mistyped.stderr == f"no command /nope\n{asked.stderr}"
 
 
 def test_chat_keeps_the_conversation_and_can_forget_it(hotshoe: Shell, adapters: dict[str, Path]) -> None:
