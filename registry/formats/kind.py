@@ -1,6 +1,6 @@
 """From an adapter's files to its canonical form, whatever its kind. A new kind is a file and a line in the table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -292,6 +292,20 @@ def lower_adapter(
         lowered = plans.of(task or 0).lower(read, base)
     assert not unread, f"{checked.kind} claimed tensors that it did not lower: {sorted(unread)}"
     return lowered
+
+
+def tasks_of(
+    files: Mapping[str, Path],
+    shape: BaseShape,
+    limits: AdapterLimits = DEFAULT_LIMITS,
+    *,
+    approximate_rank: int = 0,
+    pause: Pause = go_on,
+) -> Sequence[int | None]:
+    """What `lower_adapter` may be told as an adapter's task: each that it has, or None. Raises as that does."""
+    checked = _check_config(files, approximate_rank)
+    with checked.open_weights(files, limits, pause) as tensor_file:
+        return range(checked.plans(tensor_file, shape, limits, pause).count) or (None,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ suspects, one has an intruder. Source: https://arxiv.org/abs/2410.21228.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,7 @@ class Diagnosis:
 
     linears: tuple[LinearDiagnosis, ...]
     is_exact: bool
+    task: int | None = None  # of an adapter that has tasks, the worst
 
     @property
     def examined(self) -> Sequence[LinearDiagnosis]:
@@ -144,7 +145,8 @@ class Diagnosis:
         ):
             if count:
                 reasons.append(f"{count} {what}")
-        return "; ".join(reasons)
+        where = "" if self.task is None else f"task {self.task}, the worst: "
+        return where + "; ".join(reasons)
 
     @property
     def advice(self) -> Sequence[str]:
@@ -193,6 +195,12 @@ def diagnose(
     return Diagnosis(tuple(linears), is_exact=base is not None)
 
 
+def worst(diagnoses: Iterable[Diagnosis]) -> Diagnosis:
+    """The first of the worst grade; of that grade, the one with the most intruders, and then the strongest."""
+    order = (Grade.OK, Grade.UNKNOWN, Grade.WARN, Grade.BAD)
+    return max(diagnoses, key=lambda one: (order.index(one.grade), one.intruders, one.strength))
+
+
 def report_of(diagnosis: Diagnosis) -> dict[str, Any]:
     """A diagnosis as plain values for JSON; equal diagnoses give equal reports."""
     return {
@@ -201,6 +209,7 @@ def report_of(diagnosis: Diagnosis) -> dict[str, Any]:
         "headline": diagnosis.headline,
         "advice": list(diagnosis.advice),
         "exact": diagnosis.is_exact,
+        **({} if diagnosis.task is None else {"task": diagnosis.task}),
         "intruders": diagnosis.intruders,
         "affected_share": _rounded(diagnosis.affected_share),
         "strength": _rounded(diagnosis.strength),

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ from typing import Any
 from hotshoe.kernels.reference import dequantize_nf4
 from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
-from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.kind import lower_adapter, tasks_of
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.manifest import AdapterRecord, canonical_json
 from hotshoe.registry.recipes.comparison import Comparison, compare
-from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of
+from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of, worst
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.recipes.merged_adapter import MergedAdapter, merged_adapter
 from hotshoe.registry.recipes.mitigation import Mitigation, mitigate
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import Referrer, Registry
 from hotshoe.registry.validation import AdapterLimits, Pause
+from hotshoe.server.adapters.adapter_key import adapter_key
 from hotshoe.server.adapters.adapter_reader import check_finite
 from hotshoe.server.adapters.loader_pace import LoaderPace
 from hotshoe.server.adapters.lowered_cache import LoweredCache
@@ -230,14 +232,27 @@ class Doctor:
     ) -> Diagnosis:
         """`digest`: of the adapter, if it is published."""
         pause = self._begin(given_up, is_long=exact)
-        kept = self._cache.find(digest, self._base.shape.digest, pause=pause) if self._cache and digest else None
-        lowered = kept or self._lower(files, approximate_rank, pause)
-        if not exact:
-            return diagnose(lowered, self._spectra.of, pause=pause)
-        return diagnose(lowered, self._spectra.of, base=self._base, requantize=_requantized, pause=pause)
+        rank = approximate_rank
+        tasks = tasks_of(files, self._base.shape, self._limits, approximate_rank=rank, pause=pause)
 
-    def _lower(self, files: Mapping[str, Path], approximate_rank: int, pause: Pause) -> LoweredAdapter:
-        return lower_adapter(files, self._base, self._limits, approximate_rank=approximate_rank, pause=pause)
+        def of_task(task: int | None) -> Diagnosis:
+            lowered = self._kept(digest, task, pause) or self._lower(files, rank, pause, task=task)
+            whole = (self._base, _requantized) if exact else (None, None)
+            found = diagnose(lowered, self._spectra.of, base=whole[0], requantize=whole[1], pause=pause)
+            return replace(found, task=task)
+
+        return worst(map(of_task, tasks))
+
+    def _kept(self, digest: str, task: int | None, pause: Pause) -> LoweredAdapter | None:
+        if self._cache is None or not digest:
+            return None
+        return self._cache.find(adapter_key(digest, task), self._base.shape.digest, pause=pause)
+
+    def _lower(
+        self, files: Mapping[str, Path], approximate_rank: int, pause: Pause, *, task: int | None = None
+    ) -> LoweredAdapter:
+        rank = approximate_rank
+        return lower_adapter(files, self._base, self._limits, approximate_rank=rank, task=task, pause=pause)
 
     def _approximate(self, files: Mapping[str, Path], *, rank: int, given_up: threading.Event) -> LoweredAdapter:
         lowered = self._lower(files, rank, self._begin(given_up, is_long=True))

@@ -113,6 +113,13 @@ def test_what_is_of_one_update_only_refuses_an_adapter_that_has_several(served: 
     problem = "task: found none, expected one below 3: each of its tasks is an adapter of its own"
     with Client(served) as client:
         with pytest.raises(InvalidArgument, match=problem):
-            client.diagnose("tasks/poly")
-        with pytest.raises(InvalidArgument, match=problem):
             client.merge_adapters([("tasks/poly", 1.0), ("tasks/plain", 1.0)], "tasks/merged", method="linear")
+
+
+def test_the_doctor_tells_of_the_worst_task(served: str) -> None:
+    with Client(served) as client:
+        found = client.diagnose("tasks/poly", exact=True).diagnosis
+        prompts = client.diagnose("tasks/prompts").diagnosis
+    assert "the worst: " in found.headline and len(found.linears) > 0
+    assert found.headline.startswith("task ")
+    assert prompts.headline == "it changes no linear: there is nothing to examine"

@@ -15,7 +15,7 @@ from hotshoe.kernels.reference import dequantize_nf4
 from hotshoe.registry.formats.base import BaseShape, LinearId
 from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.recipes.doctor import Grade, LinearDiagnosis, diagnose, report_of
+from hotshoe.registry.recipes.doctor import Grade, LinearDiagnosis, diagnose, report_of, worst
 from hotshoe.registry.recipes.factors import Factors, inner
 from hotshoe.registry.recipes.requantized import kept
 from hotshoe.registry.recipes.spectrum import Spectrum, leading_vectors, left_vectors, weight_spectrum
@@ -209,6 +209,16 @@ def test_grades_go_from_ok_over_warn_to_bad_and_say_why() -> None:
     assert diagnose(LoweredAdapter("LORA", weaker), BASE.spectrum).intruders == 0
     loud = {key: replace(part, scale=16.0) for key, part in parts.items()}
     assert "alpha / r is 16" in diagnose(LoweredAdapter("LORA", loud), BASE.spectrum).advice[-1]
+
+
+def test_of_several_tasks_the_worst_is_told() -> None:
+    sound, bad = (diagnose(adapter(rank=4, relative_norm=norm), BASE.spectrum) for norm in (0.02, 0.4))
+    worse = diagnose(adapter(rank=16, relative_norm=0.4), BASE.spectrum)
+    tasks = [replace(one, task=task) for task, one in enumerate((sound, bad, worse, sound))]
+    found = worst(tasks)
+    assert worse.intruders > bad.intruders > 0 and found is tasks[2]
+    assert found.headline == f"task 2, the worst: {worse.headline}" and report_of(found)["task"] == 2
+    assert worst([sound]) is sound and "task" not in report_of(sound)
 
 
 def test_a_trained_adapter_that_is_too_loud_is_bad_and_the_demo_s_are_not() -> None:
