@@ -7,5 +7,5 @@ import typer
 
 
 def registry(context: typer.Context) -> None:
-    """Serve a registry alone to OCI clients, or make its users; registry serve --help."""
+    """Serve a registry alone to OCI clients, make its users, or check it; registry --help."""
     os.execv(sys.executable, [sys.executable, "-P", "-m", "hotshoe.registry", *context.args])
