@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 
-from hotshoe.clients import messages, signatures
+from hotshoe.clients import evaluations, messages, signatures
 from hotshoe.clients.adapter_files import (
     AdapterFile,
     PartialDownload,
@@ -351,6 +351,52 @@ class Client:
         response: registry.AttachReferrerResponse = self._call(self._registry.AttachReferrer, request, timeout)
         return response
 
+    def report(
+        self,
+        reference: str,
+        report: Mapping[str, Any] | bytes,
+        *,
+        file_name: str = evaluations.EVALUATION_FILE,
+        timeout: float | None = QUICK_SECONDS,
+    ) -> registry.AttachReferrerResponse:
+        """Keeps an evaluation's report about an adapter: a JSON object, or its bytes. The latest of a name is shown.
+
+        Of what it has under "results" (as lm-evaluation-harness writes), "metrics" or at its top, the first figures
+        are its summary. Raises ValueError where it is no JSON object.
+        """
+        request = evaluations.report_request(reference, report, file_name=file_name)
+        response: registry.AttachReferrerResponse = self._call(self._registry.AttachReferrer, request, timeout)
+        return response
+
+    def adopt(
+        self,
+        manifest: bytes,
+        files: Sequence[AdapterFile],
+        name: str,
+        *,
+        tags: Sequence[str] = ("latest",),
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.AdoptAdapterResponse:
+        """Publishes an adapter of elsewhere as it stands: `manifest` byte for byte, and all that it names as `files`.
+
+        It keeps its digest, parents and all. Raises InvalidArgument where hotshoe would not have written it, and
+        FailedPrecondition where it is for another base model.
+        """
+        attempts = Attempts(self._retry, timeout)
+        request = registry.AdoptAdapterRequest(name=name, tags=messages.several(tags), manifest=manifest)
+        self._upload_missing(files, progress, attempts)
+        response: registry.AdoptAdapterResponse = self._call(self._registry.AdoptAdapter, request, attempts.remaining())
+        return response
+
+    def adopt_referrer(
+        self, manifest: bytes, document: bytes, *, timeout: float | None = QUICK_SECONDS
+    ) -> registry.AdoptReferrerResponse:
+        """Keeps a document about an adapter that is here as it was attached elsewhere: its manifest byte for byte."""
+        request = registry.AdoptReferrerRequest(manifest=manifest, document=document)
+        response: registry.AdoptReferrerResponse = self._call(self._registry.AdoptReferrer, request, timeout)
+        return response
+
     def read_blob(
         self, digest: str, *, max_bytes: int = MAX_SMALL_BLOB_BYTES, timeout: float | None = QUICK_SECONDS
     ) -> bytes:
@@ -460,6 +506,34 @@ class Client:
         response: registry.DeleteViewResponse = self._call(self._registry.DeleteView, request, timeout)
         return response.deleted
 
+    def lease(
+        self,
+        reference: str,
+        holder: str,
+        *,
+        ttl_seconds: float | None = None,
+        timeout: float | None = QUICK_SECONDS,
+    ) -> registry.Lease:
+        """Keeps what a reference resolves to now from being collected for a time, a day if it is not given.
+
+        Leasing it again is for so long from then on. It outlives restarts of client and server.
+        """
+        request = registry.LeaseAdapterRequest(reference=reference, holder=holder, ttl_seconds=ttl_seconds)
+        response: registry.LeaseAdapterResponse = self._call(self._registry.LeaseAdapter, request, timeout)
+        return response.lease
+
+    def release_lease(self, holder: str, reference: str = "", *, timeout: float | None = QUICK_SECONDS) -> int:
+        """Ends a holder's lease of an adapter, or all that it has; returns how many there were."""
+        request = registry.ReleaseLeaseRequest(holder=holder, reference=reference)
+        response: registry.ReleaseLeaseResponse = self._call(self._registry.ReleaseLease, request, timeout)
+        return response.released
+
+    def leases(self, holder: str = "", *, timeout: float | None = QUICK_SECONDS) -> Sequence[registry.Lease]:
+        """The leases that hold now, of a holder or of all, the first to expire first; those of servers, too."""
+        request = registry.ListLeasesRequest(holder=holder)
+        response: registry.ListLeasesResponse = self._call(self._registry.ListLeases, request, timeout)
+        return response.leases
+
     def collect_garbage(
         self,
         *,
@@ -472,6 +546,23 @@ class Client:
         response: registry.CollectGarbageResponse = self._call(self._registry.CollectGarbage, request, timeout)
         return response
 
+    def check_store(
+        self,
+        *,
+        heal: bool = False,
+        progress: Callable[[registry.CheckStoreResponse], None] | None = None,
+        timeout: float | None = None,
+    ) -> registry.StoreReport:
+        """Has the server read and hash every blob. With `heal`, what is damaged or lost is fetched from its remotes."""
+        request = registry.CheckStoreRequest(heal=heal)
+        stream: ResponseStream[registry.CheckStoreResponse]
+        last: registry.CheckStoreResponse | None = None
+        with ResponseStream(*self._opening(self._registry.CheckStore, request, timeout)) as stream:
+            for last in stream:
+                if progress is not None and not last.HasField("report"):
+                    progress(last)
+        return messages.store_report(last)
+
     # Residency
 
     def load(
@@ -480,11 +571,12 @@ class Client:
         *,
         tier: messages.TierName = "device",
         pin: bool = False,
+        task: int | None = None,
         progress: Callable[[residency.LoadAdapterResponse], None] | None = None,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> residency.ResidentAdapter:
-        """Loads an adapter ahead of its first request and waits until it is ready."""
-        request = messages.load_request(reference, tier=tier, pin=pin)
+        """Loads an adapter, or a task of one that has tasks, ahead of its first request; waits until it is ready."""
+        request = messages.load_request(reference, tier=tier, pin=pin, task=task)
         stream: ResponseStream[residency.LoadAdapterResponse]
         last: residency.LoadAdapterResponse | None = None
         with ResponseStream(*self._opening(self._residency.LoadAdapter, request, timeout)) as stream:
@@ -493,9 +585,10 @@ class Client:
                     progress(last)
         return messages.loaded_adapter(last)
 
-    def unload(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> None:
-        """Unpins an adapter and drops it once no request uses it."""
-        self._call(self._residency.UnloadAdapter, residency.UnloadAdapterRequest(reference=reference), timeout)
+    def unload(self, reference: str, *, task: int | None = None, timeout: float | None = QUICK_SECONDS) -> None:
+        """Unpins an adapter and drops it once no request uses it: one of its tasks, or all that there is of it."""
+        request = residency.UnloadAdapterRequest(reference=reference, task=task)
+        self._call(self._residency.UnloadAdapter, request, timeout)
 
     def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
         """The adapters that the server holds in memory."""

@@ -1,9 +1,11 @@
 """What is to be kept about an adapter, checked before it is: its type, its name, and a signature's form."""
 
+import json
 import re
 from collections.abc import Mapping
 
 from hotshoe.registry.errors import InvalidDocument
+from hotshoe.registry.referrer import EVALUATION_TYPE
 from hotshoe.registry.signing.bundle import BUNDLE_TYPE, read_bundle
 from hotshoe.registry.signing.errors import InvalidBundle
 
@@ -17,7 +19,8 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 def check_attachment(
     subject: str, document: bytes, *, artifact_type: str, file_name: str, annotations: Mapping[str, str]
 ) -> None:
-    """Accepts documents of up to 1 MiB of any media type, and of a signature's only what signs `subject`.
+    """Accepts documents of up to 1 MiB of any media type, of a signature's only what signs `subject`, and of an
+    evaluation's only JSON objects.
 
     Whose signature it is, and whether that counts, is for the policy to say.
 
@@ -33,6 +36,8 @@ def check_attachment(
     _check_annotations(annotations)
     if artifact_type == BUNDLE_TYPE:
         _check_bundle(subject, document)
+    if artifact_type == EVALUATION_TYPE:
+        _check_evaluation(document)
 
 
 def _check_annotations(annotations: Mapping[str, str]) -> None:
@@ -55,6 +60,15 @@ def _check_bundle(subject: str, document: bytes) -> None:
         raise InvalidDocument("document", str(error)) from None
     if subject not in bundle.subjects:
         raise InvalidDocument("document", f"its subject is not {subject}")
+
+
+def _check_evaluation(document: bytes) -> None:
+    try:
+        report = json.loads(document)
+    except (ValueError, RecursionError):
+        report = None
+    if not isinstance(report, dict):
+        raise InvalidDocument("document", "expected a JSON object, as an evaluation is")
 
 
 def _shown(text: str) -> str:

@@ -252,6 +252,18 @@ class Index:
         """The blobs that a manifest names."""
         return [row[0] for row in self._read("SELECT blob FROM uses WHERE manifest = ?", (manifest,))]
 
+    def documents_that_use(self, blob: str) -> list[bytes]:
+        """The manifests that name a blob, those that are not lost."""
+        sql = "SELECT m.document FROM uses u JOIN manifests m ON m.digest = u.manifest WHERE u.blob = ?"
+        return [row[0] for row in self._read(f"{sql} AND m.document NOTNULL", (blob,))]
+
+    def names_that_use(self, blob: str) -> list[str]:
+        """The names of the adapters whose manifests, or documents, name a blob; sorted."""
+        users = "SELECT manifest FROM uses WHERE blob = ?1 UNION "
+        users += "SELECT r.subject FROM uses u JOIN referrers r ON r.digest = u.manifest WHERE u.blob = ?1"
+        sql = f"SELECT DISTINCT name FROM adapters WHERE digest IN ({users}) ORDER BY name"
+        return [row[0] for row in self._read(sql, (blob,))]
+
     def snapshot(self) -> "Snapshot":
         """What index.json lists, all of one moment, by a connection of its own: others read and write meanwhile."""
         connection = connect(self._path)

@@ -15,6 +15,7 @@ from hotshoe.registry.digest import digest_of, is_digest
 from hotshoe.registry.manifest import FILE_TITLE, MALFORMED, MANIFEST_TYPE, FileDescriptor, canonical_json
 
 DIAGNOSIS_TYPE = "application/vnd.hotshoe.intruder.v1+json"
+EVALUATION_TYPE = "application/vnd.hotshoe.eval.v1+json"
 EMPTY_CONFIG = b"{}"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 

@@ -39,6 +39,7 @@ from hotshoe.registry.verification import Verifier
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.lowered_cache import LoweredCache
+from hotshoe.server.adapters.one_core import let_others_first
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.config import Address, ServerConfig
@@ -53,6 +54,7 @@ from hotshoe.server.model.spectra import Spectra
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.generation import GenerationParts, GenerationService
+from hotshoe.server.services.healing import RemoteBlobs
 from hotshoe.server.services.health import Health, HealthServicer
 from hotshoe.server.services.interceptors import RpcInterceptor
 from hotshoe.server.services.pull_through import PullThrough
@@ -66,6 +68,7 @@ _MAPPING_THREADS = 2
 _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
 _TRANSFER_THREADS = 4  # callers of PushAdapter and PullAdapter that are served at the same time
 _PULLING_THREADS = 4  # adapters that are fetched for requests at the same time
+_CHECKING_THREADS = 1  # full checks of the registry: one at a time
 _FLUSH_SECONDS = 0.5  # for what is written but not sent, and for health watches
 _WATCHDOG_SECONDS = 0.25
 _LOST_SECONDS = 60.0  # an engine that stands still for so long will not go on
@@ -302,6 +305,7 @@ class Server:
     def _add_services(self, server: grpc.aio.Server) -> None:
         doctor = self._build_doctor()
         transfers = self._build_transfers(doctor)
+        self.registry.heal_from(RemoteBlobs(transfers, self.metrics.damaged_blob))
         pull_through = PullThrough(self.registry, transfers, self._executor("pulling", _PULLING_THREADS))
         generation = GenerationService(
             GenerationParts(
@@ -335,6 +339,8 @@ class Server:
             transfers=transfers,
             doctor=doctor,
             publish_doctor=self.config.doctor,
+            gate=self.gate,
+            checking=self._executor("checking", _CHECKING_THREADS, initializer=let_others_first),
             verifier=self.verifier,
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)  # type: ignore[no-untyped-call]
@@ -377,9 +383,11 @@ class Server:
             refuse_bad=refuse_bad if self.config.doctor == "require" else None,
         )
 
-    def _executor(self, name: str, threads: int) -> ThreadPoolExecutor:
+    def _executor(
+        self, name: str, threads: int, *, initializer: Callable[[], None] | None = None
+    ) -> ThreadPoolExecutor:
         """Threads of their own, so that requests do not queue behind uploads, nor either behind loads."""
-        executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        executor = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
         self._cleanup.callback(executor.shutdown, wait=False, cancel_futures=True)
         return executor
 

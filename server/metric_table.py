@@ -87,6 +87,12 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("hotshoe_batch_size", Kind.HISTOGRAM, "Sequences in a step.", (), _BATCH),
     MetricSpec("hotshoe_batch_distinct_adapters", Kind.HISTOGRAM, "Distinct adapters in a step.", (), (0, *_BATCH)),
     MetricSpec("hotshoe_registry_blob_bytes", Kind.SCRAPED, "Bytes of blobs in the registry."),
+    MetricSpec(
+        "hotshoe_registry_damaged_blobs_total",
+        Kind.COUNTER,
+        "Blobs found damaged or lost: healed, or not.",
+        ("result",),
+    ),
     MetricSpec("hotshoe_registry_operations_total", Kind.COUNTER, "Registry operations.", ("op", "code")),
     MetricSpec("hotshoe_build_info", Kind.GAUGE, "What runs here.", ("version", "base_model", "quantization")),
     MetricSpec("grpc_server_started_total", Kind.COUNTER, "RPCs started.", RPC_LABELS),

@@ -14,10 +14,12 @@ from hotshoe.clients.cli.doctor import doctor
 from hotshoe.clients.cli.export import export
 from hotshoe.clients.cli.extract import extract
 from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
+from hotshoe.clients.cli.fsck import fsck
 from hotshoe.clients.cli.gc import gc
 from hotshoe.clients.cli.import_ import import_
 from hotshoe.clients.cli.key import key, new
 from hotshoe.clients.cli.key import show as show_keys
+from hotshoe.clients.cli.lease import lease, leases, unlease
 from hotshoe.clients.cli.lineage import lineage
 from hotshoe.clients.cli.load import load
 from hotshoe.clients.cli.log import log
@@ -29,6 +31,7 @@ from hotshoe.clients.cli.publish import publish
 from hotshoe.clients.cli.pull import pull
 from hotshoe.clients.cli.push import push
 from hotshoe.clients.cli.registry import registry
+from hotshoe.clients.cli.report import report
 from hotshoe.clients.cli.rollback import rollback
 from hotshoe.clients.cli.run import run
 from hotshoe.clients.cli.scenario import scenario
@@ -57,6 +60,7 @@ VERBS = (
     doctor,
     merge,
     extract,
+    report,
     tag,
     untag,
     push,
@@ -68,7 +72,11 @@ VERBS = (
     log,
     view,
     unview,
+    lease,
+    unlease,
+    leases,
     gc,
+    fsck,
     run,
     chat,
     ps,

@@ -9,7 +9,7 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
 
 
 def lineage(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
-    """Draw what an adapter was made from, and how; and list what was made from it."""
+    """Draw what an adapter was made from, how, and how it was evaluated; and list what was made from it."""
     from hotshoe.clients import Client
 
     with Client(server) as client:
@@ -17,11 +17,11 @@ def lineage(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = 
     if json:
         return output.print_json(family)
     known = {adapter.digest: adapter for adapter in (family.adapter, *family.ancestors)}
-    print(output.printable(_named(family.adapter)))
+    print(output.printable(_named(family.adapter) + _reported(family.adapter)))
     for line in _branches(family.adapter, known, frozenset()):
         print(output.printable(line))
     for child in family.children:
-        print(output.printable(f"→ {_named(child)}{_made_by(child)}"))
+        print(output.printable(f"→ {_named(child)}{_made_by(child)}{_reported(child)}"))
 
 
 def _branches(adapter: Any, known: dict[str, Any], above: frozenset[str]) -> Iterator[str]:
@@ -31,7 +31,8 @@ def _branches(adapter: Any, known: dict[str, Any], above: frozenset[str]) -> Ite
         is_last = index == len(adapter.parents) - 1
         found = known.get(parent.digest)
         name = _named(found) if found else f"{output.short_digest(parent.digest)} (not in this registry)"
-        yield f"{'└─' if is_last else '├─'} {parent.weight:g} × {name}{_made_by(adapter) if index == 0 else ''}"
+        more = (_made_by(adapter) if index == 0 else "") + (_reported(found) if found else "")
+        yield f"{'└─' if is_last else '├─'} {parent.weight:g} × {name}{more}"
         if found and parent.digest not in above:
             indent = "   " if is_last else "│  "
             yield from (indent + line for line in _branches(found, known, above))
@@ -48,3 +49,11 @@ def _made_by(adapter: Any) -> str:
         return ""
     recipe = jsonlib.loads(adapter.recipe)
     return f"  by {recipe.get('method') or recipe.get('op')}"
+
+
+def _reported(adapter: Any) -> str:
+    """What evaluations say of an adapter."""
+    from hotshoe.clients.evaluations import SUMMARY, evaluations
+
+    summaries = [one.annotations[SUMMARY] for one in evaluations(adapter) if SUMMARY in one.annotations]
+    return f"  [{'; '.join(summaries)}]" if summaries else ""

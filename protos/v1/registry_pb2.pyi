@@ -16,10 +16,12 @@ class Grade(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GRADE_OK: _ClassVar[Grade]
     GRADE_WARN: _ClassVar[Grade]
     GRADE_BAD: _ClassVar[Grade]
+    GRADE_UNKNOWN: _ClassVar[Grade]
 GRADE_UNSPECIFIED: Grade
 GRADE_OK: Grade
 GRADE_WARN: Grade
 GRADE_BAD: Grade
+GRADE_UNKNOWN: Grade
 
 class Blob(_message.Message):
     __slots__ = ("digest", "size_bytes", "file_name")
@@ -81,7 +83,7 @@ class Parent(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe", "referrers", "approximation", "verification")
+    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe", "referrers", "approximation", "verification", "num_tasks")
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +107,7 @@ class Adapter(_message.Message):
     REFERRERS_FIELD_NUMBER: _ClassVar[int]
     APPROXIMATION_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_TASKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     tags: _containers.RepeatedScalarFieldContainer[str]
@@ -121,7 +124,8 @@ class Adapter(_message.Message):
     referrers: _containers.RepeatedCompositeFieldContainer[Referrer]
     approximation: Approximation
     verification: Verification
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ..., referrers: _Optional[_Iterable[_Union[Referrer, _Mapping]]] = ..., approximation: _Optional[_Union[Approximation, _Mapping]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ...) -> None: ...
+    num_tasks: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ..., referrers: _Optional[_Iterable[_Union[Referrer, _Mapping]]] = ..., approximation: _Optional[_Union[Approximation, _Mapping]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ..., num_tasks: _Optional[int] = ...) -> None: ...
 
 class Approximation(_message.Message):
     __slots__ = ("rank", "energy", "least_energy", "least_linear")
@@ -211,6 +215,24 @@ class PublishAdapterResponse(_message.Message):
     created: bool
     diagnosis: Diagnosis
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., created: _Optional[bool] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ...) -> None: ...
+
+class AdoptAdapterRequest(_message.Message):
+    __slots__ = ("name", "tags", "manifest")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    manifest: bytes
+    def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+
+class AdoptAdapterResponse(_message.Message):
+    __slots__ = ("adapter", "created")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    created: bool
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
 
 class GetAdapterRequest(_message.Message):
     __slots__ = ("reference",)
@@ -579,6 +601,22 @@ class AttachReferrerResponse(_message.Message):
     subject: str
     def __init__(self, referrer: _Optional[_Union[Referrer, _Mapping]] = ..., subject: _Optional[str] = ...) -> None: ...
 
+class AdoptReferrerRequest(_message.Message):
+    __slots__ = ("manifest", "document")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    manifest: bytes
+    document: bytes
+    def __init__(self, manifest: _Optional[bytes] = ..., document: _Optional[bytes] = ...) -> None: ...
+
+class AdoptReferrerResponse(_message.Message):
+    __slots__ = ("referrer", "subject")
+    REFERRER_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    referrer: Referrer
+    subject: str
+    def __init__(self, referrer: _Optional[_Union[Referrer, _Mapping]] = ..., subject: _Optional[str] = ...) -> None: ...
+
 class TransferProgress(_message.Message):
     __slots__ = ("file_name", "digest", "completed_bytes", "total_bytes")
     FILE_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -667,3 +705,89 @@ class CollectGarbageResponse(_message.Message):
     emptied_blobs: int
     emptied_bytes: int
     def __init__(self, removed_blobs: _Optional[int] = ..., removed_bytes: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[CollectGarbageResponse.CollectedAdapter, _Mapping]]] = ..., documents: _Optional[int] = ..., emptied_blobs: _Optional[int] = ..., emptied_bytes: _Optional[int] = ...) -> None: ...
+
+class Lease(_message.Message):
+    __slots__ = ("holder", "digest", "expire_time")
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    holder: str
+    digest: str
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, holder: _Optional[str] = ..., digest: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class LeaseAdapterRequest(_message.Message):
+    __slots__ = ("reference", "holder", "ttl_seconds")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    holder: str
+    ttl_seconds: float
+    def __init__(self, reference: _Optional[str] = ..., holder: _Optional[str] = ..., ttl_seconds: _Optional[float] = ...) -> None: ...
+
+class LeaseAdapterResponse(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: Lease
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ...) -> None: ...
+
+class ReleaseLeaseRequest(_message.Message):
+    __slots__ = ("holder", "reference")
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    holder: str
+    reference: str
+    def __init__(self, holder: _Optional[str] = ..., reference: _Optional[str] = ...) -> None: ...
+
+class ReleaseLeaseResponse(_message.Message):
+    __slots__ = ("released",)
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    released: int
+    def __init__(self, released: _Optional[int] = ...) -> None: ...
+
+class ListLeasesRequest(_message.Message):
+    __slots__ = ("holder",)
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    holder: str
+    def __init__(self, holder: _Optional[str] = ...) -> None: ...
+
+class ListLeasesResponse(_message.Message):
+    __slots__ = ("leases",)
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    leases: _containers.RepeatedCompositeFieldContainer[Lease]
+    def __init__(self, leases: _Optional[_Iterable[_Union[Lease, _Mapping]]] = ...) -> None: ...
+
+class CheckStoreRequest(_message.Message):
+    __slots__ = ("heal",)
+    HEAL_FIELD_NUMBER: _ClassVar[int]
+    heal: bool
+    def __init__(self, heal: _Optional[bool] = ...) -> None: ...
+
+class CheckStoreResponse(_message.Message):
+    __slots__ = ("checked_blobs", "checked_bytes", "total_blobs", "total_bytes", "report")
+    CHECKED_BLOBS_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BLOBS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    checked_blobs: int
+    checked_bytes: int
+    total_blobs: int
+    total_bytes: int
+    report: StoreReport
+    def __init__(self, checked_blobs: _Optional[int] = ..., checked_bytes: _Optional[int] = ..., total_blobs: _Optional[int] = ..., total_bytes: _Optional[int] = ..., report: _Optional[_Union[StoreReport, _Mapping]] = ...) -> None: ...
+
+class StoreReport(_message.Message):
+    __slots__ = ("blobs", "blob_bytes", "corrupt_digests", "missing_digests", "healed_digests")
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    BLOB_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    HEALED_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    blobs: int
+    blob_bytes: int
+    corrupt_digests: _containers.RepeatedScalarFieldContainer[str]
+    missing_digests: _containers.RepeatedScalarFieldContainer[str]
+    healed_digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, blobs: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., corrupt_digests: _Optional[_Iterable[str]] = ..., missing_digests: _Optional[_Iterable[str]] = ..., healed_digests: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -55,6 +55,11 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterResponse.FromString,
                 _registered_method=True)
+        self.AdoptAdapter = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/AdoptAdapter',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterResponse.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/hotshoe.v1.RegistryService/GetAdapter',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.GetAdapterRequest.SerializeToString,
@@ -125,6 +130,11 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.FromString,
                 _registered_method=True)
+        self.AdoptReferrer = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/AdoptReferrer',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerResponse.FromString,
+                _registered_method=True)
         self.PushAdapter = channel.unary_stream(
                 '/hotshoe.v1.RegistryService/PushAdapter',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterRequest.SerializeToString,
@@ -135,10 +145,30 @@ class RegistryServiceStub:
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterResponse.FromString,
                 _registered_method=True)
+        self.LeaseAdapter = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/LeaseAdapter',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterResponse.FromString,
+                _registered_method=True)
+        self.ReleaseLease = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/ReleaseLease',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseResponse.FromString,
+                _registered_method=True)
+        self.ListLeases = channel.unary_unary(
+                '/hotshoe.v1.RegistryService/ListLeases',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesResponse.FromString,
+                _registered_method=True)
         self.CollectGarbage = channel.unary_unary(
                 '/hotshoe.v1.RegistryService/CollectGarbage',
                 request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
                 response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
+        self.CheckStore = channel.unary_stream(
+                '/hotshoe.v1.RegistryService/CheckStore',
+                request_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreRequest.SerializeToString,
+                response_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreResponse.FromString,
                 _registered_method=True)
 
 
@@ -169,6 +199,14 @@ class RegistryServiceServicer:
 
     def PublishAdapter(self, request, context):
         """Validates uploaded files as an adapter, commits its manifest, and moves tags to it. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptAdapter(self, request, context):
+        """Commits an adapter that was published elsewhere, its manifest byte for byte, and moves tags to it. Its blobs, the
+        config and the card too, must have been uploaded. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -271,6 +309,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdoptReferrer(self, request, context):
+        """Keeps a document about an adapter that was attached elsewhere, its manifest byte for byte. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PushAdapter(self, request, context):
         """Copies an adapter and the documents about it to a remote that the server was started with.
         """
@@ -285,8 +330,34 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LeaseAdapter(self, request, context):
+        """Keeps an adapter from being collected for a time, for a holder that is elsewhere. Again: for so long from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseLease(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLeases(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CollectGarbage(self, request, context):
         """Removes what no tag, referrer, lease or view reaches.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckStore(self, request, context):
+        """Reads and hashes every blob. What is damaged goes to quarantine, and may be healed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -314,6 +385,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.PublishAdapter,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterResponse.SerializeToString,
+            ),
+            'AdoptAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptAdapter,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterResponse.SerializeToString,
             ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAdapter,
@@ -385,6 +461,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AttachReferrerResponse.SerializeToString,
             ),
+            'AdoptReferrer': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptReferrer,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerResponse.SerializeToString,
+            ),
             'PushAdapter': grpc.unary_stream_rpc_method_handler(
                     servicer.PushAdapter,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PushAdapterRequest.FromString,
@@ -395,10 +476,30 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.PullAdapterResponse.SerializeToString,
             ),
+            'LeaseAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseAdapter,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterResponse.SerializeToString,
+            ),
+            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseLease,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseResponse.SerializeToString,
+            ),
+            'ListLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLeases,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesResponse.SerializeToString,
+            ),
             'CollectGarbage': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectGarbage,
                     request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.FromString,
                     response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'CheckStore': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckStore,
+                    request_deserializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreRequest.FromString,
+                    response_serializer=hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -510,6 +611,33 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/PublishAdapter',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.PublishAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/AdoptAdapter',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -899,6 +1027,33 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def AdoptReferrer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/AdoptReferrer',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.AdoptReferrerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def PushAdapter(request,
             target,
             options=(),
@@ -953,6 +1108,87 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def LeaseAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/LeaseAdapter',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.LeaseAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/ReleaseLease',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ReleaseLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/ListLeases',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.ListLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CollectGarbage(request,
             target,
             options=(),
@@ -969,6 +1205,33 @@ class RegistryService:
             '/hotshoe.v1.RegistryService/CollectGarbage',
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
             hotshoe_dot_protos_dot_v1_dot_registry__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hotshoe.v1.RegistryService/CheckStore',
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreRequest.SerializeToString,
+            hotshoe_dot_protos_dot_v1_dot_registry__pb2.CheckStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -203,6 +203,16 @@ def mirror(
         )
 
 
+def pull_blob(registry: Registry, remote: Remote, blob: FileDescriptor, *, name: str) -> None:
+    """Brings one blob here that a manifest which is here names, unless it is here; it is verified on its way.
+
+    Raises:
+        AdapterNotFound: the remote does not have it under that name.
+        RemoteError: it could not be pulled; the error names the remote.
+    """
+    _pull_blob(registry, remote, blob, name=name, progress=ignore_progress)
+
+
 def _pull_blobs(registry: Registry, remote: Remote, manifest: bytes, *, name: str, progress: Progress) -> None:
     blobs = {blob.digest: blob for blob in blob_descriptors(manifest)}
     missing = registry.missing_blobs(list(blobs))

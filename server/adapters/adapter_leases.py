@@ -13,6 +13,7 @@ from typing import Protocol
 from hotshoe.registry.errors import AdapterNotFound, StoreUnavailable
 
 TTL_SECONDS = 3600.0  # what a server that was killed holds on to
+HOLDER_PREFIX = "server-"  # of the holders that servers are
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ class LeaseStore(Protocol):
     """Where leases are kept: the registry."""
 
     def lease(self, digests: Sequence[str], *, holder: str, ttl_seconds: float) -> None: ...
-    def release_leases(self, holder: str, digests: Sequence[str] | None = None) -> None: ...
+    def release_leases(self, holder: str, digests: Sequence[str] | None = None) -> object: ...
 
 
 class AdapterLeases:
@@ -45,7 +46,7 @@ class AdapterLeases:
         self._held = held
         self._renew_seconds = renew_seconds
         self._settle_seconds = settle_seconds
-        self._holder = f"server-{uuid.uuid4()}"
+        self._holder = f"{HOLDER_PREFIX}{uuid.uuid4()}"
         self._leased: set[str] = set()
         self._mutex = threading.Lock()  # held while leases are taken and ended, so that neither undoes the other
         self._left = threading.Event()

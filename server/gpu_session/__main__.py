@@ -2,7 +2,8 @@
 
     python -m hotshoe.server.gpu_session --out build/gpu [--dry-run]
 
-    ours       decode steps and prompts of a random Llama-3.1-8B in NF4, with 0, 1, 8 and 32 adapters
+    ours       decode steps and prompts of a random Llama-3.1-8B in NF4, with 0, 1, 8 and 32 adapters; rows apart, and
+               whether their logits are right
     peft       the same through transformers, PEFT and bitsandbytes
     kernels    each Triton kernel against what a user would run instead (`kernels.bench`)
     fallback   our decoder with bitsandbytes' linears

@@ -1,23 +1,21 @@
 """RegistryService: message ⇄ core type. The registry blocks on the disk, so every call of it runs in the executor."""
 
-import asyncio
 import contextlib
 import logging
-import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
 from functools import partial
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO
 
-from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
-from hotshoe.registry.errors import InvalidUpload
-from hotshoe.registry.family import family_of
+from hotshoe.protos.v1 import registry_pb2
+from hotshoe.registry.adoption import check_manifest
+from hotshoe.registry.attachment import MAX_DOCUMENT_BYTES
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidUpload
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, MIN_GRACE_SECONDS
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.reference import AdapterRef, check_name
-from hotshoe.registry.referrer import DIAGNOSIS_TYPE
 from hotshoe.registry.registry import (
     DEFAULT_PAGE_SIZE,
     MAX_PAGE_SIZE,
@@ -28,36 +26,37 @@ from hotshoe.registry.registry import (
 )
 from hotshoe.registry.remotes.transfer import TransferProgress
 from hotshoe.registry.verification import Verifier
+from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
 from hotshoe.server.services.diagnosis_messages import diagnosis_message
 from hotshoe.server.services.doctor import Doctor
+from hotshoe.server.services.documents import adopt_document, check_type
+from hotshoe.server.services.keeping import KeepingService
 from hotshoe.server.services.registry_messages import (
-    garbage_message,
     move_message,
     progress_message,
     referrer_message,
     verification_message,
 )
 from hotshoe.server.services.relations import comparison_message, lineage_message
-from hotshoe.server.services.rpc import Context
+from hotshoe.server.services.rpc import Context, call, call_to_its_end
 from hotshoe.server.services.transfers import Transfers, tags_of
 
 MAX_CHUNK_BYTES = 1 << 20
 DOWNLOAD_CHUNK_BYTES = 1 << 18
 MAX_BLOBS = 64
 
-_T = TypeVar("_T")
-_P = ParamSpec("_P")
 
-
-class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
+class RegistryService(KeepingService):
     """The registry for those who are not on its disk.
 
     Args:
         base: the model that published adapters are checked against.
         transfers: copies to and from the server's remotes.
+        gate: the registry, for what is to be served.
+        checking: for the full check of the store, one at a time.
         publish_doctor: what happens at publish: "warn", "require" or "off", as `ServerConfig.doctor` has it.
         verifier: None where no policy asks for signatures. With one, everything may be published all the same: an
             adapter can be signed once its digest is known, and until then it is not served.
@@ -71,8 +70,11 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         transfers: Transfers,
         doctor: Doctor,
         publish_doctor: str,
+        gate: SignatureGate,
+        checking: Executor,
         verifier: Verifier | None = None,
     ) -> None:
+        super().__init__(registry, gate, checking)
         self._registry = registry
         self._transfers = transfers
         self._base = base
@@ -84,7 +86,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.CheckBlobsRequest, context: Context
     ) -> registry_pb2.CheckBlobsResponse:
         _check_count("blobs", len(request.blobs))
-        missing = await _call(self._registry.missing_blobs, [blob.digest for blob in request.blobs])
+        missing = await call(self._registry.missing_blobs, [blob.digest for blob in request.blobs])
         return registry_pb2.CheckBlobsResponse(missing_digests=missing)
 
     async def UploadBlob(
@@ -95,13 +97,13 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         if first is None or first.WhichOneof("part") != "blob":
             raise InvalidUpload("the first message must name the blob")
         blob = _file(first.blob)
-        upload = await _call(self._registry.open_upload, blob)
+        upload = await call(self._registry.open_upload, blob)
         try:
             await _receive(requests, upload)
             if upload.received_bytes == blob.size_bytes:
-                await _call(upload.finish)
+                await call(upload.finish)
         finally:
-            await _call_to_its_end(upload.close)
+            await call_to_its_end(upload.close)
         return registry_pb2.UploadBlobResponse(digest=blob.digest, committed_bytes=upload.committed_bytes)
 
     async def DownloadBlob(
@@ -109,9 +111,9 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> AsyncIterator[registry_pb2.DownloadBlobResponse]:
         if request.offset < 0:
             raise InvalidRequest("offset", f"must be 0 or more, not {request.offset}")
-        file: BinaryIO = await _call(self._registry.read_blob, request.digest, request.offset)
+        file: BinaryIO = await call(self._registry.read_blob, request.digest, request.offset)
         try:
-            while data := await _call(file.read, DOWNLOAD_CHUNK_BYTES):
+            while data := await call(file.read, DOWNLOAD_CHUNK_BYTES):
                 yield registry_pb2.DownloadBlobResponse(data=data)
         finally:
             file.close()
@@ -123,10 +125,10 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         files = [_file(blob) for blob in request.blobs]
         diagnosis = cut = None
         if rank := request.approximate_rank:
-            paths = await _call(self._registry.uploaded_files, files)
+            paths = await call(self._registry.uploaded_files, files)
             cut = await self._doctor.approximate(paths, rank=rank)
         if self._publish_doctor == "require":
-            paths = await _call(self._registry.uploaded_files, files)
+            paths = await call(self._registry.uploaded_files, files)
             diagnosis = await self._doctor.refuse_bad(request.name, paths, approximate_rank=rank)
         publish = partial(
             self._registry.publish,
@@ -138,7 +140,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             validate_only=request.validate_only,
             approximation=None if cut is None else cut.approximation,
         )
-        record, created = await _call(publish)
+        record, created = await call(publish)
         if not request.validate_only:
             tags = ",".join(request.tags) or "-"
             log_event(
@@ -151,9 +153,9 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 new=created,
             )
             if cut is not None:
-                await _call(self._doctor.keep, record, cut)
+                await call(self._doctor.keep, record, cut)
             if diagnosis is not None:
-                await _call(self._doctor.attach, record, diagnosis)
+                await call(self._doctor.attach, record, diagnosis)
             elif self._publish_doctor == "warn":
                 diagnosis = await self._doctor.examine_soon(record)
         return registry_pb2.PublishAdapterResponse(
@@ -162,20 +164,50 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             diagnosis=None if diagnosis is None else diagnosis_message(diagnosis, with_linears=False),
         )
 
+    async def AdoptAdapter(
+        self, request: registry_pb2.AdoptAdapterRequest, context: Context
+    ) -> registry_pb2.AdoptAdapterResponse:
+        """Who brings an adapter here wants to serve it: one of another base is refused, as by PublishAdapter."""
+        _check_bytes("manifest", request.manifest)
+        content = check_manifest(request.manifest)
+        if content.base_digest != self._base.digest:
+            problem = f"the adapter is for {content.base_digest}; the base model here, {self._base.name}, is "
+            raise IncompatibleAdapter("manifest.annotations", problem + self._base.digest)
+        adopt = partial(
+            self._registry.adopt,
+            request.manifest,
+            name=request.name,
+            tags=list(request.tags),
+            base=self._base,
+            approve=self._transfers.approve(request.name),
+        )
+        record, created = await call(adopt)
+        log_event(logging.INFO, "adopt", name=record.name, digest=record.digest, new=created)
+        if self._publish_doctor == "warn":
+            await self._doctor.examine_soon(record)
+        return registry_pb2.AdoptAdapterResponse(adapter=await self._verified_message(record), created=created)
+
+    async def AdoptReferrer(
+        self, request: registry_pb2.AdoptReferrerRequest, context: Context
+    ) -> registry_pb2.AdoptReferrerResponse:
+        _check_bytes("manifest", request.manifest)
+        referrer = await call(adopt_document, self._registry, request.manifest, request.document)
+        log_event(logging.INFO, "adopt_referrer", digest=referrer.subject, type=referrer.artifact_type)
+        return registry_pb2.AdoptReferrerResponse(referrer=referrer_message(referrer), subject=referrer.subject)
+
     async def GetAdapter(
         self, request: registry_pb2.GetAdapterRequest, context: Context
     ) -> registry_pb2.GetAdapterResponse:
-        record = await _call(self._registry.resolve, request.reference)
+        record = await call(self._registry.resolve, request.reference)
         message = await self._verified_message(record)
-        message.referrers.extend(map(referrer_message, await _call(self._registry.referrers, record.digest)))
+        message.referrers.extend(map(referrer_message, await call(self._registry.referrers, record.digest)))
         return registry_pb2.GetAdapterResponse(adapter=message)
 
     async def AttachReferrer(
         self, request: registry_pb2.AttachReferrerRequest, context: Context
     ) -> registry_pb2.AttachReferrerResponse:
-        if request.artifact_type == DIAGNOSIS_TYPE:
-            raise InvalidRequest("artifact_type", f"{DIAGNOSIS_TYPE} is what the server's doctor attaches")
-        record = await _call(self._registry.resolve, request.reference)
+        check_type(request.artifact_type)
+        record = await call(self._registry.resolve, request.reference)
         attach = partial(
             self._registry.attach,
             record.digest,
@@ -184,7 +216,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             file_name=request.file_name,
             annotations=dict(request.annotations),
         )
-        referrer = await _call(attach)
+        referrer = await call(attach)
         log_event(
             logging.INFO, "attach", name=record.name, digest=record.digest, type=referrer.artifact_type,
             document=referrer.document.digest,
@@ -195,7 +227,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         """An adapter as the wire has it, with what the policy says of its signatures."""
         message = adapter_message(record)
         if self._verifier is not None:
-            verdict = await _call(self._verifier.verdict, record.name, record.digest)
+            verdict = await call(self._verifier.verdict, record.name, record.digest)
             message.verification.CopyFrom(verification_message(verdict))
         return message
 
@@ -207,15 +239,15 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         if bool(request.reference) == bool(request.blobs):
             raise InvalidRequest("reference", "expected a reference or blobs, and not both")
         if request.blobs:
-            files = await _call(self._registry.uploaded_files, [_file(blob) for blob in request.blobs])
+            files = await call(self._registry.uploaded_files, [_file(blob) for blob in request.blobs])
             rank = request.approximate_rank
             diagnosis = await self._doctor.diagnose(files, exact=request.exact, approximate_rank=rank)
             return registry_pb2.DiagnoseAdapterResponse(diagnosis=diagnosis_message(diagnosis))
-        record = await _call(self._registry.resolve, request.reference)
-        files = await _call(self._registry.adapter_files, record.digest)
+        record = await call(self._registry.resolve, request.reference)
+        files = await call(self._registry.adapter_files, record.digest)
         rank = record.approximate_rank
         diagnosis = await self._doctor.diagnose(files, exact=request.exact, approximate_rank=rank)
-        referrer = await _call(self._doctor.attach, record, diagnosis)
+        referrer = await call(self._doctor.attach, record, diagnosis)
         return registry_pb2.DiagnoseAdapterResponse(
             diagnosis=diagnosis_message(diagnosis), referrer=referrer_message(referrer)
         )
@@ -225,20 +257,20 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.MitigateAdapterResponse:
         if not 0 <= request.keep < 1:
             raise InvalidRequest("keep", f"expected a number from 0 to below 1, not {request.keep}")
-        parent = await _call(self._registry.resolve, request.reference)
-        parts = await _call(self._registry.adapter_files, parent.digest)
+        parent = await call(self._registry.resolve, request.reference)
+        parts = await call(self._registry.adapter_files, parent.digest)
         rank = parent.approximate_rank
         mitigation = await self._doctor.mitigate(parts, keep=request.keep, approximate_rank=rank)
         made = lora_files(mitigation.updates, self._base, base_name=parent.base_model)
-        files = await _call(self._registry.add_files, made)
-        paths = await _call(self._registry.uploaded_files, files)
+        files = await call(self._registry.add_files, made)
+        paths = await call(self._registry.uploaded_files, files)
         if self._publish_doctor == "require":
             diagnosis = await self._doctor.refuse_bad(request.name, paths, exact=True)
         else:
             diagnosis = await self._doctor.diagnose(paths, exact=True)
         recipe = {"op": "mitigate", "keep": request.keep, "intruders": mitigation.shrunk}
         record = await self._publish_made(request, files, Lineage((Parent(parent.digest, 1.0),), recipe))
-        await _call(self._doctor.attach, record, diagnosis)
+        await call(self._doctor.attach, record, diagnosis)
         log_event(logging.INFO, "mitigate", name=record.name, digest=record.digest, parent=parent.digest)
         return registry_pb2.MitigateAdapterResponse(
             adapter=adapter_message(record),
@@ -254,14 +286,14 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         weights = [source.weight if source.HasField("weight") else 1.0 for source in request.sources]
         parameters.check_parents(weights)
         _check_count("sources", len(weights))
-        parents = [await _call(self._registry.resolve, source.reference) for source in request.sources]
+        parents = [await call(self._registry.resolve, source.reference) for source in request.sources]
         parts = [
-            (await _call(self._registry.adapter_files, parent.digest), parent.approximate_rank) for parent in parents
+            (await call(self._registry.adapter_files, parent.digest), parent.approximate_rank) for parent in parents
         ]
         merged = await self._doctor.merge(parts, weights, parameters, base_name=parents[0].base_model)
-        files = await _call(self._registry.add_files, merged.files)
+        files = await call(self._registry.add_files, merged.files)
         if self._publish_doctor == "require":
-            await self._doctor.refuse_bad(request.name, await _call(self._registry.uploaded_files, files))
+            await self._doctor.refuse_bad(request.name, await call(self._registry.uploaded_files, files))
         lineage = Lineage(
             tuple(Parent(parent.digest, weight) for parent, weight in zip(parents, weights, strict=True)),
             merged.recipe,
@@ -276,7 +308,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.PushAdapterRequest, context: Context
     ) -> AsyncIterator[registry_pb2.PushAdapterResponse]:
         ref = AdapterRef.parse(request.reference)
-        record = await _call(self._registry.resolve, request.reference)
+        record = await call(self._registry.resolve, request.reference)
         expected = request.expected_digest if request.HasField("expected_digest") else None
         tags = tags_of(ref, request.tags)
         steps = self._transfers.push(record, request.remote, name=request.name, tags=tags, expected=expected)
@@ -331,21 +363,21 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             base=self._base,
             lineage=lineage,
         )
-        record, _ = await _call(publish)
+        record, _ = await call(publish)
         return record
 
     async def GetLineage(
         self, request: registry_pb2.GetLineageRequest, context: Context
     ) -> registry_pb2.GetLineageResponse:
-        return lineage_message(await _call(family_of, self._registry, request.reference))
+        return await call(lineage_message, self._registry, request.reference)
 
     async def CompareAdapters(
         self, request: registry_pb2.CompareAdaptersRequest, context: Context
     ) -> registry_pb2.CompareAdaptersResponse:
-        first, second = [await _call(self._registry.resolve, ref) for ref in (request.first, request.second)]
-        files = [await _call(self._registry.adapter_files, record.digest) for record in (first, second)]
+        first, second = [await call(self._registry.resolve, ref) for ref in (request.first, request.second)]
+        files = [await call(self._registry.adapter_files, record.digest) for record in (first, second)]
         found = await self._doctor.compare((files[0], first.approximate_rank), (files[1], second.approximate_rank))
-        return await _call(comparison_message, (first, second), (files[0], files[1]), found)
+        return await call(comparison_message, (first, second), (files[0], files[1]), found)
 
     async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: Context
@@ -359,13 +391,13 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
             name_contains=request.name_contains,
             kind=request.kind,
         )
-        records, token = await _call(page)
+        records, token = await call(page)
         return registry_pb2.ListAdaptersResponse(adapters=map(adapter_message, records), next_page_token=token)
 
     async def UpdateTag(
         self, request: registry_pb2.UpdateTagRequest, context: Context
     ) -> registry_pb2.UpdateTagResponse:
-        record = await _call(
+        record = await call(
             self._registry.update_tag, request.name, request.tag, request.digest, request.expected_digest
         )
         log_event(logging.INFO, "update_tag", name=request.name, tag=request.tag, digest=record.digest)
@@ -374,14 +406,14 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
     async def DeleteTag(
         self, request: registry_pb2.DeleteTagRequest, context: Context
     ) -> registry_pb2.DeleteTagResponse:
-        await _call(self._registry.delete_tag, request.name, request.tag)
+        await call(self._registry.delete_tag, request.name, request.tag)
         log_event(logging.INFO, "delete_tag", name=request.name, tag=request.tag)
         return registry_pb2.DeleteTagResponse()
 
     async def RollBackTag(
         self, request: registry_pb2.RollBackTagRequest, context: Context
     ) -> registry_pb2.RollBackTagResponse:
-        record, previous = await _call(self._registry.roll_back_tag, request.name, request.tag)
+        record, previous = await call(self._registry.roll_back_tag, request.name, request.tag)
         log_event(logging.INFO, "roll_back_tag", name=request.name, tag=request.tag, digest=record.digest)
         return registry_pb2.RollBackTagResponse(adapter=adapter_message(record), previous_digest=previous or "")
 
@@ -391,41 +423,8 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         if request.limit < 0:
             raise InvalidRequest("limit", f"must be 0 or more, not {request.limit}")
         limit = min(request.limit or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        history = await _call(partial(self._registry.tag_history, request.name, request.tag, limit=limit))
+        history = await call(partial(self._registry.tag_history, request.name, request.tag, limit=limit))
         return registry_pb2.ListTagMovesResponse(moves=map(move_message, history))
-
-    async def CreateView(
-        self, request: registry_pb2.CreateViewRequest, context: Context
-    ) -> registry_pb2.CreateViewResponse:
-        record = await _call(self._registry.resolve, request.reference)
-        path = await _call(self._registry.view, record.digest)
-        log_event(logging.INFO, "create_view", name=record.name, digest=record.digest)
-        return registry_pb2.CreateViewResponse(adapter=adapter_message(record), path=str(path))
-
-    async def DeleteView(
-        self, request: registry_pb2.DeleteViewRequest, context: Context
-    ) -> registry_pb2.DeleteViewResponse:
-        record = await _call(self._registry.resolve, request.reference)
-        deleted = await _call(self._registry.unview, record.digest)
-        log_event(logging.INFO, "delete_view", name=record.name, digest=record.digest, there=deleted)
-        return registry_pb2.DeleteViewResponse(deleted=deleted)
-
-    async def CollectGarbage(
-        self, request: registry_pb2.CollectGarbageRequest, context: Context
-    ) -> registry_pb2.CollectGarbageResponse:
-        grace = request.grace_seconds if request.HasField("grace_seconds") else DEFAULT_GRACE_SECONDS
-        if not MIN_GRACE_SECONDS <= grace < math.inf:
-            raise InvalidRequest("grace_seconds", f"expected at least {MIN_GRACE_SECONDS:.0f}, not {grace}")
-        report = await _call(partial(self._registry.collect_garbage, grace_seconds=grace, dry_run=request.dry_run))
-        if not request.dry_run:
-            log_event(
-                logging.INFO,
-                "collect_garbage",
-                adapters=len(report.adapters),
-                blobs=report.blobs,
-                bytes=report.blob_bytes,
-            )
-        return garbage_message(report)
 
 
 async def _receive(requests: AsyncIterator[registry_pb2.UploadBlobRequest], upload: Upload) -> None:
@@ -434,27 +433,18 @@ async def _receive(requests: AsyncIterator[registry_pb2.UploadBlobRequest], uplo
             raise InvalidUpload("only the first message names the blob; the others carry data")
         if len(message.data) > MAX_CHUNK_BYTES:
             raise InvalidUpload(f"data: {len(message.data)} bytes in one message; at most {MAX_CHUNK_BYTES}")
-        await _call_to_its_end(upload.write, message.offset, message.data)
+        await call_to_its_end(upload.write, message.offset, message.data)
 
 
 def _file(blob: registry_pb2.Blob) -> FileDescriptor:
     return FileDescriptor(file_name=blob.file_name, digest=blob.digest, size_bytes=blob.size_bytes)
 
 
+def _check_bytes(field: str, data: bytes) -> None:
+    if not 1 <= len(data) <= MAX_DOCUMENT_BYTES:
+        raise InvalidRequest(field, f"expected 1 to {MAX_DOCUMENT_BYTES} bytes, not {len(data)}")
+
+
 def _check_count(field: str, count: int) -> None:
     if count > MAX_BLOBS:
         raise InvalidRequest(field, f"at most {MAX_BLOBS}, not {count}")
-
-
-async def _call(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    return await asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
-
-
-async def _call_to_its_end(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """As `_call`, but a cancelled caller waits too: an upload is used by one thread at a time."""
-    call = asyncio.ensure_future(_call(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        await asyncio.wait([call])
-        raise

@@ -3,7 +3,8 @@
 from datetime import datetime
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.registry import GarbageReport, LoggedMove, Referrer
+from hotshoe.registry.leases import Lease
+from hotshoe.registry.registry import FsckProgress, FsckReport, GarbageReport, LoggedMove, Referrer
 from hotshoe.registry.remotes.transfer import TransferProgress
 from hotshoe.registry.signing.policy import Mode
 from hotshoe.registry.signing.verdict import Verdict
@@ -33,6 +34,34 @@ def garbage_message(report: GarbageReport) -> registry_pb2.CollectGarbageRespons
         documents=report.documents,
         emptied_blobs=report.emptied_blobs,
         emptied_bytes=report.emptied_bytes,
+    )
+
+
+def lease_message(lease: Lease) -> registry_pb2.Lease:
+    """Who holds what, and until when."""
+    message = registry_pb2.Lease(holder=lease.holder, digest=lease.digest)
+    message.expire_time.FromNanoseconds(int(lease.expires * 1e9))
+    return message
+
+
+def check_message(step: FsckProgress) -> registry_pb2.CheckStoreResponse:
+    """How far a full check is."""
+    return registry_pb2.CheckStoreResponse(
+        checked_blobs=step.blobs,
+        checked_bytes=step.blob_bytes,
+        total_blobs=step.total_blobs,
+        total_bytes=step.total_bytes,
+    )
+
+
+def report_message(report: FsckReport) -> registry_pb2.StoreReport:
+    """What a full check found."""
+    return registry_pb2.StoreReport(
+        blobs=report.blobs,
+        blob_bytes=report.blob_bytes,
+        corrupt_digests=report.corrupt,
+        missing_digests=report.missing,
+        healed_digests=report.healed,
     )
 
 

@@ -5,21 +5,30 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.family import Family
+from hotshoe.registry.family import family_of
 from hotshoe.registry.formats.kind import CONFIG_FILE
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.recipes.comparison import Comparison
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.validation import read_config
 from hotshoe.server.services.adapter_messages import adapter_message
+from hotshoe.server.services.registry_messages import referrer_message
 
 
-def lineage_message(family: Family) -> registry_pb2.GetLineageResponse:
-    """All of it."""
+def lineage_message(registry: Registry, reference: str) -> registry_pb2.GetLineageResponse:
+    """The family of an adapter, each with the documents about it. Raises what `Registry.resolve` does."""
+    family = family_of(registry, reference)
+
+    def described(record: AdapterRecord) -> registry_pb2.Adapter:
+        message = adapter_message(record)
+        message.referrers.extend(map(referrer_message, registry.referrers(record.digest)))
+        return message
+
     return registry_pb2.GetLineageResponse(
-        adapter=adapter_message(family.adapter),
-        ancestors=map(adapter_message, family.ancestors),
+        adapter=described(family.adapter),
+        ancestors=map(described, family.ancestors),
         missing_digests=family.missing,
-        children=map(adapter_message, family.children),
+        children=map(described, family.children),
     )
 
 

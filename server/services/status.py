@@ -68,6 +68,7 @@ _CAUSES_THAT_SHOW = (
     registry_errors.BlobCorrupt,
     registry_errors.BlobNotFound,
     registry_errors.IncompatibleAdapter,
+    registry_errors.RemoteUnavailable,
     registry_errors.SignaturesMissing,
     registry_errors.StoreUnavailable,
     server_errors.QueueFull,

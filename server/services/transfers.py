@@ -11,13 +11,13 @@ from typing import TypeAlias
 
 from hotshoe.registry.errors import RemoteRefused
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.manifest import AdapterContent, AdapterRecord
+from hotshoe.registry.manifest import AdapterContent, AdapterRecord, FileDescriptor
 from hotshoe.registry.reference import AdapterRef
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote import Remote, parse_remote
 from hotshoe.registry.remotes.remote_url import RemoteUrl
-from hotshoe.registry.remotes.transfer import Progress, Pulled, TransferProgress, mirror, pull, push
+from hotshoe.registry.remotes.transfer import Progress, Pulled, TransferProgress, mirror, pull, pull_blob, push
 
 _STEP_BYTES = 1 << 20  # between two messages about one blob
 # With what a request waits for: it fails sooner than a transfer that was asked for.
@@ -33,7 +33,7 @@ class TransferEnded(Exception):
 
 
 class Transfers:
-    """Pushes and pulls for callers who wait. Event loop only, but for `pull_here`.
+    """Pushes and pulls for callers who wait. Event loop only, but for `pull_here` and `fetch_blob`.
 
     Args:
         remotes: URLs; what a caller names must be one of them, or lie below one. Else whoever reaches this server
@@ -85,7 +85,7 @@ class Transfers:
 
         def work(progress: Progress, done: Callable[[Pulled], None]) -> None:
             with self._opened(remote) as opened:
-                approve = self._approve(as_name or name)
+                approve = self.approve(as_name or name)
                 for pulled in mirror(
                     self._registry, opened, name, as_name=as_name, base=self._base, approve=approve, progress=progress
                 ):
@@ -99,6 +99,12 @@ class Transfers:
         with contextlib.closing(opened) as remote:
             return self._pull(remote, ref, name="", tags=(), progress=progress)
 
+    def fetch_blob(self, url: RemoteUrl, blob: FileDescriptor, name: str) -> None:
+        """Copies one blob of an adapter here; on the caller's thread. Raises what `transfer.pull_blob` raises."""
+        opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
+        with contextlib.closing(opened) as remote:
+            pull_blob(self._registry, remote, blob, name=name)
+
     def _pull(self, remote: Remote, ref: AdapterRef, *, name: str, tags: Sequence[str], progress: Progress) -> Pulled:
         return pull(
             self._registry,
@@ -108,11 +114,13 @@ class Transfers:
             as_name=name,
             tags=tags,
             base=self._base,
-            approve=self._approve(name or ref.name),
+            approve=self.approve(name or ref.name),
             progress=progress,
         )
 
-    def _approve(self, name: str) -> Callable[[AdapterContent, Mapping[str, Path]], None]:
+    def approve(self, name: str) -> Callable[[AdapterContent, Mapping[str, Path]], None]:
+        """What `Registry.adopt` is to ask of an adapter that comes here under a name. Not on the event loop."""
+
         def approve(content: AdapterContent, files: Mapping[str, Path]) -> None:
             if self._refuse_bad is not None and content.base_digest == self._base.digest:
                 self._refuse_bad(name, files, content.approximation.rank if content.approximation else 0)

@@ -219,6 +219,19 @@ class Shell:
         return result.stdout + result.stderr
 
 
+def test_what_may_not_be_served_has_no_view_until_it_is_signed(client: Client, adapters, root: Path) -> None:
+    own = {"test": "views"}  # a digest of its own: what is signed here is signed under every name
+    adapter = client.publish_directory(adapters["birch"], "prod/viewed", annotations=own).adapter
+    views = root / "registry" / "views"
+    for reference in ("prod/viewed", f"prod/viewed@{adapter.digest}"):
+        with pytest.raises(FailedPrecondition, match="asks for signatures"):
+            client.view(reference)
+    assert adapter.digest[7:] not in {path.name for path in views.iterdir()} and not client.unview("prod/viewed")
+    client.sign("prod/viewed", FIRST)
+    client.sign("prod/viewed", SECOND)
+    assert Path(client.view("prod/viewed").path).parent == views and client.unview("prod/viewed")
+
+
 def test_the_verbs_make_a_key_sign_and_verify(guarded: LocalServer, adapters, tmp_path: Path, root: Path) -> None:
     hotshoe = Shell(guarded.grpc)
     mine, other = tmp_path / "mine.pem", tmp_path / "other.pem"

@@ -13,8 +13,9 @@ import pytest
 from store_adapters import descriptors, lora_files, publish, small_base, upload
 from store_children import age, check_whole, faults, fork
 
+from hotshoe.registry import leases
 from hotshoe.registry import registry as registry_module
-from hotshoe.registry.errors import AdapterNotFound, BlobNotFound, StoreUnavailable
+from hotshoe.registry.errors import AdapterNotFound, BlobNotFound, QuotaExceeded, StoreUnavailable
 from hotshoe.registry.garbage import Garbage
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.registry import AdapterRecord, CollectedAdapter, Registry
@@ -218,6 +219,32 @@ def test_a_lease_keeps_what_its_holder_uses_until_it_ends_or_expires(registry: R
     assert [gone.digest for gone in registry.collect_garbage(grace_seconds=0).adapters] == [two.digest]
     with pytest.raises(AdapterNotFound):
         registry.lease([two.digest], holder="server-1")
+
+
+def test_a_lease_of_somebody_elsewhere_is_listed_and_outlives_the_process(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, other = (publish(registry, "a", lora_files(seed))[0] for seed in (1, 2))
+    short = registry.lease_durably(record.digest, holder="x", ttl_seconds=0.4)
+    again = Registry(root)
+    try:
+        assert again.leases() == [short] == again.leases("x") and again.leases("y") == []
+        gone = again.collect_garbage(grace_seconds=0).adapters
+        assert [adapter.digest for adapter in gone] == [other.digest]
+    finally:
+        again.close()
+    time.sleep(0.45)
+    assert registry.leases() == []
+    assert registry.lease_durably(record.digest, holder="x", ttl_seconds=60).expires > short.expires
+    monkeypatch.setattr(leases, "MAX_LEASES", 1)
+    with pytest.raises(QuotaExceeded, match="1 leases already"):
+        registry.lease_durably(record.digest, holder="y", ttl_seconds=60)
+    registry.lease_durably(record.digest, holder="x", ttl_seconds=0.01)  # its own it may change
+    time.sleep(0.02)
+    registry.lease_durably(record.digest, holder="y", ttl_seconds=60)  # for x's has expired
+    assert registry.release_leases("y", [record.digest]) == 1 == 1 + registry.release_leases("y")
+    with pytest.raises(AdapterNotFound):
+        registry.lease_durably(other.digest, holder="y", ttl_seconds=60)
 
 
 def test_a_lease_at_the_last_moment_counts(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

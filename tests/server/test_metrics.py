@@ -108,6 +108,7 @@ def _use_everything(world: World) -> None:
     world.metrics.evicted("sha256:0", "device", "lru")
     world.metrics.lookup(True)
     world.metrics.lookup(False)
+    world.metrics.damaged_blob(True)
     world.metrics.rpc_started(Rpc())
     world.metrics.rpc_handled(Rpc(), "OK", 0.001)
 

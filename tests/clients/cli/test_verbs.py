@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hotshoe.clients.cli.__main__ import command_line
 from hotshoe.clients.cli.failures import INTERRUPTED
+from hotshoe.clients.evaluations import EVALUATION_TYPE
 from hotshoe.clients.local_server import LocalServer
 
 
@@ -54,6 +55,26 @@ def test_publish_show_ls_and_pull_agree(hotshoe: Shell, adapters: dict[str, Path
     assert hotshoe.json("pull", "verbs:a", str(tmp_path))["digest"] == digest
     weights = "adapter_model.safetensors"
     assert (tmp_path / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
+
+
+def test_a_report_is_kept_and_told_with_its_figures(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
+    digest = hotshoe.json("publish", str(adapters["amber"]), "reported")["adapter"]["digest"]
+    report = tmp_path / "harness.json"
+    report.write_text(json.dumps({"results": {"arc": {"alias": "arc", "acc,none": 0.5, "acc_stderr,none": 0.01}}}))
+    assert hotshoe("report", "reported", str(report)) == f"attached to {digest}\narc acc 0.5\n"
+    report.write_text(json.dumps({"results": {"arc": {"acc,none": 0.625}}}))
+    kept = hotshoe.json("report", "reported", str(report))
+    assert kept["subject"] == digest and kept["referrer"]["artifact_type"] == EVALUATION_TYPE
+    [told, *_] = [line for line in hotshoe("show", "reported").splitlines() if line.startswith("harness")]
+    assert told.split(maxsplit=1)[1] == f"arc acc 0.625 {kept['referrer']['document']['digest']}"
+    assert "[arc acc 0.625]" in hotshoe("lineage", "reported").splitlines()[0]
+    assert hotshoe.json("show", "reported")["digest"] == digest
+    report.write_text("[1]")
+    hotshoe("report", "reported", str(report), code=2)
+    hotshoe("report", "reported", str(tmp_path / "nowhere.json"), code=1)
+    report.write_text("{}")
+    assert hotshoe("report", "reported", str(report)).endswith("no figures\n")
+    hotshoe("report", "nothing", str(report), code=4)
 
 
 def test_doctor_examines_adapters_and_directories(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
@@ -185,6 +206,22 @@ def test_load_ps_top_and_unload_show_the_same_adapter(hotshoe: Shell, adapters: 
     assert digest in {one["digest"] for one in frame["adapters"]}
     assert digest[:19] in hotshoe("top", "--once")
     assert hotshoe("unload", "kept") == "unloaded kept\n"
+
+
+def test_a_task_is_named_behind_the_adapter(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    hotshoe("publish", str(adapters["skilled"]), "skilled")
+    assert re.search("^tasks +0 to 2$", hotshoe("show", "skilled"), re.MULTILINE)
+    answers = [hotshoe.json("run", f"skilled#{task}", "Who?", "--seed", "1") for task in range(3)]
+    assert [answer["adapters"][0]["task"] for answer in answers] == [0, 1, 2]
+    [digest] = {answer["adapters"][0]["digest"] for answer in answers}
+    hotshoe("run", "skilled", "Who?", code=5)
+    hotshoe("run", "skilled#3", "Who?", code=5)
+    hotshoe("unload", "skilled")
+    assert hotshoe("load", "skilled#1", "--pin").startswith("skilled#1  device, pinned")
+    [line] = [line for line in hotshoe("ps").splitlines() if line.startswith("skilled")]
+    assert line.startswith("skilled#1 ") and digest[:19] in line
+    hotshoe("unload", "skilled#1")
+    assert "skilled" not in hotshoe("ps")
 
 
 def test_version_tells_both_sides(hotshoe: Shell) -> None:

@@ -225,21 +225,56 @@ def test_a_document_that_the_server_refuses_is_told_and_left(
     assert out.startswith("already there refused:again") and "was left behind" in err and "document: " in err
 
 
-def test_a_lineage_cannot_be_published_again_and_the_import_says_so(
+def test_a_chain_of_parents_comes_back_with_digests_lineage_signatures_and_reports(
     server: LocalServer, client: Client, adapters, tmp_path: Path
 ) -> None:
     for name in ("amber", "birch"):
         client.publish_directory(adapters[name], f"parents/{name}")
-    merged = client.merge_adapters(["parents/amber", "parents/birch"], "parents/both").adapter
-    client.sign("parents/both", KEY)
-    client.attach("parents/both", b"{}", artifact_type="text/eval", file_name="eval.json")
-    export(client, "parents/both", tmp_path / "both", form="oci")
-    out, err = hotshoe(server.grpc, "import", tmp_path / "both", "parents/copy", "--json")
-    imported = json.loads(out)
-    assert imported["original_digest"] == merged.digest != imported["adapter"]["digest"] and imported["documents"] == 0
-    assert merged.digest in err and "another digest" in err
-    assert not client.verify("parents/copy", POLICY).is_met
-    assert "text/eval" not in {one.artifact_type for one in client.get_adapter("parents/copy").referrers}
+    client.merge_adapters(["parents/amber", "parents/birch"], "parents/both")
+    merged = client.merge_adapters([("parents/both", 0.5), ("parents/amber", 2)], "parents/twice").adapter
+    client.sign("parents/twice", KEY)
+    client.report("parents/twice", {"metrics": {"accuracy": 0.75}})
+    names = ("amber", "birch", "both", "twice")
+    for name in names:
+        export(client, f"parents/{name}", tmp_path / name, form="oci-archive" if name == "both" else "oci")
+    expected = tokens(client, "parents/twice")
+    with other_server(tmp_path, adapters[""]) as fresh, Client(fresh.grpc) as other:
+        out, err = hotshoe(fresh.grpc, "import", tmp_path / "twice", "came/twice", "--json")
+        imported = json.loads(out)
+        assert imported["original_digest"] == merged.digest == imported["adapter"]["digest"] and err == ""
+        assert imported["documents"] == 2 and imported["created"]
+        [(parent, _), *_] = [(one.digest, one.weight) for one in merged.parents]
+        assert list(other.lineage("came/twice").missing_digests)[0] == parent  # until they come, too
+        for name in names[:-1]:
+            assert not import_adapter(other, tmp_path / name, f"came/{name}").is_another
+        came, went = other.lineage("came/twice"), client.lineage("parents/twice")
+        assert [one.digest for one in came.ancestors] == [one.digest for one in went.ancestors]
+        assert not came.missing_digests and came.adapter.recipe == went.adapter.recipe != ""
+        assert tokens(other, "came/twice") == expected
+        assert other.verify("came/twice", POLICY).key_ids == (KEY.public.key_id,)
+        drawn, _ = hotshoe(fresh.grpc, "lineage", "came/twice")
+        assert "[accuracy 0.75]" in drawn.splitlines()[0] and "0.5 × came/both" in drawn
+        # And on from there: what was imported is exported as it came.
+        export(other, "came/twice", tmp_path / "on", form="oci")
+        on = import_adapter(client, tmp_path / "on", "parents/twice")
+        assert not on.created and on.adapter.digest == merged.digest and on.documents == 2
+
+
+def test_what_only_says_that_it_is_ours_is_not_taken_as_it_stands(client: Client, adapters, tmp_path: Path) -> None:
+    client.publish_directory(adapters["amber"], "forged", tags=["v1"])
+    export(client, "forged:v1", tmp_path / "out", form="oci")
+    index = tmp_path / "out" / "index.json"
+    listed = json.loads(index.read_bytes())
+    [one] = [one for one in listed["manifests"] if "ref.name" in str(one)]
+    blobs = tmp_path / "out" / "blobs" / "sha256"
+    manifest = json.loads((blobs / one["digest"][7:]).read_bytes())
+    manifest["annotations"]["dev.hotshoe.adapter.rank"] = "3"
+    data = json.dumps(manifest).encode()
+    one |= {"digest": f"sha256:{hashlib.sha256(data).hexdigest()}", "size": len(data)}
+    (blobs / one["digest"][7:]).write_bytes(data)
+    index.write_text(json.dumps(listed | {"manifests": [one]}))
+    imported = import_adapter(client, tmp_path / "out", "forged", tag="again")
+    assert imported.is_another and imported.adapter.rank == 4 and imported.documents == 0
 
 
 def test_an_adapter_of_another_base_is_refused_unless_it_is_meant(

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_adapters import ia3_files, lora_files, publish
 
-from hotshoe.clients.adapter_files import CONFIG, WEIGHTS
+from hotshoe.clients.adapter_files import CONFIG
 from hotshoe.clients.errors import InvalidLayout
 from hotshoe.clients.exchange import sources
 from hotshoe.clients.exchange.archives import write_archive
-from hotshoe.clients.exchange.imports import LayoutAdapter, read_layout
+from hotshoe.clients.exchange.layout_reader import LayoutAdapter, read_layout
 from hotshoe.clients.exchange.sources import ArchiveSource, DirectorySource, open_source
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.signing.bundle import ANNOTATIONS, BUNDLE_FILE, BUNDLE_TYPE, sign
@@ -29,6 +29,7 @@ from hotshoe.registry.signing.keys import PrivateKey
 
 TITLE = "org.opencontainers.image.title"
 FILES = lora_files(1) | {"README.md": b"# one\n"}
+WRITTEN = {*FILES, "config", "adapter.card.json"}
 KEY = PrivateKey.new()
 
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed (apt: skopeo)")
@@ -111,7 +112,10 @@ def test_a_layout_gives_its_adapter_with_what_is_said_about_it(layout: Path, tmp
     path = layout if kind == "directory" else archive_of(layout, tmp_path / "layout.tar")
     with open_source(path) as source:
         found = read(source, tmp_path / "out")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == FILES
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert written.items() >= FILES.items() and set(written) == WRITTEN
+    assert found.is_ours and {file.file_name: file.path.read_bytes() for file in found.files} == written
+    assert f"sha256:{hashlib.sha256(found.manifest).hexdigest()}" == found.digest
     assert found.annotations["org.example.word"] == "Grüße"
     assert set(found.annotations) == {
         "org.example.word",
@@ -206,7 +210,7 @@ def test_a_manifest_that_plays_tricks_is_refused(
     with pytest.raises(InvalidLayout, match=why):
         read(source, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} <= {"out"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} <= {WEIGHTS, CONFIG, "README.md"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= WRITTEN
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoder_inputs import PAGE
+from hub_adapters import FIXTURES, hub_base, hub_files, hub_logits
+from tiny_models import base_shape
 from torch import Tensor
 from triton_base import (
     LOW_RANK,
@@ -24,10 +27,17 @@ from triton_base import (
 )
 
 from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear, OutputSwap
 from hotshoe.server.adapters.adapter_places import AdapterPlaces
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.model import triton_layers
+from hotshoe.server.model.backends import triton_backend
+from hotshoe.server.model.base_weights import CheckpointWeights
+from hotshoe.server.model.checkpoints import DirectoryCheckpoint
 from hotshoe.server.model.decoder_input import HeadRows
+from hotshoe.server.model.decoder_reader import read_decoder
+from hotshoe.server.model.families import spec_from_config
 from hotshoe.server.model.kv_cache import KvCache
 
 LORA, IA3 = 1, 3  # slots of `TritonBase.slots`
@@ -179,3 +189,26 @@ def test_a_played_step_takes_other_rows_of_the_head_for_some_of_its_logits(base:
     assert torch.equal(played, at_once)
     assert relative_error(played.cpu()[1:3, tokens], expected[1:3, tokens]) < TOLERANCE[base.device.type]
     assert torch.equal(base.decoder.step(inputs, kv, adapters)[0], plain)
+
+
+def test_bottlenecks_give_the_logits_of_the_package_that_trained_them(device: torch.device) -> None:
+    checkpoint = DirectoryCheckpoint(FIXTURES / "llama" / "base")
+    spec, shape = spec_from_config(checkpoint.config), base_shape(hub_base("llama"))
+    decoder = read_decoder(checkpoint, spec, triton_backend(device))
+    slots = AdapterSlots.for_base(shape, num_slots=4, backend="triton", device=device, max_rank=16)
+    cases = ["houlsby", "pfeiffer", "parallel-residual-gone", "compacter"]
+    for slot, case in enumerate(cases):
+        slots.place(slot, lower_adapter(hub_files("llama", case), CheckpointWeights(checkpoint, shape)))
+    expected = hub_logits("llama")
+    tokens = expected["tokens"][0].tolist()
+    pages = -(-len(tokens) // PAGE)
+    parts = [
+        Part(tokens, 0, range(1 + pages * slot, 1 + pages * slot + pages), ((slot, 1.0),)) for slot in range(len(cases))
+    ]
+    inputs, segments = step_of(parts, paged=True)
+    rows = len(cases) * len(tokens)
+    inputs = replace(inputs, logit_rows=torch.arange(rows))
+    kv = decoder.new_kv_cache((1 + len(cases) * pages) * PAGE)
+    logits = decoder.logits_of(inputs, kv, slots.batch_apart(segments, rows), compiled=False).values.cpu()
+    for case, ours in zip(cases, logits.split(len(tokens)), strict=True):
+        assert relative_error(ours, expected[case][0]) < TOLERANCE[device.type], case

@@ -33,7 +33,7 @@ def test_all_of_them_give_their_package_s_logprobs_in_one_batch_and_take_each_ot
         peft_adapters.save_peft(directory, copy.deepcopy(model), CONFIGS[name]())
     directories["bottleneck"] = write_bottleneck(tmp_path / "bottleneck", model, original_ln_before=True)
     bottleneck = lower_adapter(peft_adapters.adapter_files(directories["bottleneck"]), ModelWeights(model))
-    asked = {"max_new_tokens": 3, "logprobs": 0, "prompt_logprobs": 0}
+    asked = {"max_new_tokens": 2, "logprobs": 0, "prompt_logprobs": 0}
     requests = {name: make_request(PROMPT, adapters=[publish(directories[name])], **asked) for name in directories}
     requests["base"] = make_request(PROMPT, **asked)
     with start_engine(decoder=decoder, adapter_slots=8) as running:

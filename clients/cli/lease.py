@@ -1,0 +1,67 @@
+"""hotshoe lease, unlease, leases: who uses an adapter elsewhere, so that it is not collected."""
+
+import getpass
+import socket
+from typing import Annotated
+
+import typer
+
+from hotshoe.clients.cli import output
+from hotshoe.clients.cli.options import DEFAULT_SERVER, FullDigests, Json, Reference, Server
+
+Holder = Annotated[
+    str,
+    typer.Option("--holder", metavar="NAME", help="Who holds it; default: you, on this machine.", show_default=False),
+]
+
+
+def lease(
+    reference: Reference,
+    hours: Annotated[float, typer.Option("--for", metavar="HOURS", min=1 / 3600, help="For how long, from now.")] = 24,
+    holder: Holder = "",
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
+    """Keep an adapter from being collected for a time, with all that it was made from. Again: from now on."""
+    from hotshoe.clients import Client
+
+    with Client(server) as client:
+        leased = client.lease(reference, holder or _myself(), ttl_seconds=hours * 3600)
+    if json:
+        return output.print_json(leased)
+    until = leased.expire_time.ToJsonString()
+    print(f"{leased.digest}\nis kept for {output.printable(leased.holder)} until {until}")
+
+
+def unlease(reference: Reference, holder: Holder = "", server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """End a lease before its time."""
+    from hotshoe.clients import Client
+
+    with Client(server) as client:
+        released = client.release_lease(holder or _myself(), reference)
+    if json:
+        return output.print_json({"reference": reference, "released": released})
+    print("released" if released else f"{holder or _myself()} has no lease of {reference}")
+
+
+def leases(
+    holder: Annotated[str, typer.Option("--holder", metavar="NAME", help="Only this one's.")] = "",
+    full: FullDigests = False,
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
+    """List what is leased, by whom and until when; servers lease what they have in memory."""
+    from hotshoe.clients import Client
+
+    with Client(server) as client:
+        held = client.leases(holder)
+    if json:
+        return output.print_json(held)
+    rows = [
+        (one.holder, output.short_digest(one.digest, full=full), one.expire_time.ToJsonString()[:19]) for one in held
+    ]
+    output.print_table(("HOLDER", "DIGEST", "UNTIL (UTC)"), rows)
+
+
+def _myself() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"

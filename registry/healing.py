@@ -1,0 +1,105 @@
+"""Putting back what is damaged or lost, from where it is still whole: the index, for manifests, or another registry."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from hotshoe.registry.blobs import BlobStore
+from hotshoe.registry.digest import digest_of
+from hotshoe.registry.errors import BlobCorrupt, BlobNotFound
+from hotshoe.registry.index import Index
+from hotshoe.registry.layout import Layout
+from hotshoe.registry.locks import StoreLocks
+from hotshoe.registry.manifest import FileDescriptor, blob_descriptors
+from hotshoe.registry.referrer import EMPTY_CONFIG
+
+logger = logging.getLogger(__name__)
+
+
+class BlobSource(Protocol):
+    """Where blobs can be had again. Any thread; may take as long as it takes to fetch one."""
+
+    def fetch(self, blob: FileDescriptor, names: Sequence[str]) -> bool:
+        """Uploads a blob of adapters of these names to the store anew; whether there was one to be had.
+
+        Raises:
+            RemoteUnavailable: it may be had another time.
+        """
+        ...
+
+    def note(self, digest: str, *, healed: bool) -> None:
+        """Told of each blob that was found damaged or lost, and whether it is whole again."""
+        ...
+
+
+class Healing:
+    """Heals the blobs of one store; `source` is where they are had that nothing here can make again."""
+
+    def __init__(self, layout: Layout, *, locks: StoreLocks, index: Index, blobs: BlobStore) -> None:
+        self._layout = layout
+        self._locks = locks
+        self._index = index
+        self._blobs = blobs
+        self._turn = threading.Condition()
+        self._under_way: set[str] = set()
+        self.source: BlobSource | None = None
+
+    def heal(self, digest: str) -> bool:
+        """Puts back a blob that is in quarantine or lost; whether it is whole again.
+
+        Raises:
+            RemoteUnavailable: the source cannot be reached.
+            OSError, sqlite3.Error: the disk refused.
+        """
+        with self._alone(digest):
+            if self._is_whole(digest):  # another reader has healed it meanwhile
+                return True
+            logger.error("blob %s is damaged or lost", digest)
+            healed = False
+            try:
+                healed = self._make_again(digest) or self._fetch(digest)
+            finally:
+                if self.source is not None:
+                    self.source.note(digest, healed=healed)
+            return healed
+
+    @contextmanager
+    def _alone(self, digest: str) -> Iterator[None]:
+        """While it is held, nobody else heals that blob."""
+        with self._turn:
+            while digest in self._under_way:
+                self._turn.wait()
+            self._under_way.add(digest)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._under_way.remove(digest)
+                self._turn.notify_all()
+
+    def _is_whole(self, digest: str) -> bool:
+        try:
+            self._blobs.verify(digest)
+        except (BlobCorrupt, BlobNotFound):
+            return False
+        return True
+
+    def _make_again(self, digest: str) -> bool:
+        for document in (self._index.manifest_document(digest), EMPTY_CONFIG):
+            if document is not None and digest_of(document) == digest:
+                with self._locks.publishing():
+                    self._blobs.put(document)
+                    self._layout.sync_blobs()
+                return True
+        return False
+
+    def _fetch(self, digest: str) -> bool:
+        if self.source is None:
+            return False
+        for document in self._index.documents_that_use(digest):
+            for blob in blob_descriptors(document):
+                if blob.digest == digest:
+                    return self.source.fetch(blob, self._index.names_that_use(digest))
+        return False
