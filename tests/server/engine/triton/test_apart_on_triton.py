@@ -6,12 +6,15 @@ from pathlib import Path
 
 import peft_adapters
 import torch
-from engine_logprobs import logprobs_by_peft, logprobs_of
+from engine_logprobs import logprobs_by_canonical_form, logprobs_by_peft, logprobs_of
+from hub_adapters import write_bottleneck
 from peft import PeftModel
 from peft_kinds import CONFIGS, REPLACING
 from running_engine import RunningEngine, make_request
+from tiny_models import ModelWeights
 from transformers import PreTrainedModel
 
+from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.server.engine.request import AdapterUse, Request
 from hotshoe.server.errors import AdapterUnusable
 from hotshoe.server.model.decoder import Decoder
@@ -22,12 +25,14 @@ PROMPT = [25, 68, 4, 118, 25, 9, 7, 23, 200, 3, 5, 118]
 TOLERANCE = {"cpu": 3e-5, "cuda": 0.1}  # float32 in the interpreter, bfloat16 on a GPU
 
 
-def test_all_of_them_give_peft_s_logprobs_in_one_batch_and_take_each_others_slots(
+def test_all_of_them_give_their_package_s_logprobs_in_one_batch_and_take_each_others_slots(
     start_engine: StartEngine, publish: Publish, model: PreTrainedModel, decoder: Decoder, tmp_path: Path
 ) -> None:
     directories = {name: tmp_path / name.replace(" ", "-") for name in [*REPLACING, "lora"]}
     for name, directory in directories.items():
         peft_adapters.save_peft(directory, copy.deepcopy(model), CONFIGS[name]())
+    directories["bottleneck"] = write_bottleneck(tmp_path / "bottleneck", model, original_ln_before=True)
+    bottleneck = lower_adapter(peft_adapters.adapter_files(directories["bottleneck"]), ModelWeights(model))
     asked = {"max_new_tokens": 2, "logprobs": 0, "prompt_logprobs": 0}
     requests = {name: make_request(PROMPT, adapters=[publish(directories[name])], **asked) for name in directories}
     requests["base"] = make_request(PROMPT, **asked)
@@ -35,10 +40,13 @@ def test_all_of_them_give_peft_s_logprobs_in_one_batch_and_take_each_others_slot
         answers = dict(zip(requests, running.run(*requests.values(), timeout_seconds=200.0), strict=True))
         assert max(report.stats.distinct_adapters for report in running.reports) > 4
     for name, answer in answers.items():
-        wrapped = copy.deepcopy(model)
-        if name != "base":
-            wrapped = PeftModel.from_pretrained(wrapped, str(directories[name])).eval()
-        expected = logprobs_by_peft(wrapped, [*PROMPT, *answer.token_ids])
+        wrapped, tokens = copy.deepcopy(model), [*PROMPT, *answer.token_ids]
+        if name == "bottleneck":
+            expected = logprobs_by_canonical_form(model, bottleneck, tokens)
+        else:
+            if name != "base":
+                wrapped = PeftModel.from_pretrained(wrapped, str(directories[name])).eval()
+            expected = logprobs_by_peft(wrapped, tokens)
         assert (logprobs_of(answer) - expected).abs().max() < TOLERANCE[decoder.backend.device.type], name
 
 
