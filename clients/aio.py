@@ -577,11 +577,12 @@ class AsyncClient:
         *,
         tier: messages.TierName = "device",
         pin: bool = False,
+        task: int | None = None,
         progress: Callable[[residency.LoadAdapterResponse], None] | None = None,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> residency.ResidentAdapter:
-        """Loads an adapter ahead of its first request and waits until it is ready."""
-        request = messages.load_request(reference, tier=tier, pin=pin)
+        """Loads an adapter, or a task of one that has tasks, ahead of its first request; waits until it is ready."""
+        request = messages.load_request(reference, tier=tier, pin=pin, task=task)
         stream: AsyncResponseStream[residency.LoadAdapterResponse]
         last: residency.LoadAdapterResponse | None = None
         async with AsyncResponseStream(*self._opening(self._residency.LoadAdapter, request, timeout)) as stream:
@@ -590,9 +591,10 @@ class AsyncClient:
                     progress(last)
         return messages.loaded_adapter(last)
 
-    async def unload(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> None:
-        """Unpins an adapter and drops it once no request uses it."""
-        await self._call(self._residency.UnloadAdapter, residency.UnloadAdapterRequest(reference=reference), timeout)
+    async def unload(self, reference: str, *, task: int | None = None, timeout: float | None = QUICK_SECONDS) -> None:
+        """Unpins an adapter and drops it once no request uses it: one of its tasks, or all that there is of it."""
+        request = residency.UnloadAdapterRequest(reference=reference, task=task)
+        await self._call(self._residency.UnloadAdapter, request, timeout)
 
     async def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
         """The adapters that the server holds in memory."""

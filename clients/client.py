@@ -571,11 +571,12 @@ class Client:
         *,
         tier: messages.TierName = "device",
         pin: bool = False,
+        task: int | None = None,
         progress: Callable[[residency.LoadAdapterResponse], None] | None = None,
         timeout: float | None = TRANSFER_SECONDS,
     ) -> residency.ResidentAdapter:
-        """Loads an adapter ahead of its first request and waits until it is ready."""
-        request = messages.load_request(reference, tier=tier, pin=pin)
+        """Loads an adapter, or a task of one that has tasks, ahead of its first request; waits until it is ready."""
+        request = messages.load_request(reference, tier=tier, pin=pin, task=task)
         stream: ResponseStream[residency.LoadAdapterResponse]
         last: residency.LoadAdapterResponse | None = None
         with ResponseStream(*self._opening(self._residency.LoadAdapter, request, timeout)) as stream:
@@ -584,9 +585,10 @@ class Client:
                     progress(last)
         return messages.loaded_adapter(last)
 
-    def unload(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> None:
-        """Unpins an adapter and drops it once no request uses it."""
-        self._call(self._residency.UnloadAdapter, residency.UnloadAdapterRequest(reference=reference), timeout)
+    def unload(self, reference: str, *, task: int | None = None, timeout: float | None = QUICK_SECONDS) -> None:
+        """Unpins an adapter and drops it once no request uses it: one of its tasks, or all that there is of it."""
+        request = residency.UnloadAdapterRequest(reference=reference, task=task)
+        self._call(self._residency.UnloadAdapter, request, timeout)
 
     def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
         """The adapters that the server holds in memory."""

@@ -4,6 +4,9 @@ HotshoeError
 ├── InvalidAdapterDirectory    not an adapter as PEFT saves it; nothing was sent
 ├── InvalidLayout              not an OCI layout that holds one whole adapter; nothing was sent
 ├── NotVerified                an adapter without the signatures that were asked for
+├── HubError                   an adapter could not be fetched from the Hugging Face hub; nothing was sent
+│   ├── HubNotFound            no such repository, revision or file there
+│   └── HubRefused             it is gated, or the token is not taken
 └── CallError                  a call ended with a status other than OK
     ├── InvalidArgument        a field is wrong: `field_violations` says which; do not retry
     ├── NotFound               no adapter has that name, tag or digest
@@ -49,6 +52,18 @@ class InvalidLayout(HotshoeError):
 
 class NotVerified(HotshoeError):
     """An adapter does not have the signatures that were asked for; the message says which are missing."""
+
+
+class HubError(HotshoeError):
+    """An adapter could not be fetched from the Hugging Face hub; the message names repository, revision and file."""
+
+
+class HubNotFound(HubError):
+    """The hub has no such repository, revision or file, or does not show it without a token."""
+
+
+class HubRefused(HubError):
+    """The hub does not let us have it: it is gated, or the token is not taken."""
 
 
 class CallError(HotshoeError):

@@ -20,10 +20,14 @@ CHAT_ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class AdapterSelection:
-    """One adapter of a request: "name", "name:tag" or "name@sha256:<hex>", and what multiplies its own scale."""
+    """One adapter of a request: "name", "name:tag" or "name@sha256:<hex>", and what multiplies its own scale.
+
+    `task` is for adapters that have tasks, and for no others.
+    """
 
     reference: str
     weight: float = 1.0
+    task: int | None = None
 
 
 class ChatMessage(TypedDict):
@@ -34,7 +38,7 @@ class ChatMessage(TypedDict):
 
 
 Prompt = str | Sequence[int] | Sequence[ChatMessage]
-AdapterLike = str | tuple[str, float] | AdapterSelection
+AdapterLike = str | tuple[str, float] | tuple[str, float, int | None] | AdapterSelection
 Adapters = str | AdapterSelection | Sequence[AdapterLike]
 TierName = Literal["host", "device"]
 
@@ -128,31 +132,41 @@ def score_request(
 
 def adapter_selections(adapters: Adapters) -> list[generation.AdapterSelection]:
     """One message for each adapter named."""
-    weighted = map(_weighted, _several(adapters))
-    return [generation.AdapterSelection(reference=reference, weight=weight) for reference, weight in weighted]
+    return [
+        generation.AdapterSelection(reference=reference, weight=weight, task=task)
+        for reference, weight, task in map(_parts, _several(adapters))
+    ]
 
 
 def _several(adapters: Adapters) -> Iterable[Any]:
     return (adapters,) if isinstance(adapters, str | AdapterSelection) else adapters
 
 
-def _weighted(adapter: Any) -> tuple[str, float | None]:
+def _parts(adapter: Any) -> tuple[str, float | None, int | None]:
+    """Reference, weight and task, as far as they were given."""
     match adapter:
         case str(reference):
-            return reference, None
-        case AdapterSelection(reference=reference, weight=weight) | (str(reference), float() | int() as weight):
-            return reference, weight
+            return reference, None, None
+        case (str(reference), float() | int() as weight):
+            return reference, weight, None
+        case AdapterSelection(reference=reference, weight=weight, task=task) | (
+            str(reference),
+            float() | int() as weight,
+            int() | None as task,
+        ):
+            return reference, weight, task
     raise TypeError(
-        f'adapters: each must be "name:tag", a (reference, weight) pair or an AdapterSelection, not {adapter!r}'
+        'adapters: each must be "name:tag", a (reference, weight) pair, which may have a task, or an AdapterSelection, '
+        f"not {adapter!r}"
     )
 
 
-def load_request(reference: str, *, tier: TierName, pin: bool) -> residency.LoadAdapterRequest:
+def load_request(reference: str, *, tier: TierName, pin: bool, task: int | None = None) -> residency.LoadAdapterRequest:
     """The message that asks for an adapter to be loaded into `tier`."""
     tiers = {"host": residency.TIER_HOST, "device": residency.TIER_DEVICE}
     if tier not in tiers:
         raise ValueError(f"tier: must be one of {', '.join(tiers)}, not {tier!r}")
-    return residency.LoadAdapterRequest(reference=reference, tier=tiers[tier], pin=pin)
+    return residency.LoadAdapterRequest(reference=reference, tier=tiers[tier], pin=pin, task=task)
 
 
 def loaded_adapter(last: residency.LoadAdapterResponse | None) -> residency.ResidentAdapter:
@@ -224,6 +238,14 @@ def merge_request(
         name=name,
         tags=tags,
     )
+
+
+def _weighted(adapter: Any) -> tuple[str, float | None]:
+    """Reference and weight. Raises ValueError for a task, of which a merge knows nothing."""
+    reference, weight, task = _parts(adapter)
+    if task is not None:
+        raise ValueError(f"sources: {reference} was given a task, {task}; adapters that have tasks cannot be merged")
+    return reference, weight
 
 
 def push_request(

@@ -88,8 +88,9 @@ def check_contents(content: AdapterContent, paths: Mapping[str, Path], base: Bas
     if base is not None and base.digest == content.base_digest:
         rank = content.approximation.rank if content.approximation else 0
         summary = inspect_adapter(files, base, approximate_rank=rank)
-        found = (summary.kind, summary.rank, summary.virtual_tokens, summary.target_modules)
-        if found != (content.kind, content.rank, content.virtual_tokens, content.target_modules):
+        found = (summary.kind, summary.rank, summary.virtual_tokens, summary.num_tasks, summary.target_modules)
+        said = (content.kind, content.rank, content.virtual_tokens, content.num_tasks, content.target_modules)
+        if found != said:
             _refuse(".annotations", f"expected what the files are: {summary.kind} of rank {summary.rank}")
         return
     kind = kind_of(read_config(files[CONFIG_FILE]))
@@ -140,8 +141,8 @@ def _check_words(content: AdapterContent) -> None:
             _refuse(".annotations", "expected an approximation by rank, energies from 0 to 1, and a linear's name")
     if not is_digest(content.base_digest) or len(content.base_model) > MAX_BASE_NAME_LENGTH:
         _refuse(".annotations", "expected the digest and the name of a base model")
-    if not (0 <= content.rank <= _MAX_COUNT and 0 <= content.virtual_tokens <= _MAX_COUNT):
-        _refuse(".annotations", f"expected rank and virtual tokens from 0 to {_MAX_COUNT}")
+    if not all(0 <= count <= _MAX_COUNT for count in (content.rank, content.virtual_tokens, content.num_tasks)):
+        _refuse(".annotations", f"expected rank, virtual tokens and tasks from 0 to {_MAX_COUNT}")
     if not all(is_digest(parent.digest) and math.isfinite(parent.weight) for parent in content.parents):
         _refuse(".annotations", "expected parents by digest and finite weight")
     if content.recipe and not isinstance(_json(content.recipe), dict):

@@ -60,6 +60,7 @@ BASE_NAME = ANNOTATION_PREFIX + "base.name"
 PARENTS = ANNOTATION_PREFIX + "parents"
 _RECIPE = ANNOTATION_PREFIX + "recipe"
 _APPROXIMATION = ANNOTATION_PREFIX + "approximation"
+_TASKS = ANNOTATION_PREFIX + "tasks"  # how many, of adapters that have some
 _NAME = ANNOTATION_PREFIX + "name"  # in index.json, of adapters without a tag
 _SUBJECT = "dev.hotshoe.subject"  # in index.json, of referrers
 _LOG_ID = "dev.hotshoe.log.id"  # of index.json itself
@@ -113,6 +114,7 @@ class AdapterContent:
     parents: tuple[Parent, ...] = ()
     recipe: str = ""  # JSON
     approximation: Approximation | None = None  # None: it is served as it was trained
+    num_tasks: int = 0  # of which a request names one; 0 if it has none
 
     @property
     def size_bytes(self) -> int:
@@ -143,6 +145,7 @@ class AdapterRecord:
     parents: tuple[Parent, ...] = ()
     recipe: str = ""
     approximation: Approximation | None = None
+    num_tasks: int = 0
 
     @property
     def approximate_rank(self) -> int:
@@ -167,6 +170,7 @@ class AdapterRecord:
             parents=content.parents,
             recipe=content.recipe,
             approximation=content.approximation,
+            num_tasks=content.num_tasks,
         )
 
 
@@ -226,6 +230,7 @@ def build_artifact(
                 ANNOTATION_PREFIX + "kind": summary.kind,
                 ANNOTATION_PREFIX + "rank": str(summary.rank),
                 ANNOTATION_PREFIX + "virtual_tokens": str(summary.virtual_tokens),
+                **({_TASKS: str(summary.num_tasks)} if summary.num_tasks else {}),
                 ANNOTATION_PREFIX + "targets": ",".join(summary.target_modules),
                 ANNOTATION_PREFIX + "dtype": summary.dtype,
                 BASE_DIGEST: base.digest,
@@ -261,6 +266,7 @@ def read_manifest(document: bytes) -> AdapterContent:
             parents=_parents(annotations.get(PARENTS, "[]")),
             recipe=annotations.get(_RECIPE, ""),
             approximation=_approximation(annotations.get(_APPROXIMATION)),
+            num_tasks=int(annotations.get(_TASKS, "0")),
         )
     except MALFORMED as error:
         raise NotAnAdapter(f"it is no adapter's manifest ({type(error).__name__}: {error})") from error
@@ -351,6 +357,7 @@ def _card(
         "tensors": summary.num_tensors,
         "bytes": weights.size_bytes,
         **({} if kept is None else {"approximation": kept}),
+        **({"tasks": summary.num_tasks} if summary.num_tasks else {}),
     }
 
 

@@ -192,15 +192,15 @@ class Metrics:
             self._of_model("vllm:request_time_per_output_token_seconds").observe(per_token)
 
     # ResidencyObserver
-    def loaded(self, digest: str, source: str, seconds_by_stage: Mapping[str, float]) -> None:
+    def loaded(self, key: str, source: str, seconds_by_stage: Mapping[str, float]) -> None:
         self._child("hotshoe_adapter_loads_total", source, "ok").inc()
         for stage, seconds in seconds_by_stage.items():
             self._child("hotshoe_adapter_load_seconds", stage).observe(seconds)
 
-    def load_failed(self, digest: str, error: Exception) -> None:
+    def load_failed(self, key: str, error: Exception) -> None:
         self._child("hotshoe_adapter_loads_total", "disk", type(error).__name__).inc()
 
-    def evicted(self, digest: str, tier: str, reason: str) -> None:
+    def evicted(self, key: str, tier: str, reason: str) -> None:
         self._child("hotshoe_adapter_evictions_total", tier, reason).inc()
 
     def lookup(self, hit: bool) -> None:

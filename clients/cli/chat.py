@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hotshoe.clients import Client
 
 HELP = """\
-/adapter REF[=WEIGHT]…  answer through other adapters from now on; /adapter base: through none
+/adapter REF[#TASK][=WEIGHT]…  answer through other adapters from now on; /adapter base: through none
 /reset                  forget the conversation
 /quit                   leave (or Ctrl-D); Ctrl-C stops an answer"""
 
@@ -71,7 +71,7 @@ class Conversation:
     def __init__(
         self,
         client: "Client",
-        adapters: list[tuple[str, float]],
+        adapters: list[tuple[str, float, int | None]],
         system: str | None,
         options: dict[str, Any],
         json: bool,

@@ -76,11 +76,11 @@ def exit_code(error: Exception) -> int:
     match error:
         case errors.Unavailable():
             return UNREACHABLE
-        case errors.NotFound():
+        case errors.NotFound() | errors.HubNotFound():
             return NOT_FOUND
         case errors.InvalidArgument() | errors.FailedPrecondition():
             return REFUSED
-        case errors.InvalidAdapterDirectory() | errors.InvalidLayout() | errors.NotVerified():
+        case errors.InvalidAdapterDirectory() | errors.InvalidLayout() | errors.NotVerified() | errors.HubRefused():
             return REFUSED
         case errors.Aborted() | errors.AlreadyExists():
             return CONFLICT

@@ -1,7 +1,6 @@
-"""hotshoe import: an adapter from a PEFT directory, an OCI layout or an archive of one."""
+"""hotshoe import: an adapter from a PEFT directory, an OCI layout, an archive of one, or the Hugging Face hub."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,9 +14,16 @@ ANOTHER = (
     "written it. Its signatures were left behind: they are not for these bytes."
 )
 
+DOING = {"download": "downloading", "hash": "hashing", "upload": "uploading"}
+
 
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A PEFT directory, an OCI layout, or a tar of one.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="A PEFT directory, an OCI layout, a tar of one, or hf://ORG/NAME[@REVISION][/FOLDER]."
+        ),
+    ],
     target: Annotated[str, typer.Argument(metavar="NAME[:TAG]", help="What to call it; :latest if it has no tag.")],
     ref: Annotated[
         str | None, typer.Option(metavar="REF", help="Which of a layout's adapters, by its ref.name.")
@@ -31,7 +37,8 @@ def import_(
     """Publish an adapter that another tool or registry wrote.
 
     Every digest of a layout is verified. What `hotshoe export` wrote keeps its digest, its parents, its signatures and
-    its reports.
+    its reports. From the Hugging Face hub (HF_TOKEN, HF_ENDPOINT and HF_HOME hold) only an adapter's files are fetched;
+    the manifest names the commit.
     """
     from hotshoe.clients import Client, TransferProgress
     from hotshoe.clients.exchange.imports import import_adapter
@@ -40,7 +47,7 @@ def import_(
     with Client(server) as client, byte_progress() as update:
 
         def progress(step: TransferProgress) -> None:
-            update({"hash": "hashing", "upload": "uploading"}[step.stage], step.completed_bytes, step.total_bytes)
+            update(DOING[step.stage], step.completed_bytes, step.total_bytes)
 
         done = import_adapter(client, source, name, tag=tag, reference=ref, other_base=other_base, progress=progress)
     if done.is_another:
@@ -49,10 +56,11 @@ def import_(
         print(output.printable(f"hotshoe: a document about it was left behind: {reason}"), file=sys.stderr)
     if json:
         fields = {"created": done.created, "original_digest": done.original_digest or None, "documents": done.documents}
-        return output.print_json({**fields, "adapter": done.adapter})
+        return output.print_json({**fields, "commit": done.commit or None, "adapter": done.adapter})
     adapter = done.adapter
     word = "imported" if done.created else "already there"
     along = f"  with {done.documents} documents about it" if done.documents else ""
+    along += f"  of commit {done.commit}" if done.commit else ""
     print(
         f"{word} {name}:{tag}  {adapter.kind}  {output.human_bytes(adapter.size_bytes)}{along}\n{name}@{adapter.digest}"
     )

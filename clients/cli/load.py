@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hotshoe.clients.cli import output
-from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, TaskReference, one_task
 from hotshoe.clients.cli.progress import byte_progress
 
 
@@ -18,7 +18,7 @@ class TierChoice(StrEnum):
 
 
 def load(
-    reference: Reference,
+    reference: TaskReference,
     tier: Annotated[TierChoice, typer.Option(help="Host memory, or the device that computes.")] = TierChoice.DEVICE,
     pin: Annotated[bool, typer.Option("--pin", help="Keep it there until it is unloaded.")] = False,
     server: Server = DEFAULT_SERVER,
@@ -27,9 +27,11 @@ def load(
     """Load an adapter ahead of its first request."""
     from hotshoe.clients import Client
 
+    named, task = one_task(reference)
     with Client(server) as client, byte_progress() as update:
         adapter = client.load(
-            reference,
+            named,
+            task=task,
             tier="host" if tier is TierChoice.HOST else "device",
             pin=pin,
             progress=lambda step: update(_doing(step), step.completed_bytes, step.total_bytes),
@@ -37,7 +39,8 @@ def load(
     if json:
         return output.print_json(adapter)
     where = output.enum_word(adapter, "tier") + (", pinned" if adapter.pinned else "")
-    print(f"{adapter.name}  {where}  {output.human_bytes(adapter.size_bytes)}\n{adapter.name}@{adapter.digest}")
+    print(f"{output.resident_name(adapter)}  {where}  {output.human_bytes(adapter.size_bytes)}")
+    print(f"{adapter.name}@{adapter.digest}")
 
 
 def _doing(step: Any) -> str:

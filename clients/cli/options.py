@@ -20,9 +20,13 @@ ApproximateRank = Annotated[
 ]
 FullDigests = Annotated[bool, typer.Option("--full", help="Do not shorten digests.")]
 
+TaskReference = Annotated[
+    str,
+    typer.Argument(metavar="REF[#TASK]", help="name, name:tag or name@sha256:<hex>; #TASK: one of its tasks, from 0"),
+]
 AdapterStack = Annotated[
     list[str] | None,
-    typer.Option("--adapter", metavar="REF[=WEIGHT]", help="One more adapter of the stack; may be repeated."),
+    typer.Option("--adapter", metavar="REF[#TASK][=WEIGHT]", help="One more adapter of the stack; may be repeated."),
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens at most.")]
 Temperature = Annotated[float | None, typer.Option(metavar="T", help="0 is greedy.")]
@@ -39,10 +43,24 @@ System = Annotated[str | None, typer.Option(metavar="TEXT", help="The system mes
 BASE = "base"
 
 
-def adapter_stack(reference: str, more: list[str] | None) -> list[tuple[str, float]]:
-    """(reference, weight) of each adapter named; "base" names none. Raises ValueError for a bad weight."""
+def adapter_stack(reference: str, more: list[str] | None) -> list[tuple[str, float, int | None]]:
+    """(reference, weight, task) of each adapter named; "base" names none. Raises ValueError for one that is none."""
     named = [] if reference == BASE else [reference]
-    return [weighted(text) for text in (*named, *(more or ()))]
+    return [_stacked(text) for text in (*named, *(more or ()))]
+
+
+def _stacked(text: str) -> tuple[str, float, int | None]:
+    named, weight = weighted(text)
+    reference, task = one_task(named)
+    return reference, weight, task
+
+
+def one_task(text: str) -> tuple[str, int | None]:
+    """Splits REF#TASK; the task is None if it is not said. Raises ValueError for a bad one."""
+    reference, mark, task = text.partition("#")
+    if mark and not (task.isascii() and task.isdigit()):
+        raise ValueError(f"{text!r}: what follows # must be a whole number, one of the adapter's tasks")
+    return reference, int(task) if mark else None
 
 
 def weighted(text: str) -> tuple[str, float]:

@@ -95,6 +95,11 @@ def approximation(value: Any) -> str:
     )
 
 
+def resident_name(adapter: Any) -> str:
+    """An adapter in memory, and which of its tasks it is."""
+    return f"{adapter.name}#{adapter.task}" if adapter.HasField("task") else str(adapter.name)
+
+
 def short_digest(digest: str, *, full: bool = False) -> str:
     """The first characters of a digest, enough to tell adapters apart."""
     return digest if full else digest[:DIGEST_CHARS]

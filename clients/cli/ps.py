@@ -14,7 +14,7 @@ def ps(full: FullDigests = False, server: Server = DEFAULT_SERVER, json: Json = 
         return output.print_json(adapters)
     rows = [
         (
-            adapter.name,
+            output.resident_name(adapter),
             adapter.kind,
             output.enum_word(adapter, "tier"),
             "yes" if adapter.pinned else "",

@@ -10,11 +10,11 @@ from hotshoe.clients.cli import output
 
 if TYPE_CHECKING:
     from hotshoe.clients import AnswerStream
-    from hotshoe.protos.v1.generation_pb2 import GenerateResponse, Token
+    from hotshoe.protos.v1.generation_pb2 import GenerateResponse, ResolvedAdapter, Token
 
 
 def run(
-    reference: Annotated[str, typer.Argument(metavar="REF|base", help="An adapter, or the base model alone.")],
+    reference: Annotated[str, typer.Argument(metavar="REF[#TASK]|base", help="An adapter, or the base alone.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="- reads standard input.")],
     adapter: opt.AdapterStack = None,
     raw: Annotated[
@@ -106,8 +106,13 @@ def whole_answer(answer: "AnswerStream") -> "GenerateResponse":
 def speed(final: "GenerateResponse") -> str:
     """One line: which adapters answered, how many tokens, how long until the first."""
     usage = final.usage
-    adapters = ", ".join(f"{used.reference} {output.short_digest(used.digest)}" for used in final.adapters) or "base"
+    adapters = ", ".join(map(_used, final.adapters)) or "base"
     return (
         f"{adapters}: {usage.prompt_tokens} prompt tokens ({usage.cached_prompt_tokens} cached), "
         f"{usage.completion_tokens} new; first after {usage.time_to_first_token.ToNanoseconds() / 1e6:.0f} ms"
     )
+
+
+def _used(adapter: "ResolvedAdapter") -> str:
+    task = f"#{adapter.task}" if adapter.HasField("task") else ""
+    return f"{adapter.reference}{task} {output.short_digest(adapter.digest)}"

@@ -20,6 +20,7 @@ def show(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = Fal
         ("tags", ", ".join(adapter.tags)),
         ("kind", adapter.kind),
         ("rank", adapter.rank or "-"),
+        *([("tasks", f"0 to {adapter.num_tasks - 1}")] if adapter.num_tasks else []),
         ("targets", ", ".join(adapter.target_modules)),
         ("base", f"{adapter.base_model} {adapter.base_digest}"),
         ("size", output.human_bytes(adapter.size_bytes)),

@@ -81,7 +81,7 @@ def _cells(adapter: "ResidentAdapter") -> tuple[str, ...]:
     busy = adapter.running_requests or not adapter.HasField("last_use_time")
     idle = "" if busy else f"{max(0.0, time.time() - adapter.last_use_time.ToNanoseconds() / 1e9):.0f} s"
     return (
-        adapter.name,
+        output.resident_name(adapter),
         adapter.kind,
         output.enum_word(adapter, "tier") + (" pinned" if adapter.pinned else ""),
         str(adapter.running_requests),

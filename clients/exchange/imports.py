@@ -1,4 +1,5 @@
-"""Adapters from outside: a PEFT directory, or an OCI layout in a directory or an archive, which comes as it stands.
+"""Adapters from outside: an OCI layout in a directory or an archive, which comes as it stands, or a PEFT directory or a
+repository of the Hugging Face hub, which is published.
 
 What was exported comes back as the same adapter, with parents, recipe, signatures and reports. Where it cannot, because
 the base model is another one or hotshoe did not write its manifest, it is published anew, and `Imported` says so.
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hotshoe.clients.adapter_files import CONFIG, Progress, ignore_progress
 from hotshoe.clients.errors import InvalidAdapterDirectory, InvalidArgument
+from hotshoe.clients.exchange.hub import SCHEME, HubReference, fetch
 from hotshoe.clients.exchange.layout import LAYOUT_FILE
 from hotshoe.clients.exchange.layout_reader import BASE_DIGEST, Document, LayoutAdapter, read_layout
 from hotshoe.clients.exchange.sources import open_source
@@ -30,6 +32,7 @@ class Imported:
     original_digest: str  # "" where the source has none
     documents: int  # about it, that came along
     left_behind: tuple[str, ...]  # of those that did not, why
+    commit: str = ""  # of a repository of the hub
 
     @property
     def is_another(self) -> bool:
@@ -50,13 +53,18 @@ def import_adapter(
     """Publishes what `source` holds as `name`, and attaches the documents about it that a layout has.
 
     Args:
+        source: a path, or "hf://ORG/NAME[@REVISION][/FOLDER]", of which the manifest will name the commit.
         reference: which of a layout's adapters, by its ref.name, where there are several.
         other_base: publish for the server's base model, though the layout says another one of the same shape.
 
     Raises:
-        InvalidAdapterDirectory, InvalidLayout: it is no adapter, or damaged; nothing was sent.
+        InvalidAdapterDirectory, InvalidLayout, HubError: it is no adapter, or damaged; nothing was sent.
         FailedPrecondition: it does not fit the server's base model.
     """
+    if isinstance(source, str) and source.startswith(SCHEME):
+        if reference is not None:
+            raise ValueError("a repository's folder is one adapter: a reference picks one of a layout's")
+        return _from_hub(client, HubReference.parse(source), name, tag=tag, progress=progress)
     path = Path(source)
     if (path / CONFIG).is_file():
         if reference is not None:
@@ -77,6 +85,14 @@ def import_adapter(
     refused = [reason for document in found.documents if (reason := _keep(client, adapter, document))]
     count = len(found.documents) - len(refused)
     return Imported(adapter, created, found.digest, count, (*found.left_behind, *refused))
+
+
+def _from_hub(client: "Client", source: HubReference, name: str, *, tag: str, progress: Progress) -> Imported:
+    with fetch(source, progress=progress) as found:
+        response = client.publish_directory(
+            found.directory, name, tags=[tag], annotations=found.annotations, progress=progress
+        )
+    return Imported(response.adapter, response.created, "", 0, (), found.commit)
 
 
 def _adopt(

@@ -26,12 +26,14 @@ FINISH_REASON_TIME_LIMIT: FinishReason
 FINISH_REASON_CANCELLED: FinishReason
 
 class AdapterSelection(_message.Message):
-    __slots__ = ("reference", "weight")
+    __slots__ = ("reference", "weight", "task")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     reference: str
     weight: float
-    def __init__(self, reference: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+    task: int
+    def __init__(self, reference: _Optional[str] = ..., weight: _Optional[float] = ..., task: _Optional[int] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -163,14 +165,16 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., adapter_load_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., time_to_first_token: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ResolvedAdapter(_message.Message):
-    __slots__ = ("reference", "digest", "weight")
+    __slots__ = ("reference", "digest", "weight", "task")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     reference: str
     digest: str
     weight: float
-    def __init__(self, reference: _Optional[str] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+    task: int
+    def __init__(self, reference: _Optional[str] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., task: _Optional[int] = ...) -> None: ...
 
 class Completion(_message.Message):
     __slots__ = ("text", "tokens", "finish_reason", "stop_sequence", "seed")

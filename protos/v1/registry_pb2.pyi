@@ -16,10 +16,12 @@ class Grade(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GRADE_OK: _ClassVar[Grade]
     GRADE_WARN: _ClassVar[Grade]
     GRADE_BAD: _ClassVar[Grade]
+    GRADE_UNKNOWN: _ClassVar[Grade]
 GRADE_UNSPECIFIED: Grade
 GRADE_OK: Grade
 GRADE_WARN: Grade
 GRADE_BAD: Grade
+GRADE_UNKNOWN: Grade
 
 class Blob(_message.Message):
     __slots__ = ("digest", "size_bytes", "file_name")
@@ -81,7 +83,7 @@ class Parent(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe", "referrers", "approximation", "verification")
+    __slots__ = ("name", "digest", "tags", "kind", "base_model", "base_digest", "rank", "target_modules", "blobs", "annotations", "size_bytes", "parents", "recipe", "referrers", "approximation", "verification", "num_tasks")
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +107,7 @@ class Adapter(_message.Message):
     REFERRERS_FIELD_NUMBER: _ClassVar[int]
     APPROXIMATION_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_TASKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     tags: _containers.RepeatedScalarFieldContainer[str]
@@ -121,7 +124,8 @@ class Adapter(_message.Message):
     referrers: _containers.RepeatedCompositeFieldContainer[Referrer]
     approximation: Approximation
     verification: Verification
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ..., referrers: _Optional[_Iterable[_Union[Referrer, _Mapping]]] = ..., approximation: _Optional[_Union[Approximation, _Mapping]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ...) -> None: ...
+    num_tasks: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., size_bytes: _Optional[int] = ..., parents: _Optional[_Iterable[_Union[Parent, _Mapping]]] = ..., recipe: _Optional[str] = ..., referrers: _Optional[_Iterable[_Union[Referrer, _Mapping]]] = ..., approximation: _Optional[_Union[Approximation, _Mapping]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ..., num_tasks: _Optional[int] = ...) -> None: ...
 
 class Approximation(_message.Message):
     __slots__ = ("rank", "energy", "least_energy", "least_linear")

@@ -22,7 +22,7 @@ TIER_HOST: Tier
 TIER_DEVICE: Tier
 
 class ResidentAdapter(_message.Message):
-    __slots__ = ("name", "digest", "kind", "tier", "pinned", "running_requests", "waiting_requests", "size_bytes", "last_use_time")
+    __slots__ = ("name", "digest", "kind", "tier", "pinned", "running_requests", "waiting_requests", "size_bytes", "last_use_time", "task")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class ResidentAdapter(_message.Message):
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     LAST_USE_TIME_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     kind: str
@@ -41,17 +42,20 @@ class ResidentAdapter(_message.Message):
     waiting_requests: int
     size_bytes: int
     last_use_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., kind: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., pinned: _Optional[bool] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., size_bytes: _Optional[int] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    task: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., kind: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., pinned: _Optional[bool] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., size_bytes: _Optional[int] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., task: _Optional[int] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("reference", "tier", "pin")
+    __slots__ = ("reference", "tier", "pin", "task")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     reference: str
     tier: Tier
     pin: bool
-    def __init__(self, reference: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., pin: _Optional[bool] = ...) -> None: ...
+    task: int
+    def __init__(self, reference: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., pin: _Optional[bool] = ..., task: _Optional[int] = ...) -> None: ...
 
 class LoadAdapterResponse(_message.Message):
     __slots__ = ("stage", "completed_bytes", "total_bytes", "adapter")
@@ -80,10 +84,12 @@ class LoadAdapterResponse(_message.Message):
     def __init__(self, stage: _Optional[_Union[LoadAdapterResponse.Stage, str]] = ..., completed_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., adapter: _Optional[_Union[ResidentAdapter, _Mapping]] = ...) -> None: ...
 
 class UnloadAdapterRequest(_message.Message):
-    __slots__ = ("reference",)
+    __slots__ = ("reference", "task")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     reference: str
-    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+    task: int
+    def __init__(self, reference: _Optional[str] = ..., task: _Optional[int] = ...) -> None: ...
 
 class UnloadAdapterResponse(_message.Message):
     __slots__ = ()

@@ -27,10 +27,11 @@ from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.formats.miss import plan_miss
 from hotshoe.registry.formats.peanut import plan_peanut
 from hotshoe.registry.formats.peft_config import NULL, TEXT, Config, either
-from hotshoe.registry.formats.plan import Format, Plan, Tensors
+from hotshoe.registry.formats.plan import Format, TaskPlans, Tensors
+from hotshoe.registry.formats.poly import plan_poly
 from hotshoe.registry.formats.prefix_tuning import plan_cartridge, plan_prefix_tuning
 from hotshoe.registry.formats.products import plan_loha, plan_lokr
-from hotshoe.registry.formats.prompt_tuning import plan_cpt, plan_p_tuning, plan_prompt_tuning
+from hotshoe.registry.formats.prompt_tuning import plan_cpt, plan_multitask, plan_p_tuning, plan_prompt_tuning
 from hotshoe.registry.formats.randlora import plan_randlora
 from hotshoe.registry.formats.replaced import (
     ReplacingPlan,
@@ -135,12 +136,17 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
         "low-rank update, output scale, bias",
         "r; 2r of PiSSA, OLoRA, KaSA",
         3e-6,
-        "DoRA, rsLoRA, aLoRA, BdLoRA, MiCA, `rank_pattern`, `alpha_pattern`, `lora_bias`, `bias=…`, every linear of "
-        "the decoder; of the served W PiSSA and OLoRA, converted or not, and KaSA (to 1e-05: PEFT rounds W anew)",
+        "DoRA, rsLoRA, aLoRA, BdLoRA, MiCA, QALoRA, VeLoRA, MonteCLoRA, `rank_pattern`, `alpha_pattern`, `lora_bias`, "
+        "`bias=…`, every linear of the decoder; of the served W PiSSA and OLoRA, converted or not, and KaSA "
+        "(to 1e-05: PEFT rounds W anew)",
     ),
     "MISS": AdapterKind(plan_miss, "low-rank update", "r", 3e-6, "and its mini form"),
+    "MULTITASK_PROMPT_TUNING": AdapterKind(
+        plan_multitask, _EMBEDDINGS, "–", 1e-6, "of the task that a request names", wraps_modules=False
+    ),
     "OFT": AdapterKind(plan_oft, "rotation of input blocks", "–", 2e-6, "`block_share`, Cayley or its Neumann series"),
     "PEANUT": AdapterKind(plan_peanut, "low-rank update", "r", 1e-6, "of the served W; any `depth`, six `act_fn`"),
+    "POLY": AdapterKind(plan_poly, "low-rank update", "r", 1e-6, "of the task that a request names"),
     "PREFIX_TUNING": AdapterKind(plan_prefix_tuning, _PAGES, "–", 0.0, "", wraps_modules=False),
     "PROMPT_TUNING": AdapterKind(plan_prompt_tuning, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),
     "P_TUNING": AdapterKind(plan_p_tuning, _EMBEDDINGS, "–", 1e-6, "what its encoder gave", wraps_modules=False),
@@ -186,9 +192,7 @@ REFUSED_KINDS: Mapping[str, str] = {
     "ADAMSS": f"its update is of rows that k-means finds by clustering singular vectors of W: {_NOT_IN_FILE}",
     "FROD": f"its update is of full rank, between bases of which one is solved for from all layers' W: {_NOT_IN_FILE}",
     "LILY": "its router averages over all tokens of a batch, so that answers would depend on their neighbours",
-    "MULTITASK_PROMPT_TUNING": "its prompt depends on a task that a request cannot name here",
     "OSF": "it holds most of W's singular directions anew, so its update has full rank and the size of the model",
-    "POLY": "its mixture of skills depends on a task that a request cannot name here",
     "PSOFT": f"its factors are W's singular vectors, whose signs are any library's choice: {_NOT_IN_FILE}",
     "SHADOW": "it is a second model beside the base",
     "XLORA": "its gates need a forward pass of their own before each step",
@@ -207,6 +211,7 @@ class AdapterSummary:
     num_parameters: int
     num_tensors: int
     virtual_tokens: int  # positions that it puts before the prompt
+    num_tasks: int = 0  # of which a request names one; 0 if it is the same for every request
 
 
 def inspect_adapter(
@@ -230,9 +235,10 @@ def inspect_adapter(
     checked = _check_config(files, approximate_rank)
     with checked.open_weights(files, limits) as tensor_file:
         entries = tensor_file.entries.values()
-        plan = checked.plan(tensor_file, shape, limits)
+        plans = checked.plans(tensor_file, shape, limits)
         for entry in sorted(entries, key=lambda entry: entry.offset):
             tensor_file.check_finite(entry)
+    plan = plans.of(0)
     return AdapterSummary(
         kind=checked.kind,
         rank=plan.rank,
@@ -242,6 +248,7 @@ def inspect_adapter(
         num_parameters=sum(entry.num_elements for entry in entries),
         num_tensors=len(entries),
         virtual_tokens=plan.virtual_tokens,
+        num_tasks=plans.count,
     )
 
 
@@ -251,12 +258,14 @@ def lower_adapter(
     limits: AdapterLimits = DEFAULT_LIMITS,
     *,
     approximate_rank: int = 0,
+    task: int | None = None,
     pause: Pause = go_on,
 ) -> LoweredAdapter:
     """Checks an adapter as `inspect_adapter` does, and gives its canonical form on that base.
 
     Args:
         approximate_rank: as `inspect_adapter` has it.
+        task: which of its tasks, each of which has a form of its own; None for an adapter that has none.
         pause: called between tensors, so that the caller may spread the work over time.
 
     Returns:
@@ -269,7 +278,8 @@ def lower_adapter(
 
     checked = _check_config(files, approximate_rank)
     with checked.open_weights(files, limits, pause) as tensor_file:
-        plan = checked.plan(tensor_file, base.shape, limits, pause)
+        plans = checked.plans(tensor_file, base.shape, limits, pause)
+        _check_task(task, plans.count)
         unread = set(tensor_file.entries)
 
         def read(entry: TensorEntry, *, scale: float = 1.0) -> "Tensor":
@@ -279,7 +289,7 @@ def lower_adapter(
                 return torch.from_numpy(tensor_file.read_integers(entry, below=ANY_INTEGER))
             return torch.from_numpy(tensor_file.read(entry, scale=scale))
 
-        lowered = plan.lower(read, base)
+        lowered = plans.of(task or 0).lower(read, base)
     assert not unread, f"{checked.kind} claimed tensors that it did not lower: {sorted(unread)}"
     return lowered
 
@@ -297,30 +307,35 @@ class _CheckedConfig:
         name = HUB_WEIGHTS_FILE if self.kind in ADAPTERHUB_KINDS else WEIGHTS_FILE
         return TensorFile.open(_file(files, name), name=name, max_bytes=limits.max_bytes, pause=pause)
 
-    def plan(self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on) -> Plan:
+    def plans(
+        self, tensor_file: TensorFile, shape: BaseShape, limits: AdapterLimits, pause: Pause = go_on
+    ) -> TaskPlans:
         tensors = Tensors(
             tensor_file.entries,
             shape,
             pause,
             check_integers=lambda entry, below: tensor_file.read_integers(entry, below=below),
         )
-        plan = self._plan(tensors, shape)
+        plans = self._plans(tensors, shape)
         tensors.close()
-        if plan.rank > limits.max_rank:
+        if (rank := plans.of(0).rank) > limits.max_rank:
             field = "approximate_rank" if self.approximate_rank else "r"
-            raise InvalidAdapter(field, f"found rank {plan.rank}, expected at most {limits.max_rank}")
-        return plan
+            raise InvalidAdapter(field, f"found rank {rank}, expected at most {limits.max_rank}")
+        return plans
 
-    def _plan(self, tensors: Tensors, shape: BaseShape) -> Plan:
+    def _plans(self, tensors: Tensors, shape: BaseShape) -> TaskPlans:
         kind = ADAPTER_KINDS.get(self.kind) or ADAPTERHUB_KINDS.get(self.kind)
         wraps_modules = kind is None or kind.wraps_modules
         saved = take_saved_modules(self.fields, tensors, shape) if wraps_modules else None
         if kind is not None:
-            plan = kind.plan(self.fields, tensors, shape)
+            found = kind.plan(self.fields, tensors, shape)
         else:
             dense = DENSE_KINDS[self.kind].plan(self.fields, tensors, shape)
-            plan = ApproximatePlan(dense, self.approximate_rank, shape)
-        return plan if saved is None else ReplacingPlan(self.kind, saved, plan)
+            found = ApproximatePlan(dense, self.approximate_rank, shape)
+        plans = found if isinstance(found, TaskPlans) else TaskPlans(0, lambda task: found)
+        if saved is None:
+            return plans
+        return TaskPlans(plans.count, lambda task: ReplacingPlan(self.kind, saved, plans.of(task)))
 
 
 def kind_of(fields: Mapping[str, object]) -> object:
@@ -352,6 +367,16 @@ def _check_config(files: Mapping[str, Path], approximate_rank: int) -> _CheckedC
     config = Config(fields)
     base_model = config.take(base_field, either(TEXT, NULL), default=None)
     return _CheckedConfig(kind, base_model or "", config, approximate_rank)
+
+
+def _check_task(task: int | None, num_tasks: int) -> None:
+    if num_tasks == 0 and task is not None:
+        raise InvalidAdapter("task", f"found {task}, expected none: it has no tasks")
+    if num_tasks and (task is None or task >= num_tasks):
+        found = "none" if task is None else task
+        raise InvalidAdapter(
+            "task", f"found {found}, expected one below {num_tasks}: each of its tasks is an adapter of its own"
+        )
 
 
 def _file(files: Mapping[str, Path], name: str) -> Path:

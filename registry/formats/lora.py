@@ -4,7 +4,8 @@ s = lora_alpha / r, or lora_alpha / √r with use_rslora. lora_bias adds s · lo
 replace b. With alora_invocation_tokens it acts only from where they stand in the prompt. use_dora gives each row of
 W + s B A a trained norm m: y = g ∘ (W x) + (g ∘ s B) A x + b, where g is m over the row's own norm, which W's lowered
 form knows. With init_lora_weights "pissa" or "olora", and in KaSA, W is less by what `taken_out` finds, and KaSA has
-a trained number for each rank between B and A. BdLoRA is in `lora_blocks`.
+a trained number for each rank between B and A. BdLoRA is in `lora_blocks`. QALoRA's A acts on the sums of neighbouring
+inputs, times how many such sums there are over how many inputs each has. VeLoRA and MonteCLoRA are of training only.
 """
 
 import math
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, LinearShape
 from hotshoe.registry.formats.lora_blocks import BlockCounts, whole
 from hotshoe.registry.formats.lora_variant import LoraVariant, take_variant
@@ -44,17 +45,17 @@ if TYPE_CHECKING:
 _ONE_VARIANT = "PEFT has no such variant together with another, nor with another kind"
 # Fields that change what is computed, at the values at which they do not, and fields that never do.
 REST: Mapping[str, Rule[object]] = {
-    "use_qalora": one_of(False).because("its A is of GPTQ bases, whose inputs it pools by their groups"),
+    "use_qalora": one_of(False).because(_ONE_VARIANT),
     "use_bdlora": NULL.because(_ONE_VARIANT),
     "alora_invocation_tokens": NULL.because(_ONE_VARIANT),
     "arrow_config": NULL.because("its router mixes other adapters, anew for each token"),
     "kasa_config": NULL.because(_ONE_VARIANT),
     "layer_replication": NOTHING.because("it was trained on a base of more layers than any that is served"),
     "megatron_config": NULL,
-    "monteclora_config": NULL,
+    "monteclora_config": NULL.because(_ONE_VARIANT),
     "target_parameters": NOTHING.because("it changes parameters by their names, and only whole linears can be adapted"),
     "trainable_token_indices": NULL,
-    "velora_config": NULL,
+    "velora_config": NULL.because(_ONE_VARIANT),
     # Read by PEFT only where init_lora_weights names them.
     "corda_config": either(OBJECT, NULL),
     "eva_config": either(OBJECT, NULL),
@@ -64,7 +65,7 @@ REST: Mapping[str, Rule[object]] = {
     "fan_in_fan_out": FLAG,  # how W is stored: A and B have their shapes either way
     "lora_dropout": SHARE,
     "megatron_core": either(TEXT, NULL),
-    "qalora_group_size": COUNT,
+    "qalora_group_size": COUNT,  # read by PEFT only with use_qalora
 }
 
 _BIASES = one_of("none", "lora_only", "all")
@@ -80,6 +81,8 @@ class _LinearPlan:
     row_norms: TensorEntry | None = None  # DoRA's m, [out_features]
     diagonal: TensorEntry | None = None  # KaSA's, [rank]
     taken_out: TakenOut | None = None  # of W, along as many directions
+    pool: int = 1  # neighbouring inputs that A sees as one
+    idle: tuple[TensorEntry, ...] = ()  # of training only
 
     @property
     def trained_rank(self) -> int:
@@ -93,7 +96,11 @@ class _LinearPlan:
         """What W gains before DoRA's gain, as A and as B with its scale."""
         import torch
 
+        for entry in self.idle:
+            read(entry)
         a, b = whole(read(self.a), self.blocks.a), whole(read(self.b, scale=self.scale), self.blocks.b)
+        if self.pool > 1:
+            a = a.repeat_interleave(self.pool, dim=1) * (a.shape[1] / self.pool)
         if self.diagonal is not None:
             b = b * read(self.diagonal)
         if self.taken_out is None:
@@ -154,7 +161,8 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
     is_stabilized = config.take("use_rslora", FLAG, default=False)
     variant = take_variant(config, base)
     is_everywhere = variant.invocation is None
-    bias = config.take("bias", _BIASES if is_everywhere else one_of("none"), default="none")
+    may_train_biases = is_everywhere and variant.pool == 1
+    bias = config.take("bias", _BIASES if may_train_biases else one_of("none"), default="none")
     tokens = take_trainable_tokens(config, tensors, base) if is_everywhere else None
     config.close("LORA", REST)
 
@@ -178,10 +186,15 @@ def _plan_linear(
     blocks = BlockCounts() if variant.blocks is None else variant.blocks.of(shape, rank)
     if variant.taken_out is not None:
         _check_taken_out(variant, shape, rank, scale)
+    if shape.in_features % variant.pool:
+        raise IncompatibleAdapter(
+            "qalora_group_size", f"{variant.pool} does not divide {shape.in_features}, of {shape.module}"
+        )
+    of = f"{shape.module} of {base.name}"
     a = tensors.take_of(linear, "lora_A.weight", reason="target_modules selects its module")
     b = tensors.take_of(linear, "lora_B.weight", reason="target_modules selects its module")
-    require_shape(a, (None, shape.in_features // blocks.a), of=f"{shape.module} of {base.name}")
-    require_shape(b, (shape.out_features, None), of=f"{shape.module} of {base.name}")
+    require_shape(a, (None, shape.in_features // (blocks.a * variant.pool)), of=of)
+    require_shape(b, (shape.out_features, None), of=of)
     for entry, found in ((a, a.shape[0]), (b, b.shape[1] * blocks.b)):
         if found != rank:
             raise InvalidAdapter(entry.name, f"found rank {found}, expected {rank} by r and rank_pattern")
@@ -190,8 +203,13 @@ def _plan_linear(
         if not if_:
             return None
         vector = tensors.take_of(linear, suffix, reason="lora_bias or use_dora is true, or kasa_config is given")
-        require_shape(vector, (size,), of=f"{shape.module} of {base.name}")
+        require_shape(vector, (size,), of=of)
         return vector
+
+    idle = []
+    for suffix, sizes in variant.idle_tensors(shape.in_features, rank).items():
+        idle.append(tensors.take_of(linear, suffix, reason="velora_config or monteclora_config is given"))
+        require_shape(idle[-1], sizes, of=of)
 
     return _LinearPlan(
         a,
@@ -202,6 +220,8 @@ def _plan_linear(
         row_norms=take_vector("lora_magnitude_vector", shape.out_features, if_=variant.has_norms),
         diagonal=take_vector("lora_diag", rank, if_=variant.is_kasa),
         taken_out=variant.taken_out,
+        pool=variant.pool,
+        idle=tuple(idle),
     )
 
 

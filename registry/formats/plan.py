@@ -5,6 +5,7 @@ is served.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
@@ -48,6 +49,17 @@ class Plan(Protocol):
 
     def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
         """The canonical form. Reads every tensor that was claimed once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlans:
+    """What an adapter is for each of its tasks, of which a request names one.
+
+    All are of the same tensors, and agree in all that a plan says but in what it is lowered to.
+    """
+
+    count: int  # 0: it has no tasks
+    of: Callable[[int], Plan]  # below the count; 0 where it has none
 
 
 class Tensors:
@@ -145,4 +157,4 @@ def require_shape(entry: TensorEntry, expected: Sequence[int | None], *, of: str
         raise IncompatibleAdapter(entry.name, f"found shape {list(entry.shape)}, expected [{sizes}] for {of}")
 
 
-Format = Callable[[Config, Tensors, BaseShape], Plan]  # takes fields and tensors; raises InvalidAdapter
+Format = Callable[[Config, Tensors, BaseShape], Plan | TaskPlans]  # takes fields and tensors; raises InvalidAdapter

@@ -1,6 +1,7 @@
 """PROMPT_TUNING, P_TUNING, CPT: learned embeddings of virtual tokens that stand before every prompt.
 
 P_TUNING learned them through an encoder, CPT as changes of a context's embeddings; their files hold what came of it.
+MULTITASK_PROMPT_TUNING has embeddings E that all tasks share, and makes of them E ∘ (columns · rows) of a task.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from hotshoe.registry.formats.peft_config import (
     list_of,
     one_of,
 )
-from hotshoe.registry.formats.plan import Read, Tensors
+from hotshoe.registry.formats.plan import Read, TaskPlans, Tensors, require_shape
 from hotshoe.registry.formats.prefix_tuning import require_base_size, take_prompt
 from hotshoe.registry.validation import TensorEntry
 
@@ -63,12 +64,33 @@ _CPT_REST: Mapping[str, Rule[object]] = {
 }
 
 
+_MULTITASK_REST: Mapping[str, Rule[object]] = {
+    **_REST,
+    # Also from another adapter, in whose file they lay.
+    "prompt_tuning_init": one_of(
+        *("RANDOM", "TEXT", "SAMPLE_VOCAB", "AVERAGE_SOURCE_TASKS", "EXACT_SOURCE_TASK", "ONLY_SOURCE_SHARED")
+    ),
+    "prompt_tuning_init_state_dict_path": either(TEXT, NULL),
+    "prompt_tuning_init_task": either(INTEGER, NULL),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskFactors:
+    """What a task makes of the embeddings."""
+
+    columns: TensorEntry  # [tasks, virtual_tokens, rank]
+    rows: TensorEntry  # [tasks, rank, hidden_size]
+    task: int
+
+
 @dataclass(frozen=True, slots=True)
 class PromptTuningPlan:
-    """One tensor: an embedding for each virtual token."""
+    """An embedding for each virtual token."""
 
     kind: str
     embeddings: TensorEntry  # [virtual_tokens, hidden_size]
+    factors: _TaskFactors | None = None
     rank: int = 0
     linears: tuple[LinearId, ...] = ()
 
@@ -77,17 +99,42 @@ class PromptTuningPlan:
         return self.embeddings.shape[0]
 
     def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
-        return LoweredAdapter(self.kind, prompt_embeddings=read(self.embeddings))
+        embeddings = read(self.embeddings)
+        if self.factors is not None:
+            columns, rows = read(self.factors.columns), read(self.factors.rows)
+            embeddings = embeddings * (columns[self.factors.task] @ rows[self.factors.task])
+        return LoweredAdapter(self.kind, prompt_embeddings=embeddings)
 
 
 def _plan(
     kind: str, rest: Mapping[str, Rule[object]], config: Config, tensors: Tensors, base: BaseShape
 ) -> PromptTuningPlan:
+    embeddings = _take_embeddings(config, tensors, base)
+    config.close(kind, rest)
+    return PromptTuningPlan(kind, embeddings)
+
+
+def _take_embeddings(config: Config, tensors: Tensors, base: BaseShape) -> TensorEntry:
     embeddings = take_prompt(config, tensors, base, width=base.hidden_size)
     require_base_size(config, "num_layers", base.num_layers, base)
     require_base_size(config, "token_dim", base.hidden_size, base)
-    config.close(kind, rest)
-    return PromptTuningPlan(kind, embeddings)
+    return embeddings
+
+
+def plan_multitask(config: Config, tensors: Tensors, base: BaseShape) -> TaskPlans:
+    """The plans of a MULTITASK_PROMPT_TUNING adapter; see `Format`."""
+    kind = "MULTITASK_PROMPT_TUNING"
+    embeddings = _take_embeddings(config, tensors, base)
+    tasks, rank = (config.take(name, COUNT, default=1) for name in ("num_tasks", "num_ranks"))
+    config.close(kind, _MULTITASK_REST)
+    columns, rows = (
+        tensors.take(f"prefix_task_{name}", reason="it makes a task's prompt of the one that all share")
+        for name in ("cols", "rows")
+    )
+    of = f"{tasks} tasks of rank {rank}, by num_tasks and num_ranks"
+    require_shape(columns, (tasks, embeddings.shape[0], rank), of=of)
+    require_shape(rows, (tasks, rank, base.hidden_size), of=of)
+    return TaskPlans(tasks, lambda task: PromptTuningPlan(kind, embeddings, _TaskFactors(columns, rows, task)))
 
 
 plan_prompt_tuning = partial(_plan, "PROMPT_TUNING", _REST)  # see `Format`

@@ -1,8 +1,16 @@
 """The doctor: what an adapter's updates Δ do to the base weights W that they are added to, and a grade.
 
-The screen needs W's singular values only, and never forms Δ: where a singular value of Δ passes the threshold θ* of
-its W (`Spectrum`), an intruder dimension is predicted. The exact diagnosis counts them by singular vectors of W + Δ,
-and is the only one for updates that are not of low rank. Source: https://arxiv.org/abs/2410.21228.
+The screen needs W's singular values only, and never forms Δ. Each singular value of Δ above the threshold θ* of its W
+(`Spectrum`) is a predicted intruder dimension, and so is one where Δ's strength, (Σ σⱼ⁶)^(1/6), is above it: many
+directions of nearly equal values make an intruder together though each is below θ*. On SmolLM2's weights and random
+directions, 24 of rank 1 to 64 and norms from 1 to 40 % for each of 12 linears, whose values fall to a fifth, the screen
+is right of 97 updates with intruders and of 165 without, raises a false alarm for 26 and misses none. Over 84 linears,
+and for values that fall, are random or are equal, of norms from 5 to 40 %, it is right of 1850 and 1609, wrong of 573,
+and misses none; the largest value alone would miss 53.
+
+The exact diagnosis counts them by singular vectors of W + Δ, and is the only one for updates that are not of low rank.
+Trained updates lie along W's own directions, where there is less to find: of a demo adapter's 9 linears that the screen
+suspects, one has an intruder. Source: https://arxiv.org/abs/2410.21228.
 """
 
 import math
@@ -25,18 +33,26 @@ if TYPE_CHECKING:
 SCHEMA = "hotshoe.doctor/1"
 SAFE_STRENGTH = 0.8  # of the threshold
 USUAL_SCALE = 2.0  # what the paper's adapters are trained with, alpha = 2 r, at every rank
+_TOGETHER = 6  # the power at which values count together: the largest at which nothing was missed
 _DIGITS = 6  # of a figure in a report: equal adapters have equal reports on every machine
+
+_BY_COUNT = "examined only by --exact"
 
 Requantize = Callable[["Tensor"], "Tensor"]  # a weight → what its NF4 form stands for, both float32
 
 
 class Grade(StrEnum):
-    """OK: intruders in fewer than 5 % of the linears, and none near its threshold. BAD: in more than 25 %, or one a
-    linear on average, or numbers that are not finite. WARN: between them, or linears whose update is zero."""
+    """How much an adapter is to be feared.
+
+    OK: intruders in fewer than 5 % of the linears, and none near its threshold. BAD: in more than 25 %, or one a linear
+    on average, or numbers that are not finite. WARN: between them, or linears whose update is zero. UNKNOWN: there are
+    linears, and none could be examined.
+    """
 
     OK = "OK"
     WARN = "WARN"
     BAD = "BAD"
+    UNKNOWN = "UNKNOWN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +64,7 @@ class LinearDiagnosis:
     scale: float | None = None  # alpha / r, where the kind has one
     relative_norm: float | None = None  # ‖Δ‖ / ‖W‖
     relative_largest: float | None = None  # σ₁(Δ) / σ₁(W)
-    strength: float | None = None  # σ₁(Δ) / θ*
+    strength: float | None = None  # (Σ σⱼ(Δ)⁶)^(1/6) / θ*, little more than σ₁ / θ* unless values are nearly equal
     stable_rank: float | None = None  # ‖Δ‖² / σ₁(Δ)²
     predicted: int | None = None  # intruder dimensions, by the screen
     exact: int | None = None  # intruder dimensions, counted
@@ -103,6 +119,8 @@ class Diagnosis:
             return Grade.BAD
         if self.affected_share > 0.25 or (graded and sum(one.intruders or 0 for one in graded) >= len(graded)):
             return Grade.BAD
+        if self.linears and not self.examined:
+            return Grade.UNKNOWN
         is_dead = any(one.is_dead for one in self.linears)
         return Grade.WARN if self.affected_share >= 0.05 or self.strength >= SAFE_STRENGTH or is_dead else Grade.OK
 
@@ -122,7 +140,7 @@ class Diagnosis:
             (sum(not one.is_finite for one in self.linears), "not finite"),
             (sum(one.is_dead for one in self.linears), "without effect"),
             (len(self.linears) - len(self.examined), "not examined"),
-            (len(self.examined) - len(self.graded), "only scaled, which is not graded"),
+            (len(self.examined) - len(self.graded), "without a low-rank part, which are not graded"),
         ):
             if count:
                 reasons.append(f"{count} {what}")
@@ -139,6 +157,8 @@ class Diagnosis:
             advice.append(
                 "doctor --mitigate shrinks the intruders; training again at a higher rank, alpha = 2 r, has fewer"
             )
+        if not self.is_exact and any(_BY_COUNT in one.note for one in self.linears):
+            advice.append("doctor --exact examines what scales or turns weights")
         large = [one.scale for one in self.linears if one.scale is not None and abs(one.scale) > 2 * USUAL_SCALE]
         if large:
             advice.append(f"alpha / r is {max(large, key=abs):g}; {USUAL_SCALE:g} is usual at every rank")
@@ -207,22 +227,28 @@ def _screen(linear_id: LinearId, linear: LoweredLinear, spectrum: Spectrum) -> L
         return replace(found, is_finite=False, note="holds numbers that are not finite")
     if others := other_parts(linear):
         return replace(found, note=f"{others}: not an update that is examined")
-    if OF_WEIGHT & parts(linear):
-        return replace(found, note="scales or turns the weight: examined only by --exact")
+    acts_on_weight = bool(OF_WEIGHT & parts(linear))
     if linear.a is None or linear.b is None:
-        return replace(found, note="changes the bias only")
+        if acts_on_weight:
+            return replace(found, note=f"scales or turns the weight: {_BY_COUNT}")
+        return replace(found, relative_norm=0.0, predicted=0, note="changes the bias only")
+    note = f"its low-rank part; what scales or turns the weight is {_BY_COUNT}" if acts_on_weight else ""
     values = singular_values(Factors(linear.a, linear.b))
     largest, norm = float(values[0]), float(values.norm())
     if largest == 0:
-        return replace(found, is_dead=True, relative_norm=0.0, predicted=0, note="has no effect: B A is zero")
+        is_dead = not acts_on_weight and linear.bias_delta is None
+        note = note or ("has no effect: B A is zero" if is_dead else "changes the bias only")
+        return replace(found, is_dead=is_dead, relative_norm=0.0, predicted=0, note=note)
+    strength = _ratio(largest * float((values / largest).pow(_TOGETHER).sum()) ** (1 / _TOGETHER), spectrum.threshold)
     return replace(
         found,
         relative_norm=_ratio(norm, spectrum.norm),
         relative_largest=_ratio(largest, spectrum.largest),
-        strength=_ratio(largest, spectrum.threshold),
+        strength=strength,
         stable_rank=(norm / largest) ** 2,
-        predicted=min(LEADING, int((values > spectrum.threshold).sum())),
+        predicted=min(LEADING, max(int((values > spectrum.threshold).sum()), int(strength > 1))),
         nf4_kept=nf4_share(_ratio(norm, spectrum.norm)),
+        note=note,
     )
 
 
@@ -234,9 +260,9 @@ def _count(
         screened,
         exact=int(leading.intruders.sum()),
         resemblance=float(leading.resemblance.min()),
-        note="" if screened.predicted is None else screened.note,
+        note="" if _BY_COUNT in screened.note else screened.note,
     )
-    if screened.predicted is None:  # not of low rank, so the screen has no figures
+    if _BY_COUNT in screened.note:  # the screen's figures are not the whole update's
         values = weight_spectrum(update)
         largest, norm = float(values[0]), float(values.norm())
         counted = replace(

@@ -68,13 +68,21 @@ class LeadingVectors(NamedTuple):
         return self.resemblance < RESEMBLANCE
 
 
-def leading_vectors(weight: "Tensor", update: "Tensor") -> LeadingVectors:
-    """Compares W + Δ with W, both [out_features, in_features]. Takes two eigendecompositions of the shorter side."""
+def left_vectors(weight: "Tensor") -> "Tensor":
+    """All left singular vectors of a matrix, [out_features, min(out, in)] float64, by descending value."""
+    return _svd(weight.double(), min(weight.shape)).left
+
+
+def leading_vectors(weight: "Tensor", update: "Tensor", *, original: "Tensor | None" = None) -> LeadingVectors:
+    """Compares W + Δ with W, both [out_features, in_features]. Takes two eigendecompositions of the shorter side.
+
+    `original` is W's `left_vectors`, if they are known, which saves one.
+    """
     import torch
 
-    weight = weight.double()
-    left, values, right = _svd(weight + update.double(), LEADING)
-    original = _svd(weight, min(weight.shape)).left
+    left, values, right = _svd(weight.double() + update.double(), LEADING)
+    if original is None:
+        original = left_vectors(weight)
     resemblance: Tensor = (left.T @ original).abs().amax(dim=1)
     assert resemblance.dtype is torch.float64
     return LeadingVectors(left, values, right, resemblance)

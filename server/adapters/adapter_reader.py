@@ -14,6 +14,7 @@ from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.validation import AdapterLimits, Pause, go_on
+from hotshoe.server.adapters.adapter_key import digest_of, task_of
 from hotshoe.server.adapters.lowered_cache import LoweredCache
 from hotshoe.server.adapters.resident import AdapterSource, LoadStage
 from hotshoe.server.config import ResidencyConfig
@@ -41,13 +42,14 @@ class AdapterReader:
 
     def read(
         self,
-        digest: str,
+        key: str,
         on_stage: Callable[[LoadStage, AdapterRecord], None],
         *,
         pause: Pause = go_on,
     ) -> tuple[AdapterRecord, LoweredAdapter, dict[str, float]]:
-        """Resolves, verifies and lowers an adapter; `on_stage` hears of each stage as it begins, `pause` is called
-        between tensors.
+        """Resolves, verifies and lowers an adapter, or a task of it, by `adapter_key`.
+
+        `on_stage` hears of each stage as it begins, `pause` is called between tensors.
 
         Returns:
             Its record, its canonical form, and the seconds of each stage.
@@ -55,6 +57,7 @@ class AdapterReader:
         Raises:
             RegistryError: it is not there, damaged, or cannot be served exactly on this base.
         """
+        digest = digest_of(key)
         record = self._source.adapter_record(digest)
         self._check_base(record)
         if record.size_bytes > self._config.max_adapter_bytes:
@@ -66,23 +69,23 @@ class AdapterReader:
         files = self._source.adapter_files(digest)
         verified = time.perf_counter()
         on_stage(LoadStage.LOADING, record)
-        lowered = self._lower(record, files, pause)
+        lowered = self._lower(key, record, files, pause)
         lowered_at = time.perf_counter()
         return record, lowered, {"verify": verified - started, "lower": lowered_at - verified}
 
-    def _lower(self, record: AdapterRecord, files: Mapping[str, Path], pause: Pause) -> LoweredAdapter:
+    def _lower(self, key: str, record: AdapterRecord, files: Mapping[str, Path], pause: Pause) -> LoweredAdapter:
         base_digest = self._base.shape.digest
         if self._cache is not None:
-            kept = self._cache.find(record.digest, base_digest, pause=pause)
+            kept = self._cache.find(key, base_digest, pause=pause)
             if kept is not None and kept.rank <= self._limits.max_rank:
                 return kept
         base = _WatchedWeights(self._base)
         rank = record.approximate_rank
-        lowered = lower_adapter(files, base, self._limits, approximate_rank=rank, pause=pause)
+        lowered = lower_adapter(files, base, self._limits, approximate_rank=rank, task=task_of(key), pause=pause)
         pause()
         check_finite(lowered)
         if self._cache is not None and (base.was_read or rank):
-            self._cache.add(record.digest, base_digest, lowered)
+            self._cache.add(key, base_digest, lowered)
         return lowered
 
     def _check_base(self, record: AdapterRecord) -> None:

@@ -14,7 +14,7 @@ FORGET_SECONDS = 10.0  # how long a claim that is not renewed keeps its place in
 class Claim:
     """What the requests for one stack wait for."""
 
-    digests: frozenset[str]
+    keys: frozenset[str]
     order: int
     lease_until: float  # time.monotonic() seconds
 
@@ -28,53 +28,53 @@ class Claims:
 
     def __init__(self) -> None:
         self._claims: dict[frozenset[str], Claim] = {}  # in their order
-        self._by_digest: dict[str, dict[frozenset[str], Claim]] = {}  # the same for each adapter
+        self._by_key: dict[str, dict[frozenset[str], Claim]] = {}  # the same for each adapter
         self._looked = 0.0  # when old ones were looked for last
         self._orders = itertools.count()
 
-    def renew(self, digests: Collection[str], *, lease_until: float | None = None) -> bool:
+    def renew(self, keys: Collection[str], *, lease_until: float | None = None) -> bool:
         """Keeps a stack's place and what is on the device of it; True if it is new, and its place the last."""
         self._forget_old()
         until = time.monotonic() + LEASE_SECONDS if lease_until is None else lease_until
-        key = frozenset(digests)
-        claim = self._claims.get(key)
+        stack = frozenset(keys)
+        claim = self._claims.get(stack)
         if claim is not None:
             claim.lease_until = max(claim.lease_until, until)
             return False
-        claim = self._claims[key] = Claim(key, next(self._orders), until)
-        for digest in key:
-            self._by_digest.setdefault(digest, {})[key] = claim
+        claim = self._claims[stack] = Claim(stack, next(self._orders), until)
+        for key in stack:
+            self._by_key.setdefault(key, {})[stack] = claim
         return True
 
-    def extend(self, digest: str) -> None:
+    def extend(self, key: str) -> None:
         """An adapter came: whoever waits for it gets time to take it."""
         until = time.monotonic() + LEASE_SECONDS
-        for claim in self._by_digest.get(digest, {}).values():
+        for claim in self._by_key.get(key, {}).values():
             claim.lease_until = max(claim.lease_until, until)
 
-    def end_load(self, digest: str, *, requested: bool) -> None:
+    def end_load(self, key: str, *, requested: bool) -> None:
         """Nobody waits for an adapter in `load` any more; if it is requested, it is kept for a moment."""
-        claim = self._claims.get(frozenset((digest,)))
+        claim = self._claims.get(frozenset((key,)))
         if claim is None:
             return
         if requested:
             claim.lease_until = min(claim.lease_until, time.monotonic() + LEASE_SECONDS)
         else:
-            self.drop(claim.digests)
+            self.drop(claim.keys)
 
-    def drop(self, digests: Collection[str]) -> None:
+    def drop(self, keys: Collection[str]) -> None:
         """A stack was taken, or never can be."""
-        key = frozenset(digests)
-        if self._claims.pop(key, None) is None:
+        stack = frozenset(keys)
+        if self._claims.pop(stack, None) is None:
             return
-        for digest in key:
-            del self._by_digest[digest][key]
-            if not self._by_digest[digest]:
-                del self._by_digest[digest]
+        for key in stack:
+            del self._by_key[key][stack]
+            if not self._by_key[key]:
+                del self._by_key[key]
 
-    def order_of(self, digest: str) -> float:
+    def order_of(self, key: str) -> float:
         """The place of the first claim on an adapter; infinite if there is none."""
-        return next((claim.order for claim in self._by_digest.get(digest, {}).values()), math.inf)
+        return next((claim.order for claim in self._by_key.get(key, {}).values()), math.inf)
 
     def kept_from(self, order: float) -> set[str]:
         """What whoever has this place may not evict: all that it, and those before it, claim."""
@@ -82,13 +82,13 @@ class Claims:
         kept: set[str] = set()
         for claim in self._claims.values():
             if claim.order == order or (claim.order < order and claim.lease_until > now):
-                kept |= claim.digests
+                kept |= claim.keys
         return kept
 
     def leased(self) -> set[str]:
         """All that is kept for somebody."""
         now = time.monotonic()
-        return {digest for claim in self._claims.values() if claim.lease_until > now for digest in claim.digests}
+        return {key for claim in self._claims.values() if claim.lease_until > now for key in claim.keys}
 
     def _forget_old(self) -> None:
         """Now and then: hundreds of requests may wait, and each renews its claim whenever something changes."""
@@ -97,4 +97,4 @@ class Claims:
             return
         self._looked = now
         for claim in [claim for claim in self._claims.values() if claim.lease_until < now - FORGET_SECONDS]:
-            self.drop(claim.digests)
+            self.drop(claim.keys)

@@ -31,7 +31,7 @@ class LoadQueue:
         if entry is None:
             return None
         place = self._state.claims.order_of
-        if first is not None and place(first.digest) <= place(entry.digest) and not self._state.host_has_room():
+        if first is not None and place(first.key) <= place(entry.key) and not self._state.host_has_room():
             return None
         del self._pending[entry]
         entry.phase = Phase.READING
@@ -54,8 +54,8 @@ class LoadQueue:
             raise AssertionError(f"{self.num_unread} unread loads do not add up")
         for entry in self._pending:
             if entry.phase not in (Phase.QUEUED, Phase.AWAITING_SLOT):
-                raise AssertionError(f"{entry.digest} is pending, but {entry.phase.value}")
+                raise AssertionError(f"{entry.key} is pending, but {entry.phase.value}")
 
     def _first(self, phase: Phase) -> Entry | None:
         pending = (entry for entry in self._pending if entry.phase is phase)
-        return min(pending, key=lambda entry: self._state.claims.order_of(entry.digest), default=None)
+        return min(pending, key=lambda entry: self._state.claims.order_of(entry.key), default=None)

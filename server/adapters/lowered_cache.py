@@ -38,7 +38,7 @@ class LoweredCache:
         self._max_bytes = max_bytes
 
     def find(self, adapter: str, base: str, *, pause: Pause = go_on) -> LoweredAdapter | None:
-        """What was kept of an adapter on a base, by their digests; None if it was not, or is damaged."""
+        """What was kept of an adapter on a base, by its key and the base's digest; None if it is not, or is damaged."""
         path = self._path(adapter, base)
         try:
             payload = _read_checked(path, pause)

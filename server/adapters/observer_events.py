@@ -19,14 +19,14 @@ class ObserverEvents:
         self._observer = observer
         self._events: list[Event] = []
 
-    def loaded(self, digest: str, source: str, seconds_by_stage: dict[str, float]) -> None:
-        self._note("loaded", digest, source, seconds_by_stage)
+    def loaded(self, key: str, source: str, seconds_by_stage: dict[str, float]) -> None:
+        self._note("loaded", key, source, seconds_by_stage)
 
-    def load_failed(self, digest: str, error: Exception) -> None:
-        self._note("load_failed", digest, error)
+    def load_failed(self, key: str, error: Exception) -> None:
+        self._note("load_failed", key, error)
 
-    def evicted(self, digest: str, tier: str, reason: str) -> None:
-        self._note("evicted", digest, str(tier), reason)
+    def evicted(self, key: str, tier: str, reason: str) -> None:
+        self._note("evicted", key, str(tier), reason)
 
     def lookup(self, hit: bool) -> None:
         self._note("lookup", hit)

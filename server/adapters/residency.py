@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.server.adapters.adapter_key import digest_of, is_part_of
 from hotshoe.server.adapters.adapter_leases import AdapterLeases, LeaseStore
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
@@ -39,7 +40,7 @@ PATIENCE_SECONDS = 0.25  # that a load which only `load` waits for leaves the co
 
 
 class AdapterResidency:
-    """The adapters in memory, and the threads that load them.
+    """The adapters in memory, by `adapter_key`, and the threads that load them.
 
     An adapter that a request or a pin holds is never evicted. Whoever asked first is served first: all adapters of its
     stack are kept from those who came later until it has taken them, or has not asked for a moment.
@@ -72,7 +73,7 @@ class AdapterResidency:
         self._queue = LoadQueue(self._state)
         # The engine tells it whether requests decode.
         self.pace = LoaderPace(config.loader_share, backlog=lambda: self._queue.num_unread)
-        self._quarantined: dict[str, str] = {}  # digest → why
+        self._quarantined: dict[str, str] = {}  # key → why
         self._merged: set[str] = set()
         self._closed = False
         self._threads = [
@@ -84,7 +85,7 @@ class AdapterResidency:
 
     # The engine's thread.
 
-    def acquire(self, digests: Sequence[str]) -> tuple[int, ...] | None:
+    def acquire(self, keys: Sequence[str]) -> tuple[int, ...] | None:
         """Takes one reference to each adapter of a stack and returns their slots.
 
         None, and no reference, while one is not on the device; its load has been started. Never waits.
@@ -94,57 +95,57 @@ class AdapterResidency:
             AdapterSlotsFull: pinned adapters leave too few slots, or bytes, for the stack ever to fit.
         """
         with self._locked():
-            for digest in digests:
-                self._check_quarantine(digest)
-            entries = [self._state.entry(digest) for digest in digests]
+            for key in keys:
+                self._check_quarantine(key)
+            entries = [self._state.entry(key) for key in keys]
             if not all(entry.on_device for entry in entries):
                 self._miss(list(dict.fromkeys(entries)))
                 return None
             for entry in entries:
                 self._take(entry)
-            self._state.claims.drop(digests)
+            self._state.claims.drop(keys)
             return tuple(entry.slot for entry in entries if entry.slot is not None)
 
-    def release(self, digests: Sequence[str]) -> None:
+    def release(self, keys: Sequence[str]) -> None:
         """Gives back what `acquire` took."""
         with self._locked():
-            for digest in digests:
-                if (entry := self._state.find(digest)) is None or not entry.references:
-                    raise AssertionError(f"{digest} is released more often than acquired")
+            for key in keys:
+                if (entry := self._state.find(key)) is None or not entry.references:
+                    raise AssertionError(f"{key} is released more often than acquired")
                 entry.references -= 1
                 self._state.touch(entry)
                 if entry.drop_when_idle and entry.is_free:
                     self._state.drop(entry, "unload")
             self._work.notify()
 
-    def waits_for_room(self, digests: Sequence[str]) -> bool:
+    def waits_for_room(self, keys: Sequence[str]) -> bool:
         """Whether a stack's load stands still until the device has room: what is there is in use, or kept."""
         with self._lock:
-            return any((e := self._state.find(d)) is not None and e.phase is Phase.AWAITING_SLOT for d in digests)
+            return any((e := self._state.find(key)) is not None and e.phase is Phase.AWAITING_SLOT for key in keys)
 
-    def quarantine(self, digest: str, reason: str) -> None:
+    def quarantine(self, key: str, reason: str) -> None:
         """Refuses an adapter from now on, until it is unloaded; who has it already keeps it."""
-        _log.warning("adapter %s is in quarantine: %s", digest, reason)
+        _log.warning("adapter %s is in quarantine: %s", key, reason)
         with self._lock:
-            self._quarantined[digest] = reason
+            self._quarantined[key] = reason
 
-    def adapter_load_seconds(self, digest: str, *, since: float = 0.0) -> float:
+    def adapter_load_seconds(self, key: str, *, since: float = 0.0) -> float:
         """How long its latest load took, from the first to ask; 0 if none ended since then, in monotonic seconds."""
         with self._lock:
-            entry = self._state.find(digest)
+            entry = self._state.find(key)
             return entry.load_seconds if entry and entry.load_started + entry.load_seconds >= since else 0.0
 
     # Any thread.
 
-    def prefetch(self, digest: str) -> None:
+    def prefetch(self, key: str) -> None:
         """Starts loading an adapter that a request will ask for soon: to the device if nobody must go for it.
 
         Else to the host only, so that a long queue does not drive out what runs; `acquire` brings it further.
         """
         with self._locked():
-            if self._closed or digest in self._quarantined:
+            if self._closed or key in self._quarantined:
                 return
-            entry = self._state.entry(digest)
+            entry = self._state.entry(key)
             if not entry.has_reached(Tier.HOST) and entry.failure is None:
                 entry.prefetched = True
                 self._hurry(entry)
@@ -152,7 +153,7 @@ class AdapterResidency:
 
     def load(
         self,
-        digest: str,
+        key: str,
         *,
         tier: Tier = Tier.DEVICE,
         pin: bool = False,
@@ -172,8 +173,8 @@ class AdapterResidency:
             raise ValueError("tier: expected host or device; on disk is where adapters are")
         deadline = time.monotonic() + timeout_seconds
         with self._locked():
-            self._check_quarantine(digest)
-            entry = self._state.entry(digest)
+            self._check_quarantine(key)
+            entry = self._state.entry(key)
             entry.waiters += 1
         try:
             reported: LoadProgress | None = None
@@ -185,7 +186,7 @@ class AdapterResidency:
         finally:
             with self._locked():
                 entry.waiters -= 1
-                self._state.claims.end_load(digest, requested=entry.missed)
+                self._state.claims.end_load(key, requested=entry.missed)
                 self._state.forget_if_gone(entry)
                 self._work.notify()
         if pin:
@@ -193,12 +194,15 @@ class AdapterResidency:
         assert reported.adapter is not None, "READY comes with the adapter"
         return reported.adapter
 
-    def unload(self, digest: str) -> None:
-        """Unpins an adapter and drops it, as soon as no request uses it; ends its quarantine. One not here is fine."""
+    def unload(self, key: str) -> None:
+        """Unpins an adapter and drops it, as soon as no request uses it; ends its quarantine. One not here is fine.
+
+        The key of an adapter that has tasks stands for all of them.
+        """
         with self._locked():
-            self._quarantined.pop(digest, None)
-            entry = self._state.find(digest)
-            if entry is not None:
+            for quarantined in [other for other in self._quarantined if is_part_of(other, key)]:
+                del self._quarantined[quarantined]
+            for entry in self._state.parts_of(key):
                 self._state.unpin(entry)
                 entry.drop_when_idle = True
                 if entry.is_free:
@@ -256,11 +260,11 @@ class AdapterResidency:
                 self._state.raise_failure(entry)
             self._state.check_fits(entries)
         except ServerError:
-            self._state.claims.drop([entry.digest for entry in entries])
+            self._state.claims.drop([entry.key for entry in entries])
             for entry in entries:
                 self._state.forget_if_gone(entry)
             raise
-        is_new = self._state.claims.renew([entry.digest for entry in entries])
+        is_new = self._state.claims.renew([entry.key for entry in entries])
         for entry in entries:
             if not entry.on_device and not entry.missed:
                 entry.missed = True
@@ -293,16 +297,16 @@ class AdapterResidency:
             self._check_open()
             if tier is Tier.DEVICE:
                 self._state.check_fits([entry])
-                self._state.claims.renew([entry.digest], lease_until=deadline)
+                self._state.claims.renew([entry.key], lease_until=deadline)
             self._start(entry, tier)
             step = entry.progress()
             if step != reported:
                 return step
             remaining = deadline - time.monotonic()
             if remaining <= 0 and entry.phase is Phase.AWAITING_SLOT:
-                raise AdapterSlotsFull(f"adapter {entry.digest}: no adapter slot became free in time")
+                raise AdapterSlotsFull(f"adapter {entry.key}: no adapter slot became free in time")
             if remaining <= 0:
-                raise AdapterUnusable(f"adapter {entry.digest}: not loaded in time")
+                raise AdapterUnusable(f"adapter {entry.key}: not loaded in time")
             self._progress.wait(min(remaining, PATIENCE_SECONDS))
             if time.monotonic() - entry.load_started > PATIENCE_SECONDS:
                 self._hurry(entry)
@@ -315,9 +319,9 @@ class AdapterResidency:
         self._state.touch(entry)
         return entry.progress(ready=True)
 
-    def _check_quarantine(self, digest: str) -> None:
-        if reason := self._quarantined.get(digest):
-            raise AdapterUnusable(f"adapter {digest}: {reason}; it is refused until it is unloaded")
+    def _check_quarantine(self, key: str) -> None:
+        if reason := self._quarantined.get(key):
+            raise AdapterUnusable(f"adapter {key}: {reason}; it is refused until it is unloaded")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -329,7 +333,7 @@ class AdapterResidency:
 
     def _held(self) -> list[str]:
         with self._lock:
-            return [*self._state.held(), *self._merged]
+            return [*map(digest_of, self._state.held()), *self._merged]
 
     # Loader threads.
 
@@ -388,8 +392,8 @@ class AdapterResidency:
                 self._progress.notify_all()
 
         if self._leases is not None:
-            self._leases.take(entry.digest)
-        record, lowered, seconds = self._reader.read(entry.digest, on_stage, pause=self.pace.pause)
+            self._leases.take(digest_of(entry.key))
+        record, lowered, seconds = self._reader.read(entry.key, on_stage, pause=self.pace.pause)
         started = time.perf_counter()
         packed = self._slots.pack(lowered, pause=self.pace.pause)
         seconds["lower"] += time.perf_counter() - started
@@ -420,9 +424,9 @@ class AdapterResidency:
     def _finish(self, entry: Entry, source: str, seconds: dict[str, float]) -> None:
         entry.phase, entry.prefetched, entry.read_seconds = Phase.IDLE, False, {}
         entry.load_seconds = time.monotonic() - entry.load_started
-        self._state.claims.extend(entry.digest)
+        self._state.claims.extend(entry.key)
         self._state.touch(entry)
-        self._events.loaded(entry.digest, source, seconds)
+        self._events.loaded(entry.key, source, seconds)
         if entry.drop_when_idle and entry.is_free and not entry.missed:
             self._state.drop(entry, "unload")
         self._state.trim_host()
@@ -431,11 +435,11 @@ class AdapterResidency:
 
     def _fail(self, entry: Entry, error: Exception) -> None:
         known = isinstance(error, RegistryError | AdapterUnusable | OSError | ValueError | MemoryError)
-        _log.warning("adapter %s cannot be loaded: %s", entry.digest, error, exc_info=None if known else error)
+        _log.warning("adapter %s cannot be loaded: %s", entry.key, error, exc_info=None if known else error)
         error.__traceback__ = None  # it would keep the frames, and their tensors, alive
         with self._locked():
             self._state.fail(entry, error)
-            self._events.load_failed(entry.digest, error)
+            self._events.load_failed(entry.key, error)
             self._progress.notify_all()
             self._work.notify()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.server.adapters.adapter_key import is_part_of
 from hotshoe.server.adapters.claims import Claims
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
 from hotshoe.server.adapters.resident import LoadProgress, LoadStage, ResidentInfo, Tier
@@ -32,7 +33,7 @@ class Phase(enum.Enum):
 class Entry:
     """One adapter that somebody asked for."""
 
-    digest: str
+    key: str  # as `adapter_key` has it
     phase: Phase = Phase.IDLE
     record: AdapterRecord | None = None
     host: PackedAdapter | None = None
@@ -86,7 +87,7 @@ class Entry:
         assert self.record is not None, "known since it was read"
         assert self.on_device or self.host is not None, "residents are somewhere"
         return ResidentInfo(
-            digest=self.digest,
+            key=self.key,
             name=self.record.name,
             kind=self.record.kind,
             tier=Tier.DEVICE if self.on_device else Tier.HOST,
@@ -105,7 +106,7 @@ class ResidencyState:
 
     Args:
         clear: frees a slot's tensors; quick.
-        evicted: told digest, tier and reason of each eviction.
+        evicted: told key, tier and reason of each eviction.
         left: called after an adapter was forgotten altogether.
     """
 
@@ -134,20 +135,24 @@ class ResidencyState:
 
     # Entries.
 
-    def find(self, digest: str) -> Entry | None:
-        return self._entries.get(digest)
+    def find(self, key: str) -> Entry | None:
+        return self._entries.get(key)
 
-    def entry(self, digest: str) -> Entry:
+    def entry(self, key: str) -> Entry:
         """The adapter's entry, new if nobody asked before."""
-        entry = self._entries.get(digest)
+        entry = self._entries.get(key)
         if entry is None:
             self._forget_failures()
-            entry = self._entries[digest] = Entry(digest)
+            entry = self._entries[key] = Entry(key)
         return entry
+
+    def parts_of(self, key: str) -> list[Entry]:
+        """The adapter's entry, or those of its tasks."""
+        return [entry for other, entry in self._entries.items() if is_part_of(other, key)]
 
     def held(self) -> list[str]:
         """The adapters that are somewhere, or are being loaded."""
-        return [e.digest for e in self._all() if e.on_device or e.host is not None or e.phase is not Phase.IDLE]
+        return [e.key for e in self._all() if e.on_device or e.host is not None or e.phase is not Phase.IDLE]
 
     def residents(self) -> Iterator[Entry]:
         on_device = [entry for entry in self._holders.values() if entry.on_device]
@@ -186,7 +191,7 @@ class ResidencyState:
         if time.monotonic() - entry.failed_at >= RETRY_SECONDS:
             self._forget_failure(entry)
             return
-        raise AdapterUnusable(f"adapter {entry.digest}: {entry.failure}") from entry.failure
+        raise AdapterUnusable(f"adapter {entry.key}: {entry.failure}") from entry.failure
 
     # The device.
 
@@ -228,19 +233,19 @@ class ResidencyState:
         """Whether an idle adapter is kept for a request that has yet to take it."""
         leased = self.claims.leased()
         holders = self._holders.values()
-        return any(e.on_device and e.is_free and not e.holds_slot and e.digest in leased for e in holders)
+        return any(e.on_device and e.is_free and not e.holds_slot and e.key in leased for e in holders)
 
     def leave_device(self, entry: Entry, reason: str) -> None:
         """Frees the slot of an adapter that nobody uses."""
         assert entry.on_device and not entry.references, "only what is free is evicted"
         self._give_back_slot(entry)
-        self._evicted(entry.digest, Tier.DEVICE, reason)
+        self._evicted(entry.key, Tier.DEVICE, reason)
         self.forget_if_gone(entry)
 
     def _evictable(self, claimant: Entry) -> Iterator[Entry]:
-        kept = self.claims.kept_from(self.claims.order_of(claimant.digest))
+        kept = self.claims.kept_from(self.claims.order_of(claimant.key))
         for entry in self._holders.values():
-            if entry.on_device and entry.is_free and not entry.holds_slot and entry.digest not in kept:
+            if entry.on_device and entry.is_free and not entry.holds_slot and entry.key not in kept:
                 yield entry
 
     def _give_back_slot(self, entry: Entry) -> None:
@@ -276,7 +281,7 @@ class ResidencyState:
                 continue
             self.drop_host(entry)
             if not entry.on_device:
-                self._evicted(entry.digest, Tier.HOST, "lru")
+                self._evicted(entry.key, Tier.HOST, "lru")
                 self.forget_if_gone(entry)
 
     def drop_host(self, entry: Entry) -> None:
@@ -297,7 +302,7 @@ class ResidencyState:
         if entry.host is not None:
             self.drop_host(entry)
             if not entry.on_device:
-                self._evicted(entry.digest, Tier.HOST, reason)
+                self._evicted(entry.key, Tier.HOST, reason)
         if entry.on_device:
             self.leave_device(entry, reason)
         self.forget_if_gone(entry)
@@ -305,7 +310,7 @@ class ResidencyState:
     def forget_if_gone(self, entry: Entry) -> None:
         """Forgets an adapter that is nowhere and that nobody asks for."""
         if entry.is_free and not entry.on_device and entry.host is None and entry.failure is None:
-            if self._entries.pop(entry.digest, None):
+            if self._entries.pop(entry.key, None):
                 self._left()
             self._pinned.pop(entry, None)
 
@@ -340,11 +345,11 @@ class ResidencyState:
         _require(self._device_used == sum(e.device_bytes for e in claims), "device bytes do not add up")
         _require(self._host_used == sum(e.host.size_bytes for e in self._all() if e.host), "host bytes do not add up")
         for entry in self._all():
-            _require(entry.references >= 0 and entry.waiters >= 0, f"{entry.digest}: negative references")
-            _require(entry.on_device or not entry.references, f"{entry.digest}: in use, but not on the device")
-            _require(entry.phase is not Phase.PLACING or entry.slot is not None, f"{entry.digest}: placed nowhere")
+            _require(entry.references >= 0 and entry.waiters >= 0, f"{entry.key}: negative references")
+            _require(entry.on_device or not entry.references, f"{entry.key}: in use, but not on the device")
+            _require(entry.phase is not Phase.PLACING or entry.slot is not None, f"{entry.key}: placed nowhere")
             if entry.on_device and entry.slot is not None:
-                _require(slot_bytes(entry.slot) == entry.device_bytes, f"{entry.digest}: bytes differ from its slot's")
+                _require(slot_bytes(entry.slot) == entry.device_bytes, f"{entry.key}: bytes differ from its slot's")
         for slot in self._free_slots:
             _require(slot_bytes(slot) == 0, f"free slot {slot} holds an adapter")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.server.adapters.adapter_key import digest_of, task_of
 
 
 class Tier(enum.StrEnum):
@@ -30,7 +31,7 @@ class LoadStage(enum.StrEnum):
 class ResidentInfo:
     """An adapter in memory."""
 
-    digest: str
+    key: str  # as `adapter_key` has it
     name: str
     kind: str  # PEFT's peft_type
     tier: Tier  # the fastest that it is in
@@ -38,6 +39,16 @@ class ResidentInfo:
     running: int  # references that requests hold
     size_bytes: int  # in that tier
     last_use: float  # time.time() seconds
+
+    @property
+    def digest(self) -> str:
+        """Of its manifest."""
+        return digest_of(self.key)
+
+    @property
+    def task(self) -> int | None:
+        """Which of its tasks it is; None if it has none."""
+        return task_of(self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,7 @@ class AdapterSource(Protocol):
 class ResidencyObserver(Protocol):
     """Told what happens, by the thread that did it and after its locks are released. Must be quick."""
 
-    def loaded(self, digest: str, source: str, seconds_by_stage: Mapping[str, float]) -> None: ...
-    def load_failed(self, digest: str, error: Exception) -> None: ...
-    def evicted(self, digest: str, tier: str, reason: str) -> None: ...
+    def loaded(self, key: str, source: str, seconds_by_stage: Mapping[str, float]) -> None: ...
+    def load_failed(self, key: str, error: Exception) -> None: ...
+    def evicted(self, key: str, tier: str, reason: str) -> None: ...
     def lookup(self, hit: bool) -> None: ...

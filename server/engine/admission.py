@@ -19,7 +19,7 @@ def check_request(
     _check_tokens("prompt.token_ids", request.prompt_token_ids, vocab_size)
     _check_tokens("sampling.logit_bias", request.sampling.logit_bias, vocab_size)
     _check_tokens("stopping.stop_token_ids", request.stopping.stop_token_ids, vocab_size)
-    if len({use.digest for use in request.adapters}) > adapter_slots:
+    if len({use.key for use in request.adapters}) > adapter_slots:
         raise InvalidRequest("adapters", f"{len(request.adapters)} were asked for, but there are {adapter_slots} slots")
     for name in ("logprobs", "prompt_logprobs"):
         count = getattr(request, name)

@@ -141,7 +141,7 @@ class Engine:
             self._request_ids.add(request.request_id)
             self._inbox.put(partial(self._live.accept, request))
         for use in request.adapters:
-            self._residency.prefetch(use.digest)
+            self._residency.prefetch(use.key)
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
         """Ends a request, or only its answer of that index, within one step: what has not ended ends as CANCELLED.
@@ -258,7 +258,7 @@ class Engine:
 
     def _fail_non_finite(self, sequence: Sequence) -> list[AnswerOutput]:
         """Fails the request whose numbers are not finite, alone; its pages are cleared before anyone gets them."""
-        names = ", ".join(f"{use.name}@{use.digest}" for use in sequence.request.adapters)
+        names = ", ".join(f"{use.name}@{use.key}" for use in sequence.request.adapters)
         error: Exception
         if names:
             error = AdapterUnusable(f"the model gave numbers that are not finite with {names}")
@@ -271,7 +271,7 @@ class Engine:
     def _quarantine(self, sequence: Sequence) -> None:
         """Has an adapter refused that spoils answers, if it is sure which one: alone, and at its own weight."""
         if len(sequence.request.adapters) == 1 and sequence.request.adapters[0].weight == 1.0:
-            self._residency.quarantine(sequence.digests[0], "the model gave numbers that are not finite with it")
+            self._residency.quarantine(sequence.adapter_keys[0], "the model gave numbers that are not finite with it")
 
     def _recover(self, plan: StepPlan, cause: Exception) -> list[AnswerOutput]:
         """After a step that raised: fails the requests that were in it, and begins again with an empty cache."""
@@ -342,7 +342,7 @@ class Engine:
     def _times(self, sequence: Sequence) -> RequestTimes:
         assert sequence.started is not None and sequence.first_token is not None
         arrival = sequence.request.arrival
-        loads = (self._residency.adapter_load_seconds(digest, since=arrival) for digest in sequence.digests)
+        loads = (self._residency.adapter_load_seconds(key, since=arrival) for key in sequence.adapter_keys)
         load = max(loads, default=0.0)
         return RequestTimes(
             queued=sequence.started - arrival, adapter_load=load, first_token=sequence.first_token - arrival

@@ -2,11 +2,11 @@
 
 A page's key is a SHA-256 hash chain over everything that its keys and values depend on:
 
-    seed  = H(base digest, adapter stack as (digest, weight)…, tenant)
+    seed  = H(base digest, adapter stack as (key, weight)…, tenant)
     key_0 = H(seed, tokens of page 0),   key_i = H(key_{i−1}, tokens of page i)
 
-so that no two adapters, weights or tenants can share a page, and a page is only found behind the pages before it. An
-adapter that acts from some position on is not in the seed, but joins the chain at that position's page: the pages
+so that no two adapters, tasks, weights or tenants can share a page, and a page is only found behind those before it.
+An adapter that acts from some position on is not in the seed, but joins the chain at that position's page: the pages
 before are the base's own.
 
 Several answers to one prompt, or several choices, also share the prompt's end that does not fill a page: it is cached
@@ -27,7 +27,7 @@ def chain_seed(base_digest: str, adapters: Sequence[tuple[str, float]], tenant: 
     """The start of a hash chain: every field length-prefixed, so that no two lists of fields read the same."""
     state = hashlib.sha256(b"hotshoe.prefix.v1")
     state.update(struct.pack("<I", len(adapters)))
-    for text in (base_digest, tenant, *(digest for digest, _ in adapters)):
+    for text in (base_digest, tenant, *(key for key, _ in adapters)):
         encoded = text.encode()
         state.update(struct.pack("<Q", len(encoded)) + encoded)
     for _, weight in adapters:
@@ -35,9 +35,9 @@ def chain_seed(base_digest: str, adapters: Sequence[tuple[str, float]], tenant: 
     return state.digest()
 
 
-def joined_key(previous: bytes, digest: str, weight: float, position: int) -> bytes:
+def joined_key(previous: bytes, adapter: str, weight: float, position: int) -> bytes:
     """`previous`, where an adapter acts from a position of the next page on."""
-    return hashlib.sha256(previous + struct.pack("<qd", position, weight) + digest.encode()).digest()
+    return hashlib.sha256(previous + struct.pack("<qd", position, weight) + adapter.encode()).digest()
 
 
 def page_key(previous: bytes, token_ids: Sequence[int]) -> bytes:

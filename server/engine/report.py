@@ -23,8 +23,8 @@ class StepStats:
     prefix_queries: int  # tokens looked up in the prefix cache
     prefix_hits: int  # tokens found there
     seconds: float  # the whole step took
-    running_adapters: tuple[str, ...]  # digests in use by running sequences
-    waiting_adapters: tuple[str, ...]  # digests that waiting sequences want
+    running_adapters: tuple[str, ...]  # keys in use by running sequences
+    waiting_adapters: tuple[str, ...]  # keys that waiting sequences want
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +57,4 @@ def step_stats(plan: StepPlan, scheduler: Scheduler, *, seconds: float) -> StepS
 
 
 def _digests(sequences: Iterable[Sequence]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(digest for sequence in sequences for digest in sequence.digests))
+    return tuple(dict.fromkeys(key for sequence in sequences for key in sequence.adapter_keys))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hotshoe.server.adapters.adapter_key import adapter_key
 from hotshoe.server.errors import InvalidRequest
 
 
@@ -27,6 +28,12 @@ class AdapterUse:
     name: str
     digest: str  # "sha256:<hex>" of the manifest
     weight: float = 1.0
+    task: int | None = None  # which of its tasks, if it has any
+
+    @property
+    def key(self) -> str:
+        """What residency and the prefix cache know it by."""
+        return adapter_key(self.digest, self.task)
 
 
 @dataclass(frozen=True, slots=True)

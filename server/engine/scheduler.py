@@ -176,10 +176,10 @@ class Scheduler:
             raise AssertionError("two running sequences share a block table, or one has none")
         if not self.running and self.blocks.usage:
             raise AssertionError(f"{self.blocks.usage:.1%} of the pages are referenced, but nothing runs")
-        held = Counter(digest for sequence in self.running for digest in sequence.digests)
+        held = Counter(key for sequence in self.running for key in sequence.adapter_keys)
         for resident in self._residency.residents():
-            if resident.running != held[resident.digest]:
-                raise AssertionError(f"{resident.digest}: {resident.running} references, {held[resident.digest]} uses")
+            if resident.running != held[resident.key]:
+                raise AssertionError(f"{resident.key}: {resident.running} references, {held[resident.key]} uses")
 
     def _plan_decodes(self, plan: StepPlan) -> None:
         """One row for each sequence that has only its newest token to compute; the oldest takes pages first."""
@@ -222,12 +222,12 @@ class Scheduler:
         """Starts a sequence if its adapters are on the device and its pages can be had; else notes what it lacks."""
         sequence.tried_at, sequence.lacked_pages, sequence.lacked_room = self._changes, False, False
         try:
-            adapter_slots = self._residency.acquire(sequence.digests) if sequence.digests else ()
+            adapter_slots = self._residency.acquire(sequence.adapter_keys) if sequence.adapter_keys else ()
         except ServerError as error:
             plan.failed.append((sequence, error))
             return
         if adapter_slots is None:
-            sequence.lacked_room = self._residency.waits_for_room(sequence.digests)
+            sequence.lacked_room = self._residency.waits_for_room(sequence.adapter_keys)
             return
         sequence.attach(adapter_slots, [self._adapter_slots.sequence_terms(slot) for slot in adapter_slots])
         too_long = self._too_long(sequence)
@@ -359,6 +359,6 @@ class Scheduler:
         self._changes += 1
 
     def _release_adapters(self, sequence: Sequence) -> None:
-        if sequence.digests:
-            self._residency.release(sequence.digests)
+        if sequence.adapter_keys:
+            self._residency.release(sequence.adapter_keys)
         sequence.detach()

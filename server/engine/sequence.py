@@ -51,7 +51,7 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.num_prompt = len(request.prompt_token_ids)
         self.tokens = [*request.prompt_token_ids, *(request.choices[index] if request.choices else ())]
-        self.digests = tuple(use.digest for use in request.adapters)
+        self.adapter_keys = tuple(use.key for use in request.adapters)
         self.eos_token_ids = frozenset(() if request.stopping.ignore_eos else eos)
         self.sampling = SamplingState(
             request.sampling,
@@ -65,7 +65,7 @@ class Sequence:
         self.computed = 0
         self.offered_pages = 0  # leading pages that were taken from, or given to, the prefix cache
         self.stack: tuple[tuple[int, float], ...] = ()
-        self.starts: tuple[float, ...] = (0,) * len(self.digests)
+        self.starts: tuple[float, ...] = (0,) * len(self.adapter_keys)
         self.terms: tuple[SequenceTerms, ...] = ()
         self.embedding_rows: CombinedRows | None = None
         self.head_rows: CombinedRows | None = None
@@ -207,13 +207,13 @@ class Sequence:
     def _previous(self, keys: Items[bytes], start: int, end: int, base_digest: str, scope: str | None) -> bytes:
         """What the key of positions start … end−1 is chained to: the pages before, and who begins to act in them."""
         if not keys:
-            acting = [(use.digest, use.weight) for use, begin in self._uses() if begin == 0]
+            acting = [(use.key, use.weight) for use, begin in self._uses() if begin == 0]
             previous = chain_seed(base_digest, acting, self.request.tenant if scope is None else scope)
         else:
             previous = keys[-1]
         for use, begin in self._uses():
             if max(start, 1) <= begin < end:
-                previous = joined_key(previous, use.digest, use.weight, int(begin))
+                previous = joined_key(previous, use.key, use.weight, int(begin))
         return previous
 
     def _uses(self) -> Iterator[tuple[AdapterUse, float]]:

@@ -33,18 +33,18 @@ class SlotLine:
         claimed, self._claimed = self._claimed, set(self._steps_left)
         if not claimed <= self._claimed:
             for sequence in waiting:
-                if claimed.issuperset(sequence.digests):  # not for a part of a stack: nobody could start with it
-                    self._claimed.update(sequence.digests)
+                if claimed.issuperset(sequence.adapter_keys):  # not for a part of a stack: nobody could start with it
+                    self._claimed.update(sequence.adapter_keys)
 
     def admits(self, sequence: Sequence) -> bool:
         """Whether a sequence may start now, as far as others are concerned."""
-        if not sequence.digests:
+        if not sequence.adapter_keys:
             return True
         if self._draining is not None:
-            return all(d in self._steps_left and d not in self._draining for d in sequence.digests)
+            return all(d in self._steps_left and d not in self._draining for d in sequence.adapter_keys)
         if not self._claim(sequence):
             return False
-        self._asked.update(sequence.digests)
+        self._asked.update(sequence.adapter_keys)
         return True
 
     def note_in_line(self, sequence: Sequence) -> None:
@@ -56,10 +56,10 @@ class SlotLine:
 
     def note_start(self, sequence: Sequence) -> None:
         """It was admitted, and started."""
-        if not sequence.digests:
+        if not sequence.adapter_keys:
             return
-        for digest, steps in _steps_left([sequence]).items():
-            self._steps_left[digest] = max(steps, self._steps_left.get(digest, 0))
+        for key, steps in _steps_left([sequence]).items():
+            self._steps_left[key] = max(steps, self._steps_left.get(key, 0))
         if self._first is not None:
             self._first.overtaken += 1
             if self._first.overtaken == self._max_overtakes:  # not one more in this step either
@@ -67,7 +67,7 @@ class SlotLine:
 
     def _claim(self, sequence: Sequence) -> bool:
         """Claims what a sequence wants; False if that is more than there is."""
-        if self._claimed.issuperset(sequence.digests):
+        if self._claimed.issuperset(sequence.adapter_keys):
             return True
         if not self._full and self._missing(sequence) > 0:
             self.note_in_line(sequence)
@@ -76,25 +76,25 @@ class SlotLine:
                 self._first = self._draining = None
         if self._full:
             return False
-        self._claimed.update(sequence.digests)
+        self._claimed.update(sequence.adapter_keys)
         return True
 
     def _help_first(self) -> None:
         """Ends the claims of what does not run, and has adapters drained if that makes too little room."""
         assert self._first is not None
         self._claimed = self._asked.union(self._steps_left)
-        others = sorted(set(self._steps_left).difference(self._first.digests), key=lambda d: self._steps_left[d])
+        others = sorted(set(self._steps_left).difference(self._first.adapter_keys), key=lambda d: self._steps_left[d])
         self._draining = frozenset(others[: max(1, self._missing(self._first))])
 
     def _missing(self, sequence: Sequence) -> int:
         """How many slots too few there are for what is claimed and what this one wants."""
-        return len(self._claimed.union(sequence.digests)) - self._num_slots
+        return len(self._claimed.union(sequence.adapter_keys)) - self._num_slots
 
 
 def _steps_left(running: Iterable[Sequence]) -> dict[str, int]:
     """In how many steps, at most, an adapter will not be in use any more."""
     left: dict[str, int] = {}
     for sequence in running:
-        for digest in sequence.digests:
-            left[digest] = max(left.get(digest, 0), sequence.max_positions - sequence.computed)
+        for key in sequence.adapter_keys:
+            left[key] = max(left.get(key, 0), sequence.max_positions - sequence.computed)
     return left

@@ -25,6 +25,7 @@ def adapter_message(record: AdapterRecord) -> registry_pb2.Adapter:
         parents=[registry_pb2.Parent(digest=parent.digest, weight=parent.weight) for parent in record.parents],
         recipe=record.recipe,
         approximation=None if record.approximation is None else _approximation_message(record.approximation),
+        num_tasks=record.num_tasks,
     )
 
 

@@ -180,7 +180,7 @@ class RequestAnswers:
             _METRIC_REASONS[answer.finish_reason] if answer.finish_reason else failed for answer in self._answers
         ]
         return FinishedRequest(
-            adapters=tuple(use.name for use in self.request.named_adapters),
+            adapters=tuple(dict.fromkeys(use.name for use in self.request.named_adapters)),  # two may be its tasks
             code=code,
             admitted=admitted,
             finish_reasons=tuple(reasons),
@@ -217,6 +217,6 @@ def token_message(tokenizer: TokenTexts, token_id: int, logprob: TokenLogprob | 
 def resolved_adapters(adapters: Sequence[AdapterUse]) -> list[generation_pb2.ResolvedAdapter]:
     """What each reference resolved to."""
     return [
-        generation_pb2.ResolvedAdapter(reference=use.reference, digest=use.digest, weight=use.weight)
+        generation_pb2.ResolvedAdapter(reference=use.reference, digest=use.digest, weight=use.weight, task=use.task)
         for use in adapters
     ]

@@ -10,6 +10,7 @@ _GRADES = {
     Grade.OK: registry_pb2.GRADE_OK,
     Grade.WARN: registry_pb2.GRADE_WARN,
     Grade.BAD: registry_pb2.GRADE_BAD,
+    Grade.UNKNOWN: registry_pb2.GRADE_UNKNOWN,
 }
 
 

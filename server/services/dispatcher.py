@@ -101,14 +101,14 @@ class Dispatcher:
             del self._queues[request.request_id]
 
     def waiting_adapters(self) -> Counter[tuple[str, str]]:
-        """(name, digest) of adapters that requests without a token wait for → how many do. Any thread."""
+        """(name, key) of adapters that requests without a token wait for → how many do. Any thread."""
         wanted = frozenset(self.stats.waiting_adapters) if self.stats else frozenset()
         return Counter(
-            (use.name, use.digest)
+            (use.name, use.key)
             for queue in list(self._queues.values())
             if not queue.started
             for use in queue.request.adapters
-            if use.digest in wanted
+            if use.key in wanted
         )
 
     def fail_all(self, error: ServerError) -> None:

@@ -206,7 +206,7 @@ class Doctor:
         except (RegistryError, ServerError, OSError) as error:
             log_event(logging.WARNING, "not_examined", name=record.name, digest=record.digest, reason=str(error))
             return None
-        level = logging.INFO if diagnosis.grade is Grade.OK else logging.WARNING
+        level = logging.INFO if diagnosis.grade in (Grade.OK, Grade.UNKNOWN) else logging.WARNING
         log_event(
             level,
             "diagnosis",

@@ -231,7 +231,7 @@ def _log(answers: RequestAnswers, code: str) -> None:
         "request",
         request_id=request.request_id,
         code=code,
-        adapters=",".join(use.digest for use in request.named_adapters) or "-",
+        adapters=",".join(use.key for use in request.named_adapters) or "-",
         prompt_tokens=len(request.prompt_token_ids),
         new_tokens=answers.num_tokens,
         seconds=time.monotonic() - request.arrival,

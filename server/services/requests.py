@@ -12,7 +12,7 @@ import secrets
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from hotshoe.protos.v1 import generation_pb2
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams, StopCriteria
@@ -46,6 +46,8 @@ class Resolved(Protocol):
     def kind(self) -> str: ...
     @property
     def virtual_tokens(self) -> int: ...
+    @property
+    def num_tasks(self) -> int: ...
 
 
 class Tokenizer(Protocol):
@@ -141,20 +143,22 @@ class RequestMapper:
         for index, selection in enumerate(selections):
             weight = _weight(index, selection)
             adapter = self.resolve(selection.reference)
-            if any(adapter.digest == use.digest for use in uses):
+            task = chosen_task(f"adapters[{index}].task", selection, adapter.num_tasks)
+            use = AdapterUse(selection.reference, adapter.name, adapter.digest, weight, task)
+            if any(use.key == other.key for other in uses):
                 raise InvalidRequest(f"adapters[{index}].reference", f"{selection.reference} is in the stack twice")
             if adapter.virtual_tokens and weight != 1.0:  # what stands before a prompt has no strength to be weighed
                 raise InvalidRequest(
                     f"adapters[{index}].weight", f"must be 1 for a {adapter.kind} adapter, not {weight}"
                 )
-            uses.append(AdapterUse(selection.reference, adapter.name, adapter.digest, weight))
+            uses.append(use)
             virtual_tokens += adapter.virtual_tokens
         if self.merged is not None:
             self._check_merged(uses, self.merged)
         return tuple(uses), virtual_tokens
 
     def _check_merged(self, uses: Sequence[AdapterUse], merged: AdapterUse) -> None:
-        if [(use.digest, use.weight) for use in uses] != [(merged.digest, 1.0)]:
+        if [(use.key, use.weight) for use in uses] != [(merged.key, 1.0)]:
             raise OnlyMergedServed(
                 f"this server has merged {merged.name}@{merged.digest} into the base, and answers requests for it "
                 "alone, at weight 1"
@@ -251,6 +255,26 @@ class RequestMapper:
     def _check_id(self, field: str, token: int) -> None:
         if token >= self.vocab_size:
             raise InvalidRequest(field, f"token id {token} is not below the vocabulary's {self.vocab_size}")
+
+
+class NamesTask(Protocol):
+    """A message that may name a task of an adapter."""
+
+    task: int
+
+    def HasField(self, name: Literal["task"], /) -> bool: ...
+
+
+def chosen_task(field: str, message: NamesTask, num_tasks: int) -> int | None:
+    """The task that a message names, of an adapter that has so many. Raises InvalidRequest if it must, or must not."""
+    task = message.task if message.HasField("task") else None
+    if num_tasks == 0:
+        if task is not None:
+            raise InvalidRequest(field, f"found {task}, expected none: the adapter has no tasks")
+    elif task is None or task >= num_tasks:
+        found = "missing" if task is None else f"found {task}"
+        raise InvalidRequest(field, f"{found}, expected a task from 0 to {num_tasks - 1}: the adapter has {num_tasks}")
+    return task
 
 
 def request_id_of(given: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hotshoe.protos.v1 import residency_pb2, residency_pb2_grpc
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
+from hotshoe.server.adapters.adapter_key import adapter_key
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.adapters.resident import LoadProgress, LoadStage, ResidentInfo, Tier
 from hotshoe.server.adapters.signature_gate import SignatureGate
@@ -19,6 +20,7 @@ from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.pull_through import PullThrough
+from hotshoe.server.services.requests import chosen_task
 from hotshoe.server.services.rpc import Context
 
 DEFAULT_INTERVAL_MS = 1000
@@ -83,6 +85,7 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
                 stage=residency_pb2.LoadAdapterResponse.STAGE_DOWNLOADING, completed_bytes=completed, total_bytes=total
             )
         record = await self._call(self._parts.gate.resolve, request.reference)
+        key = adapter_key(record.digest, chosen_task("task", request, record.num_tasks))
         loop = asyncio.get_running_loop()
         steps: asyncio.Queue[LoadProgress | None] = asyncio.Queue()
 
@@ -92,7 +95,7 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
 
         def load() -> None:
             try:
-                self._parts.residency.load(record.digest, tier=TIERS[request.tier], pin=request.pin, progress=tell)
+                self._parts.residency.load(key, tier=TIERS[request.tier], pin=request.pin, progress=tell)
             finally:
                 tell(None)
 
@@ -101,14 +104,17 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
             if not (fetched and step.stage is LoadStage.RESOLVING):  # which came before
                 yield self._load_response(step)
         await loading
-        log_event(logging.INFO, "load", name=record.name, digest=record.digest, pin=request.pin)
+        log_event(logging.INFO, "load", name=record.name, digest=key, pin=request.pin)
 
     async def UnloadAdapter(
         self, request: residency_pb2.UnloadAdapterRequest, context: Context
     ) -> residency_pb2.UnloadAdapterResponse:
         record = await self._call(self._parts.registry.resolve, request.reference)
-        await asyncio.get_running_loop().run_in_executor(None, self._parts.residency.unload, record.digest)
-        log_event(logging.INFO, "unload", name=record.name, digest=record.digest)
+        named = record.num_tasks and not request.HasField("task")  # all of them
+        task = None if named else chosen_task("task", request, record.num_tasks)
+        key = adapter_key(record.digest, task)
+        await asyncio.get_running_loop().run_in_executor(None, self._parts.residency.unload, key)
+        log_event(logging.INFO, "unload", name=record.name, digest=key)
         return residency_pb2.UnloadAdapterResponse()
 
     async def ListResidentAdapters(
@@ -149,9 +155,9 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
 
     def _residents(self) -> list[residency_pb2.ResidentAdapter]:
         waiting: Counter[str] = Counter()
-        for (_, digest), number in self._parts.dispatcher.waiting_adapters().items():
-            waiting[digest] += number
-        return [_resident(info, waiting[info.digest]) for info in self._parts.residency.residents()]
+        for (_, key), number in self._parts.dispatcher.waiting_adapters().items():
+            waiting[key] += number
+        return [_resident(info, waiting[info.key]) for info in self._parts.residency.residents()]
 
     def _load_response(self, step: LoadProgress) -> residency_pb2.LoadAdapterResponse:
         return residency_pb2.LoadAdapterResponse(
@@ -172,6 +178,7 @@ def _resident(info: ResidentInfo, waiting: int) -> residency_pb2.ResidentAdapter
         running_requests=info.running,
         waiting_requests=waiting,
         size_bytes=info.size_bytes,
+        task=info.task,
     )
     message.last_use_time.FromNanoseconds(int(info.last_use * 1e9))
     return message

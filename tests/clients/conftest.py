@@ -17,18 +17,25 @@ def scripted() -> Iterator[ScriptedServer]:
 
 @pytest.fixture(scope="session")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Directories of four adapters of three kinds for the tiny base, and of the base itself under ""."""
+    """Directories of five adapters of four kinds for the tiny base, and of the base itself under ""."""
+    from adapter_files import poly_bytes
     from model_directories import write_tiny_model
     from peft_adapters import write_ia3, write_lora, write_prefix
+    from tiny_models import base_shape
 
     root = tmp_path_factory.mktemp("adapters")
     base = write_tiny_model(root / "base")
+    skilled = root / "skilled"
+    skilled.mkdir(parents=True)
+    for name, data in poly_bytes(base_shape(base), seed=5).items():
+        (skilled / name).write_bytes(data)
     return {
         "": root / "base",
         "amber": write_lora(root / "demo" / "amber", base, rank=4, seed=1),
         "birch": write_lora(root / "demo" / "birch", base, rank=8, seed=2, targets=("q_proj", "down_proj")),
         "cedar": write_ia3(root / "demo" / "cedar", base, seed=3),
         "delta": write_prefix(root / "demo" / "delta", base, seed=4),
+        "skilled": skilled,
     }
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from hotshoe.clients import AdapterSelection
-from hotshoe.clients.messages import GenerateOptions, adapter_selections, generate_request, load_request, score_request
+from hotshoe.clients.messages import (
+    GenerateOptions,
+    adapter_selections,
+    generate_request,
+    load_request,
+    merge_request,
+    score_request,
+)
 from hotshoe.protos.v1 import generation_pb2, residency_pb2
 
 USER = {"role": "user", "content": "hi"}
@@ -105,6 +112,18 @@ def test_an_option_that_does_not_exist_is_refused_with_those_that_do() -> None:
 def test_a_value_that_does_not_fit_its_field_is_refused_by_name(wrong) -> None:
     with pytest.raises((TypeError, ValueError), match=f"^{next(iter(wrong))}: "):
         generate_request("hi", wrong)
+
+
+def test_a_task_is_named_beside_the_adapter_or_not_at_all() -> None:
+    selections = adapter_selections(["a", ("b", 0.5), ("c", 2, 1), ("d", 1.0, None), AdapterSelection("e", task=0)])
+    assert [one.task if one.HasField("task") else None for one in selections] == [None, None, 1, None, 0]
+    assert load_request("a", tier="host", pin=False, task=0).HasField("task")
+    assert not load_request("a", tier="host", pin=False).HasField("task")
+
+
+def test_a_merge_takes_no_task() -> None:
+    with pytest.raises(ValueError, match="^sources: b was given a task, 1"):
+        merge_request(["a", ("b", 0.5, 1)], "c", method="linear", parameters={}, tags=[])
 
 
 def test_adapters_are_named_in_three_ways() -> None:

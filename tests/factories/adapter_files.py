@@ -35,6 +35,28 @@ def lora_bytes(
     return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: json.dumps(config).encode()}
 
 
+def poly_bytes(base: BaseShape, *, seed: int = 0, rank: int = 4, tasks: int = 3, skills: int = 2) -> dict[str, bytes]:
+    """A POLY adapter of q_proj in every layer."""
+    normal = np.random.default_rng(seed).standard_normal
+    tensors = {}
+    for linear_id, linear in base.linears.items():
+        if linear_id.target == "q_proj":
+            key = f"base_model.model.{linear.module}"
+            tensors[f"{key}.poly_lora_A"] = normal((1, skills, linear.in_features, rank), dtype=np.float32)
+            tensors[f"{key}.poly_lora_B"] = normal((1, skills, rank, linear.out_features), dtype=np.float32)
+            tensors[f"{key}.poly_router.module_logits"] = normal((tasks, skills), dtype=np.float32)
+    config = {
+        "peft_type": "POLY",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.name,
+        "r": rank,
+        "n_tasks": tasks,
+        "n_skills": skills,
+        "target_modules": ["q_proj"],
+    }
+    return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: json.dumps(config).encode()}
+
+
 def prefix_bytes(base: BaseShape, *, seed: int = 0, length: int = 4) -> dict[str, bytes]:
     """A PREFIX_TUNING adapter without a projection."""
     width = base.num_kv_heads * base.head_dim

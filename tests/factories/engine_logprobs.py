@@ -13,9 +13,10 @@ from hotshoe.registry.formats.lowered import LoweredAdapter
 
 
 @torch.no_grad()
-def logprobs_by_peft(wrapped: PeftModel, tokens: Sequence[int]) -> Tensor:
+def logprobs_by_peft(wrapped: PeftModel, tokens: Sequence[int], task: int | None = None) -> Tensor:
     """Of each token but the first, given those before it; virtual tokens are left out."""
-    return _chosen(wrapped(input_ids=torch.tensor([tokens])).logits[0, -len(tokens) :], tokens)
+    chosen = {} if task is None else {"task_ids": torch.tensor([task])}
+    return _chosen(wrapped(input_ids=torch.tensor([tokens]), **chosen).logits[0, -len(tokens) :], tokens)
 
 
 def logprobs_by_canonical_form(model: PreTrainedModel, adapter: LoweredAdapter, tokens: Sequence[int]) -> Tensor:

@@ -25,9 +25,12 @@ from peft import (
     LoKrConfig,
     LoraConfig,
     MissConfig,
+    MontecloraConfig,
+    MultitaskPromptTuningConfig,
     OFTConfig,
     PeanutConfig,
     PeftConfig,
+    PolyConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
@@ -40,6 +43,7 @@ from peft import (
     TrainableTokensConfig,
     UniLoraConfig,
     VBLoRAConfig,
+    VeloraConfig,
     VeraConfig,
     WaveFTConfig,
 )
@@ -126,6 +130,11 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "cpt": lambda: CPTConfig(
         task_type="CAUSAL_LM", cpt_token_ids=[5, 9, 3], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 3]
     ),
+    "multitask prompt": lambda: MultitaskPromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, num_tasks=3, num_ranks=2
+    ),
+    "poly": lambda: of(PolyConfig, r=3, n_tasks=3),
+    "poly of several splits": lambda: of(PolyConfig, r=4, n_tasks=2, n_skills=3, n_splits=4),
     "dora": lambda: lora(use_dora=True),
     "rank-stabilized dora with patterns": lambda: lora(use_dora=True, use_rslora=True, rank_pattern=PATTERNS),
     "dora with bias all": lambda: lora(use_dora=True, bias="all", target_modules=["k_proj", "down_proj"]),
@@ -139,6 +148,17 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     ),
     "kasa": lambda: lora(kasa_config=KasaConfig()),
     "kasa with patterns": lambda: lora(kasa_config=KasaConfig(), rank_pattern=PATTERNS, use_rslora=True, bias="all"),
+    "velora": lambda: lora(velora_config=VeloraConfig(num_groups=7), lora_bias=True),
+    "rank-stabilized velora with patterns": lambda: lora(
+        velora_config=VeloraConfig(init_type="random"), rank_pattern=PATTERNS, use_rslora=True, bias="all"
+    ),
+    "monteclora": lambda: lora(monteclora_config=MontecloraConfig(), lora_bias=True),
+    "rank-stabilized monteclora with patterns": lambda: lora(
+        monteclora_config=MontecloraConfig(num_samples=3, buffer_size=4),
+        rank_pattern=PATTERNS,
+        use_rslora=True,
+        bias="lora_only",
+    ),
     "pissa": lambda: lora(init_lora_weights="pissa"),
     "rank-stabilized pissa with patterns": lambda: lora(
         init_lora_weights="pissa", use_rslora=True, rank_pattern=PATTERNS, alpha_pattern={"v_proj": 32}
@@ -215,6 +235,11 @@ DENSE_CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
 def suits(name: str, model: str) -> bool:
     """Whether PEFT can put an adapter of `CONFIGS` on a model; ADAPTION_PROMPT knows few, and repeats a bias."""
     return not name.startswith("adaption") or model not in ("qwen2", "llama with biases")
+
+
+def tasks_of(config: PeftConfig) -> list[int | None]:
+    """The tasks of an adapter with that config; None stands for an adapter that has none."""
+    return [*range(getattr(config, "n_tasks", 0) or getattr(config, "num_tasks", 0))] or [None]
 
 
 def one_of_each_kind(configs: Mapping[str, Callable[[], PeftConfig]] = CONFIGS) -> dict[str, PeftConfig]:

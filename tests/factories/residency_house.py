@@ -1,5 +1,6 @@
 """A registry with adapters in it, slots, and residency over both: for tests that need all three."""
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,12 @@ def until(condition: Callable[[], bool], *, seconds: float = WAIT) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)
+
+
+def leased(root: Path) -> set[str]:
+    """The digests that the registry of that directory has leased out."""
+    with sqlite3.connect(root / ".db") as connection:
+        return {row[0] for row in connection.execute("SELECT digest FROM leases")}
 
 
 def tiers(house: House) -> dict[str, Tier]:

@@ -10,11 +10,11 @@ from engine_logprobs import logprobs_by_canonical_form
 from hub_adapters import write_bottleneck
 from peft import PeftModel
 from peft_adapters import adapter_files, save_peft
-from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind
+from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind, tasks_of
 from server_process import ServerProcess, command, launch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hotshoe.clients import Client
+from hotshoe.clients import AdapterSelection, Client
 from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS, lower_adapter
 from hotshoe.server.model.loader import open_base
 
@@ -53,14 +53,15 @@ def served_model(tiny_base: Path, bases: Path) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def logprobs(model: torch.nn.Module) -> list[float]:
+def logprobs(model: torch.nn.Module, task: int | None = None) -> list[float]:
     """Of the prompt's tokens but the first."""
-    logits = model(input_ids=torch.tensor([PROMPT])).logits[0, -len(PROMPT) :]
+    chosen = {} if task is None else {"task_ids": torch.tensor([task])}
+    logits = model(input_ids=torch.tensor([PROMPT]), **chosen).logits[0, -len(PROMPT) :]
     chosen = logits.log_softmax(-1)[torch.arange(len(PROMPT) - 1), torch.tensor(PROMPT[1:])]
     return chosen.tolist()
 
 
-def answered(client: Client, adapters: list[str]) -> list[float]:
+def answered(client: Client, adapters: list[AdapterSelection]) -> list[float]:
     answer = client.generate(PROMPT, adapters=adapters, max_new_tokens=1, prompt_logprobs=0)
     return [token.logprob for token in answer.prompt_tokens[1:]]
 
@@ -70,15 +71,16 @@ def test_the_server_gives_pefts_log_probabilities(
     name: str, server: ServerProcess, tiny_base: Path, bases: Path, tmp_path: Path
 ) -> None:
     config = EVERY[name]
+    *_, task = tasks_of(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save_peft(tmp_path, served_model(tiny_base, bases), config)
-        theirs = logprobs(PeftModel.from_pretrained(served_model(tiny_base, bases), tmp_path).eval())
+        theirs = logprobs(PeftModel.from_pretrained(served_model(tiny_base, bases), tmp_path).eval(), task)
     rank = FULL_RANK if config.peft_type.value in DENSE_KINDS else 0
     reference = name.lower().replace(" ", "-").replace("_", "-")
     with Client(server.ready["grpc"]) as client:
         client.publish_directory(tmp_path, reference, approximate_rank=rank)
-        ours = answered(client, [reference])
+        ours = answered(client, [AdapterSelection(reference, task=task)])
         bare = answered(client, [])
     assert ours == pytest.approx(theirs, abs=1e-4)
     assert ours != pytest.approx(bare, abs=1e-2)  # or the adapter is not to be seen

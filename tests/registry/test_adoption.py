@@ -127,6 +127,8 @@ LIES: dict[str, Callable[[Any], None]] = {
     "negative rank": lambda m: m["annotations"].update({ANNOTATION + "rank": "-1"}),
     "huge rank": lambda m: m["annotations"].update({ANNOTATION + "rank": "9" * 12}),
     "virtual tokens": lambda m: m["annotations"].update({ANNOTATION + "virtual_tokens": "4"}),
+    "tasks": lambda m: m["annotations"].update({ANNOTATION + "tasks": "2"}),
+    "fewer tasks than none": lambda m: m["annotations"].update({ANNOTATION + "tasks": "-1"}),
     "targets": lambda m: m["annotations"].update({ANNOTATION + "targets": "q_proj"}),
     "base digest": lambda m: m["annotations"].update({ANNOTATION + "base.digest": "sha256:1"}),
     "base name": lambda m: m["annotations"].update({ANNOTATION + "base.name": "x" * 600}),

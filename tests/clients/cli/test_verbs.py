@@ -208,6 +208,22 @@ def test_load_ps_top_and_unload_show_the_same_adapter(hotshoe: Shell, adapters: 
     assert hotshoe("unload", "kept") == "unloaded kept\n"
 
 
+def test_a_task_is_named_behind_the_adapter(hotshoe: Shell, adapters: dict[str, Path]) -> None:
+    hotshoe("publish", str(adapters["skilled"]), "skilled")
+    assert re.search("^tasks +0 to 2$", hotshoe("show", "skilled"), re.MULTILINE)
+    answers = [hotshoe.json("run", f"skilled#{task}", "Who?", "--seed", "1") for task in range(3)]
+    assert [answer["adapters"][0]["task"] for answer in answers] == [0, 1, 2]
+    [digest] = {answer["adapters"][0]["digest"] for answer in answers}
+    hotshoe("run", "skilled", "Who?", code=5)
+    hotshoe("run", "skilled#3", "Who?", code=5)
+    hotshoe("unload", "skilled")
+    assert hotshoe("load", "skilled#1", "--pin").startswith("skilled#1  device, pinned")
+    [line] = [line for line in hotshoe("ps").splitlines() if line.startswith("skilled")]
+    assert line.startswith("skilled#1 ") and digest[:19] in line
+    hotshoe("unload", "skilled#1")
+    assert "skilled" not in hotshoe("ps")
+
+
 def test_version_tells_both_sides(hotshoe: Shell) -> None:
     version = hotshoe.json("version")
     assert re.fullmatch(r"\d+\.\d+.*", version["client"]) and version["server"]["base_digest"].startswith("sha256:")

@@ -4,8 +4,11 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.lora.gptq import GPTQLoraLinear
 from peft_adapters import adapter_files, save_peft, write_lora
 from peft_kinds import CONFIGS
+from safetensors.torch import save_file
 from tiny_models import ModelWeights, base_shape, tiny_llama
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
@@ -25,7 +28,8 @@ Q_PROJ = LinearId(0, "q_proj")
         ({"init_lora_weights": "loftq"}, "quantized by itself"),
         ({"layer_replication": [[0, 2], [0, 2]]}, "a base of more layers"),
         ({"target_parameters": ["mlp.experts.down_proj"]}, "parameters by their names"),
-        ({"use_qalora": True}, "GPTQ"),
+        ({"use_qalora": True, "kasa_config": {}}, "no such variant together"),
+        ({"use_dora": True, "velora_config": {}}, "expected false"),
         ({"arrow_config": {"top_k": 1}}, "for each token"),
         ({"kasa_config": {}, "alora_invocation_tokens": [1]}, "no such variant together"),
     ],
@@ -70,6 +74,50 @@ def test_what_was_taken_out_counts_as_rank(name, tmp_path):
     assert inspect_adapter(files, shape, AdapterLimits(max_rank=8)).rank == 8
     with pytest.raises(InvalidAdapter, match="r: found rank 8, expected at most 7"):
         inspect_adapter(files, shape, AdapterLimits(max_rank=7))
+
+
+@pytest.mark.parametrize("is_stabilized", [False, True])
+def test_qalora_is_what_peft_computes_beside_a_quantized_linear(is_stabilized, tmp_path):
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        target_modules=["q_proj"],
+        use_qalora=True,
+        qalora_group_size=8,
+        use_rslora=is_stabilized,
+    )
+    generator = torch.Generator().manual_seed(4)
+    a, b = torch.randn(4, 8, generator=generator), torch.randn(64, 4, generator=generator)
+    linear = torch.nn.Linear(64, 64, bias=False)  # PEFT only calls it
+    theirs = GPTQLoraLinear(linear, "default", config, r=4, lora_alpha=config.lora_alpha).eval()
+    theirs.lora_A["default"].weight.data = a
+    theirs.lora_B["default"].weight.data = b
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    config.layers_to_transform = [0]
+    config.save_pretrained(tmp_path)
+    save_file({f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}, tmp_path / "adapter_model.safetensors")
+    lowered = lower_adapter(adapter_files(tmp_path), ModelWeights(tiny_llama())).linears[Q_PROJ]
+    x = torch.randn(3, 64, generator=generator)
+    with torch.no_grad():
+        assert torch.allclose(linear(x) + x @ lowered.a.T @ lowered.b.T, theirs(x), rtol=1e-5, atol=1e-4)
+        assert not torch.allclose(linear(x), theirs(x), atol=1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "problem"),
+    [
+        ({"bias": "all"}, InvalidAdapter, "bias: expected none"),
+        ({"lora_bias": True}, InvalidAdapter, "lora_bias: expected false"),
+        ({"init_lora_weights": "mica"}, InvalidAdapter, "init_lora_weights: expected true or false"),
+        ({"qalora_group_size": 24}, IncompatibleAdapter, "24 does not divide 64"),
+        ({}, IncompatibleAdapter, r"found shape \[8, 64\], expected \[any, 4\]"),
+    ],
+)
+def test_qalora_with_what_peft_ignores_beside_it_is_refused(change, error, problem, tmp_path):
+    path = write_lora(tmp_path, tiny_llama()) / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_qalora": True} | change))
+    with pytest.raises(error, match=problem):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
 
 
 def weights_with(q_proj: torch.Tensor) -> ModelWeights:

@@ -1,5 +1,6 @@
 """Every kind and variant, saved by PEFT, lowered by us, and run in the canonical form: the same logits as PEFT's."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from peft_adapters import (
     write_prefix,
     write_prompt,
 )
-from peft_kinds import CONFIGS, DENSE_CONFIGS, lora, one_of_each_kind, suits
+from peft_kinds import CONFIGS, DENSE_CONFIGS, lora, one_of_each_kind, suits, tasks_of
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
@@ -42,10 +43,11 @@ ALL = list(TARGETS)
 
 
 @torch.no_grad()
-def peft_logits(model, directory):
+def peft_logits(model, directory, task=None):
     """By PEFT's own loading of the files, which must find exactly the tensors that it expects."""
     wrapped = PeftModel.from_pretrained(model, directory).eval()
-    return wrapped(input_ids=TOKENS).logits[:, -TOKENS.shape[1] :]
+    chosen = {} if task is None else {"task_ids": torch.full(TOKENS.shape[:1], task)}
+    return wrapped(input_ids=TOKENS, **chosen).logits[:, -TOKENS.shape[1] :]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -57,13 +59,14 @@ def test_the_canonical_form_gives_pefts_logits(name, model, tmp_path):
             inspect_adapter(adapter_files(tmp_path), base_shape(MODELS[model]()))
         return
     save_peft(tmp_path, MODELS[model](), CONFIGS[name]())
-    base = MODELS[model]()
-    lowered = lower_adapter(adapter_files(tmp_path), ModelWeights(base))
-    ours = canonical_logits(base, lowered, TOKENS)
-    plain = base(TOKENS).logits
-    theirs = peft_logits(base, tmp_path)
-    assert (ours - theirs).abs().max() <= max(5 * ADAPTER_KINDS[lowered.kind].error, 5e-6)  # on other CPUs
-    assert (ours - plain).abs().max() > 0.02  # or the adapter is not to be seen
+    for task in tasks_of(CONFIGS[name]()):
+        base = MODELS[model]()
+        lowered = lower_adapter(adapter_files(tmp_path), ModelWeights(base), task=task)
+        ours = canonical_logits(base, lowered, TOKENS)
+        plain = base(TOKENS).logits
+        theirs = peft_logits(base, tmp_path, task)
+        assert (ours - theirs).abs().max() <= max(5 * ADAPTER_KINDS[lowered.kind].error, 5e-6)  # on other CPUs
+        assert (ours - plain).abs().max() > 0.02  # or the adapter is not to be seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -82,13 +85,34 @@ def test_what_inspection_says_is_what_lowering_gives(name, tmp_path):
     save_peft(tmp_path, model(), CONFIGS[name]())
     weights = ModelWeights(model())
     summary = inspect_adapter(adapter_files(tmp_path), weights.shape)
-    lowered = lower_adapter(adapter_files(tmp_path), weights)
+    *_, task = tasks_of(CONFIGS[name]())
+    lowered = lower_adapter(adapter_files(tmp_path), weights, task=task)
+    assert summary.num_tasks == (0 if task is None else task + 1)
     assert summary.kind == lowered.kind == json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
     assert summary.rank == lowered.rank
     assert summary.virtual_tokens == lowered.virtual_tokens
     assert set(summary.target_modules) == {linear.target for linear in lowered.linears}
     for tensor in lowered.tensors():
         assert tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["poly", "multitask prompt"])
+def test_each_task_is_another_adapter_and_one_must_be_named(name, tmp_path):
+    save_peft(tmp_path, tiny_llama(), CONFIGS[name]())
+    base = tiny_llama()
+    files, weights = adapter_files(tmp_path), ModelWeights(base)
+    logits = [canonical_logits(base, lower_adapter(files, weights, task=task), TOKENS) for task in range(3)]
+    for one, other in itertools.combinations(logits, 2):
+        assert (one - other).abs().max() > 1e-3
+    for task, found in ((None, "none"), (3, "3")):
+        with pytest.raises(InvalidAdapter, match=f"task: found {found}, expected one below 3"):
+            lower_adapter(files, weights, task=task)
+
+
+def test_an_adapter_without_tasks_takes_none(tmp_path):
+    base = tiny_llama()
+    with pytest.raises(InvalidAdapter, match="task: found 0, expected none"):
+        lower_adapter(adapter_files(write_lora(tmp_path, base)), ModelWeights(base), task=0)
 
 
 def test_prefix_and_prompt_shift_positions_by_their_virtual_tokens(tmp_path):

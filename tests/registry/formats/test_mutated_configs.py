@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import KasaConfig, LoraConfig, PeftModel
 from peft_adapters import adapter_files, save_peft
-from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind
+from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind, tasks_of
 from tiny_models import ModelWeights, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import InvalidAdapter
@@ -38,6 +38,8 @@ SOUND = {
         task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], kasa_config=KasaConfig()
     ),
     "LORA of blocks": CONFIGS["rank-stabilized bd-lora beside plain"](),
+    "LORA that kept its samples": CONFIGS["monteclora"](),
+    "LORA that kept its projection": CONFIGS["velora"](),
 }
 NAMES = [
     "q_proj",
@@ -74,13 +76,23 @@ VALUES = st.one_of(
             "match_strict": st.booleans(),
         },
     ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "num_groups": st.sampled_from([1, 7, 64, 0]),
+            "init_type": st.sampled_from(["random", "batch_average", "none"]),
+            "num_samples": st.sampled_from([1, 8, 3, -1]),
+            "buffer_size": st.sampled_from([1, 2, "2"]),
+        },
+    ),
     st.dictionaries(st.sampled_from(NAMES + PATTERNS), st.sampled_from([1, 2, 3, 8, 0.5, "8"]), min_size=1, max_size=3),
 )
 # Those through which a config says what is computed are tried most; of the other kinds, all of their own.
 FIELDS = {
     "LORA": ["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
     + ["rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"]
-    + ["alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "use_bdlora", "kasa_config"],
+    + ["alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "use_bdlora", "kasa_config"]
+    + ["velora_config", "monteclora_config", "use_qalora"],
     "IA3": ["target_modules", "feedforward_modules", "exclude_modules"],
     "PREFIX_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prefix_projection"],
     "PROMPT_TUNING": ["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "prompt_tuning_init"],
@@ -97,11 +109,12 @@ def directories(tmp_path_factory):
 
 
 @torch.no_grad()
-def peft_logits(base, directory):
+def peft_logits(base, directory, task):
+    chosen = {} if task is None else {"task_ids": torch.full(TOKENS.shape[:1], task)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = PeftModel.from_pretrained(base, directory).eval()
-        return wrapped(input_ids=TOKENS).logits[:, -TOKENS.shape[1] :]
+        return wrapped(input_ids=TOKENS, **chosen).logits[:, -TOKENS.shape[1] :]
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -111,6 +124,7 @@ def test_a_mutated_config_is_refused_or_means_what_it_means_to_peft(name, direct
     weights = ModelWeights(base)
     path = directory / "adapter_config.json"
     sound = json.loads(path.read_text())
+    *_, task = tasks_of(SOUND[name])
     rank = 96 if sound["peft_type"] in DENSE_KINDS else 0  # all of it
     likely = FIELDS.get(sound["peft_type"]) or sorted(sound)
     any_field = st.sampled_from([*likely, *likely, *likely, *sorted(sound), "auto_map", "lora_scale"])
@@ -122,14 +136,14 @@ def test_a_mutated_config_is_refused_or_means_what_it_means_to_peft(name, direct
         path.write_text(json.dumps(config))
         files = adapter_files(directory)
         try:
-            lowered = lower_adapter(files, weights, approximate_rank=rank)
+            lowered = lower_adapter(files, weights, approximate_rank=rank, task=task)
         except InvalidAdapter as refusal:
             with pytest.raises(InvalidAdapter) as at_publish:
                 inspect_adapter(files, weights.shape, approximate_rank=rank)
             assert str(at_publish.value) == str(refusal)
             return
         try:
-            theirs = peft_logits(new_base(), directory)
+            theirs = peft_logits(new_base(), directory, task)
         except (ValueError, TypeError):
             return  # of a field that is of training only: PEFT's own config refuses it, and there is no answer to equal
         assert (canonical_logits(base, lowered, TOKENS) - theirs).abs().max() <= 2e-5

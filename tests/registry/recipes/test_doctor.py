@@ -1,10 +1,12 @@
 """The doctor finds what was put into synthetic adapters of real weights, and says nothing of sound ones."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,25 +15,26 @@ from hotshoe.kernels.reference import dequantize_nf4
 from hotshoe.registry.formats.base import BaseShape, LinearId
 from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.recipes.doctor import Grade, diagnose, report_of
+from hotshoe.registry.recipes.doctor import Grade, LinearDiagnosis, diagnose, report_of
 from hotshoe.registry.recipes.factors import Factors, inner
 from hotshoe.registry.recipes.requantized import kept
-from hotshoe.registry.recipes.spectrum import Spectrum, leading_vectors, weight_spectrum
+from hotshoe.registry.recipes.spectrum import Spectrum, leading_vectors, left_vectors, weight_spectrum
 from hotshoe.server.model.families import spec_from_config
 from hotshoe.server.model.gguf_file import GgufFile
 from hotshoe.server.model.loader import _packaged_file
 from hotshoe.server.model.quantize import quantize_nf4
 
-# Of three layers: the attention's square, its short and the feed-forward's wide weights.
-MODULES = ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")
+# The attention's square and short weights and the feed-forward's wide ones, of an early, a middle and a late layer.
+MODULES = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
 LINEARS = [LinearId(layer, module.split(".")[1]) for layer in (3, 15, 27) for module in MODULES]
-# Intruder dimensions a linear, by rank and ‖Δ‖ / ‖W‖, of updates in random directions: between what was measured over
-# different linears of this model.
-EXPECTED = {
-    1: {0.02: (0, 0.1), 0.1: (0.4, 1), 0.4: (0.9, 1)},
-    4: {0.02: (0, 0), 0.1: (0, 0.7), 0.4: (3, 4)},
-    16: {0.02: (0, 0), 0.1: (0, 0.2), 0.4: (6.5, 8.5)},
-    64: {0.02: (0, 0), 0.1: (0, 0), 0.4: (2.5, 6.5)},
+# The mean number of intruder dimensions a linear, by rank and ‖Δ‖ / ‖W‖, of updates in random directions of which each
+# is weaker than the one before, the last a fifth of the first. Measured by others, of 12 linears of these weights.
+NORMS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+TABLE = {
+    1: (0.0, 0.0, 0.1, 0.6, 0.9, 1.0),
+    4: (0.0, 0.0, 0.0, 0.6, 2.1, 3.2),
+    16: (0.0, 0.0, 0.0, 0.0, 2.9, 7.3),
+    64: (0.0, 0.0, 0.0, 0.0, 0.8, 5.8),
 }
 
 
@@ -91,6 +94,11 @@ def random_update(linear: LinearId, *, rank: int, relative_norm: float, seed: in
     generator = torch.Generator().manual_seed(1000 * seed + 10 * linear.layer + rank)
     a = torch.randn(rank, in_features, generator=generator)
     b = torch.randn(out_features, rank, generator=generator)
+    return with_norm(linear, a, b, relative_norm)
+
+
+def with_norm(linear: LinearId, a: torch.Tensor, b: torch.Tensor, relative_norm: float) -> LoweredLinear:
+    """B A, scaled to this share of ‖W‖."""
     factor = relative_norm * BASE.spectrum(linear).norm / math.sqrt(inner(Factors(a, b), Factors(a, b)))
     return LoweredLinear(a=a, b=factor * b, scale=2.0)
 
@@ -101,15 +109,63 @@ def adapter(*, rank: int, relative_norm: float, linears: list[LinearId] = LINEAR
     )
 
 
-@pytest.mark.parametrize("rank", EXPECTED)
-def test_counts_are_those_of_the_paper_by_rank_and_norm(rank: int) -> None:
-    for relative_norm, (least, most) in EXPECTED[rank].items():
-        found = diagnose(adapter(rank=rank, relative_norm=relative_norm), BASE.spectrum, base=BASE)
-        assert least <= found.intruders / len(found.linears) <= most, relative_norm
-        # The first intruder comes between a half and one and a half of the threshold.
-        assert all(one.strength > 0.5 for one in found.linears if one.exact), relative_norm
-        assert all(one.predicted >= one.exact for one in found.linears if one.strength > 1.5), relative_norm
-        assert all(one.relative_norm == pytest.approx(relative_norm, rel=1e-4) for one in found.linears)
+class Cell(NamedTuple):
+    """One update, as the screen sees it, and its intruder dimensions."""
+
+    screened: LinearDiagnosis
+    exact: int
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[tuple[int, float], list[Cell]]:
+    """The experiment of `TABLE`: 288 updates, one of each linear for every rank and norm."""
+    generator = torch.Generator().manual_seed(1)
+    found: dict[tuple[int, float], list[Cell]] = {}
+    for linear in LINEARS:
+        weight = BASE.weight(linear)
+        original = left_vectors(weight)
+        for rank in TABLE:
+            strengths = torch.linspace(1, 0.2, rank) if rank > 1 else torch.ones(1)
+            for relative_norm in NORMS:
+                b = torch.randn(weight.shape[0], rank, generator=generator) * strengths
+                a = torch.randn(rank, weight.shape[1], generator=generator)
+                part = with_norm(linear, a, b, relative_norm)
+                [screened] = diagnose(LoweredAdapter("LORA", {linear: part}), BASE.spectrum).linears
+                leading = leading_vectors(weight, part.b @ part.a, original=original)
+                found.setdefault((rank, relative_norm), []).append(Cell(screened, int(leading.intruders.sum())))
+    return found
+
+
+def test_counts_are_those_of_the_table_by_rank_and_norm(table: dict[tuple[int, float], list[Cell]]) -> None:
+    """To two intruders more or less in all 12 linears: the random directions are not those of the table's."""
+    for rank, means in TABLE.items():
+        for relative_norm, mean in zip(NORMS, means, strict=True):
+            cells = table[rank, relative_norm]
+            assert sum(cell.exact for cell in cells) / 12 == pytest.approx(mean, abs=2.5 / 12), (rank, relative_norm)
+            assert all(cell.screened.relative_norm == pytest.approx(relative_norm, rel=1e-4) for cell in cells)
+
+
+def test_the_screen_misses_no_intruder_and_suspects_one_sound_update_in_seven(
+    table: dict[tuple[int, float], list[Cell]],
+) -> None:
+    cells = [cell for cells in table.values() for cell in cells]
+    confusion = Counter((bool(cell.screened.predicted), bool(cell.exact)) for cell in cells)
+    assert len(cells) == 288 and confusion[True, True] > 90
+    assert confusion[False, True] == 0 and confusion[True, False] <= 27
+    assert all((cell.screened.strength > 1) == bool(cell.screened.predicted) for cell in cells)
+
+
+@pytest.mark.parametrize("linear", [LinearId(29, "v_proj"), LinearId(0, "up_proj")], ids=str)
+def test_directions_of_equal_strength_count_together(linear: LinearId) -> None:
+    """The strongest alone is below the threshold, and yet there are intruders."""
+    out_features, in_features = BASE.weight(linear).shape
+    generator = torch.Generator().manual_seed(3)
+    a, b = (torch.linalg.qr(torch.randn(size, 64, generator=generator)).Q for size in (in_features, out_features))
+    part = with_norm(linear, a.T.contiguous(), b, 0.2)
+    [found] = diagnose(LoweredAdapter("LORA", {linear: part}), BASE.spectrum, base=BASE).linears
+    spectrum = BASE.spectrum(linear)
+    assert found.relative_largest * spectrum.largest < 0.9 * spectrum.threshold
+    assert found.exact >= 1 and found.predicted == 1 and found.strength > 1
 
 
 def test_an_update_along_the_base_s_own_directions_has_no_intruders() -> None:
@@ -141,14 +197,14 @@ def test_exact_counts_are_those_of_the_definition() -> None:
 
 def test_grades_go_from_ok_over_warn_to_bad_and_say_why() -> None:
     sound = diagnose(adapter(rank=16, relative_norm=0.05), BASE.spectrum)
-    assert sound.grade is Grade.OK and sound.headline.startswith("0 intruder dimensions predicted in 0 of 9 linears")
+    assert sound.grade is Grade.OK and sound.headline.startswith("0 intruder dimensions predicted in 0 of 12 linears")
     assert sound.advice == []
     bad = diagnose(adapter(rank=4, relative_norm=0.4), BASE.spectrum)
     assert bad.grade is Grade.BAD and bad.affected_share == 1.0 and bad.strength > 1.5
     weight = 0.8 / bad.strength
     assert bad.advice[0].startswith(f"a weight of {weight:.2f}")
     parts = adapter(rank=4, relative_norm=0.4).linears
-    weaker = {key: replace(part, b=weight * part.b) for key, part in parts.items()}
+    weaker = {key: replace(part, b=1.001 * weight * part.b) for key, part in parts.items()}
     assert diagnose(LoweredAdapter("LORA", weaker), BASE.spectrum).grade is Grade.WARN  # at 0.8, as promised
     assert diagnose(LoweredAdapter("LORA", weaker), BASE.spectrum).intruders == 0
     loud = {key: replace(part, scale=16.0) for key, part in parts.items()}
@@ -167,7 +223,7 @@ def test_a_trained_adapter_that_is_too_loud_is_bad_and_the_demo_s_are_not() -> N
     assert "59 intruder dimensions predicted in 59 of 60 linears" in found["loud_rank_one"].headline
     assert found["json"].grade is Grade.OK and found["json"].intruders == 0
     assert found["pirate"].grade is Grade.WARN and found["pirate"].affected_share == pytest.approx(9 / 60)
-    assert found["emoji"].grade is found["french"].grade is Grade.OK
+    assert found["emoji"].grade is Grade.UNKNOWN and found["french"].grade is Grade.OK  # scales, and a soft prompt
     worst = max(found["loud_rank_one"].linears, key=lambda one: one.strength).linear
     loud = lower_adapter({path.name: path for path in (here / "loud_rank_one").iterdir()}, BASE)
     [counted] = diagnose(LoweredAdapter("LORA", {worst: loud.linears[worst]}), BASE.spectrum, base=BASE).linears
@@ -180,20 +236,54 @@ def test_dead_non_finite_and_unexamined_linears_are_told_apart() -> None:
     parts[dead] = replace(parts[dead], b=torch.zeros_like(parts[dead].b))
     assert diagnose(LoweredAdapter("LORA", parts), BASE.spectrum).grade is Grade.WARN
     parts[broken] = replace(parts[broken], b=parts[broken].b * math.inf)
-    parts[scaled] = LoweredLinear(input_scale=torch.full((1536,), 1.1))
+    parts[scaled] = LoweredLinear(input_scale=torch.full((576,), 1.1))
     parts[biased] = LoweredLinear(bias_delta=torch.ones(576))
     found = diagnose(LoweredAdapter("LORA", parts), BASE.spectrum)
-    assert found.grade is Grade.BAD and "1 not finite; 1 without effect; 3 not examined" in found.headline
+    assert found.grade is Grade.BAD
+    assert "1 not finite; 1 without effect; 2 not examined; 1 without a low-rank part" in found.headline
+    assert found.advice == ["doctor --exact examines what scales or turns weights"]
     by_linear = {one.linear: one for one in found.linears}
     assert by_linear[dead].is_dead and by_linear[dead].intruders == 0
     assert not by_linear[broken].is_finite and by_linear[broken].intruders is None
-    assert "--exact" in by_linear[scaled].note and "bias" in by_linear[biased].note
+    assert "--exact" in by_linear[scaled].note
+    assert "bias only" in by_linear[biased].note and by_linear[biased].intruders == 0
     exact = {one.linear: one for one in diagnose(LoweredAdapter("LORA", parts), BASE.spectrum, base=BASE).linears}
     assert exact[scaled].exact == 0 and exact[scaled].relative_norm == pytest.approx(0.1, rel=1e-4)
     assert exact[biased].exact is None
     report = report_of(found)
-    assert [one["target"] for one in report["linears"]][:3] == ["down_proj", "k_proj", "q_proj"]
-    assert report["grade"] == "BAD" and report["linears"][0]["note"].startswith("scales or turns the weight")
+    assert [one["target"] for one in report["linears"]][:3] == ["down_proj", "o_proj", "q_proj"]
+    assert report["grade"] == "BAD" and report["linears"][1]["note"].startswith("scales or turns the weight")
+
+
+def test_the_low_rank_part_of_a_scaled_weight_is_screened_and_all_of_it_counted() -> None:
+    """As a DoRA is: the screen knows what the scales leave out, and says so."""
+    linear, out_features = LINEARS[0], 576
+    scale = 1 + 0.2 * torch.randn(out_features, generator=torch.Generator().manual_seed(2))
+    part = replace(random_update(linear, rank=4, relative_norm=0.4), output_scale=scale)
+    [plain] = diagnose(LoweredAdapter("LORA", {linear: replace(part, output_scale=None)}), BASE.spectrum).linears
+    [screened] = diagnose(found := LoweredAdapter("LORA", {linear: part}), BASE.spectrum).linears
+    assert screened.predicted == plain.predicted > 0 and screened.strength == plain.strength
+    assert screened.note.startswith("its low-rank part")
+    [counted] = diagnose(found, BASE.spectrum, base=BASE).linears
+    weight = BASE.weight(linear).double()
+    update = scale[:, None] * weight - weight + part.b @ part.a
+    original = torch.linalg.svd(weight, full_matrices=False)[0]
+    left = torch.linalg.svd(weight + update, full_matrices=False)[0][:, :10]
+    assert counted.exact == int(((left.T @ original).abs().amax(1) < 0.5).sum()) > 0
+    assert counted.relative_norm == pytest.approx(float(update.norm() / weight.norm()), rel=1e-4)
+    assert counted.note == ""
+
+
+def test_an_adapter_of_which_nothing_could_be_examined_has_no_grade() -> None:
+    scaled = {linear: LoweredLinear(output_scale=torch.full((576,), 1.1)) for linear in (LINEARS[0], LINEARS[2])}
+    screened = diagnose(LoweredAdapter("IA3", scaled), BASE.spectrum)
+    assert screened.grade is Grade.UNKNOWN and screened.headline == "2 not examined"
+    counted = diagnose(LoweredAdapter("IA3", scaled), BASE.spectrum, base=BASE)
+    assert counted.grade is Grade.OK and "without a low-rank part, which are not graded" in counted.headline
+    assert diagnose(LoweredAdapter("PREFIX_TUNING"), BASE.spectrum).grade is Grade.OK
+    biased = LoweredLinear(a=torch.zeros(1, 576), b=torch.zeros(576, 1), bias_delta=torch.ones(576))
+    [found] = diagnose(LoweredAdapter("LORA", {LINEARS[0]: biased}), BASE.spectrum).linears
+    assert not found.is_dead and found.note == "changes the bias only"
 
 
 def test_what_nf4_keeps_is_estimated_and_measured() -> None:

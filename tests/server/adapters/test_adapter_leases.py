@@ -1,22 +1,16 @@
 """What is in memory is leased, so that the registry keeps it; what has left is not."""
 
-import sqlite3
 import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
-from residency_house import House, until
+from residency_house import House, leased, until
 
 from hotshoe.registry.errors import AdapterNotFound, StoreUnavailable
 from hotshoe.server.adapters.adapter_leases import AdapterLeases
 from hotshoe.server.adapters.resident import Tier
 from hotshoe.server.errors import AdapterUnusable
-
-
-def leased(root: Path) -> set[str]:
-    with sqlite3.connect(root / ".db") as connection:
-        return {row[0] for row in connection.execute("SELECT digest FROM leases")}
 
 
 def test_what_is_on_host_or_device_is_not_collected(new_house: Callable[..., House], tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 @pytest.fixture
 def publish(registry: Registry, base: TinyBase) -> Callable[..., AdapterUse]:
-    """Publishes an adapter directory, and says how a request uses it."""
+    """Publishes an adapter directory, and says how a request uses it, or one of its tasks."""
 
-    def publish_directory(directory: Path, *, weight: float = 1.0) -> AdapterUse:
+    def publish_directory(directory: Path, *, weight: float = 1.0, task: int | None = None) -> AdapterUse:
         files = []
         for path in sorted(directory.iterdir()):
             data = path.read_bytes()
@@ -74,7 +74,7 @@ def publish(registry: Registry, base: TinyBase) -> Callable[..., AdapterUse]:
                 upload.finish()
             files.append(blob)
         record, _ = registry.publish(name=directory.name, tags=["latest"], files=files, annotations={}, base=base.shape)
-        return AdapterUse(directory.name, directory.name, record.digest, weight)
+        return AdapterUse(directory.name, directory.name, record.digest, weight, task)
 
     return publish_directory
 

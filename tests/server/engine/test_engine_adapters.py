@@ -16,7 +16,7 @@ from engine_logprobs import logprobs_by_canonical_form, logprobs_by_peft, logpro
 from hub_adapters import write_bottleneck
 from peft import PeftModel
 from peft_adapters import adapter_files, save_peft
-from peft_kinds import one_of_each_kind
+from peft_kinds import CONFIGS, one_of_each_kind, tasks_of
 from running_engine import RunningEngine, make_request
 from tiny_models import ModelWeights
 from transformers import PreTrainedModel
@@ -86,11 +86,16 @@ def test_one_of_every_kind_at_once_gives_its_package_s_log_probabilities(
         save_peft(tmp_path / kind, copy.deepcopy(model), config)
     write_bottleneck(tmp_path / "bottleneck", model)
     asked = {"max_new_tokens": 6, "logprobs": 0, "prompt_logprobs": 0}
-    kinds = [*configs, *map(str.lower, ADAPTERHUB_KINDS)]
-    requests = {kind: make_request(PROMPTS[0], adapters=[publish(tmp_path / kind)], **asked) for kind in kinds}
+    tasks = {kind: tasks_of(config) for kind, config in configs.items()}
+    tasks |= {kind.lower(): [None] for kind in ADAPTERHUB_KINDS}
+    requests = {
+        (kind, task): make_request(PROMPTS[0], adapters=[publish(tmp_path / kind, task=task)], **asked)
+        for kind in tasks
+        for task in tasks[kind]
+    }
     with start_engine(max_running_requests=64, adapter_slots=64, max_step_tokens=128) as running:
         running.run(*requests.values())
-    for kind, request in requests.items():
+    for (kind, task), request in requests.items():
         answer = running.answers[request.request_id, 0]
         assert answer.error is None
         if kind == "bottleneck":  # whose canonical form is held to the package's logits elsewhere
@@ -99,8 +104,34 @@ def test_one_of_every_kind_at_once_gives_its_package_s_log_probabilities(
             assert (logprobs_of(answer) - expected).abs().max() < 2e-5
             continue
         wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / kind)).eval()
-        expected = logprobs_by_peft(wrapped, [*PROMPTS[0], *answer.token_ids])
-        assert (logprobs_of(answer) - expected).abs().max() < 2e-5, kind
+        expected = logprobs_by_peft(wrapped, [*PROMPTS[0], *answer.token_ids], task)
+        assert (logprobs_of(answer) - expected).abs().max() < 2e-5, (kind, task)
+    assert {task for _, task in requests} == {None, 0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["poly", "multitask prompt"])
+def test_tasks_of_one_adapter_never_find_each_other_s_pages(
+    start_engine: StartEngine, publish: Publish, model: PreTrainedModel, tmp_path: Path, name: str
+) -> None:
+    save_peft(tmp_path / "skilled", copy.deepcopy(model), CONFIGS[name]())
+    uses = [publish(tmp_path / "skilled", task=task) for task in range(3)]
+    asked = {"max_new_tokens": 4, "logprobs": 0, "prompt_logprobs": 0}
+    cached, again = [], []
+    with start_engine(page_tokens=4) as running:
+        for use in uses:
+            [first] = running.run(make_request(PROMPTS[2], adapters=[use], **asked))
+            cached.append(first.cached_prompt_tokens)
+        for use in uses:
+            [second] = running.run(make_request(PROMPTS[2], adapters=[use], max_new_tokens=4))
+            again.append((second.cached_prompt_tokens, second.token_ids))
+        firsts = [running.answers[key] for key in list(running.answers)[:3]]
+    assert cached == [0, 0, 0]
+    assert [tokens > 30 for tokens, _ in again] == [True] * 3  # its own
+    assert [tokens for _, tokens in again] == [first.token_ids for first in firsts]
+    wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "skilled")).eval()
+    for task, first in enumerate(firsts):
+        expected = logprobs_by_peft(wrapped, [*PROMPTS[2], *first.token_ids], task)
+        assert (logprobs_of(first) - expected).abs().max() < 2e-5, task
 
 
 def test_stacks_add_their_adapters_by_weight(

@@ -21,6 +21,7 @@ class Adapter:
     digest: str
     kind: str = "LORA"
     virtual_tokens: int = 0
+    num_tasks: int = 0
 
 
 ADAPTERS = {
@@ -30,6 +31,7 @@ ADAPTERS = {
     "prefix": Adapter("prefix", "sha256:3", "PREFIX_TUNING", 8),
     "prompt": Adapter("prompt", "sha256:4", "PROMPT_TUNING", 4),
     "context": Adapter("context", "sha256:5", "CPT", 3),
+    "skills": Adapter("skills", "sha256:6", "POLY", num_tasks=3),
 }
 ADAPTERS |= {f"a{number}": Adapter(f"a{number}", f"sha256:a{number}") for number in range(9)}
 
@@ -272,3 +274,29 @@ def test_request_ids_that_no_header_can_carry_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         request_id_of(text)
     assert caught.value.field == "request_id"
+
+
+@pytest.mark.parametrize(
+    ("selection", "problem"),
+    [
+        ({"reference": "skills"}, "missing, expected a task from 0 to 2"),
+        ({"reference": "skills", "task": 3}, "found 3, expected a task from 0 to 2"),
+        ({"reference": "judge", "task": 0}, "found 0, expected none: the adapter has no tasks"),
+    ],
+)
+def test_a_task_is_named_of_an_adapter_that_has_tasks_and_of_no_other(selection: dict[str, Any], problem: str) -> None:
+    for ask in (_map, _score):
+        with pytest.raises(InvalidRequest) as caught:
+            ask(adapters=[{"reference": "poet"}, selection])
+        assert caught.value.field == "adapters[1].task"
+        assert problem in str(caught.value)
+
+
+def test_each_task_of_an_adapter_is_another_in_the_stack() -> None:
+    request = _map(adapters=[{"reference": "skills", "task": 2}, {"reference": "skills", "task": 0, "weight": 0.5}])
+    assert [(use.key, use.task, use.weight) for use in request.adapters] == [
+        ("sha256:6#2", 2, 1.0),
+        ("sha256:6#0", 0, 0.5),
+    ]
+    with pytest.raises(InvalidRequest, match="in the stack twice"):
+        _map(adapters=[{"reference": "skills", "task": 2}, {"reference": "skills", "task": 2}])
