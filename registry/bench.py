@@ -1,4 +1,5 @@
-"""How long a store with many adapters takes: python -m hotshoe.registry.bench [--adapters 10000] [--json].
+"""How long a store with many adapters takes: python -m hotshoe.registry.bench [--adapters 10000] [--json]; or, with
+--remote URL, copies to and from a remote.
 
 The adapters are small, each of its own bytes and name and all tagged. They are written as files, and the index is
 rebuilt from those, which is the first thing that is measured.
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from io import BufferedWriter
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from hotshoe.registry.index import IndexEntry
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, Artifact, FileDescriptor, build_artifact, build_index
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.transfer_bench import copies
 
 _HIDDEN = 16
 _RANK = 4
@@ -158,10 +161,15 @@ def main() -> None:
     """Measures, and prints a table or JSON."""
     parser = argparse.ArgumentParser("python -m hotshoe.registry.bench", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--adapters", type=int, default=10_000)
+    parser.add_argument("--remote", action="append", metavar="URL", help="measure copies there and back instead")
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100, 400], help="of the adapters copied")
+    parser.add_argument("--rounds", type=int, default=3, help="of copies; their medians are told")
     parser.add_argument("--directory", type=Path, help="where the store is made, and removed")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     sys.setswitchinterval(0.0005)  # as the server has it
+    if arguments.remote:
+        return _print_copies(arguments)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         root = Path(directory) / "store"
         fill(root, arguments.adapters)
@@ -172,6 +180,24 @@ def main() -> None:
     print(f"{arguments.adapters} adapters, milliseconds")
     for what, milliseconds in results.items():
         print(f"{milliseconds:12.2f}  {what}")
+
+
+def _print_copies(arguments: argparse.Namespace) -> None:
+    sizes = [size * 1_000_000 for size in arguments.megabytes]
+    if not arguments.json:
+        print(
+            "ratios are to sha256 and fsync of the same bytes\n      MB    push s       ÷    pull s       ÷   grew MiB"
+        )
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+        for one in copies(Path(directory), arguments.remote, sizes, rounds=arguments.rounds):
+            if arguments.json:
+                print(json.dumps(asdict(one)), flush=True)
+                continue
+            print(
+                f"{one.size_bytes / 1e6:8.0f}{one.push_seconds:10.3f}{one.push_ratio:8.2f}{one.pull_seconds:10.3f}"
+                f"{one.pull_ratio:8.2f}{one.pull_growth_bytes / 2**20:11.1f}  {one.remote}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

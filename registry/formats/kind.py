@@ -110,7 +110,7 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     ),
     "BEFT": AdapterKind(plan_beft, "bias", "–", 0.0, ""),
     "BOFT": AdapterKind(
-        plan_boft, "rotation of input blocks, output scale", "–", 1e-6, "of one butterfly factor; any block size"
+        plan_boft, "rotation of input blocks, output scale", "–", 1e-6, "any block size and number of butterfly factors"
     ),
     "CARTRIDGE": AdapterKind(plan_cartridge, _PAGES, "–", 0.0, "", wraps_modules=False),
     "CPT": AdapterKind(plan_cpt, _EMBEDDINGS, "–", 1e-6, "", wraps_modules=False),

@@ -1,8 +1,9 @@
 """OFT, BOFT, ROAD: W behind a rotation of blocks of its inputs, or before one of pairs of its outputs.
 
 OFT turns each block of inputs by the Cayley transform of a skew matrix, exact or as the first terms of its Neumann
-series. BOFT does the same, exactly, and scales the outputs; products of several rotations are not served. ROAD turns
-pairs of outputs, the bias too, and scales them: (u, v) → (c₁ u − s₁ v, c₂ v + s₂ u).
+series. BOFT does the same, exactly, and scales the outputs; of several butterfly factors, each rotates blocks of half
+blocks that lie further apart, and their product rotates larger blocks. ROAD turns pairs of outputs, the bias too, and
+scales them: (u, v) → (c₁ u − s₁ v, c₂ v + s₂ u).
 """
 
 import re
@@ -46,9 +47,6 @@ _BOFT_REST: Mapping[str, Rule[object]] = {
     "init_weights": FLAG,
     "fan_in_fan_out": FLAG,
     "boft_dropout": SHARE,
-    "boft_n_butterfly_factor": one_of(1),
-    "boft_block_size": INTEGER,  # the tensor's shape says both
-    "boft_block_num": INTEGER,
 }
 
 
@@ -144,22 +142,50 @@ def _size_of(upper: TensorEntry, wanted: int, in_features: int, *, is_shared: bo
 
 @dataclass(frozen=True, slots=True)
 class _BoftPart:
-    matrices: TensorEntry  # [1, blocks, size, size]
+    matrices: TensorEntry  # [factors, blocks, size, size]
     scale: TensorEntry  # [out_features, 1]
     rank: int = 0
 
     def lower(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
-        matrices = read(self.matrices)[0].double()
-        turned = _cayley((matrices - matrices.mT) / 2)
+        matrices = read(self.matrices).double()
+        turned = _butterflies(_cayley((matrices - matrices.mT) / 2))
         return LoweredLinear(
             input_rotation=turned.float().contiguous(), output_scale=read(self.scale)[:, 0].contiguous()
         )
 
 
+def _butterflies(factors: "Tensor") -> "Tensor":
+    """The product of rotations [factors, blocks, size, size], the last first; its blocks are 2^(factors − 1) as large.
+
+    Factor i acts on blocks of two half blocks each, which lie 2^i half blocks apart.
+    """
+    import torch
+
+    count, blocks, size, _ = factors.shape
+    if count == 1:
+        return factors[0]
+    merged = 1 << (count - 1)
+    product = torch.eye(size * merged, dtype=factors.dtype).expand(blocks // merged, -1, -1)
+    for index, factor in enumerate(factors.reshape(count, -1, merged, size, size)):
+        whole = torch.zeros_like(product)
+        for place in range(merged):
+            columns = slice(place * size, (place + 1) * size)
+            whole[:, columns, columns] = factor[:, place]
+        halves = torch.arange(2 * merged).reshape(-1, 1 << index, 2).transpose(1, 2).flatten()
+        order = (halves[:, None] * (size // 2) + torch.arange(size // 2)).flatten()
+        product = whole[:, order][:, :, order] @ product
+    return product
+
+
 def plan_boft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
     """The plan of a BOFT adapter; see `Format`."""
     targets = take_targets(config, base, by_layer=True)
+    factors = config.take("boft_n_butterfly_factor", COUNT, default=1)
+    size = config.take("boft_block_size", INTEGER, default=4)
+    number = config.take("boft_block_num", INTEGER, default=0)
     config.close("BOFT", _BOFT_REST)
+    if (size == 0) == (number == 0):
+        raise InvalidAdapter("boft_block_num", "expected it or boft_block_size, and the other one 0")
 
     tensors.require_known_modules()
     parts = {}
@@ -169,13 +195,26 @@ def plan_boft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
             tensors.take_of(linear, f"boft_{name}", reason="target_modules selects its module") for name in "Rs"
         )
         of = f"{shape.module} of {base.name}"
-        require_shape(matrices, (1, None, None, None), of=of)
+        if shape.in_features % (size or number):
+            field = "boft_block_size" if size else "boft_block_num"
+            raise IncompatibleAdapter(field, f"{size or number} does not divide {shape.in_features}, of {shape.module}")
+        width = size or shape.in_features // number
+        require_shape(matrices, (None, shape.in_features // width, width, width), of=of)
         require_shape(scale, (shape.out_features, 1), of=of)
-        _, blocks, size, width = matrices.shape
-        if size != width or blocks * size != shape.in_features:
-            raise IncompatibleAdapter(matrices.name, f"found shape {list(matrices.shape)}, expected blocks for {of}")
+        _check_factors(matrices, factors)
         parts[linear] = _BoftPart(matrices, scale)
     return LinearsPlan("BOFT", parts)
+
+
+def _check_factors(matrices: TensorEntry, wanted: int) -> None:
+    """One, to which PEFT falls back where it cannot compile its extension, or as many as the config says."""
+    count, blocks, size, _ = matrices.shape
+    if count not in (1, wanted):
+        raise InvalidAdapter(matrices.name, f"found {count} factors, expected {wanted} by boft_n_butterfly_factor")
+    if count > 1 and (size % 2 or blocks % (1 << (count - 1))):
+        raise InvalidAdapter(
+            matrices.name, f"found {blocks} blocks of {size}, expected even ones and a multiple of {1 << (count - 1)}"
+        )
 
 
 _VARIANTS = {"road_1": 0.5, "road_2": 1.0, "road_4": 2.0}  # numbers for each output

@@ -20,6 +20,7 @@ _end: ContextVar[float] = ContextVar("end", default=float("inf"))
 _MAX_CONNECTIONS = 16
 _MAX_IDLE = 4
 _IDLE_SECONDS = 15.0
+_READ_BYTES = 1 << 20
 
 # What the transport below raises when an exchange fails.
 HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) + (
@@ -104,7 +105,8 @@ class _Stream(httpcore.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        # As much as has come: each piece costs as many steps through httpcore, whatever its size.
+        return self._stream.read(max(max_bytes, _READ_BYTES), _left(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._stream.write(buffer, _left(timeout, httpcore.WriteTimeout))

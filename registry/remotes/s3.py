@@ -20,9 +20,11 @@ from hotshoe.registry.remotes.remote import CHUNK_BYTES, MAX_MANIFEST_BYTES, MAX
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta, PutMode
+    from obstore import GetOptions, ObjectMeta, PutMode
 
 _PART_BYTES = 8 << 20  # of one request; what is not larger is made in one, and only if nothing is there
+_SPAN_BYTES = 32 << 20  # of a blob that comes by one request: its timeout is for all of an answer
+_STREAM_BYTES = 1 << 20
 _DIGEST_BYTES = 71
 _MAX_LISTED = 100_000
 _TAG_ATTEMPTS = 5  # to move a tag that others move at the same time
@@ -52,7 +54,8 @@ class S3Remote:
                 url.host,
                 prefix=url.prefix or None,
                 client_options={
-                    "timeout": timedelta(seconds=patience.seconds_for(_PART_BYTES)),
+                    "timeout": timedelta(seconds=patience.seconds_for(_SPAN_BYTES)),
+                    "read_timeout": timedelta(seconds=patience.silence_seconds),
                     "connect_timeout": timedelta(seconds=patience.connect_seconds),
                     "allow_http": not url.secure,
                 },
@@ -189,9 +192,20 @@ class S3Remote:
             raise RemoteDamaged(str(self.url), f"{_described(blob)}: {size} of {blob.size_bytes} bytes")
 
     def _parts(self, blob: FileDescriptor, offset: int) -> Iterator[bytes]:
-        for start in range(offset, blob.size_bytes, _PART_BYTES):
-            end = min(start + _PART_BYTES, blob.size_bytes)
-            yield self._range(_blob_key(blob.digest), start, end, _described(blob))
+        what = _described(blob)
+        for start in range(offset, blob.size_bytes, _SPAN_BYTES):
+            end = min(start + _SPAN_BYTES, blob.size_bytes)
+            received = 0
+            with self._told(what):
+                options: GetOptions = {"range": (start, end)}
+                answer = self._obstore.get(self._store, _blob_key(blob.digest), options=options)
+                for chunk in answer.stream(_STREAM_BYTES):
+                    received += len(chunk)
+                    if received > end - start:
+                        break
+                    yield bytes(chunk)
+            if received != end - start:
+                raise RemoteDamaged(str(self.url), f"{what}: other than the {end - start} bytes asked for")
 
     def _range(self, key: str, start: int, end: int, what: str) -> bytes:
         if start == end:

@@ -31,7 +31,6 @@ BAD_CONFIGS = {
         ({"use_rslora": 1}, "use_rslora"),
         ({"use_dora": True}, f"{KEY}.lora_magnitude_vector"),
         ({"use_dora": True, "lora_bias": True}, "lora_bias"),
-        ({"use_qalora": True}, "use_qalora"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),  # match_strict
         ({"use_bdlora": {"nblocks": 2, "match_strict": False, "blocks": 2}}, "use_bdlora"),
         ({"use_bdlora": {"nblocks": 0, "match_strict": False}}, "use_bdlora"),
@@ -56,7 +55,7 @@ BAD_CONFIGS = {
         ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),
         ({"megatron_config": {"a": 1}}, "megatron_config"),
         ({"monteclora_config": {"a": 1}}, "monteclora_config"),
-        ({"velora_config": {"scale": 1}}, "velora_config"),
+        ({"velora_config": {"scale": "1"}}, "velora_config"),
         ({"modules_to_save": ["lm_head"]}, "base_model.model.lm_head.weight"),
         ({"modules_to_save": ["norm"]}, "base_model.model.model.layers.0.input_layernorm.weight"),
         ({"modules_to_save": ["classifier"]}, "modules_to_save"),

@@ -1,10 +1,12 @@
 """Adapters to a real S3 server (SeaweedFS) and back; tags that are compared and set."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fault_proxy import Answer, Fault, FaultProxy, endless
 from seaweed import Seaweed
 from store_adapters import descriptor, lora_files, publish, small_base, upload
 
@@ -18,11 +20,13 @@ from hotshoe.registry.errors import (
     TagMoved,
 )
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 from hotshoe.registry.remotes.s3 import S3Remote
 from hotshoe.registry.remotes.transfer import mirror, pull, push
 
 NOWHERE = f"sha256:{'0' * 64}"
+HURRY = Patience(silence_seconds=0.3, exchange_seconds=2.0, attempts=2, backoff_seconds=0.01)
 OpenS3 = Callable[[], S3Remote]
 
 
@@ -145,6 +149,72 @@ def test_nothing_spoilt_is_kept(spoilt: str, registry: Registry, other: Registry
     with pytest.raises(RegistryError, match="s3://adapters"):
         pull(other, remote, "v1", name="a", tags=["v1"])
     assert other.list() == ([], "") and other.fsck().is_clean
+
+
+def test_a_blob_comes_in_spans_of_which_each_ends_in_time(
+    registry: Registry, other: Registry, s3: OpenS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotshoe.registry.remotes.s3._SPAN_BYTES", 100)
+    record, _ = publish(registry, "a", lora_files(1))
+    push(registry, record, s3(), tags=["v1"])
+    assert pull(other, s3(), "v1", name="a").record == record and other.fsck().is_clean
+
+
+def flipped(answer: Answer) -> None:
+    answer.write(answer.head() + answer.body[:-1] + bytes([answer.body[-1] ^ 4]))
+
+
+def longer(answer: Answer) -> None:
+    answer.write(answer.head(Content_Length=str(len(answer.body) + 4)) + answer.body + b"more")
+
+
+def without_end(answer: Answer) -> None:
+    answer.write(answer.head(Content_Length="", Transfer_Encoding="chunked"))
+    for chunk in endless(b"10000\r\n" + b"x" * 65_536 + b"\r\n"):
+        answer.write(chunk)
+
+
+def stalled(answer: Answer) -> None:
+    answer.write(answer.head() + answer.body[:9])
+    answer.hold(8)
+
+
+def redirected(answer: Answer) -> None:
+    answer.status = 307
+    answer.write(answer.head(Location="http://169.254.169.254/latest/", Content_Length="0"))
+
+
+FAULTS: dict[str, Fault] = {
+    "flipped": flipped,
+    "cut": lambda answer: answer.write(answer.head() + answer.body[:9]),
+    "longer": longer,
+    "without end": without_end,
+    "another length": lambda answer: answer.write(answer.head(Content_Length="999999") + answer.body),
+    "another range": lambda answer: answer.write(answer.head(Content_Range="bytes 5-9/10") + answer.body),
+    "stalled": stalled,
+    "dropped": lambda answer: None,
+    "redirected": redirected,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_that_is_spoilt_on_the_way_is_kept(
+    fault: str, registry: Registry, other: Registry, s3: OpenS3, seaweed: Seaweed
+) -> None:
+    record, _ = publish(registry, "a", lora_files(1))
+    push(registry, record, s3(), tags=["v1"])
+    proxy = FaultProxy(f"127.0.0.1:{seaweed.port}")
+    weights = key(record.files[0].digest)
+    proxy.spoil(lambda method, path: method == "GET" and path.endswith(weights), FAULTS[fault])
+    url = RemoteUrl.parse(str(s3().url).replace(seaweed.endpoint, f"http://{proxy.host}"))
+    started = time.monotonic()
+    with pytest.raises(RegistryError, match="s3://adapters"):
+        pull(other, S3Remote(url, patience=HURRY), "v1", name="a", tags=["v1"])
+    assert time.monotonic() - started < 6 and proxy.sent_bytes < 16 << 20
+    assert other.list() == ([], "") and other.fsck().is_clean
+    proxy.pass_all()
+    assert pull(other, S3Remote(url, patience=HURRY), "v1", name="a", tags=["v1"]).record.digest == record.digest
+    proxy.close()
 
 
 def test_a_server_that_is_down_or_wants_another_key_is_told_by_name(
