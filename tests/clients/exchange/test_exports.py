@@ -132,9 +132,11 @@ def test_skopeo_and_umoci_read_the_layout_with_the_same_digests(
     if form == "oci":
         assert tool("umoci", "ls", "--layout", tmp_path / "out").split() == ["tools/amber:v1"]
         listed = json.loads((tmp_path / "out" / "index.json").read_bytes())["manifests"]
-        assert [one.get("annotations", {}).get("dev.hotshoe.subject") for one in listed[1:]]
+        assert all(one["annotations"]["dev.hotshoe.subject"] == adapter.digest for one in listed[1:])
         tool("umoci", "gc", "--layout", tmp_path / "out")
-        assert import_adapter(client, tmp_path / "out", "tools/amber").documents == 1  # gc left the signature
+        kinds = [one["artifactType"] for one in listed[1:]]
+        documents = import_adapter(client, tmp_path / "out", "tools/amber").documents
+        assert documents == kinds.count("application/vnd.dev.sigstore.bundle.v0.3+json") >= 1  # gc left the signatures
 
 
 @needs_umoci
