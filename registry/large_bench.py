@@ -1,6 +1,7 @@
 """How long a large adapter takes in this process, by the least: `python -m hotshoe.registry.bench --large MB`.
 
-The least is sha256 of the bytes, a copy of them on the same disk, and its sync; it is measured beside each.
+The least is sha256 of the bytes, a copy of them on the same disk, and its sync; it is measured beside each. Lowering is
+held against reading the file, which the system has in memory, into memory of one's own.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 
 from hotshoe.registry.digest import digest_hex, digest_of
 from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
+from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, FileDescriptor
 from hotshoe.registry.registry import Registry
 
@@ -35,7 +37,7 @@ def measure_large(directory: Path, megabytes: int, *, rounds: int) -> dict[str, 
     ).encode()
     (directory / CONFIG_FILE).write_bytes(config)
     store = Registry(directory / "store")
-    times: dict[str, list[float]] = {"least": [], "publish": [], "read back, hashed again": []}
+    times: dict[str, list[float]] = {"least": [], "publish": [], "read back, hashed again": [], "read": [], "lower": []}
     try:
         for number in range(rounds):
             _write_weights(directory / WEIGHTS_FILE, layers, seed=number)
@@ -45,11 +47,13 @@ def measure_large(directory: Path, megabytes: int, *, rounds: int) -> dict[str, 
             digest = next(one.digest for one in store.resolve("large").files if one.file_name == WEIGHTS_FILE)
             os.utime(directory / "store" / "blobs" / "sha256" / digest_hex(digest))  # or its hash is remembered
             times["read back, hashed again"].append(_milliseconds(out, partial(_read, store, digest, out)))
+            times["read"].append(_milliseconds(out, partial(np.fromfile, weights, np.uint8)))
+            times["lower"].append(_milliseconds(out, partial(_lower, directory, layers)))
     finally:
         store.close()
     medians = {what: statistics.median(several) for what, several in times.items()}
-    ratios = {f"{what}, by the least": medians[what] / medians["least"] for what in list(medians)[1:]}
-    return medians | ratios
+    ratios = {f"{what}, by the least": medians[what] / medians["least"] for what in list(medians)[1:3]}
+    return medians | ratios | {"lower, by the read": medians["lower"] / medians["read"]}
 
 
 def _publish(store: Registry, directory: Path, layers: int) -> None:
@@ -71,6 +75,18 @@ def _read(store: Registry, digest: str, out: Path) -> None:
             target.write(chunk)
         os.fsync(target.fileno())
     out.unlink()
+
+
+class _Unread:
+    """A base none of whose weights a LORA takes to be lowered."""
+
+    def __init__(self, layers: int) -> None:
+        self.shape = _base(layers)
+
+
+def _lower(directory: Path, layers: int) -> None:
+    files = {name: directory / name for name in (WEIGHTS_FILE, CONFIG_FILE)}
+    lower_adapter(files, _Unread(layers))  # type: ignore[arg-type]
 
 
 def _copy(path: Path, out: Path) -> None:

@@ -337,7 +337,9 @@ def _widen(dtype: str, bits: NDArray[np.unsignedinteger], values: NDArray[np.flo
 
 def _require_finite(entry: TensorEntry, bits: NDArray[np.unsignedinteger]) -> None:
     kind = _FLOATS[entry.dtype]
-    largest = int((bits & kind.bits(kind.magnitude)).max())  # of magnitudes, integers are ordered as their floats
+    # Of magnitudes, integers are ordered as their floats: the largest of the negative ones, which are the largest
+    # without a sign, and that of the others, the largest with one.
+    largest = max(int(bits.max()) & kind.magnitude, int(bits.view(f"i{bits.itemsize}").max()))
     if largest >= kind.infinity:
         raise InvalidAdapter(entry.name, "expected finite values, found NaN or infinity")
     if largest >= kind.too_large:

@@ -389,7 +389,9 @@ def _check_task(task: int | None, num_tasks: int) -> None:
     if num_tasks and (task is None or task >= num_tasks):
         found = "none" if task is None else task
         raise InvalidAdapter(
-            "task", f"found {found}, expected one below {num_tasks}: each of its tasks is an adapter of its own"
+            "task",
+            f"found {found}, expected one from 0 to {num_tasks - 1}: each of its tasks is an adapter of its own, and "
+            "only requests and loads name one",
         )
 
 

@@ -105,7 +105,7 @@ def test_each_task_is_another_adapter_and_one_must_be_named(name, tmp_path):
     for one, other in itertools.combinations(logits, 2):
         assert (one - other).abs().max() > 1e-3
     for task, found in ((None, "none"), (3, "3")):
-        with pytest.raises(InvalidAdapter, match=f"task: found {found}, expected one below 3"):
+        with pytest.raises(InvalidAdapter, match=f"task: found {found}, expected one from 0 to 2"):
             lower_adapter(files, weights, task=task)
 
 
