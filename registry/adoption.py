@@ -14,7 +14,8 @@ from hotshoe.registry.attachment import MAX_DOCUMENT_BYTES
 from hotshoe.registry.digest import is_digest
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS, inspect_adapter, kind_of
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS
+from hotshoe.registry.formats.lowering import inspect_adapter, kind_of
 from hotshoe.registry.manifest import (
     CARD_FILE,
     CONFIG_FILE,

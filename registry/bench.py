@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from hotshoe.registry.digest import digest_hex, digest_of
 from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
-from hotshoe.registry.formats.kind import AdapterSummary
+from hotshoe.registry.formats.lowering import AdapterSummary
 from hotshoe.registry.index import IndexEntry
 from hotshoe.registry.large_bench import measure_large
 from hotshoe.registry.layout import Layout

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from hotshoe.registry.digest import digest_hex, digest_of
 from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
-from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, FileDescriptor
 from hotshoe.registry.registry import Registry
 
@@ -99,7 +99,7 @@ def _copy(path: Path, out: Path) -> None:
     out.unlink()
 
 
-def _milliseconds(scratch: Path, act: Callable[[], None]) -> float:
+def _milliseconds(scratch: Path, act: Callable[[], object]) -> float:
     # What a virtual machine has freed it gives back, and waits for when it wants it again: that is no part of this.
     with scratch.open("wb", buffering=0) as file:
         for _ in range(_FREED_BYTES // _CHUNK_BYTES):

@@ -26,7 +26,7 @@ from hotshoe.registry.index import IndexEntry, ReferrerRow
 from hotshoe.registry.reference import check_name, check_tag
 
 if TYPE_CHECKING:
-    from hotshoe.registry.formats.kind import AdapterSummary
+    from hotshoe.registry.formats.lowering import AdapterSummary
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"

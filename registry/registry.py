@@ -24,8 +24,8 @@ from hotshoe.registry.errors import (
 )
 from hotshoe.registry.export import Export
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.formats.kind import inspect_adapter
 from hotshoe.registry.formats.lowered import Approximation
+from hotshoe.registry.formats.lowering import inspect_adapter
 from hotshoe.registry.fsck import FsckProgress, FsckReport
 from hotshoe.registry.garbage import CollectedAdapter, GarbageReport
 from hotshoe.registry.keeper import StoreKeeper

@@ -10,8 +10,8 @@ import torch
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseWeights, LinearId, NormId
-from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.validation import AdapterLimits, Pause, go_on
 from hotshoe.server.adapters.adapter_key import digest_of, task_of

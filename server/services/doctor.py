@@ -17,8 +17,8 @@ from typing import Any
 from hotshoe.kernels.reference import dequantize_nf4
 from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
-from hotshoe.registry.formats.kind import lower_adapter, tasks_of
 from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.formats.lowering import lower_adapter, tasks_of
 from hotshoe.registry.manifest import AdapterRecord, canonical_json
 from hotshoe.registry.recipes.comparison import Comparison, compare
 from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_of, worst

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hotshoe.protos.v1 import registry_pb2
 from hotshoe.registry.family import family_of
-from hotshoe.registry.formats.kind import CONFIG_FILE
+from hotshoe.registry.formats.lowering import CONFIG_FILE
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.recipes.comparison import Comparison
 from hotshoe.registry.registry import Registry

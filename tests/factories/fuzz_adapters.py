@@ -25,7 +25,7 @@ import safetensors
 from store_adapters import CONFIG, WEIGHTS, ia3_files, lora_files, publish, small_base
 
 from hotshoe.registry.errors import RegistryError
-from hotshoe.registry.formats.kind import inspect_adapter
+from hotshoe.registry.formats.lowering import inspect_adapter
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.validation import TensorFile
 

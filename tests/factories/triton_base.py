@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hotshoe.kernels.attention_batch import PagedBatch
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.adapters.adapter_places import AdapterPlaces
 from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
 from hotshoe.server.model.backends import reference_backend, triton_backend

@@ -15,7 +15,8 @@ from server_process import ServerProcess, command, launch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hotshoe.clients import AdapterSelection, Client
-from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS, lower_adapter
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.model.loader import open_base
 
 PROMPT = [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61]

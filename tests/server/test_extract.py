@@ -8,7 +8,7 @@ from model_directories import tiny_tokenizer, write_tiny_model
 from safetensors.torch import load_file, save_file
 
 from hotshoe.registry.formats.base import LinearId
-from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.recipes.extract import Cut
 from hotshoe.registry.recipes.factors import Factors
 from hotshoe.server.errors import UnsupportedModel

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ModelWeights, decoder_linears, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import InvalidAdapter
-from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
+from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
 from hotshoe.registry.formats.principal_factors import principal_factors
 from hotshoe.registry.validation import AdapterLimits
 

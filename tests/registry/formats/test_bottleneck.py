@@ -19,7 +19,8 @@ from torch import Tensor
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.adapterhub import REFUSED_METHODS
-from hotshoe.registry.formats.kind import ADAPTERHUB_KINDS, inspect_adapter, lower_adapter
+from hotshoe.registry.formats.kind import ADAPTERHUB_KINDS
+from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
 
 BASES = {family: hub_base(family) for family in FAMILIES}
 LOGITS = {family: hub_logits(family) for family in BASES}

@@ -14,7 +14,7 @@ from peft_adapters import adapter_files, save_peft
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import InvalidAdapter
-from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
+from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
 
 TOKENS = torch.randint(0, 128, (2, 9), generator=torch.Generator().manual_seed(5))
 

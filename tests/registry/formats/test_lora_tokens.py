@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ModelWeights, base_shape, tiny_llama
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
-from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
+from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
 from hotshoe.registry.recipes.dense_update import unmergeable_parts
 
 TOKENS = torch.randint(0, 128, (2, 9), generator=torch.Generator().manual_seed(5))

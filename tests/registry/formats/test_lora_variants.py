@@ -13,7 +13,7 @@ from tiny_models import ModelWeights, base_shape, tiny_llama
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import LinearId
-from hotshoe.registry.formats.kind import inspect_adapter, lower_adapter
+from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
 from hotshoe.registry.validation import AdapterLimits
 
 Q_PROJ = LinearId(0, "q_proj")

@@ -22,15 +22,9 @@ from peft_kinds import CONFIGS, DENSE_CONFIGS, lora, one_of_each_kind, suits, ta
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
-from hotshoe.registry.formats.kind import (
-    ADAPTER_KINDS,
-    ADAPTERHUB_KINDS,
-    DENSE_KINDS,
-    REFUSED_KINDS,
-    inspect_adapter,
-    lower_adapter,
-)
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS, REFUSED_KINDS
 from hotshoe.registry.formats.kind_table import adapterhub_table, dense_table, kind_table
+from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
 
 TOKENS = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(7))
 MODELS = {

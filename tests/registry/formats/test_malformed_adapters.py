@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
-from hotshoe.registry.formats.kind import ADAPTER_KINDS, inspect_adapter, lower_adapter
+from hotshoe.registry.formats.kind import ADAPTER_KINDS
+from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
 from hotshoe.registry.validation import AdapterLimits
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

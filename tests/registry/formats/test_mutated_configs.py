@@ -15,7 +15,8 @@ from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind, tasks_of
 from tiny_models import ModelWeights, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import InvalidAdapter
-from hotshoe.registry.formats.kind import DENSE_KINDS, inspect_adapter, lower_adapter
+from hotshoe.registry.formats.kind import DENSE_KINDS
+from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
 
 TOKENS = torch.randint(0, 128, (1, 7), generator=torch.Generator().manual_seed(3))
 TOKENS_TOO = "LORA of tokens too"

@@ -13,8 +13,8 @@ import torch
 
 from hotshoe.kernels.reference import dequantize_nf4
 from hotshoe.registry.formats.base import BaseShape, LinearId
-from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.recipes.doctor import Grade, LinearDiagnosis, diagnose, report_of, worst
 from hotshoe.registry.recipes.factors import Factors, inner
 from hotshoe.registry.recipes.requantized import kept

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import LinearId
-from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import KvPrefix, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.recipes import scaled_merging
 from hotshoe.registry.recipes.ia3_files import ia3_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import LinearId
-from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.recipes.merged_adapter import MergedAdapter, merged_adapter
 

@@ -11,8 +11,8 @@ from peft_adapters import adapter_files, write_lora
 from tiny_models import TARGETS, ModelWeights, decoder_linears, tiny_llama
 
 from hotshoe.registry.errors import InvalidAdapter
-from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.recipes.factors import Factors
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.mitigation import mitigate

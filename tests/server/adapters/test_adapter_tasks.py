@@ -10,7 +10,7 @@ from residency_house import House, Weights, leased, until
 from store_adapters import publish
 
 from hotshoe.registry.formats.base import LinearId
-from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.adapters.adapter_batch import AdapterSegment
 from hotshoe.server.adapters.adapter_key import adapter_key, digest_of, is_part_of, task_of
 from hotshoe.server.adapters.resident import Tier

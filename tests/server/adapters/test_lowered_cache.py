@@ -11,8 +11,8 @@ from tiny_models import ModelWeights, tiny_llama
 
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import LinearId
-from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import Approximation, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.lowered_cache import LoweredCache

@@ -44,7 +44,7 @@ def test_a_cold_adapter_is_loaded_once_and_then_found(new_house: Callable[..., H
 
 
 def test_what_is_placed_is_what_was_published(new_house: Callable[..., House]) -> None:
-    from hotshoe.registry.formats.kind import lower_adapter
+    from hotshoe.registry.formats.lowering import lower_adapter
     from hotshoe.server.adapters.adapter_batch import AdapterSegment
 
     house = new_house()

@@ -21,7 +21,8 @@ from running_engine import RunningEngine, make_request
 from tiny_models import ModelWeights
 from transformers import PreTrainedModel
 
-from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, lower_adapter
+from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.registry import Registry
 from hotshoe.server.engine.request import AdapterUse, FinishReason, SamplingParams
 from hotshoe.server.errors import AdapterUnusable, PromptTooLong

@@ -12,7 +12,7 @@ from running_engine import RunningEngine, make_request
 from tiny_models import ModelWeights, base_shape
 from torch import Tensor
 
-from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency

@@ -17,7 +17,7 @@ from running_engine import RunningEngine, make_request
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hotshoe.kernels.cpu import nf4_linear
-from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency

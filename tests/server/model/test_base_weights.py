@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hotshoe.kernels.cpu import nf4_linear
 from hotshoe.kernels.reference import dequantize_nf4
-from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import LoweredAdapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.model.backends import Backend, choose_backend, cuda_backend
 from hotshoe.server.model.checkpoints import DirectoryCheckpoint
 from hotshoe.server.model.decoder_reader import read_decoder

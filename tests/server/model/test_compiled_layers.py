@@ -11,7 +11,7 @@ from peft_adapters import adapter_files, write_ia3, write_lora
 from torch import Tensor
 
 from hotshoe.kernels.cpu import nf4_linear
-from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
 from hotshoe.server.model.decoder_input import DecoderInput
 from hotshoe.server.model.kv_cache import KvCache

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hotshoe.registry.errors import InvalidAdapter
-from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.model.loader import LoadedBase, load_base
 
 PROMPT = [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61]

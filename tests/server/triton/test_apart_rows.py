@@ -27,8 +27,8 @@ from triton_base import (
 )
 
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.formats.kind import lower_adapter
 from hotshoe.registry.formats.lowered import GatedPrompt, LoweredAdapter, LoweredLinear, OutputSwap
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.adapters.adapter_places import AdapterPlaces
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.model import triton_layers

@@ -14,7 +14,7 @@ from running_engine import RunningEngine, make_request
 from tiny_models import ModelWeights
 from transformers import PreTrainedModel
 
-from hotshoe.registry.formats.kind import lower_adapter
+from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.engine.request import AdapterUse, Request
 from hotshoe.server.errors import AdapterUnusable
 from hotshoe.server.model.decoder import Decoder
