@@ -241,8 +241,6 @@ class Decoder:
             adapters.add_delta(index, site, x, y)
         return y
 
-    # What a backend of its own computes by other means.
-
     def _add_copies(self, index: int, site: str, x: Tensor, y: Tensor, adapters: "AdapterBatch") -> None:
         """Adds to y what rows take of the base's product again, its inputs and outputs scaled; a few copies at once."""
         for start, end, copies, weight in adapters.copies(index, site):
@@ -253,6 +251,8 @@ class Decoder:
                 products = self._product(index, site, [part.to(x.dtype) for part in scaled])
                 added = (products.unflatten(0, (len(outputs), -1)) * outputs[:, None]).sum(0)
                 y[start:end] += (weight * added).to(y.dtype)
+
+    # What a backend of its own computes by other means.
 
     def _product(self, index: int, site: str, inputs: Sequence[Tensor]) -> Tensor:
         """A site's linear, without its bias; an input for all its targets, or one for each."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from hotshoe.kernels.cpu import nf4_linear
 from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt
+from hotshoe.server.adapters.placed_adapter import SiteCopies
 from hotshoe.server.adapters.sites import SITES
 from hotshoe.server.model import backends
 from hotshoe.server.model.backends import Backend, choose_backend, cuda_backend
@@ -134,6 +135,9 @@ class _OneAdapter:
 
     def scale_output(self, layer: int, site: str, y: Tensor) -> None:
         y *= 2
+
+    def copies(self, layer: int, site: str) -> Sequence[tuple[int, int, SiteCopies, float]]:
+        return ()
 
     def add_delta(self, layer: int, site: str, x: Tensor, y: Tensor) -> None:
         y += x.sum(dim=1, keepdim=True)
