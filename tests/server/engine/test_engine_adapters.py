@@ -406,6 +406,7 @@ def test_waiting_for_an_adapter_slot_costs_no_turns(
         busy = residency.load(pinned.digest).digest
         # the reference below is the test's own: an idle engine's check would count it as leaked
         monkeypatch.setattr(running.engine._scheduler, "check_integrity", lambda: None)
+        time.sleep(0.2)  # one that has begun ends before there is anything to see
         assert residency.acquire([busy]) is not None  # as a request would that runs for long
         waiting = make_request([1], adapters=stack)
         monkeypatch.setattr(running.engine, "config", replace(running.engine.config, check_every_step=False))
