@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from hotshoe.registry.bench_adapters import bench_base, lora_config, lora_tensors
 from hotshoe.registry.digest import digest_hex, digest_of
-from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
+from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowering import AdapterSummary
 from hotshoe.registry.index import IndexEntry
 from hotshoe.registry.large_bench import measure_large
@@ -37,31 +38,13 @@ _CALLS = 200
 
 def base() -> BaseShape:
     """One layer with q_proj."""
-    linear = LinearShape("model.layers.0.self_attn.q_proj", _HIDDEN, _HIDDEN, False)
-    return BaseShape(
-        name="bench",
-        digest=digest_of(b"bench"),
-        model_type="llama",
-        hidden_size=_HIDDEN,
-        num_layers=1,
-        num_kv_heads=1,
-        head_dim=_HIDDEN,
-        vocab_size=32,
-        max_sequence_length=64,
-        linears={LinearId(0, "q_proj"): linear},
-    )
+    return bench_base(1, _HIDDEN)
 
 
 def adapter_files(seed: int) -> dict[str, bytes]:
     """A LORA adapter of that base."""
-    normal = np.random.default_rng(seed).standard_normal
-    key = "base_model.model.model.layers.0.self_attn.q_proj"
-    tensors = {
-        f"{key}.lora_A.weight": normal((_RANK, _HIDDEN), dtype=np.float32),
-        f"{key}.lora_B.weight": normal((_HIDDEN, _RANK), dtype=np.float32),
-    }
-    config = {"peft_type": "LORA", "r": _RANK, "lora_alpha": _RANK, "target_modules": ["q_proj"], "bias": "none"}
-    return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: json.dumps(config).encode()}
+    tensors = lora_tensors(np.random.default_rng(seed).standard_normal, 1, _RANK, _HIDDEN)
+    return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: lora_config(_RANK)}
 
 
 def fill(root: Path, adapters: int) -> None:

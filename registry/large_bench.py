@@ -5,7 +5,6 @@ held against reading the file, which the system has in memory, into memory of on
 """
 
 import hashlib
-import json
 import os
 import statistics
 import time
@@ -16,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from hotshoe.registry.digest import digest_hex, digest_of
-from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
+from hotshoe.registry.bench_adapters import bench_base, lora_config, lora_tensors
+from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, FileDescriptor
 from hotshoe.registry.registry import Registry
@@ -32,10 +31,7 @@ _FREED_BYTES = 500 << 20
 def measure_large(directory: Path, megabytes: int, *, rounds: int) -> dict[str, float]:
     """Medians, in milliseconds, and their ratios to the least; the store is made in `directory`."""
     layers = max(1, round(megabytes * 1e6 / _LAYER_BYTES))
-    config = json.dumps(
-        {"peft_type": "LORA", "r": _RANK, "lora_alpha": _RANK, "target_modules": ["q_proj"], "bias": "none"}
-    ).encode()
-    (directory / CONFIG_FILE).write_bytes(config)
+    (directory / CONFIG_FILE).write_bytes(lora_config(_RANK))
     store = Registry(directory / "store")
     times: dict[str, list[float]] = {"least": [], "publish": [], "read back, hashed again": [], "read": [], "lower": []}
     try:
@@ -66,7 +62,7 @@ def _publish(store: Registry, directory: Path, layers: int) -> None:
                     upload.write(upload.received_bytes, chunk)
             upload.name(upload.received_digest)
             files.append(upload.finish())
-    store.publish(name="large", tags=["latest"], files=files, annotations={}, base=_base(layers))
+    store.publish(name="large", tags=["latest"], files=files, annotations={}, base=bench_base(layers, _HIDDEN))
 
 
 def _read(store: Registry, digest: str, out: Path) -> None:
@@ -81,7 +77,7 @@ class _Unread:
     """A base none of whose weights a LORA takes to be lowered."""
 
     def __init__(self, layers: int) -> None:
-        self.shape = _base(layers)
+        self.shape = bench_base(layers, _HIDDEN)
 
 
 def _lower(directory: Path, layers: int) -> None:
@@ -111,31 +107,7 @@ def _milliseconds(scratch: Path, act: Callable[[], object]) -> float:
 
 
 def _write_weights(path: Path, layers: int, *, seed: int) -> None:
-    normal = np.random.default_rng(seed).standard_normal
-    tensors = {}
-    for layer in range(layers):
-        key = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{key}.lora_A.weight"] = normal((_RANK, _HIDDEN), dtype=np.float32)
-        tensors[f"{key}.lora_B.weight"] = normal((_HIDDEN, _RANK), dtype=np.float32)
+    tensors = lora_tensors(np.random.default_rng(seed).standard_normal, layers, _RANK, _HIDDEN)
     save_file(tensors, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())  # that is not what is measured
-
-
-def _base(layers: int) -> BaseShape:
-    linears = {
-        LinearId(layer, "q_proj"): LinearShape(f"model.layers.{layer}.self_attn.q_proj", _HIDDEN, _HIDDEN, False)
-        for layer in range(layers)
-    }
-    return BaseShape(
-        name="large",
-        digest=digest_of(b"large"),
-        model_type="llama",
-        hidden_size=_HIDDEN,
-        num_layers=layers,
-        num_kv_heads=1,
-        head_dim=_HIDDEN,
-        vocab_size=32,
-        max_sequence_length=64,
-        linears=linears,
-    )

@@ -6,7 +6,6 @@ they are held against is the least that a verified copy costs: sha256 and fsync 
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import statistics
@@ -23,8 +22,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from hotshoe.registry.digest import digest_of
-from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
+from hotshoe.registry.bench_adapters import bench_base, lora_config, lora_tensors
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.remote import parse_remote
@@ -110,34 +108,10 @@ def _store(root: Path) -> Iterator[Registry]:
 def _publish(store: Registry, size_bytes: int) -> AdapterRecord:
     """An adapter of about that size: a LORA of as many layers as that takes."""
     layers = max(1, size_bytes // _LAYER_BYTES)
-    random = np.random.default_rng(time.time_ns())
-    tensors = {}
-    for layer in range(layers):
-        key = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{key}.lora_A.weight"] = random.random((_RANK, _HIDDEN), dtype=np.float32)
-        tensors[f"{key}.lora_B.weight"] = random.random((_HIDDEN, _RANK), dtype=np.float32)
-    config = {"peft_type": "LORA", "r": _RANK, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
-    files = store.add_files({WEIGHTS_FILE: save(tensors), CONFIG_FILE: json.dumps(config).encode()})
-    return store.publish(name="bench", tags=[], files=files, annotations={}, base=_base(layers))[0]
-
-
-def _base(layers: int) -> BaseShape:
-    linears = {
-        LinearId(layer, "q_proj"): LinearShape(f"model.layers.{layer}.self_attn.q_proj", _HIDDEN, _HIDDEN, False)
-        for layer in range(layers)
-    }
-    return BaseShape(
-        name="bench",
-        digest=digest_of(b"bench"),
-        model_type="llama",
-        hidden_size=_HIDDEN,
-        num_layers=layers,
-        num_kv_heads=1,
-        head_dim=_HIDDEN,
-        vocab_size=32,
-        max_sequence_length=64,
-        linears=linears,
-    )
+    tensors = lora_tensors(np.random.default_rng(time.time_ns()).random, layers, _RANK, _HIDDEN)
+    files = store.add_files({WEIGHTS_FILE: save(tensors), CONFIG_FILE: lora_config(_RANK)})
+    base = bench_base(layers, _HIDDEN)
+    return store.publish(name="bench", tags=[], files=files, annotations={}, base=base)[0]
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -38,42 +38,41 @@ def lora_files(
     """
     from safetensors.numpy import save
 
-    tensors = {}
-    for linear, (a, b) in updates.items():
-        module = base.linears[linear].module
-        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = a.float().contiguous().numpy()
-        tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = b.float().contiguous().numpy()
-    for linear, row_norms in (norms or {}).items():
-        name = f"{MODULE_PREFIX}{base.linears[linear].module}.lora_magnitude_vector"
-        tensors[name] = row_norms.float().contiguous().numpy()
-    for linear, bias in (added_biases or {}).items():
-        tensors[f"{MODULE_PREFIX}{base.linears[linear].module}.lora_B.bias"] = bias.float().contiguous().numpy()
-    for linear, bias in (biases or {}).items():
-        tensors[f"{MODULE_PREFIX}{base.linears[linear].module}.base_layer.bias"] = bias.float().contiguous().numpy()
-    for module, replaced in (token_rows or {}).items():
-        name = f"{MODULE_PREFIX}{module}.token_adapter.trainable_tokens_delta"
-        tensors[name] = replaced.rows.float().contiguous().numpy()
-    for module, weight in (whole or {}).items():
-        tensors[f"{MODULE_PREFIX}{module}.weight"] = weight.float().contiguous().numpy()
-    ranks = {base.linears[linear].module: factors.a.shape[0] for linear, factors in updates.items()}
-    rank = max(ranks.values())
-    others = {module: other for module, other in sorted(ranks.items()) if other != rank}
-    tokens = {module.split(".")[-1]: replaced.token_ids.tolist() for module, replaced in (token_rows or {}).items()}
+    modules = {linear: shape.module for linear, shape in base.linears.items()}
+    parts = {f"{modules[linear]}.lora_A.weight": factors.a for linear, factors in updates.items()}
+    parts |= {f"{modules[linear]}.lora_B.weight": factors.b for linear, factors in updates.items()}
+    parts |= {f"{modules[linear]}.lora_magnitude_vector": found for linear, found in (norms or {}).items()}
+    parts |= {f"{modules[linear]}.lora_B.bias": bias for linear, bias in (added_biases or {}).items()}
+    parts |= {f"{modules[linear]}.base_layer.bias": bias for linear, bias in (biases or {}).items()}
+    parts |= {f"{name}.token_adapter.trainable_tokens_delta": kept.rows for name, kept in (token_rows or {}).items()}
+    parts |= {f"{name}.weight": weight for name, weight in (whole or {}).items()}
+    tokens = {name.split(".")[-1]: kept.token_ids.tolist() for name, kept in (token_rows or {}).items()}
     config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        **_low_rank_fields(updates, base),
         "base_model_name_or_path": base_name,
-        "inference_mode": True,
-        "target_modules": target_names(updates, base),
-        "r": rank,
-        "lora_alpha": rank,
-        "rank_pattern": others,
-        "alpha_pattern": others,
         "bias": "lora_only" if biases else "none",
         **({"lora_bias": True} if added_biases else {}),
         **({"use_dora": True} if norms else {}),
         **({"modules_to_save": sorted(whole)} if whole else {}),
         **({"trainable_token_indices": tokens} if tokens else {}),
     }
+    tensors = {f"{MODULE_PREFIX}{name}": part.float().contiguous().numpy() for name, part in parts.items()}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     return {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}), CONFIG_FILE: text.encode()}
+
+
+def _low_rank_fields(updates: Mapping[LinearId, Factors], base: BaseShape) -> dict[str, object]:
+    """The config's fields that say what the updates are."""
+    ranks = {base.linears[linear].module: factors.a.shape[0] for linear, factors in updates.items()}
+    rank = max(ranks.values())
+    others = {module: other for module, other in sorted(ranks.items()) if other != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "target_modules": target_names(updates, base),
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+    }
