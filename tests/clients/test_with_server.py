@@ -125,9 +125,13 @@ def test_what_hashing_raises_reaches_the_caller(
 def test_what_breaks_while_it_is_hashed_is_sent_as_ever(hashed_late, client: Client, adapters, tmp_path: Path) -> None:
     upload, calls = client._registry.UploadBlob, []
 
+    def broken(requests):
+        yield next(requests)
+        raise ConnectionError("the line is dead")
+
     def broken_once(requests, timeout: float | None = None):
         calls.append(timeout)
-        return upload(requests, timeout=1e-6 if len(calls) == 1 else timeout)
+        return upload(broken(requests) if len(calls) == 1 else requests, timeout=timeout)
 
     client._registry.UploadBlob = broken_once
     published = client.publish_directory(varied(adapters, tmp_path / "broken", "broken"), "late-broken")
