@@ -1,4 +1,4 @@
-"""The README's commands on signatures, exports and imports, run as they stand there."""
+"""The README's Python, and the registry's README's commands on exports, imports and signatures, run as they stand."""
 
 import os
 import re
@@ -13,6 +13,7 @@ from hotshoe.clients import Client
 from hotshoe.clients.local_server import LocalServer
 
 README = Path(__file__).parents[2] / "README.md"
+OF_THE_REGISTRY = README.parent / "registry" / "README.md"
 MARK = "<!-- tests/clients/test_readme.py runs this -->\n```sh\n"
 TOOLS = ("skopeo", "umoci")
 
@@ -32,9 +33,9 @@ def test_the_readmes_python_runs(
 
 
 @pytest.mark.skipif(None in map(shutil.which, TOOLS), reason=f"not installed: one of {', '.join(TOOLS)}")
-def test_the_readmes_commands_do_what_it_says(server: LocalServer, adapters: dict[str, Path], tmp_path: Path) -> None:
-    blocks = [block.partition("```")[0] for block in README.read_text().split(MARK)[1:]]
-    assert [len(re.findall(r"^hotshoe ", block, re.MULTILINE)) for block in blocks] == [4, 6]
+def test_the_registry_s_readmes_commands_do_what_it_says(server: LocalServer, adapters: dict[str, Path], tmp_path: Path) -> None:
+    blocks = [block.partition("```")[0] for block in OF_THE_REGISTRY.read_text().split(MARK)[1:]]
+    assert [len(re.findall(r"^hotshoe ", block, re.MULTILINE)) for block in blocks] == [6, 4]
     with Client(server.grpc) as client:
         published = client.publish_directory(adapters["amber"], "team/pirate", tags=["v1"]).adapter
     (tmp_path / "bin").mkdir()
