@@ -33,7 +33,7 @@ def test_the_readmes_python_runs(
 
 
 @pytest.mark.skipif(None in map(shutil.which, TOOLS), reason=f"not installed: one of {', '.join(TOOLS)}")
-def test_the_registry_s_readmes_commands_do_what_it_says(server: LocalServer, adapters: dict[str, Path], tmp_path: Path) -> None:
+def test_its_commands_do_what_the_registry_says(server: LocalServer, adapters: dict[str, Path], tmp_path: Path) -> None:
     blocks = [block.partition("```")[0] for block in OF_THE_REGISTRY.read_text().split(MARK)[1:]]
     assert [len(re.findall(r"^hotshoe ", block, re.MULTILINE)) for block in blocks] == [6, 4]
     with Client(server.grpc) as client:
