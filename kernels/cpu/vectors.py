@@ -66,11 +66,6 @@ def load_integers(builder: Any, address: Any, offset: int = 0) -> Any:
     return loaded
 
 
-def store_integers(builder: Any, values: Any, address: Any, offset: int = 0) -> None:
-    """16 int32."""
-    builder.store(values, pointer(builder, address, offset, INTEGERS)).align = 4
-
-
 def spread_integer(builder: Any, value: Any) -> Any:
     """One int32 in every lane."""
     undefined = ir.Constant(INTEGERS, ir.Undefined)

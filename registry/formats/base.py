@@ -76,10 +76,6 @@ class BaseShape:
     norms: Mapping[NormId, NormShape] = field(default_factory=dict)
     tied_head: bool = False  # the output head is the embedding
 
-    def linear_of_module(self, module: str) -> LinearId | None:
-        """The linear with that full module name, or None."""
-        return next((key for key, shape in self.linears.items() if shape.module == module), None)
-
 
 class BaseWeights(Protocol):
     """A loaded base model, as far as lowering reads it."""
