@@ -156,6 +156,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             with self._parts.dispatcher.queue(answers.request, limit=limit) as queue:
                 self._engine.submit(answers.request)
                 submitted = True
+                queue.submitted()
                 with _cancelled_by(queue):
                     yield queue
         except asyncio.CancelledError:
