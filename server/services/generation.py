@@ -160,7 +160,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 with _cancelled_by(queue):
                     yield queue
         except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED.name
+            ended = grpc.StatusCode.DEADLINE_EXCEEDED if answers.deadline_passed else grpc.StatusCode.CANCELLED
+            code = ended.name
             raise
         except Exception as error:
             row = row_of(error)
