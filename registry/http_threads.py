@@ -120,9 +120,7 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_port = False
     request_queue_size = 128
 
-    def __init__(
-        self, address: tuple[str, int], handler: type[RequestHandler], tls: ssl.SSLContext | None
-    ) -> None:
+    def __init__(self, address: tuple[str, int], handler: type[RequestHandler], tls: ssl.SSLContext | None) -> None:
         self._tls = tls
         self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         super().__init__(address, handler)
