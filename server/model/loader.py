@@ -167,7 +167,7 @@ def _prepare_directory(path: Path, cache: BaseCache) -> _Prepared:
 
 
 def _kept_tokenizer(path: Path, cache: BaseCache) -> Tokenizer:
-    """A directory's tokenizer, template and ends of text, by the digest of their own files: the base's is not of them."""
+    """A directory's tokenizer, template and ends of text, by the digest of their own files: the base's is of others."""
     files = [file for file in path.iterdir() if file.suffix in _TOKENIZER_SUFFIXES and file.is_file()]
     digest = cache.base_digest(path, files)
     kept = cache.find(digest, _TOKENIZER) or cache.add(digest, Tokenizer.from_directory(path).save, _TOKENIZER)

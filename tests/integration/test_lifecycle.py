@@ -301,7 +301,7 @@ def test_a_second_signal_ends_at_once(start_server: StartServer) -> None:
     server = start_server("--max-running-requests", "1")
     calls = [_streaming(server, 490) for _ in range(20)]
     next(calls[0])
-    server.terminate()
+    server.process.send_signal(signal.SIGHUP)
     while "draining" not in server.log:
         time.sleep(0.01)
     started = time.monotonic()
