@@ -55,6 +55,7 @@ from hotshoe.server.logs import log_event
 from hotshoe.server.metrics import Metrics, Sources
 from hotshoe.server.model.loader import LoadedBase, load_base
 from hotshoe.server.model.spectra import Spectra
+from hotshoe.server.services.admission import Admission
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.generation import GenerationParts, GenerationService
@@ -65,6 +66,7 @@ from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.registry import RegistryService
 from hotshoe.server.services.requests import RequestMapper
 from hotshoe.server.services.residency import ResidencyParts, ResidencyService
+from hotshoe.server.services.tokens import InvalidKeys, TokenVerifier
 from hotshoe.server.services.transfers import Transfers
 
 _RESERVE_BYTES = 8 << 20  # of the registry's disk
@@ -130,6 +132,7 @@ class Server:
             StartupError: a port is taken, or the registry or the base cannot be opened. Nothing is left behind.
         """
         try:
+            self._ask_for_tokens()
             server, address = self._bind()
             self._start_http()
             await _in_executor(self._open)
@@ -172,6 +175,23 @@ class Server:
     async def stop(self) -> None:
         """Ends everything: what still runs fails with Draining."""
         await self._cleanup.aclose()
+
+    def _ask_for_tokens(self) -> None:
+        config = self.config
+        if config.auth_keys is None:
+            if not config.listen.is_loopback:
+                log_event(logging.WARNING, "open_to_all", listen=str(config.listen), hint="--auth-keys asks who calls")
+            return
+        try:
+            verifier = TokenVerifier(
+                config.auth_keys,
+                issuer=config.auth_issuer,
+                audience=config.auth_audience,
+                tenant_claim=config.auth_tenant_claim,
+            )
+        except (InvalidKeys, OSError) as error:
+            raise StartupError(f"auth_keys: {error}") from error
+        self._interceptor.admit_by(Admission(verifier, lambda digest: self.registry.adapter_names(digest)))
 
     def _bind(self) -> tuple[grpc.aio.Server, Address]:
         """Takes the port before the base is loaded: a port that is in use should not take minutes to notice."""
