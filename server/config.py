@@ -146,6 +146,9 @@ class ServerConfig:
     registry_http_users: Path | None = _setting(
         None, "who may read at --registry-http, with a password; `hotshoe registry password NAME` makes lines of it"
     )
+    openai: Address | None = _setting(
+        None, "HOST:PORT of OpenAI's HTTP API, with the gRPC port's TLS and tokens; port 0 takes a free one"
+    )
     device: str = _setting("auto", "where the base model lies", choices=("auto", "cpu", "cuda"))
     backend: str = _setting(
         "auto",
@@ -243,11 +246,12 @@ class ServerConfig:
     def _refuse_open_ports(self) -> None:
         if self.insecure_bind:
             return
-        if not self.listen.is_loopback and self.tls_cert is None:
-            raise ValueError(
-                f"listen: {self.listen} can be reached from other machines; "
-                "give --tls-cert and --tls-key, or say --insecure-bind"
-            )
+        for name, address in (("listen", self.listen), ("openai", self.openai)):
+            if address and not address.is_loopback and self.tls_cert is None:
+                raise ValueError(
+                    f"{name}: {address} can be reached from other machines; "
+                    "give --tls-cert and --tls-key, or say --insecure-bind"
+                )
         if self.http and not self.http.is_loopback:
             raise ValueError(
                 f"http: {self.http} can be reached from other machines and has no TLS; "

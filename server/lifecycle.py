@@ -120,6 +120,7 @@ class Server:
         self.dispatcher: Dispatcher
         self.http: HttpServer | None = None
         self.registry_http: Address | None = None
+        self.openai: Address | None = None
         self.merged: AdapterUse | None = None
         self._interceptor = RpcInterceptor(self.metrics)
         self._draining = asyncio.Event()
@@ -134,6 +135,8 @@ class Server:
         try:
             self._ask_for_tokens()
             server, address = self._bind()
+            if self.config.openai:
+                _check_free(self.config.openai)
             self._start_http()
             await _in_executor(self._open)
             self._start_registry_http()
@@ -145,6 +148,7 @@ class Server:
             self.engine.start()
             self._cleanup.push_async_callback(_in_executor, self.engine.stop, _ENGINE_STOP_SECONDS)
             await server.start()
+            await self._start_openai()
             self.health.ready(self.engine)
             self._watch()
         except BaseException:
@@ -154,6 +158,7 @@ class Server:
             "grpc": str(address),
             "http": str(self.http.address) if self.http else "",
             **({"registry_http": str(self.registry_http)} if self.registry_http else {}),
+            **({"openai": str(self.openai)} if self.openai else {}),
             "base_model": self.base.name,
             "base_digest": self.base.digest,
             "device": self.base.device,
@@ -242,6 +247,26 @@ class Server:
         self.registry_http = address.with_port(server.port)
         self._cleanup.callback(server.stop)
         server.start()
+
+    async def _start_openai(self) -> None:
+        address, (generation, registry) = self.config.openai, self._services
+        if address is None:
+            return
+        try:
+            from hotshoe.server.openai.listener import listen
+        except ModuleNotFoundError as error:
+            raise StartupError(f"openai: {error}; pip install 'hotshoe[openai]'") from error
+        from hotshoe.server.openai.api import OpenAiApi
+
+        api = OpenAiApi(self._interceptor, generation, registry, base_model=self.base.name, health=self.health.report)
+        certificate, key = self.config.tls_cert, self.config.tls_key
+        tls = tls_context(certificate, key) if certificate and key else None
+        try:
+            port, stop = await listen(api.application(), address.host, address.port, tls)
+        except OSError as error:
+            raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from error
+        self._cleanup.push_async_callback(stop)
+        self.openai = address.with_port(port)
 
     def _open(self) -> None:
         """Opens the registry and loads the base: seconds, or minutes where the base is quantized for the first time."""
@@ -379,6 +404,7 @@ class Server:
             checking=self._executor("checking", _CHECKING_THREADS, initializer=let_others_first),
             verifier=self.verifier,
         )
+        self._services = generation, registry  # for OpenAI's API, too
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)  # type: ignore[no-untyped-call]
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)  # type: ignore[no-untyped-call]
         residency_pb2_grpc.add_ResidencyServiceServicer_to_server(residency, server)  # type: ignore[no-untyped-call]
