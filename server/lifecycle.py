@@ -307,6 +307,15 @@ class Server:
         return LoweredCache(self.config.base_cache / "lowered", max_bytes=self.config.residency.lowered_cache_bytes)
 
     def _build_engine(self) -> Engine:
+        """The engine and all its memory. Raises StartupError where there is not so much."""
+        try:
+            return self._new_engine()
+        except (MemoryError, OverflowError, RuntimeError) as error:
+            limits = "--kv-tokens, --adapter-slots, --max-running-requests, --max-rank, --device-bytes"
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise StartupError(f"no memory for what {limits} ask for: {reason}") from error
+
+    def _new_engine(self) -> Engine:
         base, config = self.base, self.config
         slots = AdapterSlots.for_base(
             base.weights.shape,
@@ -539,7 +548,7 @@ class Server:
 
 
 async def serve(config: ServerConfig) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 1 if it could not start."""
+    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit code: 0, or 1 if it could not start."""
     _share_the_interpreter()
     server = Server(config)
     try:
@@ -603,8 +612,9 @@ class _Signals:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, self._note)
 
     def _note(self) -> None:
         (self.second if self.first.is_set() else self.first).set()

@@ -139,7 +139,7 @@ def test_a_completion_is_streamed(house: House) -> None:
 
 REFUSALS = [
     ({"model": "none/such"}, 404, None, "adapter_not_found"),
-    ({"model": "NO"}, 400, None, "invalid_reference"),
+    ({"model": "NO"}, 400, "adapters[0].reference", "invalid_reference"),
     ({"max_tokens": 100_000}, 400, "max_tokens", "prompt_too_long"),
     ({"top_p": 3}, 400, "top_p", "invalid_parameter"),
     ({"messages": [{"role": "wizard", "content": "hi"}]}, 400, "messages[0].role", "invalid_parameter"),
