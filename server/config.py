@@ -153,6 +153,9 @@ class ServerConfig:
     registry_http_users: Path | None = _setting(
         None, "who may read at --registry-http, with a password; `hotshoe registry password NAME` makes lines of it"
     )
+    openai: Address | None = _setting(
+        None, "HOST:PORT of OpenAI's HTTP API, with the gRPC port's TLS and tokens; port 0 takes a free one"
+    )
     device: str = _setting("auto", "where the base model lies", choices=("auto", "cpu", "cuda"))
     backend: str = _setting(
         "auto",
@@ -163,6 +166,14 @@ class ServerConfig:
         "", "what computes an operation of the triton backend instead, e.g. linear=bitsandbytes,attention=sdpa"
     )
     threads: int | None = _setting(None, "torch's compute threads (default: torch's own choice)")
+    auth_keys: Path | None = _setting(
+        None,
+        "public keys, in PEM or as a JSON Web Key Set, that callers' tokens are signed with; followed while the server "
+        "runs (default: nobody is asked for a token)",
+    )
+    auth_issuer: str = _setting("hotshoe", "whom tokens must be from")
+    auth_audience: str = _setting("hotshoe", "whom tokens must be for")
+    auth_tenant_claim: str = _setting("tenant", "the claim of a token that names its tenant; else its subject is one")
     tenant_metadata: str = _setting(
         "", "metadata key in which a proxy that authenticates names a request's tenant ('': all requests are one's)"
     )
@@ -219,6 +230,8 @@ class ServerConfig:
         _require_positive(self, "stream_buffer_tokens")
         if self.tenant_metadata and not _METADATA_KEY.fullmatch(self.tenant_metadata):
             raise ValueError(f"tenant_metadata: {self.tenant_metadata!r} is not a key of gRPC's metadata")
+        if self.tenant_metadata and self.auth_keys:
+            raise ValueError("tenant_metadata: with --auth-keys a request's tenant is its token's")
         for tenant, weight in self.tenant_weights.items():
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(f"tenant_weights: {tenant!r} must have a weight above 0, not {weight}")
@@ -242,11 +255,12 @@ class ServerConfig:
     def _refuse_open_ports(self) -> None:
         if self.insecure_bind:
             return
-        if not self.listen.is_loopback and self.tls_cert is None:
-            raise ValueError(
-                f"listen: {self.listen} can be reached from other machines; "
-                "give --tls-cert and --tls-key, or say --insecure-bind"
-            )
+        for name, address in (("listen", self.listen), ("openai", self.openai)):
+            if address and not address.is_loopback and self.tls_cert is None:
+                raise ValueError(
+                    f"{name}: {address} can be reached from other machines; "
+                    "give --tls-cert and --tls-key, or say --insecure-bind"
+                )
         if self.http and not self.http.is_loopback:
             raise ValueError(
                 f"http: {self.http} can be reached from other machines and has no TLS; "

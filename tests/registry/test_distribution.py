@@ -35,7 +35,7 @@ def sql(registry: Registry) -> AdapterRecord:
 def http(registry: Registry) -> Iterator[httpx.Client]:
     server = registry_http_server("127.0.0.1", 0, Distribution(registry))
     server.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
         yield client
     server.stop()
 
@@ -226,7 +226,7 @@ def test_skopeo_pulls_from_a_registry_that_is_served_alone(
             check=True, capture_output=True, timeout=60,
         )  # fmt: skip
         served.terminate()
-        assert served.wait(10) == 0
+        assert served.wait(60) == 0
     assert json.loads(listed.stdout)["Tags"] == ["latest", "v1"]
     assert digest_of((tmp_path / "copy" / "manifest.json").read_bytes()) == sql.digest
     copied = {path.name for path in (tmp_path / "copy").iterdir()}

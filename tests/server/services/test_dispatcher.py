@@ -35,7 +35,7 @@ def _run(body: Callable[[Dispatcher], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
         metrics = Metrics()
         metrics._model = {"model_name": "tiny", "engine": "0"}
-        await asyncio.wait_for(body(Dispatcher(metrics)), 10)
+        await asyncio.wait_for(body(Dispatcher(metrics)), 100)
 
     asyncio.run(main())
 
