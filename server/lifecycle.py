@@ -71,6 +71,7 @@ from hotshoe.server.services.transfers import Transfers
 
 _RESERVE_BYTES = 8 << 20  # of the registry's disk
 _MAPPING_THREADS = 2
+_LONG_THREADS = 1  # for prompts that take seconds to tokenize, and mostly are too long
 _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
 _TRANSFER_THREADS = 4  # callers of PushAdapter and PullAdapter that are served at the same time
 _PULLING_THREADS = 4  # adapters that are fetched for requests at the same time
@@ -389,6 +390,7 @@ class Server:
                 tenant_metadata=self.config.tenant_metadata,
                 stream_buffer_tokens=self.config.stream_buffer_tokens,
                 executor=self._executor("mapping", _MAPPING_THREADS),
+                long_executor=self._executor("mapping-long", _LONG_THREADS, initializer=let_others_first),
             )
         )
         residency = ResidencyService(
