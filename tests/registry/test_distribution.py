@@ -3,9 +3,11 @@
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -160,6 +162,26 @@ def test_what_is_not_there_is_told_by_the_protocol_s_codes(
 ) -> None:
     response = http.get(path)
     assert (response.status_code, error_code(response)) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "target", ["http://[/v2/", f"/v2/_catalog?n={'1' * 5000}", "/v2/_catalog?n=-1", "/v2/%00/manifests/v1"]
+)
+def test_a_target_that_is_none_is_answered_all_the_same(registry: Registry, target: str) -> None:
+    answer = Distribution(registry).answer("GET", target)
+    assert answer.status == 400 and json.loads(answer.body)["errors"]
+
+
+@pytest.mark.parametrize("header", ["Content-Length: 45", "Transfer-Encoding: chunked"])
+def test_the_body_of_a_get_is_not_taken_for_the_next_request(http: httpx.Client, header: str) -> None:
+    hidden = "GET /v2/_catalog HTTP/1.1\r\nHost: other\r\n\r\n"
+    with socket.create_connection((http.base_url.host, http.base_url.port or 0), timeout=10) as connection:
+        connection.sendall(f"GET /v2/ HTTP/1.1\r\nHost: here\r\n{header}\r\n\r\n{hidden}".encode())
+        answered = b""
+        with suppress(ConnectionResetError):  # what was sent and not read
+            while part := connection.recv(4096):
+                answered += part
+    assert answered.count(b"HTTP/1.1 200") <= 1 and b"repositories" not in answered
 
 
 def test_nothing_is_written_by_http(http: httpx.Client, sql: AdapterRecord) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hotshoe.registry.http_threads import HttpThreads, RequestHandler
 from hotshoe.server.config import Address
 from hotshoe.server.http import HttpServer
 
@@ -108,3 +109,26 @@ def _answered_at_last(probed: Probed) -> bool:
         except OSError:
             time.sleep(0.02)
     return False
+
+
+def test_a_request_that_comes_byte_by_byte_holds_its_thread_for_so_long_and_no_longer() -> None:
+    class Hasty(RequestHandler):
+        timeout = 0.5
+
+    server = HttpThreads("127.0.0.1", 0, Hasty, name="hasty")
+    server.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as connection:
+            assert any(_is_closed_after(connection, b"G") for _ in range(600))
+    finally:
+        server.stop()
+
+
+def _is_closed_after(connection: socket.socket, data: bytes) -> bool:
+    try:
+        connection.sendall(data)
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True

@@ -5,6 +5,7 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,9 +220,16 @@ def test_a_drained_server_has_finished_what_it_took(config: ServerConfig) -> Non
     _run(config, body)
 
 
-def test_a_start_that_fails_leaves_its_ports_free(config: ServerConfig) -> None:
-    from dataclasses import replace
+def test_more_memory_than_there_can_be_is_told_in_one_line(config: ServerConfig) -> None:
+    async def main() -> None:
+        server = Server(replace(config, engine=EngineConfig(kv_tokens=1 << 50)))
+        with pytest.raises(StartupError, match="no memory for what --kv-tokens"):
+            await server.start()
 
+    asyncio.run(main())
+
+
+def test_a_start_that_fails_leaves_its_ports_free(config: ServerConfig) -> None:
     async def main() -> None:
         wrong = replace(config, base="/nowhere", http=Address("127.0.0.1", 0))
         server = Server(wrong)
