@@ -4,43 +4,29 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-import grpc
-import grpc.aio
-
-from hotshoe.clients import evaluations, messages, signatures
+from hotshoe.clients import blob_messages, evaluations, messages, registry_messages, signatures
 from hotshoe.clients.adapter_files import (
-    LARGE_BYTES,
     AdapterFile,
-    PartialDownload,
     Progress,
-    ProgressCounter,
-    find_files,
-    hash_counter,
-    hash_file,
     ignore_progress,
     scan_directory,
 )
+from hotshoe.clients.aio_transfers import AsyncTransfers
 from hotshoe.clients.channels import (
-    DEFAULT_SERVER,
     GENERATE_SECONDS,
     MAX_SMALL_BLOB_BYTES,
     QUICK_SECONDS,
     TRANSFER_SECONDS,
-    open_aio_channel,
-    registry_stub,
 )
+from hotshoe.clients.connection import AsyncConnection
 from hotshoe.clients.copies import Copy
-from hotshoe.clients.errors import NotFound, from_rpc_error
-from hotshoe.clients.retry import DEFAULT_RETRY, NO_RETRY, Attempts, RetryPolicy
+from hotshoe.clients.retry import NO_RETRY, Attempts
 from hotshoe.clients.streams import AsyncAnswerStream, AsyncResponseStream
 from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
-from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
-from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
 
 if TYPE_CHECKING:
     from hotshoe.registry.signing.keys import PrivateKey
@@ -48,7 +34,7 @@ if TYPE_CHECKING:
     from hotshoe.registry.signing.verdict import Verdict
 
 
-class AsyncClient:
+class AsyncClient(AsyncConnection):
     """An asyncio client of one hotshoe server. Make it where an event loop runs.
 
     Calls return the wire's messages (hotshoe.protos.v1) and raise the classes of hotshoe.clients.errors. Each has a
@@ -61,33 +47,6 @@ class AsyncClient:
                     print(delta.text_delta, end="")
             print(answer.final.usage)
     """
-
-    def __init__(
-        self,
-        server: str = DEFAULT_SERVER,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        retry: RetryPolicy = DEFAULT_RETRY,
-    ) -> None:
-        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port"."""
-        self._channel = open_aio_channel(server, credentials)
-        self.server = server
-        self._retry = retry
-        self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._registry: Any = registry_stub(self._channel)
-        self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
-
-    async def close(self) -> None:
-        """Ends what is under way and closes the connection."""
-        await self._channel.close(None)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
 
     # Generation
 
@@ -165,19 +124,12 @@ class AsyncClient:
         `approximate_rank` an update of full rank is served as its nearest of that rank: the answer says what is kept.
         Raises InvalidAdapterDirectory before anything is sent.
         """
-        attempts = Attempts(self._retry, timeout)
-        files = await self._scan(directory, progress, attempts)
-        request = messages.publish_request(
+        transfers = AsyncTransfers(self._registry, Attempts(self._retry, timeout), progress)
+        files = await transfers.scan(directory)
+        request = registry_messages.publish_request(
             name, tags, files, annotations or {}, validate_only, approximate_rank=approximate_rank
         )
-        await self._upload_missing(files, progress, attempts)
-        try:
-            return await self._publish(request, attempts)
-        except NotFound as error:
-            if error.reason != "BLOB_NOT_FOUND":  # collected since it was checked
-                raise
-        await self._upload_missing(files, progress, attempts)
-        return await self._publish(request, attempts)
+        return await transfers.publish(files, request)
 
     async def pull(
         self,
@@ -195,9 +147,7 @@ class AsyncClient:
         adapter = await self.get_adapter(reference, timeout=attempts.remaining())
         root = Path(directory)
         root.mkdir(parents=True, exist_ok=True)
-        counter = ProgressCounter("download", sum(blob.size_bytes for blob in adapter.blobs), progress)
-        for blob in adapter.blobs:
-            await self._download(blob, PartialDownload(root, blob), counter, attempts)
+        await AsyncTransfers(self._registry, attempts, progress).download(adapter, root)
         return adapter
 
     async def diagnose(
@@ -223,8 +173,8 @@ class AsyncClient:
         """
         files = await asyncio.to_thread(scan_directory, directory, progress)
         attempts = Attempts(self._retry, timeout)
-        await self._upload_missing(files, progress, attempts)
-        request = messages.diagnose_request(files, exact=exact, approximate_rank=approximate_rank)
+        await AsyncTransfers(self._registry, attempts, progress).upload_missing(files)
+        request = registry_messages.diagnose_request(files, exact=exact, approximate_rank=approximate_rank)
         response = await self._call(self._registry.DiagnoseAdapter, request, attempts.remaining())
         diagnosis: registry.Diagnosis = response.diagnosis
         return diagnosis
@@ -257,7 +207,7 @@ class AsyncClient:
 
         The README has the methods and their parameters; the server names them where it is asked for others.
         """
-        request = messages.merge_request(sources, name, method=method, parameters=parameters or {}, tags=tags)
+        request = registry_messages.merge_request(sources, name, method=method, parameters=parameters or {}, tags=tags)
         response: registry.MergeAdaptersResponse = await self._call(self._registry.MergeAdapters, request, timeout)
         return response
 
@@ -280,7 +230,9 @@ class AsyncClient:
             tags: there; that of `reference`, if not given.
             expected_digest: where the tags must point there, "" for nowhere; Aborted is raised if they do not.
         """
-        request = messages.push_request(reference, remote, name=name, tags=tags, expected_digest=expected_digest)
+        request = registry_messages.push_request(
+            reference, remote, name=name, tags=tags, expected_digest=expected_digest
+        )
         copy: Copy[registry.PushAdapterResponse] = Copy(progress)
         await self._follow(self._registry.PushAdapter, request, copy, timeout)
         return copy.last.adapter
@@ -299,7 +251,7 @@ class AsyncClient:
 
         They are the name and the tag of `reference`, if not given.
         """
-        request = messages.pull_request(remote, reference, name=name, tags=tags)
+        request = registry_messages.pull_request(remote, reference, name=name, tags=tags)
         copy: Copy[registry.PullAdapterResponse] = Copy(progress)
         await self._follow(self._registry.PullAdapter, request, copy, timeout)
         return copy.last
@@ -315,7 +267,7 @@ class AsyncClient:
     ) -> Sequence[registry.PullAdapterResponse]:
         """Has the server copy all that a name's tags point at on such a remote, with the tags; others stay."""
         copy: Copy[registry.PullAdapterResponse] = Copy(progress)
-        request = messages.mirror_request(remote, name, as_name=as_name)
+        request = registry_messages.mirror_request(remote, name, as_name=as_name)
         await self._follow(self._registry.PullAdapter, request, copy, timeout)
         return copy.done
 
@@ -350,7 +302,7 @@ class AsyncClient:
         timeout: float | None = QUICK_SECONDS,
     ) -> registry.AttachReferrerResponse:
         """Keeps a document of at most 1 MiB about an adapter, as its latest of that media type. Idempotent."""
-        request = messages.attach_request(
+        request = registry_messages.attach_request(
             reference, document, artifact_type=artifact_type, file_name=file_name, annotations=annotations or {}
         )
         response: registry.AttachReferrerResponse = await self._call(self._registry.AttachReferrer, request, timeout)
@@ -389,8 +341,8 @@ class AsyncClient:
         FailedPrecondition where it is for another base model.
         """
         attempts = Attempts(self._retry, timeout)
-        request = registry.AdoptAdapterRequest(name=name, tags=messages.several(tags), manifest=manifest)
-        await self._upload_missing(files, progress, attempts)
+        request = registry.AdoptAdapterRequest(name=name, tags=registry_messages.several(tags), manifest=manifest)
+        await AsyncTransfers(self._registry, attempts, progress).upload_missing(files)
         response: registry.AdoptAdapterResponse = await self._call(
             self._registry.AdoptAdapter, request, attempts.remaining()
         )
@@ -409,7 +361,7 @@ class AsyncClient:
     ) -> bytes:
         """A manifest, or a document about an adapter. Raises DataLoss if it has another digest, or more bytes."""
         request = registry.DownloadBlobRequest(digest=digest)
-        blob = messages.SmallBlob(digest, max_bytes)
+        blob = blob_messages.SmallBlob(digest, max_bytes)
         message: registry.DownloadBlobResponse
         stream: AsyncResponseStream[registry.DownloadBlobResponse]
         async with AsyncResponseStream(*self._opening(self._registry.DownloadBlob, request, timeout)) as stream:
@@ -571,7 +523,7 @@ class AsyncClient:
             async for last in stream:
                 if progress is not None and not last.HasField("report"):
                     progress(last)
-        return messages.store_report(last)
+        return registry_messages.store_report(last)
 
     # Residency
 
@@ -623,22 +575,6 @@ class AsyncClient:
         response = await self._call(stub.Check, health_pb2.HealthCheckRequest(service=service), timeout)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
-    # The I/O
-
-    async def _call(self, method: Any, request: Any, timeout: float | None, *, idempotent: bool = True) -> Any:
-        attempts = Attempts(self._retry, timeout, idempotent=idempotent)
-        while True:
-            try:
-                return await method(request, timeout=attempts.remaining())
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error)
-            await asyncio.sleep(attempts.wait_after(failure))
-
-    def _opening(
-        self, method: Any, request: Any, timeout: float | None
-    ) -> tuple[Callable[[float | None], Any], Attempts]:
-        return lambda remaining: method(request, timeout=remaining), Attempts(self._retry, timeout)
-
     async def _follow(self, method: Any, request: Any, copy: Copy[Any], timeout: float | None) -> None:
         # The server has tried a remote again that failed; to do so once more only takes longer.
         stream: AsyncResponseStream[Any]
@@ -648,104 +584,3 @@ class AsyncClient:
         ) as stream:
             async for message in stream:
                 copy.take(message)
-
-    async def _scan(
-        self, directory: str | os.PathLike[str], progress: Progress, attempts: Attempts
-    ) -> list[AdapterFile]:
-        """Hashes a directory's files; large weights are sent meanwhile."""
-        weights, *others = paths = await asyncio.to_thread(find_files, directory)
-        counter = hash_counter(paths, progress)
-        hashing = asyncio.ensure_future(asyncio.to_thread(hash_file, weights, counter))
-        if weights.stat().st_size >= LARGE_BYTES:
-            names = messages.LateNames(weights, ProgressCounter("upload", weights.stat().st_size, progress))
-            # If it breaks, what follows sends the rest, or says why not.
-            try:
-                await self._registry.UploadBlob(_late_requests(names, hashing), timeout=attempts.remaining())
-            except grpc.RpcError:
-                pass
-            except asyncio.CancelledError:  # by gRPC, where hashing failed; that is raised below
-                if not hashing.done() or hashing.cancelled() or hashing.exception() is None:
-                    raise
-        return [await hashing, *[await asyncio.to_thread(hash_file, path, counter) for path in others]]
-
-    async def _upload_missing(self, files: Sequence[AdapterFile], progress: Progress, attempts: Attempts) -> None:
-        response = await self._call(self._registry.CheckBlobs, messages.check_request(files), attempts.remaining())
-        missing = [file for file in files if file.digest in response.missing_digests]
-        counter = ProgressCounter("upload", sum(file.size_bytes for file in missing), progress)
-        for file in missing:
-            await self._upload(file, counter, attempts)
-
-    async def _publish(
-        self, request: registry.PublishAdapterRequest, attempts: Attempts
-    ) -> registry.PublishAdapterResponse:
-        response: registry.PublishAdapterResponse = await self._call(
-            self._registry.PublishAdapter, request, attempts.remaining()
-        )
-        return response
-
-    async def _upload(self, file: AdapterFile, counter: ProgressCounter, attempts: Attempts) -> None:
-        """Sends one file, and again from where the server has it whenever the stream breaks."""
-        furthest = 0
-        while True:
-            try:
-                probe = await self._registry.UploadBlob(messages.upload_probe(file), timeout=attempts.remaining())
-                if probe.committed_bytes > furthest:
-                    furthest = probe.committed_bytes
-                    attempts.progressed()
-                if probe.committed_bytes < file.size_bytes:
-                    requests = messages.upload_requests(file, probe.committed_bytes, counter)
-                    await self._registry.UploadBlob(requests, timeout=attempts.remaining())
-                return counter.finish(file.file_name, file.size_bytes)
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error)
-            await asyncio.sleep(attempts.wait_after(failure))
-
-    async def _download(
-        self, blob: registry.Blob, target: PartialDownload, counter: ProgressCounter, attempts: Attempts
-    ) -> None:
-        """Fetches one file, and on from what has come whenever the stream breaks; twice if its bytes were wrong."""
-        if await asyncio.to_thread(target.already_here):
-            return counter.finish(blob.file_name, blob.size_bytes)
-        with target:
-            # What an earlier pull left may have been wrong: then once more, from the start.
-            for _ in range(2 if target.offset else 1):
-                await self._receive(blob, target, counter, attempts)
-                if await asyncio.to_thread(target.commit):
-                    break
-            else:
-                raise messages.corrupt_download(blob)
-        counter.finish(blob.file_name, blob.size_bytes)
-
-    async def _receive(
-        self, blob: registry.Blob, target: PartialDownload, counter: ProgressCounter, attempts: Attempts
-    ) -> None:
-        while target.offset < blob.size_bytes:
-            request = registry.DownloadBlobRequest(digest=blob.digest, offset=target.offset)
-            call = self._registry.DownloadBlob(request, timeout=attempts.remaining())
-            try:
-                async for message in call:
-                    target.write(message.data)
-                    attempts.progressed()
-                    counter.at(blob.file_name, target.offset)
-                    if target.offset > blob.size_bytes:
-                        break
-                return
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error)
-            finally:
-                call.cancel()
-            await asyncio.sleep(attempts.wait_after(failure))
-
-
-async def _late_requests(
-    names: messages.LateNames, hashing: "asyncio.Future[AdapterFile]"
-) -> AsyncIterator[registry.UploadBlobRequest | bytes]:
-    yield names.begin()
-    named = False
-    for chunk in names.chunks():
-        if hashing.done() and not named:
-            named = True
-            yield names.name(await hashing)
-        yield chunk
-    if not named:
-        yield names.name(await hashing)
