@@ -40,10 +40,9 @@ def told_clearly() -> Iterator[None]:
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), FAILED)
     except Exception as error:
-        # Imported here: whoever asks for --help needs no gRPC.
-        from hotshoe.clients.errors import HotshoeError
-
-        if not isinstance(error, HotshoeError):
+        # Where nobody has imported the clients' errors it is none: how --help ends, which needs no gRPC.
+        errors = sys.modules.get("hotshoe.clients.errors")
+        if errors is None or not isinstance(error, errors.HotshoeError):
             raise
         fail(describe(error), exit_code(error))
 

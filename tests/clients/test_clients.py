@@ -57,6 +57,19 @@ def test_importing_the_clients_is_quick_and_brings_nothing_heavy() -> None:
     assert not set(heavy) & set(runs[0])
 
 
+def test_what_the_clients_name_is_imported_when_it_is_used() -> None:
+    program = (
+        "import sys; from hotshoe import clients; early = {'grpc', 'google.protobuf', 'asyncio'} & {*sys.modules}; "
+        "print(early, {*clients.__all__} - {*dir(clients)}, 'grpc' in sys.modules, "
+        "{getattr(clients, name).__name__ for name in clients.__all__ if name[0] != 'N'} - {*clients.__all__}, "
+        "'grpc' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["set()", "set()", "False", "set()", "True"]
+    with pytest.raises(ImportError, match="Cleint"):
+        from hotshoe.clients import Cleint  # type: ignore[attr-defined]  # noqa: F401
+
+
 def test_list_follows_the_pages(scripted: ScriptedServer) -> None:
     def page(names: str, token: str) -> registry_pb2.ListAdaptersResponse:
         adapters = [registry_pb2.Adapter(name=name) for name in names]

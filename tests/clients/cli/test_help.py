@@ -1,0 +1,28 @@
+"""Help is there at once."""
+
+import subprocess
+import sys
+
+from hotshoe.clients.cli.__main__ import VERBS
+
+PASSED_ON = {"serve", "registry"}  # to programs of their own
+SLOW = {"grpc", "google.protobuf", "asyncio", "rich", "numpy", "torch", "cryptography", "httpx"}
+PROGRAM = """
+import sys
+from typer.testing import CliRunner
+from hotshoe.clients.cli.__main__ import command_line
+
+for arguments in sys.argv[1:]:
+    result = CliRunner().invoke(command_line(), [*arguments.split(), "--help"])
+    assert result.exit_code == 0 and "Usage: " in result.stdout, (arguments, result)
+print(*sys.modules)
+"""
+
+
+def test_the_help_of_each_verb_imports_nothing_slow() -> None:
+    names = {"", "bench compare", "bench scenario", "key new", "key show"} | {verb.__name__ for verb in VERBS}
+    program = [sys.executable, "-P", "-c", PROGRAM, *sorted(names - PASSED_ON)]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "hotshoe.clients.cli.publish" in run.stdout.split()
+    assert not SLOW & set(run.stdout.split())
