@@ -32,10 +32,13 @@ class ResidencyMethods(Connection):
                     progress(last)
         return messages.loaded_adapter(last)
 
-    def unload(self, reference: str, *, task: int | None = None, timeout: float | None = QUICK_SECONDS) -> None:
+    def unload(
+        self, reference: str, *, task: int | None = None, timeout: float | None = QUICK_SECONDS
+    ) -> residency.UnloadAdapterResponse:
         """Unpins an adapter and drops it once no request uses it: one of its tasks, or all that there is of it."""
         request = residency.UnloadAdapterRequest(reference=reference, task=task)
-        self._call(self._residency.UnloadAdapter, request, timeout)
+        response: residency.UnloadAdapterResponse = self._call(self._residency.UnloadAdapter, request, timeout)
+        return response
 
     def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
         """The adapters that the server holds in memory."""

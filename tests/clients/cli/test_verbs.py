@@ -224,6 +224,8 @@ def test_load_ps_top_and_unload_show_the_same_adapter(hotshoe: Shell, adapters: 
     assert digest in {one["digest"] for one in frame["adapters"]}
     assert digest[:19] in hotshoe("top", "--once")
     assert hotshoe("unload", "kept") == "unloaded kept\n"
+    assert hotshoe("unload", "kept") == "kept is not loaded\n"
+    assert hotshoe.json("unload", "kept") == {"reference": "kept", "found": False, "in_use": False}
 
 
 def test_a_task_is_named_behind_the_adapter(hotshoe: Shell, adapters: dict[str, Path]) -> None:
