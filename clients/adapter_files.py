@@ -28,12 +28,13 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class TransferProgress:
-    """How far a transfer is; `completed_bytes` and `total_bytes` count all its files."""
+    """How far a transfer is; the bytes count all its files."""
 
     stage: Literal["hash", "upload", "download", "copy"]  # copy: between the server and a remote
     file_name: str
     completed_bytes: int
     total_bytes: int
+    new_bytes: int = 0  # copy: those of `completed_bytes` that were not there before
 
 
 Progress = Callable[[TransferProgress], None]

@@ -1,10 +1,12 @@
 """What a verb says is what happened."""
 
+import json
+
 from scripted_server import ScriptedServer
 from typer.testing import CliRunner
 
 from hotshoe.clients.cli.__main__ import command_line
-from hotshoe.protos.v1 import residency_pb2
+from hotshoe.protos.v1 import registry_pb2, residency_pb2
 
 
 def hotshoe(server: ScriptedServer, *arguments: str, code: int = 0) -> str:
@@ -21,3 +23,18 @@ def test_unload_says_whether_the_adapter_has_gone(scripted: ScriptedServer) -> N
     assert told(found=True) == "unloaded poet\n"
     assert told(found=True, in_use=True) == "poet is in use; unloaded once it is not\n"
     assert told() == "poet is not loaded\n"
+
+
+def test_push_counts_what_the_remote_lacked(scripted: ScriptedServer) -> None:
+    def step(digest: str, completed: int, total: int) -> registry_pb2.PushAdapterResponse:
+        progress = registry_pb2.TransferProgress(digest=digest, completed_bytes=completed, total_bytes=total)
+        return registry_pb2.PushAdapterResponse(progress=progress)
+
+    done = registry_pb2.PushAdapterResponse(adapter=registry_pb2.Adapter(name="poet", digest="sha256:1"))
+    there, lacking = step("a", 7, 7), step("b", 0, 2000)
+    scripted.answer("RegistryService/PushAdapter", [there, lacking, step("b", 900, 2000), step("b", 2000, 2000), done])
+    line = "pushed poet to oci://x  2.0 kB new there\noci://x//poet@sha256:1\n"
+    assert hotshoe(scripted, "push", "poet", "oci://x") == line
+    assert json.loads(hotshoe(scripted, "push", "poet", "oci://x", "--json"))["new_bytes"] == 2000
+    scripted.answer("RegistryService/PushAdapter", [there, done])
+    assert hotshoe(scripted, "push", "poet", "oci://x").startswith("poet is already at oci://x\n")
