@@ -5,7 +5,7 @@ of gRPC.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -200,6 +200,10 @@ class PartialDownload:
         with self._target.open("rb") as stream:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}" == self._digest
 
+    def is_begun(self) -> bool:
+        """Whether an earlier pull left a part of it."""
+        return self._partial.exists()
+
     def __enter__(self) -> "PartialDownload":
         if self._size_bytes >= LARGE_BYTES:
             expect_megabytes()
@@ -254,3 +258,18 @@ class PartialDownload:
         self._stream.truncate(0)
         self._sha256 = StreamHash()
         self.offset = self._written = self._begun = 0
+
+
+def foreign_file(directory: Path, files: Iterable[RemoteFile]) -> str | None:
+    """A file of a directory that an earlier pull of these cannot have left: one that is other than theirs.
+
+    Or, where there is nothing of theirs, any.
+    """
+    present = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    begun = False
+    for file in files:
+        download = PartialDownload(directory, file)
+        if file.file_name in present and not download.already_here():
+            return file.file_name
+        begun = begun or file.file_name in present or download.is_begun()
+    return None if begun else min(present, default=None)

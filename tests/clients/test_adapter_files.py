@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hotshoe.clients import InvalidAdapterDirectory, TransferProgress
-from hotshoe.clients.adapter_files import CHUNK_BYTES, AdapterFile, PartialDownload, scan_directory
+from hotshoe.clients.adapter_files import CHUNK_BYTES, AdapterFile, PartialDownload, foreign_file, scan_directory
 
 
 @dataclass(frozen=True)
@@ -162,3 +162,21 @@ def test_a_name_that_leads_out_of_the_directory_is_refused(tmp_path: Path, name:
 def test_a_digest_of_another_form_is_refused(tmp_path: Path, digest: str) -> None:
     with pytest.raises(ValueError, match="sha256"):
         PartialDownload(tmp_path, Remote("README.md", digest, 1))
+
+
+def test_only_what_an_earlier_pull_left_is_taken_up_again(tmp_path: Path) -> None:
+    weights, config = remote(b"weights"), remote(b"{}", "adapter_config.json")
+    files = [weights, config]
+    directory = tmp_path / "pulled"
+    assert foreign_file(directory, files) is None, "it does not exist"
+    directory.mkdir()
+    assert foreign_file(directory, files) is None, "it is empty"
+    with PartialDownload(directory, weights) as partial:
+        partial.write(b"wei")
+    (directory / "notes.txt").write_text("of a reader")
+    assert foreign_file(directory, files) is None, "a part of the weights is here"
+    assert foreign_file(directory, [remote(b"others"), config]) == min(path.name for path in directory.iterdir())
+    (directory / config.file_name).write_bytes(b"[]")
+    assert foreign_file(directory, files) == config.file_name
+    (directory / config.file_name).write_bytes(b"{}")
+    assert foreign_file(directory, files) is None
