@@ -33,11 +33,11 @@ def doctor(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Examine an adapter: intruder dimensions, scale, dead and damaged modules, what NF4 would keep.
+    """Examine an adapter: intruder dimensions, scale, dead modules.
 
-    NORM is the update's by the weight's, SPIKE its largest singular value by the weight's, STRENGTH by the threshold
-    at which an intruder is predicted (many of nearly equal size count together). A directory is sent, but not
-    published.
+    Damaged modules, too, and what NF4 would keep. NORM is the update's by the weight's, SPIKE its largest singular
+    value by the weight's, STRENGTH by the threshold at which an intruder is predicted (many of nearly equal size count
+    together). A directory is sent, but not published.
     """
     from hotshoe.clients import Client
     from hotshoe.clients.heat_map import draw_heat_map, require_matplotlib

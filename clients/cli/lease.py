@@ -22,7 +22,10 @@ def lease(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Keep an adapter from being collected for a time, with all that it was made from. Again: from now on."""
+    """Keep an adapter from being collected for a time.
+
+    So is all that it was made from. To lease it again is for so long from then on.
+    """
     from hotshoe.clients import Client
 
     with Client(server) as client:
@@ -50,7 +53,10 @@ def leases(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """List what is leased, by whom and until when; servers lease what they have in memory."""
+    """List what is leased, by whom and until when.
+
+    Servers lease what they have in memory.
+    """
     from hotshoe.clients import Client
 
     with Client(server) as client:

@@ -15,7 +15,10 @@ def log(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Tell when a name was published, tagged, untagged and collected, the latest first."""
+    """Tell when a name was published, tagged, untagged or collected.
+
+    The latest comes first.
+    """
     from hotshoe.clients import Client
 
     name, _, tag = name.partition(":")

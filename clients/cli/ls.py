@@ -9,7 +9,7 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, FullDigests, Json, Serve
 
 
 def ls(
-    name: Annotated[str, typer.Argument(metavar="[TEXT]", help="Only names that contain this.")] = "",
+    name: Annotated[str, typer.Argument(metavar="TEXT", help="Only names that contain this.")] = "",
     kind: Annotated[str, typer.Option(metavar="KIND", help="Only this kind: LORA, IA3, PREFIX_TUNING, …")] = "",
     full: FullDigests = False,
     server: Server = DEFAULT_SERVER,

@@ -34,11 +34,12 @@ def pull(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Write an adapter's files into a directory, or copy one from another registry to the server.
+    """Write an adapter into a directory, or copy one to the server.
 
-    Each file is verified against its digest, and a pull that broke goes on where it was. PEFT can load the directory.
-    REMOTE is a registry that the server was started with (hotshoe serve --remote), or lies below one; all that stands
-    before the last / belongs to it, or all before //.
+    A REF's files come from the server, a REMOTE/REF from another registry. Each file is verified against its digest,
+    and a pull that broke goes on where it was. PEFT can load the directory. REMOTE is a registry that the server was
+    started with (hotshoe serve --remote), or lies below one; all that stands before the last / belongs to it, or all
+    before //.
     """
     if "://" in source:
         if overwrite:

@@ -12,14 +12,15 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
 def view(
     reference: Reference,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="[DEST]", help="Also a symbolic link to it here; the server must be, too.")
+        Path | None, typer.Argument(metavar="DEST", help="Also a symbolic link to it here; the server must be, too.")
     ] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Make a directory of an adapter, as PEFT and vLLM read it, without copying.
+    """Make a directory of an adapter on the server, without copying.
 
-    Its files are the registry's own, read-only: do not write to them. The adapter is not collected until unview.
+    PEFT and vLLM can read it. Its files are the registry's own, read-only: do not write to them. The adapter is not
+    collected until unview.
     """
     from hotshoe.clients import Client
 
@@ -35,7 +36,7 @@ def view(
 def unview(
     reference: Reference,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="[DEST]", help="Also the symbolic link to it here that view made.")
+        Path | None, typer.Argument(metavar="DEST", help="Also the symbolic link to it here that view made.")
     ] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
