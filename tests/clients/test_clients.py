@@ -145,3 +145,14 @@ def test_tls_is_spoken_when_the_address_says_so(scripted: ScriptedServer) -> Non
     scripted.answer("GenerationService/GetModelInfo", Failure(grpc.StatusCode.INTERNAL))
     with Client(f"tls://{scripted.address}") as client, pytest.raises(Exception, match="(?i)ssl|tls|handshake"):
         client.model_info(timeout=5)
+
+
+@pytest.mark.parametrize("server", ["", "host", "host:", "host:port", "host:65536", "http://host:1", "tls://host"])
+def test_what_is_no_address_is_refused_before_anything_is_sent(server: str) -> None:
+    with pytest.raises(ValueError, match="server: expected HOST:PORT"):
+        Client(server)
+
+
+@pytest.mark.parametrize("server", ["host:65535", "tls://host:1", "unix:/tmp/a.sock", "dns:host:1"])
+def test_what_may_be_an_address_is_taken(server: str) -> None:
+    Client(server).close()
