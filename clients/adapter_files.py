@@ -112,7 +112,8 @@ def find_files(directory: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(directory)
     if not root.is_dir():
-        raise InvalidAdapterDirectory(f"{root}: no such directory")
+        problem = "a file; expected a directory" if root.exists() else "no such directory"
+        raise InvalidAdapterDirectory(f"{root}: {problem}")
     names = _hub_files(root) if _is_of_hub(root) else (WEIGHTS, CONFIG)
     for name in (CONFIG, names[0]):
         if not (root / name).is_file():

@@ -95,6 +95,9 @@ def test_a_pickle_of_adapterhub_is_refused_with_the_way_out(tmp_path: Path) -> N
 def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidAdapterDirectory, match="no such directory"):
         scan_directory(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidAdapterDirectory, match="file: a file; expected a directory"):
+        scan_directory(tmp_path / "file")
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 3])
