@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import grpc
 import pytest
@@ -50,6 +51,12 @@ def test_an_unreachable_server_ends_with_3() -> None:
     told = "hotshoe: the server cannot be reached (hotshoe serve starts one, --server names another): "
     assert stderr.startswith(told)
     assert "Connection refused" in stderr and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "../nowhere"])
+def test_what_can_only_be_a_path_is_not_asked_of_the_server(path: str) -> None:
+    line = f"hotshoe: {Path(path)}: no such directory\n"
+    assert hotshoe("doctor", path, "--server", "127.0.0.1:1") == (5, "", line)
 
 
 def test_a_deadline_is_told_in_words(scripted: ScriptedServer) -> None:
