@@ -47,8 +47,10 @@ def pull(
         if directory is not None:
             raise ValueError(f"{directory}: a directory is for adapters of the server; pull {source} to it first")
         return _from_remote(source, as_name, server, json)
-    if directory is None or as_name:
-        raise ValueError(f"{source} is an adapter of the server: it is pulled into a DIR, and has no --as")
+    if directory is None:
+        raise ValueError(f"{source} is an adapter of the server: expected a DIR to write it into")
+    if as_name:
+        raise ValueError(f"--as is for a REMOTE/REF; {source} is written into {directory} as it is")
     from hotshoe.clients import Client
 
     with Client(server) as client, byte_progress() as update:
@@ -66,12 +68,12 @@ def pull(
 
 
 def _check_free(directory: Path, adapter: "Adapter") -> None:
-    """Raises ValueError unless a directory is empty, or holds an earlier pull of an adapter."""
+    """Raises FileExistsError unless a directory is empty, or holds an earlier pull of an adapter."""
     from hotshoe.clients.adapter_files import foreign_file
 
     if (name := foreign_file(directory, adapter.blobs)) is not None:
         found = f"{directory}: its {name} is not of {adapter.name}@{adapter.digest}"
-        raise ValueError(f"{found}; pull into an empty directory, or use --overwrite")
+        raise FileExistsError(f"{found}; pull into an empty directory, or use --overwrite")
 
 
 def _from_remote(location: str, as_name: str, server: str, json: bool) -> None:

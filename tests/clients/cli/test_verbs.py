@@ -66,7 +66,7 @@ def test_pull_spares_what_is_not_its_own(hotshoe: Shell, adapters: dict[str, Pat
     for _ in range(2):
         hotshoe("pull", "spared:a", str(mine))
     kept = weights.read_bytes()
-    hotshoe("pull", "spared:b", str(mine), code=2)
+    hotshoe("pull", "spared:b", str(mine), code=1)
     assert weights.read_bytes() == kept
     hotshoe("pull", "spared:b", str(mine), "--overwrite")
     assert weights.read_bytes() == (adapters["birch"] / weights.name).read_bytes()
@@ -74,7 +74,7 @@ def test_pull_spares_what_is_not_its_own(hotshoe: Shell, adapters: dict[str, Pat
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "todo.txt").write_text("ours")
-    hotshoe("pull", "spared:a", str(notes), code=2)
+    hotshoe("pull", "spared:a", str(notes), code=1)
     assert [path.name for path in notes.iterdir()] == ["todo.txt"]
 
 
