@@ -11,6 +11,7 @@ import grpc
 from hotshoe.clients.channels import DEFAULT_SERVER, open_aio_channel, open_channel, registry_stub
 from hotshoe.clients.errors import from_rpc_error
 from hotshoe.clients.retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from hotshoe.clients.tokens import Token
 from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
 from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
 
@@ -62,9 +63,14 @@ class Connection(_Stubs):
         *,
         credentials: grpc.ChannelCredentials | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
+        token: Token | None = None,
     ) -> None:
-        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port"."""
-        super().__init__(open_channel(server, credentials), server, retry)
+        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port".
+
+        `token`, or what gives one for each call, says who calls; without it the environment's HOTSHOE_TOKEN, or the
+        file that HOTSHOE_TOKEN_FILE names. Raises ValueError where it would go to another machine in the clear.
+        """
+        super().__init__(open_channel(server, credentials, token), server, retry)
 
     def close(self) -> None:
         """Ends what is under way and closes the connection."""
@@ -91,9 +97,14 @@ class AsyncConnection(_Stubs):
         *,
         credentials: grpc.ChannelCredentials | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
+        token: Token | None = None,
     ) -> None:
-        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port"."""
-        super().__init__(open_aio_channel(server, credentials), server, retry)
+        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port".
+
+        `token`, or what gives one for each call, says who calls; without it the environment's HOTSHOE_TOKEN, or the
+        file that HOTSHOE_TOKEN_FILE names. Raises ValueError where it would go to another machine in the clear.
+        """
+        super().__init__(open_aio_channel(server, credentials, token), server, retry)
 
     async def close(self) -> None:
         """Ends what is under way and closes the connection."""

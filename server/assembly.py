@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +21,11 @@ from hotshoe.protos.v1 import (
 )
 from hotshoe.registry.validation import AdapterLimits
 from hotshoe.server.adapters.one_core import let_others_first
+from hotshoe.server.config import ServerConfig
 from hotshoe.server.core import Core
+from hotshoe.server.logs import log_event
 from hotshoe.server.model.spectra import Spectra
+from hotshoe.server.services.admission import Admission
 from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.generation import GenerationParts, GenerationService
 from hotshoe.server.services.healing import RemoteBlobs
@@ -31,7 +35,9 @@ from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.registry import RegistryService
 from hotshoe.server.services.requests import RequestMapper
 from hotshoe.server.services.residency import ResidencyParts, ResidencyService
+from hotshoe.server.services.tokens import InvalidKeys, TokenVerifier
 from hotshoe.server.services.transfers import Transfers
+from hotshoe.server.startup import StartupError
 
 _MAPPING_THREADS = 2
 _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
@@ -47,6 +53,24 @@ SERVICES = tuple(
         (residency_pb2, "ResidencyService"),
     )
 )
+
+
+def build_admission(config: ServerConfig, core: Core) -> Admission | None:
+    """What decides who may call, if a server asks; before anything is opened. Raises StartupError."""
+    if config.auth_keys is None:
+        if not config.listen.is_loopback:
+            log_event(logging.WARNING, "open_to_all", listen=str(config.listen), hint="--auth-keys asks who calls")
+        return None
+    try:
+        verifier = TokenVerifier(
+            config.auth_keys,
+            issuer=config.auth_issuer,
+            audience=config.auth_audience,
+            tenant_claim=config.auth_tenant_claim,
+        )
+    except (InvalidKeys, OSError) as error:
+        raise StartupError(f"auth_keys: {error}") from error
+    return Admission(verifier, lambda digest: core.registry.adapter_names(digest))
 
 
 class Assembly:

@@ -156,6 +156,14 @@ class ServerConfig:
         "", "what computes an operation of the triton backend instead, e.g. linear=bitsandbytes,attention=sdpa"
     )
     threads: int | None = _setting(None, "torch's compute threads (default: torch's own choice)")
+    auth_keys: Path | None = _setting(
+        None,
+        "public keys, in PEM or as a JSON Web Key Set, that callers' tokens are signed with; followed while the server "
+        "runs (default: nobody is asked for a token)",
+    )
+    auth_issuer: str = _setting("hotshoe", "whom tokens must be from")
+    auth_audience: str = _setting("hotshoe", "whom tokens must be for")
+    auth_tenant_claim: str = _setting("tenant", "the claim of a token that names its tenant; else its subject is one")
     tenant_metadata: str = _setting(
         "", "metadata key in which a proxy that authenticates names a request's tenant ('': all requests are one's)"
     )
@@ -210,6 +218,8 @@ class ServerConfig:
         _require_positive(self, "stream_buffer_tokens")
         if self.tenant_metadata and not _METADATA_KEY.fullmatch(self.tenant_metadata):
             raise ValueError(f"tenant_metadata: {self.tenant_metadata!r} is not a key of gRPC's metadata")
+        if self.tenant_metadata and self.auth_keys:
+            raise ValueError("tenant_metadata: with --auth-keys a request's tenant is its token's")
         for tenant, weight in self.tenant_weights.items():
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(f"tenant_weights: {tenant!r} must have a weight above 0, not {weight}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from hotshoe.registry.errors import StoreUnavailable
 from hotshoe.registry.registry import Registry
-from hotshoe.server.assembly import Assembly
+from hotshoe.server.assembly import Assembly, build_admission
 from hotshoe.server.config import Address, ServerConfig
 from hotshoe.server.core import Core
 from hotshoe.server.engine.engine import Engine
@@ -71,6 +71,8 @@ class Server:
             StartupError: a port is taken, or the registry or the base cannot be opened. Nothing is left behind.
         """
         try:
+            if (admission := build_admission(self.config, self._core)) is not None:
+                self._interceptor.admit_by(admission)
             server, address = bind_grpc(self.config, self._interceptor)
             self.http = start_http(self.config, self.health, self.metrics, self._cleanup)
             await asyncio.to_thread(self._core.open)

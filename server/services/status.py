@@ -51,6 +51,8 @@ STATUS_TABLE: dict[type[Exception], StatusRow] = {
     server_errors.InvalidRequest: StatusRow(_Code.INVALID_ARGUMENT, "INVALID_PARAMETER"),
     server_errors.PromptTooLong: StatusRow(_Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG"),
     server_errors.UnsupportedModel: StatusRow(_Code.FAILED_PRECONDITION, "UNSUPPORTED_MODEL"),
+    server_errors.Unauthenticated: StatusRow(_Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    server_errors.NotPermitted: StatusRow(_Code.PERMISSION_DENIED, "SCOPE_MISSING"),
     server_errors.QueueFull: StatusRow(_Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_seconds=1.0),
     server_errors.AdapterSlotsFull: StatusRow(_Code.RESOURCE_EXHAUSTED, "ADAPTER_SLOTS_FULL", retry_seconds=1.0),
     server_errors.AdapterUnusable: StatusRow(_Code.FAILED_PRECONDITION, "ADAPTER_UNUSABLE"),

@@ -89,6 +89,7 @@ def test_flags_set_the_fields_they_are_named_after() -> None:
         ("--tenant-metadata X-Tenant", "--tenant-metadata: 'X-Tenant' is not a key of gRPC's metadata"),
         ("--tenant-metadata grpc-tenant", "--tenant-metadata: 'grpc-tenant' is not a key"),
         ("--tenant-metadata tenant-bin", "--tenant-metadata: 'tenant-bin' is not a key"),
+        ("--tenant-metadata x-tenant --auth-keys keys", "--tenant-metadata: with --auth-keys a request's tenant is"),
         ("--tenant-weights a=0", "--tenant-weights: 'a' must have a weight above 0"),
         ("--tenant-weights a", "--tenant-weights: 'a' is not NAME=WEIGHT"),
         ("--tenant-weights a=b", "--tenant-weights: 'a=b' is not NAME=WEIGHT"),
