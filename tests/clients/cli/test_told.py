@@ -38,3 +38,15 @@ def test_push_counts_what_the_remote_lacked(scripted: ScriptedServer) -> None:
     assert json.loads(hotshoe(scripted, "push", "poet", "oci://x", "--json"))["new_bytes"] == 2000
     scripted.answer("RegistryService/PushAdapter", [there, done])
     assert hotshoe(scripted, "push", "poet", "oci://x").startswith("poet is already at oci://x\n")
+
+
+def test_tag_says_whether_it_moved(scripted: ScriptedServer) -> None:
+    def told(now: str) -> str:
+        found = [registry_pb2.Adapter(name="poet", digest=digest) for digest in ("sha256:2", now)]
+        answers = iter([registry_pb2.GetAdapterResponse(adapter=one) for one in found])
+        scripted.answer("RegistryService/GetAdapter", lambda _: next(answers))
+        scripted.answer("RegistryService/UpdateTag", registry_pb2.UpdateTagResponse(adapter=found[0]))
+        return hotshoe(scripted, "tag", "poet", "poet:v2")
+
+    assert told(now="sha256:1") == "poet:v2  moved from sha256:1\npoet@sha256:2\n"
+    assert told(now="sha256:2") == "poet:v2  there already\npoet@sha256:2\n"
