@@ -50,3 +50,10 @@ def test_tag_says_whether_it_moved(scripted: ScriptedServer) -> None:
 
     assert told(now="sha256:1") == "poet:v2  moved from sha256:1\npoet@sha256:2\n"
     assert told(now="sha256:2") == "poet:v2  there already\npoet@sha256:2\n"
+
+
+def test_load_tells_the_name_that_was_asked_for(scripted: ScriptedServer) -> None:
+    resident = residency_pb2.ResidentAdapter(name="other", digest="sha256:1", tier=residency_pb2.TIER_DEVICE)
+    ready = residency_pb2.LoadAdapterResponse(stage=residency_pb2.LoadAdapterResponse.STAGE_READY, adapter=resident)
+    scripted.answer("ResidencyService/LoadAdapter", [ready])
+    assert hotshoe(scripted, "load", "poet:v1") == "poet:v1  device  0 B\npoet@sha256:1\n"
