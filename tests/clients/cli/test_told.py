@@ -6,7 +6,7 @@ from scripted_server import ScriptedServer
 from typer.testing import CliRunner
 
 from hotshoe.clients.cli.__main__ import command_line
-from hotshoe.protos.v1 import registry_pb2, residency_pb2
+from hotshoe.protos.v1 import generation_pb2, registry_pb2, residency_pb2
 
 
 def hotshoe(server: ScriptedServer, *arguments: str, code: int = 0) -> str:
@@ -57,3 +57,12 @@ def test_load_tells_the_name_that_was_asked_for(scripted: ScriptedServer) -> Non
     ready = residency_pb2.LoadAdapterResponse(stage=residency_pb2.LoadAdapterResponse.STAGE_READY, adapter=resident)
     scripted.answer("ResidencyService/LoadAdapter", [ready])
     assert hotshoe(scripted, "load", "poet:v1") == "poet:v1  device  0 B\npoet@sha256:1\n"
+
+
+def test_ls_knows_the_kinds_in_small_letters_too(scripted: ScriptedServer) -> None:
+    scripted.answer("RegistryService/ListAdapters", registry_pb2.ListAdaptersResponse())
+    info = generation_pb2.GetModelInfoResponse(adapter_kinds=["IA3", "LORA"])
+    scripted.answer("GenerationService/GetModelInfo", info)
+    assert hotshoe(scripted, "ls", "--kind", "lora").startswith("NAME ")
+    assert [request.kind for request in scripted.calls("RegistryService/ListAdapters")] == ["LORA"]
+    assert hotshoe(scripted, "ls", "--kind", "loro", code=2) == "hotshoe: --kind: 'loro' is none of IA3, LORA\n"
