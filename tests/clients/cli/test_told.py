@@ -66,3 +66,9 @@ def test_ls_knows_the_kinds_in_small_letters_too(scripted: ScriptedServer) -> No
     assert hotshoe(scripted, "ls", "--kind", "lora").startswith("NAME ")
     assert [request.kind for request in scripted.calls("RegistryService/ListAdapters")] == ["LORA"]
     assert hotshoe(scripted, "ls", "--kind", "loro", code=2) == "hotshoe: --kind: 'loro' is none of IA3, LORA\n"
+
+
+def test_log_says_where_there_is_nothing_to_tell(scripted: ScriptedServer) -> None:
+    scripted.answer("RegistryService/ListTagMoves", registry_pb2.ListTagMovesResponse())
+    assert hotshoe(scripted, "log", "nobody:v1") == "nothing is known of nobody:v1\n"
+    assert hotshoe(scripted, "log", "nobody:v1", "--json") == "[]\n"
