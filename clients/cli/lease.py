@@ -2,7 +2,7 @@
 
 import getpass
 import socket
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,8 +32,7 @@ def lease(
         leased = client.lease(reference, holder or _myself(), ttl_seconds=hours * 3600)
     if json:
         return output.print_json(leased)
-    until = leased.expire_time.ToJsonString()
-    print(f"{leased.digest}\nis kept for {output.printable(leased.holder)} until {until}")
+    print(f"{leased.digest}\nis kept for {output.printable(leased.holder)} until {_until(leased)} UTC")
 
 
 def unlease(reference: Reference, holder: Holder = "", server: Server = DEFAULT_SERVER, json: Json = False) -> None:
@@ -63,10 +62,13 @@ def leases(
         held = client.leases(holder)
     if json:
         return output.print_json(held)
-    rows = [
-        (one.holder, output.short_digest(one.digest, full=full), one.expire_time.ToJsonString()[:19]) for one in held
-    ]
+    rows = [(one.holder, output.short_digest(one.digest, full=full), _until(one)) for one in held]
     output.print_table(("HOLDER", "DIGEST", "UNTIL (UTC)"), rows)
+
+
+def _until(lease: Any) -> str:
+    """To the second."""
+    return str(lease.expire_time.ToJsonString()).partition(".")[0].removesuffix("Z")
 
 
 def _myself() -> str:

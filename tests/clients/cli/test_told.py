@@ -72,3 +72,9 @@ def test_log_says_where_there_is_nothing_to_tell(scripted: ScriptedServer) -> No
     scripted.answer("RegistryService/ListTagMoves", registry_pb2.ListTagMovesResponse())
     assert hotshoe(scripted, "log", "nobody:v1") == "nothing is known of nobody:v1\n"
     assert hotshoe(scripted, "log", "nobody:v1", "--json") == "[]\n"
+
+
+def test_lease_tells_its_end_to_the_second(scripted: ScriptedServer) -> None:
+    lease = registry_pb2.Lease(digest="sha256:1", holder="us", expire_time={"seconds": 1_800_000_000, "nanos": 123})
+    scripted.answer("RegistryService/LeaseAdapter", registry_pb2.LeaseAdapterResponse(lease=lease))
+    assert hotshoe(scripted, "lease", "poet") == "sha256:1\nis kept for us until 2027-01-15T08:00:00 UTC\n"
