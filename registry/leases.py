@@ -52,7 +52,7 @@ class Leases:
             InvalidReference: a digest is malformed, the holder has no name, or the time is not above 0.
         """
         expires = time.time() + _check_ttl(ttl_seconds)
-        rows = [(_check_holder(holder), check_digest(digest), expires) for digest in digests]
+        rows = [(check_holder(holder), check_digest(digest), expires) for digest in digests]
         with self._transaction():
             for _, digest, _ in rows:
                 if not self._connection.execute("SELECT 1 FROM adapters WHERE digest = ?", (digest,)).fetchone():
@@ -66,7 +66,7 @@ class Leases:
             AdapterNotFound, InvalidReference: as `take`.
             QuotaExceeded: there are as many leases as there may be.
         """
-        lease = Lease(_check_holder(holder), check_digest(digest), time.time() + _check_ttl(ttl_seconds))
+        lease = Lease(check_holder(holder), check_digest(digest), time.time() + _check_ttl(ttl_seconds))
         with self._transaction(synchronous="FULL"):
             if not self._connection.execute("SELECT 1 FROM adapters WHERE digest = ?", (digest,)).fetchone():
                 raise AdapterNotFound(f"no adapter {digest}")
@@ -88,7 +88,7 @@ class Leases:
         expires = time.time() + _check_ttl(ttl_seconds)
         with self._transaction():
             sql = "UPDATE leases SET expires = ? WHERE holder = ?"
-            return self._connection.execute(sql, (expires, _check_holder(holder))).rowcount
+            return self._connection.execute(sql, (expires, check_holder(holder))).rowcount
 
     def release(self, holder: str, digests: Sequence[str] | None) -> int:
         """Ends leases of a holder, those of some adapters or all; returns how many there were."""
@@ -116,11 +116,13 @@ class Leases:
 
 def _check_ttl(seconds: float) -> float:
     if not 0 < seconds < float("inf"):
-        raise InvalidReference(f"ttl_seconds {seconds}: expected more than 0")
+        raise InvalidReference(f"ttl_seconds {seconds}: expected more than 0", field="ttl_seconds")
     return seconds
 
 
-def _check_holder(holder: str) -> str:
+def check_holder(holder: str) -> str:
+    """Returns `holder`. Raises InvalidReference."""
     if not (holder and holder.isprintable() and len(holder) <= MAX_HOLDER_LENGTH):
-        raise InvalidReference(f"holder {holder[:80]!r}: expected 1 to {MAX_HOLDER_LENGTH} printable characters")
+        expected = f"expected 1 to {MAX_HOLDER_LENGTH} printable characters"
+        raise InvalidReference(f"holder {holder[:80]!r}: {expected}", field="holder")
     return holder

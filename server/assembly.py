@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hotshoe.protos.v1 import (
@@ -30,6 +32,7 @@ from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.generation import GenerationParts, GenerationService
 from hotshoe.server.services.healing import RemoteBlobs
 from hotshoe.server.services.health import Health, HealthServicer
+from hotshoe.server.services.interceptors import RpcInterceptor
 from hotshoe.server.services.model_info import model_info
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.registry import RegistryService
@@ -38,6 +41,9 @@ from hotshoe.server.services.residency import ResidencyParts, ResidencyService
 from hotshoe.server.services.tokens import InvalidKeys, TokenVerifier
 from hotshoe.server.services.transfers import Transfers
 from hotshoe.server.startup import StartupError
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 _MAPPING_THREADS = 2
 _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
@@ -87,16 +93,32 @@ class Assembly:
             core.registry, self._transfers, self._executor("pulling", _PULLING_THREADS), observer=core.metrics
         )
         core.registry.heal_from(RemoteBlobs(self._transfers, core.metrics.damaged_blob))
+        self.generation = self._generation()
+        self.registry = self._registry()
+        self.residency = self._residency()
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Has a server offer all services."""
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._generation(), server)  # type: ignore[no-untyped-call]
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(self._registry(), server)  # type: ignore[no-untyped-call]
-        residency_pb2_grpc.add_ResidencyServiceServicer_to_server(self._residency(), server)  # type: ignore[no-untyped-call]
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(self.generation, server)  # type: ignore[no-untyped-call]
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(self.registry, server)  # type: ignore[no-untyped-call]
+        residency_pb2_grpc.add_ResidencyServiceServicer_to_server(self.residency, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self._health, SERVICES), server)
         if self._core.config.reflection:
-            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*SERVICES, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
+
+    def openai_application(self, interceptor: RpcInterceptor) -> "web.Application":
+        """OpenAI's API over the same services, behind the same interceptor."""
+        from hotshoe.server.openai.api import OpenAiApi
+
+        api = OpenAiApi(
+            interceptor,
+            self.generation,
+            self.registry,
+            base_model=self._core.base.name,
+            health=self._health.report,
+        )
+        return api.application()
 
     def _generation(self) -> GenerationService:
         core, config = self._core, self._core.config

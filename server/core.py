@@ -56,9 +56,25 @@ class Core:
             raise StartupError(str(error)) from error
 
     def build_engine(self) -> None:
-        """Makes the engine, which is not started yet, with the residency and the dispatcher that it works with."""
-        base, config = self.base, self.config
+        """Makes the engine, which is not started yet, with the residency and the dispatcher that it works with.
+
+        Raises StartupError where there is not so much memory.
+        """
         self.dispatcher = Dispatcher(self.metrics)
+        try:
+            self._build_engine()
+        except (MemoryError, OverflowError, RuntimeError) as error:
+            limits = "--kv-tokens, --adapter-slots, --max-running-requests, --max-rank, --device-bytes"
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise StartupError(f"no memory for what {limits} ask for: {reason}") from error
+        self._describe_metrics()
+
+    def lowered_cache(self) -> LoweredCache:
+        """Of adapters whose lowering needs the base."""
+        return LoweredCache(self.config.base_cache / "lowered", max_bytes=self.config.residency.lowered_cache_bytes)
+
+    def _build_engine(self) -> None:
+        base, config = self.base, self.config
         slots = AdapterSlots.for_base(
             base.weights.shape,
             num_slots=config.residency.adapter_slots,
@@ -78,11 +94,6 @@ class Core:
             on_step=self.dispatcher.on_step,
             tenant_weights=config.tenant_weights,
         )
-        self._describe_metrics()
-
-    def lowered_cache(self) -> LoweredCache:
-        """Of adapters whose lowering needs the base."""
-        return LoweredCache(self.config.base_cache / "lowered", max_bytes=self.config.residency.lowered_cache_bytes)
 
     def _open_registry(self) -> None:
         config = self.config

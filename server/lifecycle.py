@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+from functools import partial
 from typing import Any
 
 from hotshoe.registry.errors import StoreUnavailable
@@ -20,7 +21,7 @@ from hotshoe.server.http import HttpServer
 from hotshoe.server.logs import log_event
 from hotshoe.server.metrics import Metrics
 from hotshoe.server.model.loader import LoadedBase
-from hotshoe.server.ports import bind_grpc, start_http, start_registry_http
+from hotshoe.server.ports import bind_grpc, check_free, start_http, start_openai, start_registry_http
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.health import Health
 from hotshoe.server.services.interceptors import RpcInterceptor
@@ -43,6 +44,7 @@ class Server:
         self.metrics = Metrics(legacy_names=config.legacy_metric_names)
         self.http: HttpServer | None = None
         self.registry_http: Address | None = None
+        self.openai: Address | None = None
         self._cleanup = contextlib.AsyncExitStack()  # what to end, the latest first
         self._core = Core(config, self.metrics, self._cleanup)
         self._interceptor = RpcInterceptor(self.metrics)
@@ -74,15 +76,20 @@ class Server:
             if (admission := build_admission(self.config, self._core)) is not None:
                 self._interceptor.admit_by(admission)
             server, address = bind_grpc(self.config, self._interceptor)
+            if self.config.openai:
+                check_free(self.config.openai)
             self.http = start_http(self.config, self.health, self.metrics, self._cleanup)
             await asyncio.to_thread(self._core.open)
             self.registry_http = start_registry_http(self.config, self.registry, self._cleanup)
             self._core.build_engine()
-            Assembly(self._core, self.health, self._draining, self._cleanup).add_to(server)
+            services = Assembly(self._core, self.health, self._draining, self._cleanup)
+            services.add_to(server)
             self._cleanup.push_async_callback(server.stop, _FLUSH_SECONDS)
             self.engine.start()
             self._cleanup.push_async_callback(asyncio.to_thread, self.engine.stop, _ENGINE_STOP_SECONDS)
             await server.start()
+            application = partial(services.openai_application, self._interceptor)
+            self.openai = await start_openai(self.config, application, self._cleanup)
             self.health.ready(self.engine)
             self._watch()
         except BaseException:
@@ -111,6 +118,7 @@ class Server:
             "grpc": str(address),
             "http": str(self.http.address) if self.http else "",
             **({"registry_http": str(self.registry_http)} if self.registry_http else {}),
+            **({"openai": str(self.openai)} if self.openai else {}),
             "base_model": self.base.name,
             "base_digest": self.base.digest,
             "device": self.base.device,
@@ -154,7 +162,7 @@ class Server:
 
 
 async def serve(config: ServerConfig) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 1 if it could not start."""
+    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit code: 0, or 1 if it could not start."""
     _share_the_interpreter()
     server = Server(config)
     try:
@@ -202,8 +210,9 @@ class _Signals:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, self._note)
 
     def _note(self) -> None:
         (self.second if self.first.is_set() else self.first).set()

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -18,6 +20,9 @@ from hotshoe.server.services.health import Health
 from hotshoe.server.services.interceptors import RpcInterceptor
 from hotshoe.server.startup import StartupError
 
+if TYPE_CHECKING:
+    from aiohttp import web
+
 _GRPC_OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second server takes half the connections of the first
     ("grpc.max_receive_message_length", 4 << 20),
@@ -28,6 +33,18 @@ _GRPC_OPTIONS = (
 )
 
 
+def check_free(address: Address) -> None:
+    """Raises StartupError if a port is taken, which gRPC would say in two lines, and not why in the second."""
+    for family, kind, _, _, place in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(place)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise StartupError(f"cannot listen on {address}: {error.strerror}") from error
+
+
 def bind_grpc(config: ServerConfig, interceptor: RpcInterceptor) -> tuple[grpc.aio.Server, Address]:
     """Takes the gRPC port, before the base is loaded: one that is in use should not take minutes to notice.
 
@@ -36,7 +53,7 @@ def bind_grpc(config: ServerConfig, interceptor: RpcInterceptor) -> tuple[grpc.a
     server = grpc.aio.server(interceptors=(interceptor,), options=_GRPC_OPTIONS)
     address = config.listen
     try:
-        _check_free(address)
+        check_free(address)
         credentials = _credentials(config)
         if credentials is None:
             port = server.add_insecure_port(str(address))
@@ -82,21 +99,30 @@ def start_registry_http(config: ServerConfig, registry: Registry, cleanup: conte
     return address.with_port(server.port)
 
 
+async def start_openai(
+    config: ServerConfig, application: "Callable[[], web.Application]", cleanup: contextlib.AsyncExitStack
+) -> Address | None:
+    """Serves OpenAI's API from now on, unless nobody asked for it. Raises StartupError."""
+    address = config.openai
+    if address is None:
+        return None
+    try:
+        from hotshoe.server.openai.listener import listen
+    except ModuleNotFoundError as error:
+        raise StartupError(f"openai: {error}; pip install 'hotshoe[openai]'") from error
+    certificate, key = config.tls_cert, config.tls_key
+    tls = tls_context(certificate, key) if certificate and key else None
+    try:
+        port, stop = await listen(application(), address.host, address.port, tls)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from error
+    cleanup.push_async_callback(stop)
+    return address.with_port(port)
+
+
 def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
     cert, key = config.tls_cert, config.tls_key
     if cert is None or key is None:
         return None
     tls_context(cert, key)  # names what cannot be used: gRPC would only say that it could not bind
     return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
-
-
-def _check_free(address: Address) -> None:
-    """Raises StartupError if a port is taken, which gRPC would say in two lines, and not why in the second."""
-    for family, kind, _, _, place in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(place)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise StartupError(f"cannot listen on {address}: {error.strerror}") from error

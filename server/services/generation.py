@@ -169,10 +169,12 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             with self._parts.dispatcher.queue(answers.request, limit=limit) as queue:
                 self._engine.submit(answers.request)
                 submitted = True
+                queue.submitted()
                 with _cancelled_by(queue):
                     yield queue
         except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED.name
+            ended = grpc.StatusCode.DEADLINE_EXCEEDED if answers.deadline_passed else grpc.StatusCode.CANCELLED
+            code = ended.name
             raise
         except Exception as error:
             row = row_of(error)
