@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hotshoe.clients.adapter_files import TransferProgress
     from hotshoe.clients.aio import AsyncClient
     from hotshoe.clients.client import Client
     from hotshoe.clients.errors import (
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
         Unimplemented,
     )
     from hotshoe.clients.messages import AdapterSelection, ChatMessage, GenerateOptions
+    from hotshoe.clients.progress import TransferProgress
     from hotshoe.clients.retry import NO_RETRY, RetryPolicy
     from hotshoe.clients.streams import AnswerStream, AsyncAnswerStream, AsyncResponseStream, ResponseStream
 
@@ -82,7 +82,7 @@ _MODULES = {
     "GenerateOptions": "messages",
     "ResponseStream": "streams",
     "RetryPolicy": "retry",
-    "TransferProgress": "adapter_files",
+    "TransferProgress": "progress",
 }
 
 

@@ -9,18 +9,11 @@ from typing import Any
 import grpc
 
 from hotshoe.clients import blob_messages
-from hotshoe.clients.adapter_files import (
-    LARGE_BYTES,
-    AdapterFile,
-    PartialDownload,
-    Progress,
-    ProgressCounter,
-    find_files,
-    hash_counter,
-    hash_file,
-)
+from hotshoe.clients.adapter_files import LARGE_BYTES, AdapterFile, find_files, hash_counter, hash_file
 from hotshoe.clients.connection import call_aio
+from hotshoe.clients.downloads import PartialDownload
 from hotshoe.clients.errors import NotFound, from_rpc_error
+from hotshoe.clients.progress import Progress, ProgressCounter
 from hotshoe.clients.retry import Attempts
 from hotshoe.protos.v1 import registry_pb2 as registry
 

@@ -7,8 +7,9 @@ from typing import Protocol
 
 import grpc
 
-from hotshoe.clients.adapter_files import AdapterFile, Progress, ProgressCounter, expect_megabytes, file_chunks
+from hotshoe.clients.adapter_files import AdapterFile, expect_megabytes, file_chunks
 from hotshoe.clients.errors import DataLoss
+from hotshoe.clients.progress import Progress, ProgressCounter
 from hotshoe.protos.v1 import chunks
 from hotshoe.protos.v1 import registry_pb2 as registry
 

@@ -2,8 +2,8 @@
 
 from typing import Generic, TypeVar
 
-from hotshoe.clients.adapter_files import Progress, TransferProgress
 from hotshoe.clients.errors import Internal
+from hotshoe.clients.progress import Progress, TransferProgress
 from hotshoe.protos.v1 import registry_pb2 as registry
 
 T = TypeVar("T", registry.PushAdapterResponse, registry.PullAdapterResponse)

@@ -69,7 +69,7 @@ def pull(
 
 def _check_free(directory: Path, adapter: "Adapter") -> None:
     """Raises FileExistsError unless a directory is empty, or holds an earlier pull of an adapter."""
-    from hotshoe.clients.adapter_files import foreign_file
+    from hotshoe.clients.downloads import foreign_file
 
     if (name := foreign_file(directory, adapter.blobs)) is not None:
         found = f"{directory}: its {name} is not of {adapter.name}@{adapter.digest}"

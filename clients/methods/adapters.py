@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hotshoe.clients import registry_messages
-from hotshoe.clients.adapter_files import AdapterFile, Progress, ignore_progress
+from hotshoe.clients.adapter_files import AdapterFile
 from hotshoe.clients.channels import QUICK_SECONDS, TRANSFER_SECONDS
 from hotshoe.clients.connection import Connection
+from hotshoe.clients.progress import Progress, ignore_progress
 from hotshoe.clients.retry import Attempts
 from hotshoe.clients.transfers import Transfers
 from hotshoe.protos.v1 import registry_pb2 as registry

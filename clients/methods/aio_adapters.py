@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from hotshoe.clients import registry_messages
-from hotshoe.clients.adapter_files import AdapterFile, Progress, ignore_progress
+from hotshoe.clients.adapter_files import AdapterFile
 from hotshoe.clients.aio_transfers import AsyncTransfers
 from hotshoe.clients.channels import QUICK_SECONDS, TRANSFER_SECONDS
 from hotshoe.clients.connection import AsyncConnection
+from hotshoe.clients.progress import Progress, ignore_progress
 from hotshoe.clients.retry import Attempts
 from hotshoe.protos.v1 import registry_pb2 as registry
 

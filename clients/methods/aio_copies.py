@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hotshoe.clients import registry_messages
-from hotshoe.clients.adapter_files import Progress, ignore_progress
 from hotshoe.clients.channels import TRANSFER_SECONDS
 from hotshoe.clients.connection import AsyncConnection
 from hotshoe.clients.copies import Copy
+from hotshoe.clients.progress import Progress, ignore_progress
 from hotshoe.clients.retry import NO_RETRY, Attempts
 from hotshoe.clients.streams import AsyncResponseStream
 from hotshoe.protos.v1 import registry_pb2 as registry

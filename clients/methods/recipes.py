@@ -4,9 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 
 from hotshoe.clients import messages, registry_messages
-from hotshoe.clients.adapter_files import Progress, ignore_progress, scan_directory
+from hotshoe.clients.adapter_files import scan_directory
 from hotshoe.clients.channels import QUICK_SECONDS, TRANSFER_SECONDS
 from hotshoe.clients.connection import Connection
+from hotshoe.clients.progress import Progress, ignore_progress
 from hotshoe.clients.retry import Attempts
 from hotshoe.clients.transfers import Transfers
 from hotshoe.protos.v1 import registry_pb2 as registry
