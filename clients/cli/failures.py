@@ -68,7 +68,9 @@ def describe(error: Exception) -> str:
     if isinstance(error, errors.PermissionDenied) and error.reason == "UNAUTHENTICATED":
         return f"this server asks who you are (HOTSHOE_TOKEN or HOTSHOE_TOKEN_FILE tells it): {text}"
     missing = [violation for violation in error.field_violations if f"{violation.field}:" not in text]
-    if missing:
+    if [violation.description for violation in missing] == [text]:
+        text = f"{missing[0].field}: {text}"
+    elif missing:
         text += " (" + "; ".join(f"{violation.field}: {violation.description}" for violation in missing) + ")"
     if error.retry_after is not None:
         text += f"; try again in {error.retry_after:g} s"

@@ -85,6 +85,8 @@ def test_violations_and_delays_are_part_of_the_line() -> None:
     assert failures.describe(error) == "bad request (sampling.top_p: 3 is outside (0, 1])"
     told = errors.InvalidArgument("sampling.top_p: 3 is outside (0, 1]", field_violations=[violation])
     assert failures.describe(told) == "sampling.top_p: 3 is outside (0, 1]"
+    bare = errors.InvalidArgument("3 is outside (0, 1]", field_violations=[violation])
+    assert failures.describe(bare) == "sampling.top_p: 3 is outside (0, 1]"
     assert failures.describe(errors.ResourceExhausted("full", retry_after=2.5)) == "full; try again in 2.5 s"
 
 
