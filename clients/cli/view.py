@@ -1,5 +1,6 @@
 """hotshoe view, hotshoe unview: an adapter as a directory on the server's machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ def view(
     """
     from hotshoe.clients import Client
 
+    if destination is not None and os.path.lexists(destination) and not destination.is_symlink():
+        raise FileExistsError(f"{destination}: is there already; expected a new name")
     with Client(server) as client:
         made = client.view(reference)
     if destination is not None:
@@ -65,4 +68,6 @@ def _link(destination: Path, path: Path) -> None:
         raise ValueError(f"{path} is on the server's machine, which is not this one: use hotshoe pull")
     if destination.is_symlink() and destination.readlink() == path:
         return
+    if destination.is_symlink():
+        raise FileExistsError(f"{destination}: a link to {destination.readlink()}; expected a new name")
     destination.symlink_to(path)
