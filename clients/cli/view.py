@@ -1,5 +1,6 @@
 """hotshoe view, hotshoe unview: an adapter as a directory on the server's machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,17 +13,20 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
 def view(
     reference: Reference,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="[DEST]", help="Also a symbolic link to it here; the server must be, too.")
+        Path | None, typer.Argument(metavar="DEST", help="Also a symbolic link to it here; the server must be, too.")
     ] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Make a directory of an adapter, as PEFT and vLLM read it, without copying.
+    """Make a directory of an adapter on the server, without copying.
 
-    Its files are the registry's own, read-only: do not write to them. The adapter is not collected until unview.
+    PEFT and vLLM can read it. Its files are the registry's own, read-only: do not write to them. The adapter is not
+    collected until unview.
     """
     from hotshoe.clients import Client
 
+    if destination is not None and os.path.lexists(destination) and not destination.is_symlink():
+        raise FileExistsError(f"{destination}: is there already; expected a new name")
     with Client(server) as client:
         made = client.view(reference)
     if destination is not None:
@@ -35,7 +39,7 @@ def view(
 def unview(
     reference: Reference,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="[DEST]", help="Also the symbolic link to it here that view made.")
+        Path | None, typer.Argument(metavar="DEST", help="Also the symbolic link to it here that view made.")
     ] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
@@ -64,4 +68,6 @@ def _link(destination: Path, path: Path) -> None:
         raise ValueError(f"{path} is on the server's machine, which is not this one: use hotshoe pull")
     if destination.is_symlink() and destination.readlink() == path:
         return
+    if destination.is_symlink():
+        raise FileExistsError(f"{destination}: a link to {destination.readlink()}; expected a new name")
     destination.symlink_to(path)

@@ -334,7 +334,8 @@ def test_the_command_line_pushes_pulls_and_mirrors(fleet: Fleet, directories: di
 
     said = hotshoe(fleet.publisher, "push", "cli/a", fleet.remote)
     assert said.startswith(f"pushed cli/a to {fleet.remote}") and said.endswith(f"{fleet.remote}//cli/a@{digest}\n")
-    hotshoe(fleet.publisher, "push", f"cli/a@{digest}", fleet.remote, "--as", "cli/a:v2")
+    again = hotshoe(fleet.publisher, "push", f"cli/a@{digest}", fleet.remote, "--as", "cli/a:v2")
+    assert again == f"cli/a@{digest} is already at {fleet.remote}\n{fleet.remote}//cli/a@{digest}\n"
     assert f'"digest": "{digest}"' in hotshoe(fleet.publisher, "push", "cli/a", fleet.remote, "--json")
     pulled = hotshoe(fleet.edge, "pull", f"{fleet.remote}//cli/a:v2", "--as", "cli/mine:now")
     assert pulled.startswith("pulled cli/mine:now  IA3")
