@@ -1,4 +1,6 @@
-"""Putting back what is damaged or lost, from where it is still whole: the index, for manifests, or another registry."""
+"""Putting back what is damaged or lost, from where it is still whole: the index, for manifests; quarantine, if it was
+only read wrongly; or another registry.
+"""
 
 import logging
 import threading
@@ -13,6 +15,7 @@ from hotshoe.registry.index import Index
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import FileDescriptor, blob_descriptors
+from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.referrer import EMPTY_CONFIG
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ class Healing:
         self._locks = locks
         self._index = index
         self._blobs = blobs
+        self._quarantine = Quarantine(layout)
         self._turn = threading.Condition()
         self._under_way: set[str] = set()
         self.source: BlobSource | None = None
@@ -59,7 +63,7 @@ class Healing:
             logger.error("blob %s is damaged or lost", digest)
             healed = False
             try:
-                healed = self._make_again(digest) or self._fetch(digest)
+                healed = self._make_again(digest) or self._release(digest) or self._fetch(digest)
             finally:
                 if self.source is not None:
                     self.source.note(digest, healed=healed)
@@ -92,6 +96,17 @@ class Healing:
                 with self._locks.publishing():
                     self._blobs.put(document)
                     self._layout.sync_blobs()
+                return True
+        return False
+
+    def _release(self, digest: str) -> bool:
+        """Puts back a file from quarantine whose bytes are right after all: they had been read wrongly."""
+        for file in self._quarantine.files(digest):
+            if self._quarantine.is_sound(file):
+                with self._locks.publishing():
+                    self._blobs.link(self._quarantine.path(file), digest)
+                    self._layout.sync_blobs()
+                    self._quarantine.discard(file)
                 return True
         return False
 

@@ -6,7 +6,6 @@ from the blobs.
 """
 
 import logging
-import uuid
 from collections.abc import Collection, Iterable
 
 from hotshoe.registry.blobs import BlobStore
@@ -17,6 +16,7 @@ from hotshoe.registry.index import Index, IndexDamaged, IndexEntry, ReferrerRow,
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import IndexListing, NotAnAdapter, read_index, read_manifest
+from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.referrer import NotAReferrer, Referrer, read_referrer
 from hotshoe.registry.tag_log import Move, TagLog
 
@@ -54,7 +54,7 @@ def _open_index(layout: Layout) -> Index:
     for suffix in ("", "-wal", "-shm"):
         damaged = layout.database.with_name(layout.database.name + suffix)
         if damaged.exists():
-            damaged.rename(layout.quarantine / f"index{suffix}.{uuid.uuid4().hex[:8]}")
+            Quarantine(layout).take(damaged)
     return Index(layout.database)
 
 

@@ -32,6 +32,7 @@ from store_adapters import CONFIG, WEIGHTS, lora_files, publish, small_base
 from store_children import check_whole
 
 from hotshoe.registry import export
+from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.errors import AdapterNotFound, RegistryError
 from hotshoe.registry.registry import AdapterRecord, Registry
 from hotshoe.registry.remotes.patience import Patience
@@ -164,6 +165,7 @@ def _small_cases(first: str, second: str) -> list[Case]:
         )
         publish(registry, "a", lora_files(2), tags=["v2"])
         publish(registry, "a", lora_files(1), tags=["live", "v1"])
+        (root / ".quarantine" / f"{digest_hex(first)}.damaged").write_bytes(b"other bytes")
         registry.close()
 
     def prepare_lost(root: Path) -> None:
@@ -196,6 +198,7 @@ def _small_cases(first: str, second: str) -> list[Case]:
         assert all(len(registry.adapter_files(record.digest)) == 3 for record in garbage)
         registry.collect_garbage(grace_seconds=0)
         assert registry.list(name_contains="garbage")[0] == [] and registry.stats().blobs == 2 * 3 + 2
+        assert not registry.fsck().quarantine
 
     def viewed(registry: Registry, acknowledged: bool) -> None:
         unharmed(registry, acknowledged)
