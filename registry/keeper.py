@@ -8,9 +8,9 @@ from hotshoe.registry.digest import check_digest
 from hotshoe.registry.errors import AdapterNotFound
 from hotshoe.registry.fsck import FsckProgress, FsckReport, check_blobs
 from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, Garbage, GarbageReport
-from hotshoe.registry.index import Index
+from hotshoe.registry.index import Index, Lease
 from hotshoe.registry.layout import Layout, disk
-from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Lease, Leases
+from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Leases
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.reader import StoreReader
