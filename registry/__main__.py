@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "--users",
         type=Path,
         metavar="FILE",
-        help="who may read, with a password; `hotshoe registry password` makes lines",
+        help="who may read, with a password; `hotshoe registry password` makes lines, or htpasswd -B",
     )
     serve.add_argument(
         "--insecure-bind", action="store_true", help="allow plain text on an address that other machines can reach"

@@ -144,7 +144,9 @@ class ServerConfig:
         None, "PEM private key of --registry-http; needs --registry-http-tls-cert"
     )
     registry_http_users: Path | None = _setting(
-        None, "who may read at --registry-http, with a password; `hotshoe registry password NAME` makes lines of it"
+        None,
+        "who may read at --registry-http, with a password; `hotshoe registry password NAME` makes lines of it, "
+        "or `htpasswd -B`",
     )
     device: str = _setting("auto", "where the base model lies", choices=("auto", "cpu", "cuda"))
     backend: str = _setting(
