@@ -36,6 +36,7 @@ from hotshoe.clients.copies import Copy
 from hotshoe.clients.errors import NotFound, from_rpc_error
 from hotshoe.clients.retry import DEFAULT_RETRY, NO_RETRY, Attempts, RetryPolicy
 from hotshoe.clients.streams import AsyncAnswerStream, AsyncResponseStream
+from hotshoe.clients.tokens import Token
 from hotshoe.protos.v1 import generation_pb2 as generation
 from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
@@ -68,9 +69,14 @@ class AsyncClient:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
+        token: Token | None = None,
     ) -> None:
-        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port"."""
-        self._channel = open_aio_channel(server, credentials)
+        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port".
+
+        `token`, or what gives one for each call, says who calls; without it the environment's HOTSHOE_TOKEN, or the
+        file that HOTSHOE_TOKEN_FILE names. Raises ValueError where it would go to another machine in the clear.
+        """
+        self._channel = open_aio_channel(server, credentials, token)
         self.server = server
         self._retry = retry
         self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]

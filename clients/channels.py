@@ -1,12 +1,13 @@
 """How the clients' channels are set up, and the timeouts of their calls."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from hotshoe.clients.tokens import Token, refuse_clear_text, token_source
 from hotshoe.protos.v1 import chunks, registry_pb2
 from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 
@@ -31,20 +32,68 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
 )
 
 
-def open_channel(server: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
-    """A channel to "host:port" in the clear, or to "tls://host:port"; it connects on the first call."""
+def open_channel(
+    server: str, credentials: grpc.ChannelCredentials | None = None, token: Token | None = None
+) -> grpc.Channel:
+    """A channel to "host:port" in the clear, or to "tls://host:port"; it connects on the first call.
+
+    Calls carry `token`, or that of the environment. Raises ValueError: not an address, or a token would be readable.
+    """
     target, credentials = _target_and_credentials(server, credentials)
     if credentials is None:
-        return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+    else:
+        channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+    opened: grpc.Channel = _authorized(channel, token, target, is_clear=credentials is None)
+    return opened
 
 
-def open_aio_channel(server: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+def open_aio_channel(
+    server: str, credentials: grpc.ChannelCredentials | None = None, token: Token | None = None
+) -> grpc.aio.Channel:
     """The same for the running event loop."""
     target, credentials = _target_and_credentials(server, credentials)
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+    else:
+        channel = grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+    opened: grpc.aio.Channel = _authorized(channel, token, target, is_clear=credentials is None)
+    return opened
+
+
+class _AuthorizedChannel:
+    """A channel, blocking or of asyncio, whose calls carry a token. gRPC's own way of doing so needs TLS."""
+
+    def __init__(self, channel: Any, token: Callable[[], str]) -> None:
+        self._channel = channel
+        self._token = token
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return self._carrying(self._channel.unary_unary(*arguments, **options))
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return self._carrying(self._channel.unary_stream(*arguments, **options))
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return self._carrying(self._channel.stream_unary(*arguments, **options))
+
+    def _carrying(self, method: Any) -> Callable[..., Any]:
+        def call(request: Any, **options: Any) -> Any:
+            return method(request, metadata=(("authorization", f"Bearer {self._token()}"),), **options)
+
+        return call
+
+
+def _authorized(channel: Any, token: Token | None, target: str, *, is_clear: bool) -> Any:
+    source = token_source(token)
+    if source is None:
+        return channel
+    if is_clear:
+        refuse_clear_text(target)
+    return _AuthorizedChannel(channel, source)
 
 
 def _target_and_credentials(

@@ -48,7 +48,7 @@ class Leases:
             InvalidReference: a digest is malformed, the holder has no name, or the time is not above 0.
         """
         expires = time.time() + _check_ttl(ttl_seconds)
-        leases = [Lease(_check_holder(holder), check_digest(digest), expires) for digest in digests]
+        leases = [Lease(check_holder(holder), check_digest(digest), expires) for digest in digests]
         with self._transaction() as changes:
             self._add(leases)
             changes += [LeaseChange(*lease) for lease in leases]
@@ -60,7 +60,7 @@ class Leases:
             AdapterNotFound, InvalidReference: as `take`.
             QuotaExceeded: there are as many leases as there may be.
         """
-        lease = Lease(_check_holder(holder), check_digest(digest), time.time() + _check_ttl(ttl_seconds))
+        lease = Lease(check_holder(holder), check_digest(digest), time.time() + _check_ttl(ttl_seconds))
         with self._transaction(durable=True) as changes:
             self._connection.execute("DELETE FROM leases WHERE expires <= ?", (time.time(),))
             self._add([lease])
@@ -80,7 +80,7 @@ class Leases:
         """Extends all leases of a holder; returns how many it has."""
         expires = time.time() + _check_ttl(ttl_seconds)
         with self._transaction() as changes:
-            self._connection.execute("UPDATE leases SET expires = ? WHERE holder = ?", (expires, _check_holder(holder)))
+            self._connection.execute("UPDATE leases SET expires = ? WHERE holder = ?", (expires, check_holder(holder)))
             changes += [LeaseChange(*row) for row in self._connection.execute(f"{_ALL} WHERE holder = ?", (holder,))]
         return len(changes)
 
@@ -137,11 +137,13 @@ class Leases:
 
 def _check_ttl(seconds: float) -> float:
     if not 0 < seconds < float("inf"):
-        raise InvalidReference(f"ttl_seconds {seconds}: expected more than 0")
+        raise InvalidReference(f"ttl_seconds {seconds}: expected more than 0", field="ttl_seconds")
     return seconds
 
 
-def _check_holder(holder: str) -> str:
+def check_holder(holder: str) -> str:
+    """Returns `holder`. Raises InvalidReference."""
     if not (holder and holder.isprintable() and len(holder) <= MAX_HOLDER_LENGTH):
-        raise InvalidReference(f"holder {holder[:80]!r}: expected 1 to {MAX_HOLDER_LENGTH} printable characters")
+        expected = f"expected 1 to {MAX_HOLDER_LENGTH} printable characters"
+        raise InvalidReference(f"holder {holder[:80]!r}: {expected}", field="holder")
     return holder

@@ -44,7 +44,7 @@ from hotshoe.registry.publication import base_model_name, check_annotations, che
 from hotshoe.registry.quotas import Quota, Quotas
 from hotshoe.registry.reader import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from hotshoe.registry.recovery import recover
-from hotshoe.registry.reference import check_name, check_tag
+from hotshoe.registry.reference import check_name, check_tag, given_as
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
 from hotshoe.registry.tag_log import LoggedMove, TagLog
 from hotshoe.registry.tag_policy import TagPolicy
@@ -364,7 +364,8 @@ class Registry(StoreKeeper):
             TagMoved: the tag points elsewhere.
             TagImmutable: the tag is a version, and is taken.
         """
-        expected = check_digest(expected_digest) if expected_digest else None
+        with given_as("expected_digest"):
+            expected = check_digest(expected_digest) if expected_digest else None
         with disk("moving a tag"):
             row = self._tags.move(name, tag, digest, expected)
         return self._record(row)
@@ -414,5 +415,7 @@ class Registry(StoreKeeper):
 
 def _distinct_tags(tags: Sequence[str]) -> list[str]:
     if len(tags) > MAX_TAGS_PER_PUBLISH:
-        raise InvalidReference(f"tags: {len(tags)} given; expected at most {MAX_TAGS_PER_PUBLISH}")
-    return list(dict.fromkeys(map(check_tag, tags)))
+        problem = f"tags: {len(tags)} given; expected at most {MAX_TAGS_PER_PUBLISH}"
+        raise InvalidReference(problem, field="tags")
+    with given_as("tags"):
+        return list(dict.fromkeys(map(check_tag, tags)))

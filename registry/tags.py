@@ -56,7 +56,7 @@ class Tags:
 
     def roll_back(self, name: str, tag: str) -> tuple[AdapterRow, str | None]:
         """Points a tag where it pointed before its latest move; returns that and where it pointed until now."""
-        history = self.history(name, tag, limit=1)
+        history = self.history(name, check_tag(tag), limit=1)
         if not history:
             raise AdapterNotFound(f"no adapter {name}:{tag}")
         [(_, _, latest)] = history

@@ -80,7 +80,8 @@ def check_file_name(name: str) -> str:
     plain = name.isprintable() and not set(name) & {"/", "\\"} and not name.startswith(".")
     if not (plain and 0 < len(name.encode(errors="replace")) <= MAX_FILE_NAME_LENGTH):
         raise InvalidReference(
-            f"file name {name[:80]!r}: expected a plain name, without '/' and not beginning with '.'"
+            f"file name {name[:80]!r}: expected a plain name, without '/' and not beginning with '.'",
+            field="file_name",
         )
     return name
 

@@ -55,6 +55,7 @@ from hotshoe.server.logs import log_event
 from hotshoe.server.metrics import Metrics, Sources
 from hotshoe.server.model.loader import LoadedBase, load_base
 from hotshoe.server.model.spectra import Spectra
+from hotshoe.server.services.admission import Admission
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.doctor import Doctor
 from hotshoe.server.services.generation import GenerationParts, GenerationService
@@ -65,6 +66,7 @@ from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.registry import RegistryService
 from hotshoe.server.services.requests import RequestMapper
 from hotshoe.server.services.residency import ResidencyParts, ResidencyService
+from hotshoe.server.services.tokens import InvalidKeys, TokenVerifier
 from hotshoe.server.services.transfers import Transfers
 
 _RESERVE_BYTES = 8 << 20  # of the registry's disk
@@ -118,6 +120,7 @@ class Server:
         self.dispatcher: Dispatcher
         self.http: HttpServer | None = None
         self.registry_http: Address | None = None
+        self.openai: Address | None = None
         self.merged: AdapterUse | None = None
         self._interceptor = RpcInterceptor(self.metrics)
         self._draining = asyncio.Event()
@@ -130,7 +133,10 @@ class Server:
             StartupError: a port is taken, or the registry or the base cannot be opened. Nothing is left behind.
         """
         try:
+            self._ask_for_tokens()
             server, address = self._bind()
+            if self.config.openai:
+                _check_free(self.config.openai)
             self._start_http()
             await _in_executor(self._open)
             self._start_registry_http()
@@ -142,6 +148,7 @@ class Server:
             self.engine.start()
             self._cleanup.push_async_callback(_in_executor, self.engine.stop, _ENGINE_STOP_SECONDS)
             await server.start()
+            await self._start_openai()
             self.health.ready(self.engine)
             self._watch()
         except BaseException:
@@ -151,6 +158,7 @@ class Server:
             "grpc": str(address),
             "http": str(self.http.address) if self.http else "",
             **({"registry_http": str(self.registry_http)} if self.registry_http else {}),
+            **({"openai": str(self.openai)} if self.openai else {}),
             "base_model": self.base.name,
             "base_digest": self.base.digest,
             "device": self.base.device,
@@ -172,6 +180,23 @@ class Server:
     async def stop(self) -> None:
         """Ends everything: what still runs fails with Draining."""
         await self._cleanup.aclose()
+
+    def _ask_for_tokens(self) -> None:
+        config = self.config
+        if config.auth_keys is None:
+            if not config.listen.is_loopback:
+                log_event(logging.WARNING, "open_to_all", listen=str(config.listen), hint="--auth-keys asks who calls")
+            return
+        try:
+            verifier = TokenVerifier(
+                config.auth_keys,
+                issuer=config.auth_issuer,
+                audience=config.auth_audience,
+                tenant_claim=config.auth_tenant_claim,
+            )
+        except (InvalidKeys, OSError) as error:
+            raise StartupError(f"auth_keys: {error}") from error
+        self._interceptor.admit_by(Admission(verifier, lambda digest: self.registry.adapter_names(digest)))
 
     def _bind(self) -> tuple[grpc.aio.Server, Address]:
         """Takes the port before the base is loaded: a port that is in use should not take minutes to notice."""
@@ -223,6 +248,26 @@ class Server:
         self._cleanup.callback(server.stop)
         server.start()
 
+    async def _start_openai(self) -> None:
+        address, (generation, registry) = self.config.openai, self._services
+        if address is None:
+            return
+        try:
+            from hotshoe.server.openai.listener import listen
+        except ModuleNotFoundError as error:
+            raise StartupError(f"openai: {error}; pip install 'hotshoe[openai]'") from error
+        from hotshoe.server.openai.api import OpenAiApi
+
+        api = OpenAiApi(self._interceptor, generation, registry, base_model=self.base.name, health=self.health.report)
+        certificate, key = self.config.tls_cert, self.config.tls_key
+        tls = tls_context(certificate, key) if certificate and key else None
+        try:
+            port, stop = await listen(api.application(), address.host, address.port, tls)
+        except OSError as error:
+            raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from error
+        self._cleanup.push_async_callback(stop)
+        self.openai = address.with_port(port)
+
     def _open(self) -> None:
         """Opens the registry and loads the base: seconds, or minutes where the base is quantized for the first time."""
         config = self.config
@@ -262,6 +307,15 @@ class Server:
         return LoweredCache(self.config.base_cache / "lowered", max_bytes=self.config.residency.lowered_cache_bytes)
 
     def _build_engine(self) -> Engine:
+        """The engine and all its memory. Raises StartupError where there is not so much."""
+        try:
+            return self._new_engine()
+        except (MemoryError, OverflowError, RuntimeError) as error:
+            limits = "--kv-tokens, --adapter-slots, --max-running-requests, --max-rank, --device-bytes"
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise StartupError(f"no memory for what {limits} ask for: {reason}") from error
+
+    def _new_engine(self) -> Engine:
         base, config = self.base, self.config
         slots = AdapterSlots.for_base(
             base.weights.shape,
@@ -359,6 +413,7 @@ class Server:
             checking=self._executor("checking", _CHECKING_THREADS, initializer=let_others_first),
             verifier=self.verifier,
         )
+        self._services = generation, registry  # for OpenAI's API, too
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)  # type: ignore[no-untyped-call]
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)  # type: ignore[no-untyped-call]
         residency_pb2_grpc.add_ResidencyServiceServicer_to_server(residency, server)  # type: ignore[no-untyped-call]
@@ -493,7 +548,7 @@ class Server:
 
 
 async def serve(config: ServerConfig) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 1 if it could not start."""
+    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit code: 0, or 1 if it could not start."""
     _share_the_interpreter()
     server = Server(config)
     try:
@@ -557,8 +612,9 @@ class _Signals:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, self._note)
 
     def _note(self) -> None:
         (self.second if self.first.is_set() else self.first).set()

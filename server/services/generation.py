@@ -21,6 +21,7 @@ from hotshoe.server.logs import log_event
 from hotshoe.server.metrics import Metrics
 from hotshoe.server.model.tokenizer import Tokenizer
 from hotshoe.server.services.answers import RequestAnswers, resolved_adapters
+from hotshoe.server.services.callers import current_caller
 from hotshoe.server.services.dispatcher import Dispatcher, OutputQueue
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.requests import MAX_ADAPTERS, RequestMapper, request_id_of
@@ -44,7 +45,7 @@ class GenerationParts:
     tokenizer: Tokenizer
     metrics: Metrics
     model_info: generation_pb2.GetModelInfoResponse
-    tenant_metadata: str  # the key that names a request's tenant; "": all are one tenant's
+    tenant_metadata: str  # the key that names a request's tenant where no token does; "": all are one tenant's
     stream_buffer_tokens: int
     executor: Executor  # for what checks and tokenizes
 
@@ -136,12 +137,24 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
         request = await self._in_executor(partial(mapping, request_id=request_id, deadline=deadline))
-        if self._parts.tenant_metadata:
-            request = replace(request, tenant=_tenant(context, self._parts.tenant_metadata))
+        request = replace(request, tenant=self._tenant(context))
         unused = self._parts.dispatcher.unused_id(request_id)
         if unused != request_id:
             request = replace(request, request_id=unused)
         return RequestAnswers(request, self._parts.tokenizer)
+
+    def _tenant(self, context: Context) -> str:
+        """Whom the token, or else the metadata, names; "" if neither. Raises InvalidRequest if that names two."""
+        caller, key = current_caller.get(), self._parts.tenant_metadata
+        if caller is not None:
+            return caller.tenant
+        named = {value for name, value in context.invocation_metadata() or () if key and name == key}
+        if len(named) > 1:
+            raise InvalidRequest(key, "names more than one tenant")  # whose would it be?
+        tenant = str(named.pop()) if named else ""
+        if len(tenant) > MAX_TENANT_CHARS:
+            raise InvalidRequest(key, f"at most {MAX_TENANT_CHARS} characters")
+        return tenant
 
     async def _in_executor(self, function: Callable[[], _T]) -> _T:
         return await call_in(self._parts.executor, function)
@@ -156,10 +169,12 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             with self._parts.dispatcher.queue(answers.request, limit=limit) as queue:
                 self._engine.submit(answers.request)
                 submitted = True
+                queue.submitted()
                 with _cancelled_by(queue):
                     yield queue
         except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED.name
+            ended = grpc.StatusCode.DEADLINE_EXCEEDED if answers.deadline_passed else grpc.StatusCode.CANCELLED
+            code = ended.name
             raise
         except Exception as error:
             row = row_of(error)
@@ -202,17 +217,6 @@ def _identify(given: str, context: Context) -> str:
     request_id = request_id_of(given)
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     return request_id
-
-
-def _tenant(context: Context, key: str) -> str:
-    """The tenant that the metadata names, "" if none. Raises InvalidRequest if it names two: whose would it be?"""
-    named = {value for name, value in context.invocation_metadata() or () if name == key}
-    if len(named) > 1:
-        raise InvalidRequest(key, "names more than one tenant")
-    tenant = str(named.pop()) if named else ""
-    if len(tenant) > MAX_TENANT_CHARS:
-        raise InvalidRequest(key, f"at most {MAX_TENANT_CHARS} characters")
-    return tenant
 
 
 def _softmax(logprobs: list[float]) -> list[float]:

@@ -12,7 +12,7 @@ from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
 from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, MIN_GRACE_SECONDS
-from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS
+from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, check_holder
 from hotshoe.registry.registry import FsckProgress, Registry
 from hotshoe.server.adapters.adapter_leases import HOLDER_PREFIX
 from hotshoe.server.adapters.signature_gate import SignatureGate
@@ -155,5 +155,4 @@ class _CheckEnded(Exception):
 def _check_holder(holder: str) -> None:
     if holder.startswith(HOLDER_PREFIX):
         raise InvalidRequest("holder", f"names that begin with {HOLDER_PREFIX} are those of servers")
-    if not holder:
-        raise InvalidRequest("holder", "expected who holds the lease")
+    check_holder(holder)

@@ -16,7 +16,7 @@ from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.manifest import Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
-from hotshoe.registry.reference import AdapterRef, check_name
+from hotshoe.registry.reference import AdapterRef, check_name, given_as
 from hotshoe.registry.registry import (
     DEFAULT_PAGE_SIZE,
     MAX_PAGE_SIZE,
@@ -229,6 +229,10 @@ class RegistryService(KeepingService):
         )  # fmt: skip
         return registry_pb2.AttachReferrerResponse(referrer=referrer_message(referrer), subject=record.digest)
 
+    async def _resolve(self, field: str, reference: str) -> AdapterRecord:
+        with given_as(field):
+            return await call(self._registry.resolve, reference)
+
     async def _verified_message(self, record: AdapterRecord) -> registry_pb2.Adapter:
         """An adapter as the wire has it, with what the policy says of its signatures."""
         message = adapter_message(record)
@@ -244,6 +248,8 @@ class RegistryService(KeepingService):
         _check_count("blobs", len(request.blobs))
         if bool(request.reference) == bool(request.blobs):
             raise InvalidRequest("reference", "expected a reference or blobs, and not both")
+        if request.reference and request.approximate_rank:
+            raise InvalidRequest("approximate_rank", "expected none: a published adapter has its own")
         if request.blobs:
             files = await call(self._registry.uploaded_files, [_file(blob) for blob in request.blobs])
             rank = request.approximate_rank
@@ -292,7 +298,10 @@ class RegistryService(KeepingService):
         weights = [source.weight if source.HasField("weight") else 1.0 for source in request.sources]
         parameters.check_parents(weights)
         _check_count("sources", len(weights))
-        parents = [await call(self._registry.resolve, source.reference) for source in request.sources]
+        parents = [
+            await self._resolve(f"sources[{index}].reference", source.reference)
+            for index, source in enumerate(request.sources)
+        ]
         parts = [
             (await call(self._registry.adapter_files, parent.digest), parent.approximate_rank) for parent in parents
         ]
@@ -330,7 +339,9 @@ class RegistryService(KeepingService):
     ) -> AsyncIterator[registry_pb2.PullAdapterResponse]:
         """A caller that goes away ends the transfer; what has come is kept for the next."""
         if request.all_tags:
-            steps = self._transfers.mirror(request.remote, check_name(request.reference), as_name=request.name)
+            with given_as("reference"):
+                name = check_name(request.reference)
+            steps = self._transfers.mirror(request.remote, name, as_name=request.name)
         else:
             ref = AdapterRef.parse(request.reference)
             tags = tags_of(ref, request.tags)
@@ -380,7 +391,8 @@ class RegistryService(KeepingService):
     async def CompareAdapters(
         self, request: registry_pb2.CompareAdaptersRequest, context: Context
     ) -> registry_pb2.CompareAdaptersResponse:
-        first, second = [await call(self._registry.resolve, ref) for ref in (request.first, request.second)]
+        first = await self._resolve("first", request.first)
+        second = await self._resolve("second", request.second)
         files = [await call(self._registry.adapter_files, record.digest) for record in (first, second)]
         found = await self._doctor.compare((files[0], first.approximate_rank), (files[1], second.approximate_rank))
         return await call(comparison_message, (first, second), (files[0], files[1]), found)

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from hotshoe.clients.bound_process import bound
 from hotshoe.protos.v1 import generation_pb2_grpc, registry_pb2, registry_pb2_grpc, residency_pb2_grpc
 
 START_SECONDS = 240
@@ -58,7 +59,7 @@ class ServerProcess:
     def get(self, path: str, accept: str = "*/*") -> tuple[int, str]:
         request = urllib.request.Request(f"http://{self.ready['http']}{path}", headers={"Accept": accept})
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -93,7 +94,7 @@ def launch(directory: Path, arguments: list[str]) -> ServerProcess:
     log_file = directory / f"server-{time.monotonic_ns()}.log"
     with log_file.open("w") as log:
         process = subprocess.Popen(
-            arguments,
+            bound(arguments, parent=os.getpid()),
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

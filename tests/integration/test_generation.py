@@ -250,7 +250,7 @@ def test_model_info_says_what_runs(server: ServerProcess) -> None:
         (_request(n=99), "INVALID_ARGUMENT", "INVALID_PARAMETER", "n"),
         (_request(text="x" * 600), "INVALID_ARGUMENT", "PROMPT_TOO_LONG", "text"),
         (_request("nobody"), "NOT_FOUND", "ADAPTER_NOT_FOUND", None),
-        (_request("not a name"), "INVALID_ARGUMENT", "INVALID_REFERENCE", None),
+        (_request("not a name"), "INVALID_ARGUMENT", "INVALID_REFERENCE", "adapters[0].reference"),
         (_request(request_id="a b"), "INVALID_ARGUMENT", "INVALID_PARAMETER", "request_id"),
     ],
 )

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,8 +225,10 @@ def test_a_lease_keeps_what_its_holder_uses_until_it_ends_or_expires(registry: R
 def test_a_lease_of_somebody_elsewhere_is_listed_and_outlives_the_process(
     registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = SimpleNamespace(time=time.time)
+    monkeypatch.setattr(leases, "time", clock)
     record, other = (publish(registry, "a", lora_files(seed))[0] for seed in (1, 2))
-    short = registry.lease_durably(record.digest, holder="x", ttl_seconds=0.4)
+    short = registry.lease_durably(record.digest, holder="x", ttl_seconds=900)
     again = Registry(root)
     try:
         assert again.leases() == [short] == again.leases("x") and again.leases("y") == []
@@ -233,15 +236,15 @@ def test_a_lease_of_somebody_elsewhere_is_listed_and_outlives_the_process(
         assert [adapter.digest for adapter in gone] == [other.digest]
     finally:
         again.close()
-    time.sleep(0.45)
+    clock.time = lambda: time.time() + 1000
     assert registry.leases() == []
-    assert registry.lease_durably(record.digest, holder="x", ttl_seconds=60).expires > short.expires
+    assert registry.lease_durably(record.digest, holder="x", ttl_seconds=900).expires > short.expires
     monkeypatch.setattr(leases, "MAX_LEASES", 1)
     with pytest.raises(QuotaExceeded, match="1 leases already"):
-        registry.lease_durably(record.digest, holder="y", ttl_seconds=60)
-    registry.lease_durably(record.digest, holder="x", ttl_seconds=0.01)  # its own it may change
-    time.sleep(0.02)
-    registry.lease_durably(record.digest, holder="y", ttl_seconds=60)  # for x's has expired
+        registry.lease_durably(record.digest, holder="y", ttl_seconds=900)
+    registry.lease_durably(record.digest, holder="x", ttl_seconds=800)  # its own it may change
+    clock.time = lambda: time.time() + 1850
+    registry.lease_durably(record.digest, holder="y", ttl_seconds=900)  # for x's has expired
     assert registry.release_leases("y", [record.digest]) == 1 == 1 + registry.release_leases("y")
     with pytest.raises(AdapterNotFound):
         registry.lease_durably(other.digest, holder="y", ttl_seconds=60)

@@ -13,7 +13,7 @@ from hotshoe.registry.registry import Registry
 
 
 def test_publishers_hold_the_store_together(tmp_path: Path) -> None:
-    locks, together = StoreLocks(tmp_path), threading.Barrier(4, timeout=10)
+    locks, together = StoreLocks(tmp_path), threading.Barrier(4, timeout=60)
 
     def publish() -> None:
         with locks.publishing():
@@ -44,7 +44,7 @@ def test_a_collector_and_publishers_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_a_collector_gets_its_turn_while_publishers_never_let_go(tmp_path: Path) -> None:
-    locks, collected, give_up = StoreLocks(tmp_path), threading.Event(), time.monotonic() + 20
+    locks, collected, give_up = StoreLocks(tmp_path), threading.Event(), time.monotonic() + 60
 
     def publish(offset: float) -> None:
         time.sleep(offset)
@@ -96,7 +96,7 @@ def test_whatever_changes_the_store_waits_for_its_locks(registry: Registry, root
         assert done == [] and (root / "index.json").read_bytes() == before
         assert registry.resolve("a:old") == record, "reading waits for nobody"
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert len(done) == len(changes)
     assert registry.resolve("a:v1").digest != record.digest
     assert registry.resolve(f"a@{record.digest}").tags == ("v2",)
@@ -107,5 +107,5 @@ def _run_all(functions: Sequence[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert not any(thread.is_alive() for thread in threads)

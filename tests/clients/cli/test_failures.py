@@ -125,7 +125,12 @@ def test_a_directory_that_is_no_adapter_ends_with_5(tmp_path) -> None:
 
 def test_every_verb_that_asks_a_server_has_server_and_json() -> None:
     for verb in VERBS:
-        if verb.__name__ in ("serve", "registry", "key"):  # keys are files, no server knows them
+        if verb.__name__ in (
+            "serve",
+            "registry",
+            "key",
+            "token",
+        ):  # keys and tokens are made here, no server knows them
             continue
         help_text = hotshoe(verb.__name__, "--help")[1]
         assert "--json" in help_text and "--server" in help_text, verb.__name__
