@@ -1,7 +1,6 @@
 """Serves a registry to OCI clients by HTTP or HTTPS, read only."""
 
 import ssl
-from http.server import BaseHTTPRequestHandler
 
 from hotshoe.registry.distribution import Distribution, unauthorized
 from hotshoe.registry.http_threads import HttpThreads, RequestHandler
@@ -22,7 +21,7 @@ def registry_http_server(
     return HttpThreads(host, port, _handler(distribution, users), name="registry-http", tls=tls)
 
 
-def _handler(distribution: Distribution, users: HttpUsers | None) -> type[BaseHTTPRequestHandler]:
+def _handler(distribution: Distribution, users: HttpUsers | None) -> type[RequestHandler]:
     class Handler(RequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = _IDLE_SECONDS

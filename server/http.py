@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from hotshoe.registry.http_threads import HttpThreads, RequestHandler
@@ -40,7 +39,7 @@ class HttpServer:
 
 def _handler(
     health: Callable[[], tuple[bool, Mapping[str, Any]]], metrics: Callable[[str], tuple[bytes, str]]
-) -> type[BaseHTTPRequestHandler]:
+) -> type[RequestHandler]:
     class Handler(RequestHandler):
         timeout = _IDLE_SECONDS
 
