@@ -25,7 +25,7 @@ from hotshoe.server.services.callers import current_caller
 from hotshoe.server.services.dispatcher import Dispatcher, OutputQueue
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.requests import MAX_ADAPTERS, RequestMapper, request_id_of
-from hotshoe.server.services.rpc import Context
+from hotshoe.server.services.rpc import Context, call_in
 from hotshoe.server.services.status import REQUEST_ID_KEY, row_of
 
 MAX_TOKENIZE_BYTES = 1 << 20
@@ -157,7 +157,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         return tenant
 
     async def _in_executor(self, function: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._parts.executor, function)
+        return await call_in(self._parts.executor, function)
 
     @contextmanager
     def _running(self, answers: RequestAnswers, *, limit: int | None) -> Iterator[OutputQueue]:
