@@ -2,73 +2,32 @@
 
 import asyncio
 import contextlib
-import errno
 import gc
 import json
 import logging
-import math
 import signal
-import socket
 import sys
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
-from hotshoe.protos.v1 import (
-    generation_pb2,
-    generation_pb2_grpc,
-    registry_pb2,
-    registry_pb2_grpc,
-    residency_pb2,
-    residency_pb2_grpc,
-)
-from hotshoe.registry.distribution import Distribution
-from hotshoe.registry.errors import RegistryError, StoreUnavailable
-from hotshoe.registry.formats.base import BaseWeights
-from hotshoe.registry.formats.kind import ADAPTER_KINDS
-from hotshoe.registry.formats.lowered import LoweredAdapter
-from hotshoe.registry.http_server import registry_http_server
-from hotshoe.registry.http_threads import tls_context
-from hotshoe.registry.http_users import HttpUsers, InvalidUsers
+from hotshoe.registry.errors import StoreUnavailable
 from hotshoe.registry.registry import Registry
-from hotshoe.registry.signing.policy import PolicyFile
-from hotshoe.registry.validation import AdapterLimits
-from hotshoe.registry.verification import Verifier
-from hotshoe.server.adapters.adapter_reader import AdapterReader
-from hotshoe.server.adapters.adapter_slots import AdapterSlots
-from hotshoe.server.adapters.lowered_cache import LoweredCache
-from hotshoe.server.adapters.one_core import let_others_first
-from hotshoe.server.adapters.residency import AdapterResidency
-from hotshoe.server.adapters.signature_gate import SignatureGate
+from hotshoe.server.assembly import Assembly, build_admission
 from hotshoe.server.config import Address, ServerConfig
+from hotshoe.server.core import Core
 from hotshoe.server.engine.engine import Engine
-from hotshoe.server.engine.request import AdapterUse
-from hotshoe.server.errors import EngineDead, UnsupportedModel
+from hotshoe.server.errors import EngineDead
 from hotshoe.server.http import HttpServer
 from hotshoe.server.logs import log_event
-from hotshoe.server.metrics import Metrics, Sources
-from hotshoe.server.model.loader import LoadedBase, load_base
-from hotshoe.server.model.spectra import Spectra
-from hotshoe.server.services.admission import Admission
+from hotshoe.server.metrics import Metrics
+from hotshoe.server.model.loader import LoadedBase
+from hotshoe.server.ports import bind_grpc, check_free, start_http, start_openai, start_registry_http
 from hotshoe.server.services.dispatcher import Dispatcher
-from hotshoe.server.services.doctor import Doctor
-from hotshoe.server.services.generation import GenerationParts, GenerationService
-from hotshoe.server.services.healing import RemoteBlobs
-from hotshoe.server.services.health import Health, HealthServicer
+from hotshoe.server.services.health import Health
 from hotshoe.server.services.interceptors import RpcInterceptor
-from hotshoe.server.services.pull_through import PullThrough
-from hotshoe.server.services.registry import RegistryService
-from hotshoe.server.services.requests import RequestMapper
-from hotshoe.server.services.residency import ResidencyParts, ResidencyService
-from hotshoe.server.services.tokens import InvalidKeys, TokenVerifier
-from hotshoe.server.services.transfers import Transfers
+from hotshoe.server.startup import StartupError
 
+<<<<<<< HEAD
 _RESERVE_BYTES = 8 << 20  # of the registry's disk
 _MAPPING_THREADS = 2
 _LONG_THREADS = 1  # for prompts that take seconds to tokenize, and mostly are too long
@@ -76,33 +35,14 @@ _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
 _TRANSFER_THREADS = 4  # callers of PushAdapter and PullAdapter that are served at the same time
 _PULLING_THREADS = 4  # adapters that are fetched for requests at the same time
 _CHECKING_THREADS = 1  # full checks of the registry: one at a time
+=======
+>>>>>>> main
 _FLUSH_SECONDS = 0.5  # for what is written but not sent, and for health watches
 _WATCHDOG_SECONDS = 0.25
 _LOST_SECONDS = 60.0  # an engine that stands still for so long will not go on
 _ENGINE_STOP_SECONDS = 3.0
 _SWITCH_SECONDS = 0.0005
 _STOP_SECONDS = 5.0  # for everything, once nothing runs any more
-
-SERVICES = tuple(
-    module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in (
-        (generation_pb2, "GenerationService"),
-        (registry_pb2, "RegistryService"),
-        (residency_pb2, "ResidencyService"),
-    )
-)
-_GRPC_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # else a second server takes half the connections of the first
-    ("grpc.max_receive_message_length", 4 << 20),
-    ("grpc.http2.max_ping_strikes", 0),  # else a long prefill ends with "too_many_pings"
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
-
-
-class StartupError(Exception):
-    """The server cannot start; the message says in one line why."""
 
 
 class Server:
@@ -112,20 +52,29 @@ class Server:
         self.config = config
         self.health = health or Health()
         self.metrics = Metrics(legacy_names=config.legacy_metric_names)
-        self.base: LoadedBase
-        self.engine: Engine
-        self.residency: AdapterResidency
-        self.registry: Registry
-        self.verifier: Verifier | None = None
-        self.gate: SignatureGate
-        self.dispatcher: Dispatcher
         self.http: HttpServer | None = None
         self.registry_http: Address | None = None
         self.openai: Address | None = None
-        self.merged: AdapterUse | None = None
+        self._cleanup = contextlib.AsyncExitStack()  # what to end, the latest first
+        self._core = Core(config, self.metrics, self._cleanup)
         self._interceptor = RpcInterceptor(self.metrics)
         self._draining = asyncio.Event()
-        self._cleanup = contextlib.AsyncExitStack()  # what to end, the latest first
+
+    @property
+    def base(self) -> LoadedBase:
+        return self._core.base
+
+    @property
+    def registry(self) -> Registry:
+        return self._core.registry
+
+    @property
+    def engine(self) -> Engine:
+        return self._core.engine
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        return self._core.dispatcher
 
     async def start(self) -> dict[str, Any]:
         """Binds, loads and serves. Returns what the ready line says.
@@ -134,37 +83,29 @@ class Server:
             StartupError: a port is taken, or the registry or the base cannot be opened. Nothing is left behind.
         """
         try:
-            self._ask_for_tokens()
-            server, address = self._bind()
+            if (admission := build_admission(self.config, self._core)) is not None:
+                self._interceptor.admit_by(admission)
+            server, address = bind_grpc(self.config, self._interceptor)
             if self.config.openai:
-                _check_free(self.config.openai)
-            self._start_http()
-            await _in_executor(self._open)
-            self._start_registry_http()
-            self.dispatcher = Dispatcher(self.metrics)
-            self.engine = self._build_engine()
-            self._describe_metrics()
-            self._add_services(server)
+                check_free(self.config.openai)
+            self.http = start_http(self.config, self.health, self.metrics, self._cleanup)
+            await asyncio.to_thread(self._core.open)
+            self.registry_http = start_registry_http(self.config, self.registry, self._cleanup)
+            self._core.build_engine()
+            services = Assembly(self._core, self.health, self._draining, self._cleanup)
+            services.add_to(server)
             self._cleanup.push_async_callback(server.stop, _FLUSH_SECONDS)
             self.engine.start()
-            self._cleanup.push_async_callback(_in_executor, self.engine.stop, _ENGINE_STOP_SECONDS)
+            self._cleanup.push_async_callback(asyncio.to_thread, self.engine.stop, _ENGINE_STOP_SECONDS)
             await server.start()
-            await self._start_openai()
+            application = partial(services.openai_application, self._interceptor)
+            self.openai = await start_openai(self.config, application, self._cleanup)
             self.health.ready(self.engine)
             self._watch()
         except BaseException:
             await self.stop()
             raise
-        return {
-            "grpc": str(address),
-            "http": str(self.http.address) if self.http else "",
-            **({"registry_http": str(self.registry_http)} if self.registry_http else {}),
-            **({"openai": str(self.openai)} if self.openai else {}),
-            "base_model": self.base.name,
-            "base_digest": self.base.digest,
-            "device": self.base.device,
-            "backend": self.base.backend,
-        }
+        return self._ready_line(address)
 
     async def drain(self, grace_seconds: float) -> bool:
         """Refuses new work and lets what was taken finish. Returns whether it did, within `grace_seconds`."""
@@ -182,6 +123,7 @@ class Server:
         """Ends everything: what still runs fails with Draining."""
         await self._cleanup.aclose()
 
+<<<<<<< HEAD
     def _ask_for_tokens(self) -> None:
         config = self.config
         if config.auth_keys is None:
@@ -512,6 +454,19 @@ class Server:
             nf4_kept=report.nf4_kept.share,
             nf4_error=report.nf4_kept.error,
         )
+=======
+    def _ready_line(self, address: Address) -> dict[str, Any]:
+        return {
+            "grpc": str(address),
+            "http": str(self.http.address) if self.http else "",
+            **({"registry_http": str(self.registry_http)} if self.registry_http else {}),
+            **({"openai": str(self.openai)} if self.openai else {}),
+            "base_model": self.base.name,
+            "base_digest": self.base.digest,
+            "device": self.base.device,
+            "backend": self.base.backend,
+        }
+>>>>>>> main
 
     def _watch(self) -> None:
         watchdog = asyncio.create_task(self._watchdog())
@@ -524,7 +479,7 @@ class Server:
         while True:
             await asyncio.sleep(every_seconds)
             try:
-                report = await asyncio.get_running_loop().run_in_executor(None, self.registry.collect_garbage)
+                report = await asyncio.to_thread(self.registry.collect_garbage)
             except StoreUnavailable as error:
                 log_event(logging.ERROR, "collect_garbage_failed", reason=str(error))
                 continue
@@ -571,18 +526,6 @@ async def serve(config: ServerConfig) -> int:
     return 0
 
 
-def _check_free(address: Address) -> None:
-    """Raises StartupError if a port is taken, which gRPC would say in two lines, and not why in the second."""
-    for family, kind, _, _, place in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(place)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise StartupError(f"cannot listen on {address}: {error.strerror}") from error
-
-
 def _share_the_interpreter() -> None:
     """Has a thread that runs Python give way to the engine's in a fraction of a step, not in 5 ms."""
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -592,10 +535,6 @@ def _settle() -> None:
     """What was made at the start stays: the garbage collector need not look at it again in the middle of a step."""
     gc.collect()
     gc.freeze()
-
-
-async def _in_executor(function: Callable[..., object], *args: object) -> None:
-    await asyncio.get_running_loop().run_in_executor(None, function, *args)
 
 
 async def _end(server: Server, grace_seconds: float) -> None:
