@@ -25,13 +25,8 @@ from hotshoe.server.services.callers import current_caller
 from hotshoe.server.services.dispatcher import Dispatcher, OutputQueue
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.requests import MAX_ADAPTERS, RequestMapper, request_id_of
-<<<<<<< HEAD
-from hotshoe.server.services.rpc import Context
-from hotshoe.server.services.status import REQUEST_ID_KEY, code_for
-=======
 from hotshoe.server.services.rpc import Context, call_in
-from hotshoe.server.services.status import REQUEST_ID_KEY, row_of
->>>>>>> main
+from hotshoe.server.services.status import REQUEST_ID_KEY, code_for
 
 MAX_TOKENIZE_BYTES = 1 << 20
 LONG_BYTES = 1 << 16
@@ -167,14 +162,9 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             raise InvalidRequest(key, f"at most {MAX_TENANT_CHARS} characters")
         return tenant
 
-<<<<<<< HEAD
     async def _in_executor(self, function: Callable[[], _T], size_bytes: int) -> _T:
         executor = self._parts.executor if size_bytes < LONG_BYTES else self._parts.long_executor
-        return await asyncio.get_running_loop().run_in_executor(executor, function)
-=======
-    async def _in_executor(self, function: Callable[[], _T]) -> _T:
-        return await call_in(self._parts.executor, function)
->>>>>>> main
+        return await call_in(executor, function)
 
     @contextmanager
     def _running(self, answers: RequestAnswers, *, limit: int | None) -> Iterator[OutputQueue]:
