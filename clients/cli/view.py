@@ -23,8 +23,8 @@ def view(
 ) -> None:
     """Make a directory of an adapter on the server, without copying.
 
-    PEFT, vLLM and SGLang can read it. Its files are the registry's own, read-only: do not write to them. The adapter is not
-    collected until unview.
+    PEFT, vLLM and SGLang can read it. Its files are the registry's own, read-only: do not write to them. The adapter
+    is not collected until unview.
     """
     from hotshoe.clients import Client
 
