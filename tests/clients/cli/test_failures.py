@@ -73,6 +73,18 @@ def test_a_view_is_not_made_over_another_link(scripted: ScriptedServer, tmp_path
     assert hotshoe("view", "a", str(tmp_path / "link"), "--server", scripted.address) == (1, "", line)
 
 
+def test_a_view_is_made_again_over_its_own_links_alone(scripted: ScriptedServer, tmp_path: Path) -> None:
+    (tmp_path / "view").mkdir()
+    (tmp_path / "view" / "adapter_config.json").touch()
+    scripted.answer("RegistryService/CreateView", registry_pb2.CreateViewResponse(path=str(tmp_path / "view")))
+    words = ("view", "a", str(tmp_path / "links"), "--server", scripted.address)
+    assert [hotshoe(*words) for _ in range(2)] == [(0, f"{tmp_path}/links\n", "")] * 2
+    (tmp_path / "links" / "adapter_config.json").unlink()
+    (tmp_path / "links" / "adapter_config.json").symlink_to(tmp_path / "another")
+    line = f"hotshoe: {tmp_path}/links: has links to something else; expected a new name\n"
+    assert hotshoe(*words) == (1, "", line)
+
+
 def test_a_deadline_is_told_in_words(scripted: ScriptedServer) -> None:
     scripted.answer(GET, Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Stream removed (Deadline Exceeded)"))
     line = "hotshoe: no answer came within the time that the call was given\n"
