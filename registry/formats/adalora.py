@@ -19,21 +19,23 @@ from hotshoe.registry.formats.peft_config import (
     NULL,
     NUMBER,
     OBJECT,
+    OFF,
     Config,
     Rule,
     either,
     one_of,
 )
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
-from hotshoe.registry.formats.target_modules import take_targets
+from hotshoe.registry.formats.target_modules import QUERIES_AND_VALUES, take_targets
 from hotshoe.registry.validation import TensorEntry
 
+_DEFAULTS = {family: names for family, names in QUERIES_AND_VALUES.items() if family != "mistral"}
 _REST: Mapping[str, Rule[object]] = {
     **LORA_REST,
     "target_parameters": NOTHING,
-    "use_dora": one_of(False),
-    "use_rslora": one_of(False),
-    "lora_bias": one_of(False),
+    "use_dora": OFF,
+    "use_rslora": OFF,
+    "lora_bias": OFF,
     "bias": one_of("none"),
     "init_lora_weights": FLAG,
     "r": COUNT,  # not looked at: init_r is the rank
@@ -68,7 +70,7 @@ class _Part:
 
 def plan_adalora(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
     """The plan of an ADALORA adapter; see `Format`."""
-    targets = take_targets(config, base, by_layer=True)
+    targets = take_targets(config, base, by_layer=True, defaults=_DEFAULTS)
     first_rank = config.require("init_r", COUNT)
     was_cut = config.take("rank_pattern", either(OBJECT, NULL), default=None) is not None
     alpha = config.take("lora_alpha", NUMBER, default=8)

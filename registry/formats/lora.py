@@ -28,6 +28,7 @@ from hotshoe.registry.formats.peft_config import (
     NULL,
     NUMBER,
     OBJECT,
+    OFF,
     SHARE,
     TEXT,
     Config,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 _ONE_VARIANT = "PEFT has no such variant together with another, nor with another kind"
 # Fields that change what is computed, at the values at which they do not, and fields that never do.
 REST: Mapping[str, Rule[object]] = {
-    "use_qalora": one_of(False).because(_ONE_VARIANT),
+    "use_qalora": OFF.because(_ONE_VARIANT),
     "use_bdlora": NULL.because(_ONE_VARIANT),
     "alora_invocation_tokens": NULL.because(_ONE_VARIANT),
     "arrow_config": NULL.because("its router mixes other adapters, anew for each token"),
@@ -62,9 +63,12 @@ REST: Mapping[str, Rule[object]] = {
     "eva_config": either(OBJECT, NULL),
     "loftq_config": either(OBJECT, NULL),
     "lora_ga_config": either(OBJECT, NULL),
-    "ensure_weight_tying": FLAG,  # of embeddings and lm_head, which are refused
+    "ensure_weight_tying": FLAG,
+    # Of PEFT's first versions, for matrices that hold several linears at once.
+    "enable_lora": NULL.because("it was trained on linears of which only parts are adapted"),
     "fan_in_fan_out": FLAG,  # how W is stored: A and B have their shapes either way
     "lora_dropout": SHARE,
+    "merge_weights": FLAG,  # of the same versions: whether B A is added to W in evaluation
     "megatron_core": either(TEXT, NULL),
     "qalora_group_size": COUNT,  # read by PEFT only with use_qalora
 }
@@ -213,7 +217,7 @@ def _check_parameters(
         raise InvalidAdapter("target_parameters", f"selects {min(map(str, both))}, as target_modules does")
     why = "PEFT has no target_parameters with it"
     config.take("lora_dropout", one_of(0, 0.0).because(why), default=0.0)
-    config.take("fan_in_fan_out", one_of(False).because(why), default=False)
+    config.take("fan_in_fan_out", OFF.because(why), default=False)
 
 
 def _plan_linear(

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, NUMBER, SHARE, Config, Rule, one_of
+from hotshoe.registry.formats.peft_config import COUNT, FLAG, NUMBER, OFF, SHARE, Config, Rule, one_of
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
-from hotshoe.registry.formats.target_modules import take_targets
+from hotshoe.registry.formats.target_modules import QUERIES_AND_VALUES, take_targets
 from hotshoe.registry.validation import TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_DEFAULTS = {family: names for family, names in QUERIES_AND_VALUES.items() if family != "mistral"}
 _REST: Mapping[str, Rule[object]] = {
     "bias": one_of("none"),
     "fan_in_fan_out": FLAG,  # how W is stored
     "init_logits_std": NUMBER,
     "init_vector_bank_bound": NUMBER,
-    "save_only_topk_weights": one_of(False),  # the file would hold indices and weights instead
+    "save_only_topk_weights": OFF,  # the file would hold indices and weights instead
     "vblora_dropout": SHARE,
 }
 
@@ -56,7 +57,7 @@ class VbLoraPlan:
 
 def plan_vblora(config: Config, tensors: Tensors, base: BaseShape) -> VbLoraPlan:
     """The plan of a VBLORA adapter; see `Format`."""
-    targets = take_targets(config, base, by_layer=True)
+    targets = take_targets(config, base, by_layer=True, defaults=_DEFAULTS)
     rank = config.take("r", COUNT, default=4)
     top = config.take("topk", COUNT, default=2)
     vectors = config.take("num_vectors", COUNT, default=256)
