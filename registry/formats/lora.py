@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, LinearShape
 from hotshoe.registry.formats.lora_blocks import BlockCounts, whole
-from hotshoe.registry.formats.lora_tokens import take_tokens
+from hotshoe.registry.formats.lora_tokens import adapted_modules, take_tokens
 from hotshoe.registry.formats.lora_variant import LoraVariant, take_variant
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.formats.module_values import take_by_module
@@ -160,7 +160,8 @@ def row_norms(weight: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
 
 def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
     """The plan of a LORA adapter; see `Format`."""
-    targets, others = take_modules(config, base, by_layer=True)
+    targets, selected = take_modules(config, base, by_layer=True)
+    others = adapted_modules(selected, config, base)
     parameters = take_parameters(config, base)
     require_any([*targets, *others, *parameters], base)
     rank_of = take_by_module(config, "r", "rank_pattern", COUNT, 8)
