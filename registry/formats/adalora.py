@@ -1,6 +1,6 @@
 """ADALORA: y = W x + b + s B diag(e) A x, with s = lora_alpha / (init_r + 1e-5), as trained with ranks that were cut.
 
-The scale keeps the first rank, however few of its ranks are left in a linear.
+The scale keeps the first rank, however few of its ranks are left in a linear; that may be none.
 """
 
 from collections.abc import Mapping
@@ -79,15 +79,23 @@ def plan_adalora(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPl
     config.close("ADALORA", _REST)
 
     tensors.require_known_modules()
-    parts = {}
+    parts, idle = {}, []
     for linear in targets:
         shape = base.linears[linear]
-        a, b, e = (tensors.take_of(linear, f"lora_{x}", reason="target_modules selects its module") for x in "ABE")
+        a, b, e = (
+            tensors.take_of(linear, f"lora_{x}", reason="target_modules selects its module", may_be_empty=was_cut)
+            for x in "ABE"
+        )
         require_shape(a, (None, shape.in_features), of=f"{shape.module} of {base.name}")
         require_shape(b, (shape.out_features, a.shape[0]), of=f"{shape.module} of {base.name}")
         require_shape(e, (a.shape[0], 1), of=f"{shape.module} of {base.name}")
-        if not (0 < a.shape[0] <= first_rank if was_cut else a.shape[0] == first_rank):
-            least = "1 to init_r" if was_cut else "init_r, since rank_pattern is null"
+        if not (a.shape[0] <= first_rank if was_cut else a.shape[0] == first_rank):
+            least = "at most init_r" if was_cut else "init_r, since rank_pattern is null"
             raise InvalidAdapter(a.name, f"found rank {a.shape[0]}, expected {least}, {first_rank}")
-        parts[linear] = _Part(a, b, e, alpha / (first_rank + 1e-5))
-    return LinearsPlan("ADALORA", parts)
+        if a.is_empty:
+            idle += [a, b, e]
+        else:
+            parts[linear] = _Part(a, b, e, alpha / (first_rank + 1e-5))
+    if not parts:
+        raise InvalidAdapter("rank_pattern", "leaves no rank to any linear")
+    return LinearsPlan("ADALORA", parts, tuple(idle))
