@@ -11,12 +11,14 @@ UNIT = 16  # ranks of one unit of a low-rank table
 QKV, ATTENTION_OUT, GATE_UP, DOWN = range(4)
 NUM_SITES = 4
 MAX_TARGETS = 3
+MAX_RESIDUALS = 2  # blocks of a layer whose output is added to the residual: attention and MLP
 BLOCK = 64  # inputs that share a scale
 SPINS = 4_000  # pauses, some 40 µs, before a waiting thread lets another have its core
 
 _NUMBERS = (
     "program num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms "
-    "num_blocks shrunk_stride probabilities_stride tile_stride tile_blocks vocab_size num_logits barrier_base"
+    "num_blocks shrunk_stride probabilities_stride tile_stride tile_blocks vocab_size num_logits barrier_base "
+    "num_network_terms num_network_blocks network_stride"
 )
 _ADDRESSES = (
     # the model: [layers, LAYER_WIDTH] and, by site, where each thread's columns begin, [sites, team + 1]; int64
@@ -30,6 +32,10 @@ _ADDRESSES = (
     # [adapters, layers, sites, targets], [layers, sites, 2] addresses of a and b, [layers, sites] whether any is there,
     # scratch of each thread, and int64 [team, sites, 4]: which lines of the tables to ask for ahead
     "term_rows term_units term_adapters weights term_blocks ranks tables site_terms low_rank_values fetches "
+    # terms of narrow networks: int64 [terms] twice, float32 [terms], int64 [blocks + 1] as above; of each adapter int64
+    # [layers, 2, NETWORK_WIDTH] and float32 [layers, 2]; int64 [layers, 2] whether any is there; scratch
+    "network_rows network_adapters network_weights network_blocks networks network_gains network_places "
+    "tapped network_shrunk "
     # addresses of float32 vectors, int64 [rows, layers, sites]; 0 if no row has any
     "input_scales output_scales bias_deltas "
     # the head: its tiles, its rows in bfloat16, what their rounding can be off by, and the final norm

@@ -75,13 +75,14 @@ def shrink(j: Any, layer: int, site: int, block: int, half: int, x: int, depth: 
     for u in range(units):
         factor = a + 2 * ((unit + u) * depth + half * inputs) * columns
         out = j.shrunk + 4 * ((half * j.num_terms + first) * j.shrunk_stride + u * columns)
-        _shrink_block(rows.size, targets, x0, x1, x2, x3, factor, inputs, out, 4 * j.shrunk_stride)
+        shrink_rows(rows.size, targets, x0, x1, x2, x3, factor, inputs, out, 4 * j.shrunk_stride)
 
 
 @compiled
-def _shrink_block(
+def shrink_rows(
     rows: int, targets: int, x0: int, x1: int, x2: int, x3: int, factor: int, inputs: int, out: int, stride: int
 ) -> None:
+    """out[row, targets · 16] = x[row, inputs] times the factor [inputs, targets · 16], for 1, 2 or 4 rows."""
     if targets == 1:
         if rows == 4:
             shrink_4x1(x0, x1, x2, x3, factor, inputs, out, stride)
@@ -120,10 +121,9 @@ def expand(j: Any, layer: int, site: int, block: int, thread: int, low: int, hig
             continue
         for u in range((ranks[target] + UNIT - 1) // UNIT):
             _gather(j, first, last - first, (u * targets + target) * UNIT, values)
-            factor = b + 2 * (unit + u) * UNIT * width
-            _expand_block(
-                j, first, last - first, values, factor, width, min(UNIT, ranks[target] - u * UNIT), begin, end
-            )
+            factor, left = b + 2 * (unit + u) * UNIT * width, ranks[target] - u * UNIT
+            rows = i64(j.term_rows + 8 * first, last - first)
+            expand_rows(rows, j.product, values, factor, width, min(UNIT, left), begin, end)
 
 
 @compiled
@@ -140,13 +140,14 @@ def _gather(j: Any, first: int, rows: int, place: int, values: int) -> None:
 
 
 @compiled
-def _expand_block(
-    j: Any, first: int, count: int, values: int, factor: int, width: int, ranks: int, begin: int, end: int
-) -> None:
-    """y += values · B in columns begin … end−1, whole vectors of them."""
-    rows = i64(j.term_rows + 8 * first, count)
-    y0, y1 = j.product + 4 * rows[0] * width, j.product + 4 * rows[min(1, count - 1)] * width
-    y2, y3 = j.product + 4 * rows[min(2, count - 1)] * width, j.product + 4 * rows[count - 1] * width
+def expand_rows(rows: Any, y: int, values: int, factor: int, width: int, ranks: int, begin: int, end: int) -> None:
+    """y[rows] += values [rows, 16] times the factor [ranks, width] in columns begin … end−1, whole vectors of them.
+
+    y and values: addresses of float32; rows: 1, 2 or 4 of y's.
+    """
+    count = rows.size
+    y0, y1 = y + 4 * rows[0] * width, y + 4 * rows[min(1, count - 1)] * width
+    y2, y3 = y + 4 * rows[min(2, count - 1)] * width, y + 4 * rows[count - 1] * width
     whole = begin + (end - begin) // (WIDE * LANES) * (WIDE * LANES)
     for column in range(begin, whole, WIDE * LANES):
         c, b = 4 * column, factor + 2 * column

@@ -19,6 +19,7 @@ import numpy as np
 
 from hotshoe.kernels.cpu.amx import configure, release
 from hotshoe.kernels.cpu.decode_attention import attend, cache_row
+from hotshoe.kernels.cpu.decode_bottleneck import has_networks, narrow, tap, widen
 from hotshoe.kernels.cpu.decode_job import (
     ATTENTION_OUT,
     BIAS,
@@ -62,8 +63,7 @@ def run_layers(thread: int, team: int, job: Any) -> None:
         meeting = meet(j, team, meeting)
 
         meeting = _run_site(j, layer, ATTENTION_OUT, thread, team, meeting, j.attended, j.attended16, heads, fields)
-        _add_to_hidden(j, ATTENTION_OUT, thread, team)
-        meeting = meet(j, team, meeting)
+        meeting = _add_block(j, layer, 0, thread, team, meeting)
 
         _normalize(j, layer, GATE_UP, fields[1], normed, normed16)
         meeting = _run_site(j, layer, GATE_UP, thread, team, meeting, normed, normed16, size, fields)
@@ -73,8 +73,7 @@ def run_layers(thread: int, team: int, job: Any) -> None:
         meeting = _run_site(
             j, layer, DOWN, thread, team, meeting, j.activated, j.activated16, j.intermediate_size, fields
         )
-        _add_to_hidden(j, DOWN, thread, team)
-        meeting = meet(j, team, meeting)
+        meeting = _add_block(j, layer, 1, thread, team, meeting)
     if j.tile_config:
         release()
 
@@ -156,13 +155,25 @@ def _finish(j: Any, layer: int, site: int, bias: int, first: int, last: int) -> 
 
 
 @compiled
-def _add_to_hidden(j: Any, site: int, thread: int, team: int) -> None:
-    first, last = _start(j, site, thread, team), _start(j, site, thread + 1, team)
+def _add_block(j: Any, layer: int, place: int, thread: int, team: int, meeting: int) -> int:
+    """hidden += product in a thread's columns, which all sites that end a block share; then what networks give."""
+    first, last = _start(j, DOWN, thread, team), _start(j, DOWN, thread + 1, team)
+    networks = has_networks(j, layer, place)
+    if networks:
+        tap(j, layer, place, first, last)
     for row in range(j.num_rows):
         hidden = f32(j.hidden + 4 * (row * j.hidden_size + first), last - first)
         product = f32(j.product + 4 * (row * j.hidden_size + first), last - first)
         for i in range(last - first):
             hidden[i] += product[i]
+    if networks:
+        meeting = meet(j, team, meeting)
+        for task in range(thread, HALVES * j.num_network_blocks, team):
+            narrow(j, layer, place, task // HALVES, task % HALVES)
+        meeting = meet(j, team, meeting)
+        for block in range(j.num_network_blocks):
+            widen(j, layer, place, block, thread, first, last)
+    return meet(j, team, meeting)
 
 
 @compiled

@@ -20,6 +20,7 @@ from hotshoe.kernels.low_rank import (
 from hotshoe.kernels.low_rank_table import units_of
 from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt
+from hotshoe.server.adapters.packed_bottleneck import PackedBottleneck
 from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteCopies, SiteRotations, SiteVectors
 from hotshoe.server.adapters.row_terms import RowTerms
 from hotshoe.server.adapters.sites import SiteId, SiteShape
@@ -151,8 +152,9 @@ class AdapterBatch:
         for group in self._groups:
             for start, end, stack in group.segments:
                 for adapter, weight in stack:
-                    if block in adapter.bottlenecks:
-                        yield start, end, adapter.bottlenecks[block], weight
+                    found = adapter.bottlenecks.get(block)
+                    if found is not None:
+                        yield start, end, found.network if isinstance(found, PackedBottleneck) else found, weight
 
     def norm_rows(self, norm: NormId) -> Iterator[tuple[int, int, Tensor]]:
         """Rows start … end−1 whose adapters change a norm's weights, and what they add to them, [size] float32."""

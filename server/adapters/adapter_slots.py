@@ -10,13 +10,15 @@ from torch import Tensor
 
 from hotshoe.kernels.low_rank import LowRankKind
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
-from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.formats.base import BaseShape, BlockId
+from hotshoe.registry.formats.lowered import Bottleneck
 from hotshoe.registry.validation import Pause
 from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
 from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
 from hotshoe.server.adapters.factor_layout import FactorLayout, pieces_of, places_of
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
+from hotshoe.server.adapters.packed_bottleneck import PackedBottleneck, pack_bottleneck
 from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms
 from hotshoe.server.adapters.rank_units import RankUnits
 from hotshoe.server.adapters.sites import SiteId
@@ -111,12 +113,25 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
 
     def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> PlacedAdapter:
         vectors = {site: found.to(self.device) for site, found in adapter.vectors.items()}
-        placed = adapter.placed(vectors, device=self.device, num_layers=self._num_layers)
+        placed = self._packed(adapter.placed(vectors, device=self.device, num_layers=self._num_layers), pause)
         if not adapter.layout.sites:
             return placed
         with self._writing:
             first_unit = self._write(adapter, pause)
         return replace(placed, units=range(first_unit, first_unit + adapter.layout.num_units))
+
+    def _packed(self, placed: PlacedAdapter, pause: Pause) -> PlacedAdapter:
+        """The same, with its networks as compiled steps read them, where those may be."""
+        if self.dtype is not torch.bfloat16 or self.device.type != "cpu" or not placed.bottlenecks:
+            return placed
+        packed: dict[BlockId, PackedBottleneck] = {}
+        size_bytes = placed.size_bytes
+        for block, network in placed.bottlenecks.items():
+            assert isinstance(network, Bottleneck), "the host's are not packed"
+            packed[block] = pack_bottleneck(network, self.dtype)
+            size_bytes += packed[block].size_bytes - sum(tensor.nbytes for tensor in network.tensors())
+            pause()
+        return replace(placed, bottlenecks=packed, size_bytes=size_bytes)
 
     def _give_back(self, placed: PlacedAdapter) -> None:
         if placed.units:

@@ -17,6 +17,7 @@ from hotshoe.kernels.cpu.decode_team import DecodeTeam
 from hotshoe.kernels.cpu.nf4_amx import MANY, scratch_bytes
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
 from hotshoe.kernels.cpu.vectors import LANES
+from hotshoe.server.adapters.placed_adapter import Beyond
 from hotshoe.server.adapters.sites import SiteShape
 from hotshoe.server.model.factor_fetches import MOST_ROWS, FactorFetches
 from hotshoe.server.model.kv_cache import KvCache
@@ -42,6 +43,8 @@ def can_compile(spec: ModelSpec, layers: Sequence["DecoderLayer"]) -> bool:
 
 class CompiledLayers:
     """Runs steps through all layers in one call."""
+
+    TAKES: frozenset[Beyond] = frozenset({"bottlenecks"})
 
     def __init__(
         self,
@@ -185,7 +188,7 @@ class CompiledLayers:
         stride = _grown(self._scratch.get("probabilities"), group * team, max_context + LANES, _CONTEXT_AT_FIRST)
         self._scratch_of("probabilities", group * team * stride, torch.float32)
         self._team.set(probabilities_stride=stride)
-        rows = max(rows, _ROWS_AT_FIRST)
+        rows, networks = max(rows, _ROWS_AT_FIRST), terms.networks if terms else None
         if self._tile_configs:
             deepest = max(heads, spec.hidden_size, intermediate)
             self._scratch_of("tile_scratch", team * scratch_bytes(deepest), torch.uint8)
@@ -201,6 +204,8 @@ class CompiledLayers:
             ("activated", rows * intermediate, torch.float32),
             ("activated16", (rows + MANY) * intermediate, torch.bfloat16),
             ("shrunk", (HALVES * terms.num_terms * terms.shrunk_stride if terms else 0), torch.float32),
+            ("tapped", networks.num_terms * spec.hidden_size if networks else 0, torch.float32),
+            ("network_shrunk", HALVES * networks.num_terms * networks.shrunk_stride if networks else 0, torch.float32),
             ("low_rank_values", team * VALUES_BYTES, torch.uint8),
         ):
             self._scratch_of(name, size, dtype)
@@ -240,4 +245,4 @@ def _grown(have: Tensor | None, count: int, wanted: int, least: int) -> int:
     return length if length >= wanted else max(2 * wanted, least)
 
 
-_NO_TERMS = {"num_terms": 0, "input_scales": 0, "output_scales": 0, "bias_deltas": 0}
+_NO_TERMS = {"num_terms": 0, "input_scales": 0, "output_scales": 0, "bias_deltas": 0, "num_network_terms": 0}

@@ -21,6 +21,7 @@ from hotshoe.server.model.step_logits import StepLogits
 
 if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_batch import AdapterBatch
+    from hotshoe.server.adapters.placed_adapter import Beyond
 
 
 _COPIED_ROWS = 256  # of an input that is scaled in several ways
@@ -59,6 +60,12 @@ class Decoder:
         self._frequencies = spec.rope.inverse_frequencies(spec.head_dim).to(backend.device)
         compile_steps = backend.compile_steps
         self._compiled = compile_steps(spec, self._layers, norm=norm, head=head) if compile_steps else None
+
+    @property
+    def takes(self) -> "frozenset[Beyond]":
+        """What rows' adapters may have that is computed with all others' rows, and as fast."""
+        layers = self._compiled.layers if self._compiled else None
+        return frozenset() if layers is None else layers.TAKES
 
     def new_kv_cache(self, num_slots: int) -> KvCache:
         """A zeroed cache of that many positions; the first page of slots must stay unused."""
