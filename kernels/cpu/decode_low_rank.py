@@ -6,7 +6,7 @@ two threads can share even a single term; their sums meet in `expand`.
 
 from typing import Any
 
-from hotshoe.kernels.cpu.decode_job import GATE_UP, MAX_TARGETS, NUM_SITES, QKV, UNIT, site_width
+from hotshoe.kernels.cpu.decode_job import GATE_UP, MAX_TARGETS, NUM_SITES, QKV, UNIT, num_targets, site_width
 from hotshoe.kernels.cpu.jit import compiled, f32, i64
 from hotshoe.kernels.cpu.low_rank_block import (
     ROWS,
@@ -31,12 +31,6 @@ from hotshoe.kernels.cpu.vectors import LANES
 
 HALVES = 2
 VALUES_BYTES = 4 * ROWS * UNIT  # of a thread, for what `expand` multiplies by
-
-
-@compiled
-def num_targets(site: int) -> int:
-    """How many targets share a site."""
-    return 3 if site == QKV else 2 if site == GATE_UP else 1
 
 
 @compiled

@@ -84,7 +84,6 @@ class AdapterBatch:
         self.key = key
         self._groups = tuple(groups)
         self._works: dict[SiteId, SiteWork] = {}
-        self._has_row_terms = False
         self._row_terms: RowTerms | None = None
 
     def scaled_inputs(self, layer: int, site: str, x: Tensor) -> Sequence[Tensor]:
@@ -164,19 +163,14 @@ class AdapterBatch:
                 if added:
                     yield start, end, sum(added[1:], added[0])
 
-    def row_terms(self, *, num_rows: int, num_layers: int) -> RowTerms | None:
-        """All this as flat arrays, built once; None if some rows scale the inputs of one site's targets apart."""
-        if not self._has_row_terms:
-            self._row_terms = self._flattened(num_rows, num_layers)
-            self._has_row_terms = True
+    def row_terms(self, *, num_rows: int, num_layers: int) -> RowTerms:
+        """All this as flat arrays, built once."""
+        if self._row_terms is None:
+            segments = [segment for group in self._groups for segment in group.segments]
+            vectors = [stack_vectors(stack) for _, _, stack in segments]
+            tables = self._groups[0].tables
+            self._row_terms = RowTerms(segments, vectors, tables=tables, num_layers=num_layers, num_rows=num_rows)
         return self._row_terms
-
-    def _flattened(self, num_rows: int, num_layers: int) -> RowTerms | None:
-        segments = [segment for group in self._groups for segment in group.segments]
-        vectors = [stack_vectors(stack) for _, _, stack in segments]
-        if any(len(found.inputs) > 1 for by_site in vectors for found in by_site.values()):
-            return None
-        return RowTerms(segments, vectors, tables=self._groups[0].tables, num_layers=num_layers, num_rows=num_rows)
 
     def _work(self, layer: int, site: str) -> SiteWork:
         work = self._works.get((layer, site))

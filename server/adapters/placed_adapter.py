@@ -14,7 +14,6 @@ from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, KvPrefix, 
 from hotshoe.server.adapters.packed_bottleneck import PackedBottleneck
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
 
-
 Beyond = Literal["bottlenecks", "norms", "gated_prompts", "rotations", "copies"]
 
 

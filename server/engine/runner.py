@@ -137,7 +137,7 @@ class DeviceRunner(Runner):
 
 
 def _parts(chunks: list[Chunk], takes: "frozenset[Beyond]") -> tuple[list[Chunk], list[Chunk]]:
-    """Those that are computed together, and those apart, which come last from now on: the decoder does not take them."""
+    """Those that the decoder takes together, and those that are computed apart, which come last from now on."""
     chunks.sort(key=lambda chunk: not chunk.sequence.beyond <= takes)
     count = sum(chunk.sequence.beyond <= takes for chunk in chunks)
     return chunks[:count], chunks[count:]

@@ -1,6 +1,7 @@
 """What adapters have beyond factors and vectors, in compiled steps: the numbers of the operations, a row's own bits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,15 @@ from torch import Tensor
 
 from hotshoe.kernels.cpu import nf4_linear
 from hotshoe.registry.formats.activations import ACTIVATIONS, activation
-from hotshoe.registry.formats.base import BaseShape, BlockId
-from hotshoe.registry.formats.lowered import Bottleneck, LoweredAdapter
+from hotshoe.registry.formats.base import BaseShape, BlockId, LinearShape
+from hotshoe.registry.formats.lowered import (
+    Bottleneck,
+    GatedPrompt,
+    LoweredAdapter,
+    LoweredLinear,
+    OutputSwap,
+    ScaledCopies,
+)
 from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
 from hotshoe.server.model.loader import LoadedBase, load_base
 
@@ -24,6 +32,7 @@ from hotshoe.server.model.compiled_steps import compile_steps
 
 pytestmark = pytest.mark.skipif(nf4_linear.kernel() is None, reason="needs AVX512-BF16")
 
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONTEXTS = (1, 17, 40, 5, 33, 64, 2)
 Make = Callable[[BaseShape, torch.Generator], LoweredAdapter]
 
@@ -58,7 +67,90 @@ def bottlenecks(
     return LoweredAdapter("houlsby", bottlenecks={place: network("swish") for place in places[1:]})
 
 
+def norms(shape: BaseShape, generator: torch.Generator) -> LoweredAdapter:
+    return LoweredAdapter("LN_TUNING", norms={norm: normal(generator, at.size) for norm, at in shape.norms.items()})
+
+
+def gated_prompts(shape: BaseShape, generator: torch.Generator, *, length: int = 10) -> LoweredAdapter:
+    """Prompts at all layers but the first."""
+
+    def prompt() -> GatedPrompt:
+        states = (normal(generator, length, shape.num_kv_heads, shape.head_dim, scale=1.0) for _ in range(2))
+        return GatedPrompt(*states, torch.tensor([0.4]))
+
+    return LoweredAdapter("ADAPTION_PROMPT", gated_prompts={layer: prompt() for layer in range(1, shape.num_layers)})
+
+
+def linears(shape: BaseShape, make: Callable[[LinearShape], LoweredLinear], *targets: str) -> LoweredAdapter:
+    return LoweredAdapter("LINEARS", {at: make(of) for at, of in shape.linears.items() if at.target in targets})
+
+
+def turned(
+    shape: BaseShape, generator: torch.Generator, *, size: int, targets: Sequence[str] = EVERY
+) -> LoweredAdapter:
+    """Each block of inputs turned; scaled too."""
+
+    def linear(of: LinearShape) -> LoweredLinear:
+        skew = normal(generator, of.in_features // size, size, size)
+        return LoweredLinear(
+            input_rotation=torch.linalg.matrix_exp(skew - skew.mT).contiguous(),
+            input_scale=1 + normal(generator, of.in_features),
+        )
+
+    return linears(shape, linear, *targets)
+
+
+def swapped(shape: BaseShape, generator: torch.Generator) -> LoweredAdapter:
+    """Outputs in pairs, and low-rank factors beside."""
+
+    def linear(of: LinearShape) -> LoweredLinear:
+        partners = torch.arange(of.out_features).view(-1, 2).flip(1).flatten().contiguous()
+        return LoweredLinear(
+            a=normal(generator, 4, of.in_features),
+            b=normal(generator, of.out_features, 4),
+            output_scale=1 + normal(generator, of.out_features),
+            output_swap=OutputSwap(partners, normal(generator, of.out_features)),
+        )
+
+    return linears(shape, linear, *EVERY)
+
+
+def scaled_apart(shape: BaseShape, generator: torch.Generator) -> LoweredAdapter:
+    """Inputs of the targets of a site scaled in several ways."""
+    return linears(
+        shape,
+        lambda of: LoweredLinear(input_scale=1 + normal(generator, of.in_features)),
+        "k_proj",
+        "v_proj",
+        "up_proj",
+    )
+
+
+def copied(shape: BaseShape, generator: torch.Generator, *, copies: int) -> LoweredAdapter:
+    """The product again, many times at some linears, and low-rank factors beside."""
+
+    def linear(of: LinearShape) -> LoweredLinear:
+        outputs, inputs = (normal(generator, copies, size) for size in (of.out_features, of.in_features))
+        return LoweredLinear(
+            a=normal(generator, 4, of.in_features),
+            b=normal(generator, of.out_features, 4),
+            output_scale=1 + normal(generator, of.out_features),
+            copies=ScaledCopies(3 * outputs, 3 * inputs),
+        )
+
+    return linears(shape, linear, *(EVERY if copies < 9 else ("k_proj", "up_proj", "down_proj")))
+
+
 KINDS: Mapping[str, tuple[Make, ...]] = {
+    "norms": (norms,),
+    "gated_prompts": (gated_prompts, partial(gated_prompts, length=3)),
+    "rotations": (
+        partial(turned, size=4),
+        swapped,
+        partial(turned, size=32, targets=("q_proj", "v_proj", "down_proj")),
+    ),
+    "copies": (partial(copied, copies=2), partial(copied, copies=11)),
+    "scales": (scaled_apart,),
     "bottlenecks": (
         bottlenecks,
         lambda shape, generator: bottlenecks(shape, generator, taps="residual", width=8),
@@ -85,11 +177,11 @@ def test_rows_agree_with_the_operations(base: LoadedBase, kind: str) -> None:
     inputs = decoder_input([*decodes, prompt], all_logits=True)
     segments = [AdapterSegment(row, row + 1, stack) for row, stack in enumerate(STACKS)]
     batch = slots.batch([*segments, AdapterSegment(count, count + 13, ((1, 1.0),))], count + 13)
-    plain, compiled, operations = run(base, inputs, None), run(base, inputs, batch), None
+    plain, compiled = run(base, inputs, None), run(base, inputs, batch)
     steps, base.decoder._compiled = base.decoder._compiled, None
     operations = run(base, inputs, batch)
     base.decoder._compiled = steps
-    assert kind in base.decoder.takes
+    assert kind in {*base.decoder.takes, "scales"}
     for row in range(count + 13):
         if row != 1:
             assert relative_error(plain[row], operations[row]) > 0.05  # it does something

@@ -154,14 +154,3 @@ def test_a_row_keeps_every_bit_when_its_neighbours_change(base: LoadedBase, adap
     second = base.decoder.forward(others, filled_cache(base), adapters.batch(mixed, count))
     assert torch.equal(first[0], second[0])
     assert not torch.equal(first[1], second[1])
-
-
-def test_rows_that_scale_a_sites_targets_apart_take_the_operations(base: LoadedBase, tmp_path: Path) -> None:
-    shape = base.weights.shape
-    apart = write_ia3(tmp_path / "apart", shape, targets=("k_proj", "v_proj"), feedforward=("v_proj",), seed=6)
-    slots = AdapterSlots.for_base(shape, num_slots=1, backend="cpu_nf4")
-    slots.place(0, lower_adapter(adapter_files(apart), base.weights))
-    batch = slots.batch([AdapterSegment(0, 1, ((0, 1.0),))], 1)
-    assert batch is not None and batch.row_terms(num_rows=1, num_layers=base.spec.num_layers) is None
-    compiled, operations = both_ways(base, decode_step((17,)), batch)
-    assert torch.equal(compiled, operations)
