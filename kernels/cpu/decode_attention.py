@@ -38,7 +38,7 @@ WIDE = 4 * LANES
 
 @compiled
 def _rotate(j: Any, norm: int, delta: int, row: int, source: Any, out: Any, factor: Any) -> None:
-    """One query or key head: its norm, if the family has one, as the row changes it, then the rotation; times factor."""
+    """One query or key head: its norm, if there is one, as the row changes it, then the rotation; times factor."""
     half = j.head_dim // 2
     cos, sin = f32(j.cos + 4 * row * half, half), f32(j.sin + 4 * row * half, half)
     if norm:

@@ -21,7 +21,8 @@ SPINS = 4_000  # pauses, some 40 µs, before a waiting thread lets another have 
 _NUMBERS = (
     "program num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms "
     "num_blocks shrunk_stride probabilities_stride tile_stride tile_blocks vocab_size num_logits barrier_base "
-    "num_network_terms num_network_blocks network_stride num_segments prompt_depth swap_depth copy_depth"
+    "num_network_terms num_network_blocks network_stride num_segments prompt_depth swap_depth copy_depth "
+    "num_turn_blocks"
 )
 _ADDRESSES = (
     # the model: [layers, LAYER_WIDTH] and, by site, where each thread's columns begin, [sites, team + 1]; int64
@@ -44,12 +45,12 @@ _ADDRESSES = (
     # weights, and behind all layers [logits]; each 0 if there are none
     "row_segments input_scales output_scales bias_deltas norm_deltas head_norm_deltas "
     # int64 [layers, sites] whether inputs are turned, [segments, layers, sites, targets, 3] by which scale and which
-    # matrices of what size; [layers, sites] whether outputs are swapped, [swap_depth,
-    # segments, layers, sites, 2] partners and gains; [prompt_depth, segments, layers, 3] gated prompts' keys, values
-    # and length, float32 [prompt_depth, segments, layers] their gates; int64 [layers, sites] whether products are taken
-    # again, [copy_depth, segments, layers, sites, COPY_WIDTH] how many times, where the scales of their outputs are,
-    # how many inputs and outputs each has, and where those of their inputs are for each target; scratch
-    "site_turns turns site_swaps swaps prompts prompt_gates site_copies copies "
+    # matrices of what size, [rows] those of one stack together and [blocks + 1] where blocks of them begin
+    # [layers, sites] whether outputs are swapped, [swap_depth, segments, layers, sites, 2] partners and gains
+    # [prompt_depth, segments, layers, 3] gated prompts' keys, values and length, float32 without the 3 their gates
+    # [layers, sites] whether products are taken again, [copy_depth, segments, layers, sites, COPY_WIDTH] how many
+    # times, where their outputs' scales are, how many inputs and outputs, where their inputs' scales are; scratch
+    "site_turns turns turn_rows turn_blocks site_swaps swaps prompts prompt_gates site_copies copies "
     "turned16 turn_scratch swapped copied16 copied copy_list "
     # the head: its tiles, its rows in bfloat16, what their rounding can be off by, and the final norm
     "head head_rows head_errors final_norm "

@@ -34,12 +34,8 @@ def multiply(
     """
     at_once = _lines_at_once(j, layer, site, thread, (last - first) // COLUMNS * (depth // BLOCK))
     for column in range(first, last, COLUMNS):
-        if at_once:
-            end = fetched + at_once * (depth // BLOCK)
-            _multiply_tile(j, layer, site, thread, j.num_rows, x16, depth, column, fields, j.product, fetched, at_once)
-            fetched = end
-        else:
-            _multiply_tile(j, layer, site, thread, j.num_rows, x16, depth, column, fields, j.product, 0, 0)
+        _multiply_tile(j, layer, site, thread, j.num_rows, x16, depth, column, fields, j.product, fetched, at_once)
+        fetched += at_once * (depth // BLOCK)
     return fetched
 
 

@@ -52,7 +52,7 @@ class RowTerms:
         self.shrunk_stride = units * UNIT_RANK * MAX_TARGETS
         self.ranks, self.block_starts, self.term_adapters = ranks, terms.starts, terms.places
         self.term_units = np.array([adapter.first_unit for adapter in terms.adapters], np.int64)[terms.places]
-        self.turns = RowTurns(segments, vectors, num_layers, kept)
+        self.turns = RowTurns(segments, vectors, num_layers=num_layers, num_rows=num_rows, kept=kept)
         self.networks = RowNetworks(segments, num_layers, kept)
         self.addresses: dict[str, int] = {
             "num_terms": self.num_terms,

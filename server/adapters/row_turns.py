@@ -11,7 +11,7 @@ from torch import Tensor
 from hotshoe.server.adapters.kept_arrays import KeptArrays
 from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteRotations, SiteVectors
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
-from hotshoe.server.adapters.term_blocks import Segment
+from hotshoe.server.adapters.term_blocks import Segment, row_blocks
 
 Weighted = list[tuple[SiteRotations, float]]
 
@@ -28,7 +28,9 @@ class RowTurns:
         self,
         segments: Sequence[Segment],
         vectors: Sequence[Mapping[SiteId, SiteVectors]],
+        *,
         num_layers: int,
+        num_rows: int,
         kept: KeptArrays,
     ) -> None:
         self._kept = kept
@@ -42,7 +44,13 @@ class RowTurns:
         self.any = bool(flags.any())
         self.addresses = {"site_turns": kept.address(flags) if self.any else 0, **self._swaps(turns, num_layers)}
         if self.any:
-            self.addresses["turns"] = kept.address(self._table(flags, vectors, turns))
+            rows, starts = row_blocks(segments, num_rows)
+            self.addresses |= {
+                "turns": kept.address(self._table(flags, vectors, turns)),
+                "num_turn_blocks": len(starts) - 1,
+                "turn_rows": kept.address(rows),
+                "turn_blocks": kept.address(starts),
+            }
 
     def _table(
         self,

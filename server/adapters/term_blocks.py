@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hotshoe.server.adapters.placed_adapter import PlacedAdapter
 
-Segment = tuple[int, int, Sequence[tuple[PlacedAdapter, float]]]  # rows start … end−1, and their stack
+Segment = tuple[int, int, tuple[tuple[PlacedAdapter, float], ...]]  # rows start … end−1, and their stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,21 @@ def term_blocks(segments: Sequence[Segment], wanted: Callable[[PlacedAdapter], b
         places=np.array([index for _, index, _, _ in terms], np.int64),
         rows=np.array([row for _, _, row, _ in terms], np.int64),
         weights=np.array([weight for *_, weight in terms], np.float32),
-        starts=_block_starts([term[:2] for term in terms]),
+        starts=block_starts([term[:2] for term in terms]),
     )
 
 
-def _block_starts(keys: Sequence[object]) -> list[int]:
+def row_blocks(segments: Sequence[Segment], num_rows: int) -> tuple[NDArray[np.int64], list[int]]:
+    """All rows, those of one stack together, and where blocks of 4, 2 or 1 of one stack begin and the last one ends."""
+    number: dict[object, int] = {}
+    keys = np.zeros(num_rows, np.int64)  # 0 is the base alone
+    for start, end, stack in segments:
+        keys[start:end] = number.setdefault(stack, len(number) + 1)
+    order = np.argsort(keys, kind="stable")
+    return order, block_starts(keys[order].tolist())
+
+
+def block_starts(keys: Sequence[object]) -> list[int]:
     """Where blocks of 4, 2 or 1 consecutive terms with equal keys begin, and where the last one ends."""
     starts = [0]
     for _, group in groupby(keys):

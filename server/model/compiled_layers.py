@@ -15,6 +15,7 @@ from hotshoe.kernels.cpu.decode_copies import AT_ONCE, LIST_WIDTH
 from hotshoe.kernels.cpu.decode_job import BIAS, BLOCK, LAYER_WIDTH, LAYERS, SCALES, TILES
 from hotshoe.kernels.cpu.decode_low_rank import HALVES, VALUES_BYTES
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
+from hotshoe.kernels.cpu.decode_turns import SCRATCH_ROWS
 from hotshoe.kernels.cpu.nf4_amx import MANY, scratch_bytes
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
 from hotshoe.kernels.cpu.vectors import LANES
@@ -208,7 +209,7 @@ class CompiledLayers:
             ("shrunk", (HALVES * terms.num_terms * terms.shrunk_stride if terms else 0), torch.float32),
             ("swapped", rows * widest if terms and terms.addresses["site_swaps"] else 0, torch.float32),
             ("turned16", MAX_TARGETS * (rows + MANY) * deepest if turns else 0, torch.bfloat16),
-            ("turn_scratch", 2 * team * deepest if turns else 0, torch.float32),
+            ("turn_scratch", SCRATCH_ROWS * team * deepest if turns else 0, torch.float32),
             ("copied16", MAX_TARGETS * AT_ONCE * deepest if copies else 0, torch.bfloat16),
             ("copied", AT_ONCE * widest if copies else 0, torch.float32),
             ("copy_list", team * AT_ONCE * LIST_WIDTH if copies else 0, torch.int64),

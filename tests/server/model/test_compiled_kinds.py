@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,9 +36,9 @@ CONTEXTS = (1, 17, 40, 5, 33, 64, 2)
 Make = Callable[[BaseShape, torch.Generator], LoweredAdapter]
 
 
-@pytest.fixture(params=[("qwen3", 1), ("llama", 2)], ids=lambda param: f"{param[0]} on {param[1]}")
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> LoadedBase:
-    family, team = request.param
+@pytest.fixture(scope="module", params=[("qwen3", 1), ("llama", 2)], ids=lambda param: f"{param[0]} on {param[1]}")
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
+    (family, team), tmp_path = request.param, tmp_path_factory.mktemp("base")
     write_tiny_model(tmp_path / "model", family, hidden_size=128, num_attention_heads=4, head_dim=32)
     loaded = load_base(str(tmp_path / "model"), cache=tmp_path / "bases", device="cpu", backend="cpu_nf4")
     decoder = loaded.decoder
@@ -85,12 +84,14 @@ def linears(shape: BaseShape, make: Callable[[LinearShape], LoweredLinear], *tar
     return LoweredAdapter("LINEARS", {at: make(of) for at, of in shape.linears.items() if at.target in targets})
 
 
-def turned(
-    shape: BaseShape, generator: torch.Generator, *, size: int, targets: Sequence[str] = EVERY
-) -> LoweredAdapter:
-    """Each block of inputs turned; scaled too."""
+SIZES = {"q_proj": 4, "v_proj": 16, "o_proj": 64}
+
+
+def turned(shape: BaseShape, generator: torch.Generator, *, targets: Sequence[str] = EVERY) -> LoweredAdapter:
+    """Blocks of inputs turned, of several sizes; scaled too."""
 
     def linear(of: LinearShape) -> LoweredLinear:
+        size = SIZES.get(of.module.rpartition(".")[2], 32)
         skew = normal(generator, of.in_features // size, size, size)
         return LoweredLinear(
             input_rotation=torch.linalg.matrix_exp(skew - skew.mT).contiguous(),
@@ -145,9 +146,9 @@ KINDS: Mapping[str, tuple[Make, ...]] = {
     "norms": (norms,),
     "gated_prompts": (gated_prompts, partial(gated_prompts, length=3)),
     "rotations": (
-        partial(turned, size=4),
+        turned,
         swapped,
-        partial(turned, size=32, targets=("q_proj", "v_proj", "down_proj")),
+        partial(turned, targets=("q_proj", "v_proj", "down_proj")),
     ),
     "copies": (partial(copied, copies=2), partial(copied, copies=11)),
     "scales": (scaled_apart,),
@@ -176,7 +177,7 @@ def test_rows_agree_with_the_operations(base: LoadedBase, kind: str) -> None:
     decodes = [Chunk([7 + 13 * row], c - 1, paged_slots(64, first_page=1 + 4 * row)) for row, c in enumerate(CONTEXTS)]
     inputs = decoder_input([*decodes, prompt], all_logits=True)
     segments = [AdapterSegment(row, row + 1, stack) for row, stack in enumerate(STACKS)]
-    batch = slots.batch([*segments, AdapterSegment(count, count + 13, ((1, 1.0),))], count + 13)
+    batch = slots.batch([*segments, AdapterSegment(count, count + 13, ((0, 1.0), (1, 0.5)))], count + 13)
     plain, compiled = run(base, inputs, None), run(base, inputs, batch)
     steps, base.decoder._compiled = base.decoder._compiled, None
     operations = run(base, inputs, batch)
