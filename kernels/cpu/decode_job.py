@@ -33,9 +33,10 @@ _ADDRESSES = (
     # scratch: of each thread, then shared; …16 are bfloat16
     "normed normed16 query probabilities totals product attended attended16 activated activated16 shrunk "
     # low-rank terms: int64 [terms] three times, float32 [terms], int64 [blocks + 1] where each block of them begins,
-    # [adapters, layers, sites, targets], [layers, sites, 2] addresses of a and b, [layers, sites] whether any is there,
-    # scratch of each thread, and int64 [team, sites, 4]: which lines of the tables to ask for ahead
-    "term_rows term_units term_adapters weights term_blocks ranks tables site_terms low_rank_values fetches "
+    # [adapters, layers, sites, targets], [adapters] whether their factors lie folded, [layers, sites, 2] addresses of
+    # a and b, [layers, sites] whether any is there, scratch of each thread, and int64 [team, sites, 4]: which lines of
+    # the tables to ask for ahead
+    "term_rows term_units term_adapters weights term_blocks ranks folded tables site_terms low_rank_values fetches "
     # terms of narrow networks: int64 [terms] twice, float32 [terms], int64 [blocks + 1] as above; of each adapter int64
     # [layers, 2, NETWORK_WIDTH] and float32 [layers, 2]; int64 [layers, 2] whether any is there; scratch
     "network_rows network_adapters network_weights network_blocks networks network_gains network_places "

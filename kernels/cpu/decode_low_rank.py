@@ -53,6 +53,12 @@ def _ranks(j: Any, layer: int, site: int, term: int) -> Any:
 
 
 @compiled
+def _is_folded(j: Any, term: int) -> bool:
+    """Whether the factors of a term's adapter lie folded, as `LowRankTable` says."""
+    return i64(j.folded + 8 * i64(j.term_adapters + 8 * term, 1)[0], 1)[0] != 0
+
+
+@compiled
 def shrink(j: Any, layer: int, site: int, block: int, half: int, x: int, depth: int) -> None:
     """What half of the inputs x give of x A, for all targets of a site and the terms of a block."""
     first, last = i64(j.term_blocks + 8 * block, 2)
@@ -62,6 +68,10 @@ def shrink(j: Any, layer: int, site: int, block: int, half: int, x: int, depth: 
     columns, inputs = targets * UNIT, depth // HALVES
     a = i64(j.tables + 8 * (layer * NUM_SITES + site) * 2, 1)[0]
     rows = i64(j.term_rows + 8 * first, last - first)
+    if _is_folded(j, first):
+        if units:
+            _shrink_folded(j, first, rows, targets, half, x, depth, a)
+        return
     begin = x + 4 * half * inputs
     x0, x1 = begin + 4 * rows[0] * depth, begin + 4 * rows[min(1, rows.size - 1)] * depth
     x2, x3 = begin + 4 * rows[min(2, rows.size - 1)] * depth, begin + 4 * rows[rows.size - 1] * depth
@@ -70,6 +80,22 @@ def shrink(j: Any, layer: int, site: int, block: int, half: int, x: int, depth: 
         factor = a + 2 * ((unit + u) * depth + half * inputs) * columns
         out = j.shrunk + 4 * ((half * j.num_terms + first) * j.shrunk_stride + u * columns)
         shrink_rows(rows.size, targets, x0, x1, x2, x3, factor, inputs, out, 4 * j.shrunk_stride)
+
+
+@compiled
+def _shrink_folded(j: Any, first: int, rows: Any, targets: int, half: int, x: int, depth: int, a: int) -> None:
+    """The same of a folded unit: each row counts as two, of the first and of the second half of its inputs."""
+    inputs, columns, stride = depth // (2 * HALVES), targets * UNIT, j.shrunk_stride // 2
+    begin, second = x + 4 * half * inputs, 2 * depth
+    factor = a + 2 * (i64(j.term_units + 8 * first, 1)[0] * depth + half * inputs) * columns
+    out = j.shrunk + 8 * (half * j.num_terms + first) * stride
+    for index in range(0, rows.size, 2):
+        x0 = begin + 4 * rows[index] * depth
+        x2 = begin + 4 * rows[min(index + 1, rows.size - 1)] * depth
+        count = 2 * min(2, rows.size - index)
+        shrink_rows(
+            count, targets, x0, x0 + second, x2, x2 + second, factor, inputs, out + 8 * index * stride, 4 * stride
+        )
 
 
 @compiled
@@ -123,14 +149,21 @@ def expand(j: Any, layer: int, site: int, block: int, thread: int, low: int, hig
 @compiled
 def _gather(j: Any, first: int, rows: int, place: int, values: int) -> None:
     """values[rows, 16] = weight · (x A) of the block's terms at one unit and target."""
+    folded = _is_folded(j, first)
     for i in range(rows):
         term = first + i
         weight = f32(j.weights + 4 * term, 1)[0]
-        one = f32(j.shrunk + 4 * (term * j.shrunk_stride + place), UNIT)
-        other = f32(j.shrunk + 4 * ((j.num_terms + term) * j.shrunk_stride + place), UNIT)
+        at, behind = term * j.shrunk_stride + place, j.num_terms * j.shrunk_stride
+        one, other = f32(j.shrunk + 4 * at, UNIT), f32(j.shrunk + 4 * (at + behind), UNIT)
         out = f32(values + 4 * UNIT * i, UNIT)
-        for rank in range(UNIT):
-            out[rank] = weight * (one[rank] + other[rank])
+        if folded:
+            at += j.shrunk_stride // 2 + UNIT // 2
+            third, fourth = f32(j.shrunk + 4 * at, UNIT // 2), f32(j.shrunk + 4 * (at + behind), UNIT // 2)
+            for rank in range(UNIT // 2):
+                out[rank] = weight * ((one[rank] + other[rank]) + (third[rank] + fourth[rank]))
+        else:
+            for rank in range(UNIT):
+                out[rank] = weight * (one[rank] + other[rank])
 
 
 @compiled

@@ -264,7 +264,7 @@ def stack_vectors(stack: Stack) -> dict[SiteId, SiteVectors]:
 
 def _terms(stack: Stack, site: SiteId) -> tuple[LowRankTerm, ...]:
     return tuple(
-        LowRankTerm(unit, ranks, weight)
+        LowRankTerm(unit, ranks, weight, adapter.folded)
         for adapter, weight in stack
         if site in adapter.ranks
         for unit, ranks in _unit_runs(adapter.units, adapter.ranks[site])

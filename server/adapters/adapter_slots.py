@@ -105,7 +105,9 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         if self._kind != "gathered":
             return [RowGroup(tuple(key), kind=self._kind, tables=tables, shapes=self._shapes)]
         num_decodes = next((i for i, (start, end, _) in enumerate(key) if end != i + 1 or start != i), len(key))
-        decodes, rest = tuple(key[:num_decodes]), tuple(key[num_decodes:])
+        gathered = [not any(adapter.folded for adapter, _ in stack) for _, _, stack in key[:num_decodes]]
+        decodes = tuple(part for part, chosen in zip(key, gathered, strict=False) if chosen)
+        rest = (*(part for part, chosen in zip(key, gathered, strict=False) if not chosen), *key[num_decodes:])
         if self._decodes is None or self._decodes.key != decodes or self._decodes.tables is not tables:
             self._decodes = RowGroup(decodes, kind="gathered", tables=tables, shapes=self._shapes)
         groups = [self._decodes, RowGroup(rest, kind="segmented", tables=tables, shapes=self._shapes)]
@@ -118,7 +120,12 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
             return placed
         with self._writing:
             first_unit = self._write(adapter, pause)
-        return replace(placed, units=range(first_unit, first_unit + adapter.layout.num_units))
+        units = range(first_unit, first_unit + adapter.layout.num_units)
+        return replace(placed, units=units, folded=self._folds(adapter.layout))
+
+    def _folds(self, layout: FactorLayout) -> bool:
+        """Whether factors are to lie as compiled steps read them fastest."""
+        return layout.folds and self._kind == "gathered" and self.dtype is torch.bfloat16
 
     def _packed(self, placed: PlacedAdapter, pause: Pause) -> PlacedAdapter:
         """The same, with its networks as compiled steps read them, where those may be."""
@@ -187,7 +194,8 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         for (site, pairs), targets in zip(adapter.layout.by_site(factors), places, strict=True):
             if adapter.layout.has_unused_ranks:
                 torch._foreach_zero_(_whole_units(self._tables[site], first_unit, adapter.layout.num_units))
-            torch._foreach_copy_(targets, pieces_of(pairs))  # one call, so that this thread does not take the GIL again
+            pieces = pieces_of(pairs, folded=self._folds(adapter.layout))
+            torch._foreach_copy_(targets, pieces)  # one call, so that this thread does not take the GIL again
             pause()
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
@@ -196,7 +204,10 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         """Views of the tables where factors of a layout go; kept for the next adapter that is placed there."""
         kept_layout, places = self._places.get(first_unit, (None, []))
         if kept_layout is not layout:
-            places = [places_of(ranks, self._tables[site], first_unit) for site, ranks in layout.ranks.items()]
+            folded = self._folds(layout)
+            places = [
+                places_of(ranks, self._tables[site], first_unit, folded=folded) for site, ranks in layout.ranks.items()
+            ]
             self._places[first_unit] = layout, places
         return places
 

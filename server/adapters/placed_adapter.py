@@ -145,6 +145,7 @@ class PlacedAdapter:
     bottlenecks: Mapping[BlockId, Bottleneck | PackedBottleneck]  # packed where steps are compiled
     sequence_terms: SequenceTerms
     size_bytes: int
+    folded: bool = False  # how its factors lie in the low-rank tables
 
     @property
     def first_unit(self) -> int:

@@ -24,8 +24,9 @@ class RowTerms:
     """The low-rank terms of a step's rows and, by segment, layer and site, vectors and all else that adapters have.
 
     Attributes:
-        ranks: int64 [adapters, layers, sites, targets]; of `num_terms` terms, which adapter each is of and its first
-            unit, int64; where blocks of terms that are computed together begin, and where the last one ends.
+        ranks: int64 [adapters, layers, sites, targets]; of `num_terms` terms, which adapter each is of, its first unit
+            and whether it lies folded, int64; where blocks of terms that are computed together begin, and where the
+            last one ends.
         addresses: the fields of a job that say all this.
 
     Args:
@@ -48,9 +49,11 @@ class RowTerms:
         terms = term_blocks(segments, lambda adapter: bool(adapter.ranks))
         self.num_terms = len(terms.rows)
         ranks = np.array([adapter.rank_table for adapter in terms.adapters], np.int64)
-        units = -(-int(ranks.max(initial=0)) // UNIT_RANK)
+        folded = np.array([adapter.folded for adapter in terms.adapters], np.int64)
+        units = max(-(-int(ranks.max(initial=0)) // UNIT_RANK), 1 + int(folded.max(initial=0)))  # both halves' sums
         self.shrunk_stride = units * UNIT_RANK * MAX_TARGETS
         self.ranks, self.block_starts, self.term_adapters = ranks, terms.starts, terms.places
+        self.term_folded = folded[terms.places]
         self.term_units = np.array([adapter.first_unit for adapter in terms.adapters], np.int64)[terms.places]
         self.turns = RowTurns(segments, vectors, num_layers=num_layers, num_rows=num_rows, kept=kept)
         self.networks = RowNetworks(segments, num_layers, kept)
@@ -64,6 +67,7 @@ class RowTerms:
             "term_units": kept.address(self.term_units),
             "weights": kept.address(terms.weights, np.float32),
             "ranks": kept.address(ranks),
+            "folded": kept.address(folded),
             "tables": kept.address(_table_addresses(tables, num_layers)),
             "site_terms": kept.address(ranks.any(axis=(0, 3)) if len(ranks) else np.zeros((num_layers, len(SITES)))),
             "num_segments": len(segments),
