@@ -8,10 +8,11 @@ from hotshoe.registry.digest import check_digest
 from hotshoe.registry.errors import AdapterNotFound
 from hotshoe.registry.fsck import FsckProgress, FsckReport, check_blobs
 from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, Garbage, GarbageReport
-from hotshoe.registry.index import Index
+from hotshoe.registry.index import Index, Lease
 from hotshoe.registry.layout import Layout, disk
-from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Lease, Leases
+from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Leases
 from hotshoe.registry.locks import StoreLocks
+from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.reader import StoreReader
 from hotshoe.registry.reserve import Reserve
 from hotshoe.registry.tag_log import TagLog
@@ -94,7 +95,7 @@ class StoreKeeper(StoreReader):
         """Removes adapters that no tag, lease or view reaches, what was said about them, and blobs of none.
 
         What was published, uploaded, or left by a tag within the grace stays. What goes lies in .trash/ until the
-        next collection.
+        next collection. Damaged files in .quarantine/ go for ever after the grace, unless they are the only copy.
 
         Args:
             dry_run: tell what would go, and change nothing.
@@ -115,4 +116,5 @@ class StoreKeeper(StoreReader):
             StoreUnavailable: the disk refused.
         """
         with disk("checking the store"):
-            return check_blobs(self._blobs, self._index, heal=self._healing.heal if heal else None, progress=progress)
+            healer = self._healing.heal if heal else None
+            return check_blobs(self._blobs, self._index, Quarantine(self._layout), heal=healer, progress=progress)

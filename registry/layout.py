@@ -32,7 +32,8 @@ def disk(action: str) -> Iterator[None]:
 class Layout:
     """The directories of a store.
 
-    root/ oci-layout index.json tags.log blobs/sha256/<hex>        what any OCI tool reads, and an audit log
+    root/ oci-layout index.json blobs/sha256/<hex>                 what any OCI tool reads
+          tags.log leases.log                                      what became of tags, and who uses what
           views/<hex of a manifest>/<file>                         hard links, for those who want a directory
           .tmp/ .uploads/ .quarantine/ .trash/ .gate .gc .lock .db ours; a layout may hold unknown files
     """
@@ -46,6 +47,7 @@ class Layout:
         self.views = root / "views"
         self.database = root / ".db"
         self.tag_log = root / "tags.log"
+        self.lease_log = root / "leases.log"
         self._staging = root / ".tmp"
         self._index_json = root / "index.json"
         self._failure: str | None = None

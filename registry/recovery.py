@@ -2,11 +2,11 @@
 
 The database wins over index.json; a database that is lost or damaged is rebuilt from index.json and what tags.log has
 since, or, should index.json be torn too, from tags.log alone; manifests and everything that follows from them come
-from the blobs.
+from the blobs, leases from leases.log.
 """
 
 import logging
-import uuid
+import time
 from collections.abc import Collection, Iterable
 
 from hotshoe.registry.blobs import BlobStore
@@ -15,8 +15,10 @@ from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
 from hotshoe.registry.export import index_document
 from hotshoe.registry.index import Index, IndexDamaged, IndexEntry, ReferrerRow, StoredManifest
 from hotshoe.registry.layout import Layout
+from hotshoe.registry.lease_log import LeaseLog
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import IndexListing, NotAnAdapter, read_index, read_manifest
+from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.referrer import NotAReferrer, Referrer, read_referrer
 from hotshoe.registry.tag_log import Move, TagLog
 
@@ -32,13 +34,17 @@ def recover(layout: Layout, *, locks: StoreLocks, log: TagLog) -> Index:
         StoreUnavailable: there are blobs, and nothing that says what they are called.
         OSError, sqlite3.Error: the disk refused.
     """
+    lease_log = LeaseLog(layout)
     with locks.collecting(), locks.committing():
         layout.clear_stage()
         index = _open_index(layout)
         try:
             if index.is_new:
-                _rebuild(index, layout=layout, log=log)
+                _rebuild(index, layout=layout, log=log, lease_log=lease_log)
             log.append(index.moves(0))
+            with index.transaction() as transaction:  # which nobody leases meanwhile
+                now = time.time()
+                lease_log.agree(transaction.leases(after=now), after=now)
             layout.confirm_index(index_document(index, log)[1])
         except BaseException:
             index.close()
@@ -54,11 +60,11 @@ def _open_index(layout: Layout) -> Index:
     for suffix in ("", "-wal", "-shm"):
         damaged = layout.database.with_name(layout.database.name + suffix)
         if damaged.exists():
-            damaged.rename(layout.quarantine / f"index{suffix}.{uuid.uuid4().hex[:8]}")
+            Quarantine(layout).take(damaged)
     return Index(layout.database)
 
 
-def _rebuild(index: Index, *, layout: Layout, log: TagLog) -> None:
+def _rebuild(index: Index, *, layout: Layout, log: TagLog, lease_log: LeaseLog) -> None:
     blobs = BlobStore(layout, index)
     entries, referrers, _ = _acknowledged(layout, blobs=blobs, log=log)
     sizes = {entry.digest: entry.size_bytes for entry in entries}
@@ -75,6 +81,7 @@ def _rebuild(index: Index, *, layout: Layout, log: TagLog) -> None:
             if (found := _stored_referrer(row, blobs)) is not None:
                 transaction.add_manifest(found)
                 transaction.add_referrer(row)
+        transaction.add_leases(lease_log.leases(after=time.time()).values())
     if entries:
         logger.warning("the index was rebuilt: %d adapters", len(manifests))
 

@@ -139,6 +139,7 @@ class Registry(StoreKeeper):
 
     def close(self) -> None:
         """Lets go of the index. Uploads that were interrupted stay for a later `open_upload`."""
+        self._healing.close()
         with suppress(StoreUnavailable), disk("exporting index.json"):  # else the next open does it
             self._export.close()
         self._leases.close()

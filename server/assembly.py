@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 _MAPPING_THREADS = 2
+_LONG_THREADS = 1  # for prompts that take seconds to tokenize, and mostly are too long
 _LOADING_THREADS = 4  # callers of LoadAdapter that wait at the same time
 _TRANSFER_THREADS = 4  # callers of PushAdapter and PullAdapter that are served at the same time
 _PULLING_THREADS = 4  # adapters that are fetched for requests at the same time
@@ -141,6 +142,7 @@ class Assembly:
                 tenant_metadata=config.tenant_metadata,
                 stream_buffer_tokens=config.stream_buffer_tokens,
                 executor=self._executor("mapping", _MAPPING_THREADS),
+                long_executor=self._executor("mapping-long", _LONG_THREADS, initializer=let_others_first),
             )
         )
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
+from hotshoe.registry.errors import BlobCorrupt
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.server.adapters.adapter_key import is_part_of
 from hotshoe.server.adapters.claims import Claims
@@ -25,6 +26,7 @@ class Phase(enum.Enum):
     IDLE = "idle"
     QUEUED = "queued"  # to be read
     READING = "reading"
+    HEALING = "healing"  # until it can be read: what of it is damaged is fetched again, by others
     AWAITING_SLOT = "awaiting slot"  # on the host
     PLACING = "placing"  # has a slot, is being copied to it
 
@@ -45,6 +47,7 @@ class Entry:
     target: Tier = Tier.DEVICE  # of the load under way
     prefetched: bool = False  # the load under way may end on the device, though its target is the host
     missed: bool = False
+    healed: dict[str, BlobCorrupt] = field(default_factory=dict)  # what was fetched again for the load under way
     loader: int | None = None  # the thread that works on it, as long as it runs only where a core is idle
     drop_when_idle: bool = False
     stage: LoadStage = LoadStage.RESOLVING

@@ -21,7 +21,7 @@ from hotshoe.server.logs import log_event
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.requests import chosen_task
-from hotshoe.server.services.rpc import Context
+from hotshoe.server.services.rpc import Context, call
 
 DEFAULT_INTERVAL_MS = 1000
 MIN_INTERVAL_MS = 50
@@ -140,7 +140,7 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
             rate = (tokens - before) / (since - then)
 
     async def _call(self, resolve: Callable[[str], AdapterRecord], reference: str) -> AdapterRecord:
-        return await asyncio.get_running_loop().run_in_executor(None, resolve, reference)
+        return await call(resolve, reference)
 
     def _status(self, tokens_per_second: float) -> residency_pb2.WatchStatusResponse:
         stats = self._parts.dispatcher.stats

@@ -46,6 +46,7 @@ def steps(registry: Registry, root: Path) -> list[Callable[[], object]]:
         lambda: publish(registry, "a", lora_files(2), tags=["live", "v2"]),
         lambda: registry.attach(second, b"{}", artifact_type="text/x", file_name="x", annotations={}),
         lambda: registry.update_tag("a", "live", first, second),
+        lambda: registry.lease_durably(second, holder="trainer"),
         lambda: registry.delete_tag("a", "v2"),
         lambda: registry.collect_garbage(grace_seconds=0),
         lambda: publish(registry, "c", lora_files(3), tags=["v1"]),
@@ -74,7 +75,8 @@ def state(registry: Registry) -> list[object]:
     records = registry.list(page_size=1000)[0]
     for record in records:
         registry.adapter_files(record.digest)
-    return sorted(
+    leases = [[lease.holder, lease.digest, [], 0] for lease in registry.leases()]
+    return leases + sorted(
         [record.name, record.digest, list(record.tags), len(registry.referrers(record.digest))] for record in records
     )
 
