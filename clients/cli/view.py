@@ -1,6 +1,5 @@
 """hotshoe view, hotshoe unview: an adapter as a directory on the server's machine."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,9 @@ def view(
     destination: Annotated[
         Path | None,
         typer.Argument(
-            metavar="DEST", help="Also make this directory, of links to its files; the server must be here."
+            metavar="DEST",
+            help="Also make this directory, of links to its files; the server must be here.",
+            file_okay=False,
         ),
     ] = None,
     server: Server = DEFAULT_SERVER,
@@ -28,8 +29,6 @@ def view(
     """
     from hotshoe.clients import Client
 
-    if destination is not None and os.path.lexists(destination) and not destination.is_symlink():
-        raise FileExistsError(f"{destination}: is there already; expected a new name")
     with Client(server) as client:
         made = client.view(reference)
     if destination is not None:
@@ -91,8 +90,6 @@ def _link(destination: Path, path: Path) -> None:
     links = {destination / file.name: file for file in path.iterdir()}
     if destination.is_symlink() and destination.readlink() == path:
         return
-    if destination.is_symlink():
-        raise FileExistsError(f"{destination}: a link to {destination.readlink()}; expected a new name")
     if destination.is_dir() and all(_target(link) == file for link, file in links.items()):
         return
     destination.mkdir()
