@@ -69,6 +69,9 @@ class LeaseLog:
         try:
             _write(fd, data, 0)
             os.fsync(fd)
+        except OSError:
+            staged.unlink(missing_ok=True)
+            raise
         finally:
             os.close(fd)
         self._layout.put_in_place(staged, self._path.name)

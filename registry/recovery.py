@@ -6,6 +6,7 @@ from the blobs, leases from leases.log.
 """
 
 import logging
+import sqlite3
 import time
 from collections.abc import Collection, Iterable
 
@@ -20,6 +21,7 @@ from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import IndexListing, NotAnAdapter, read_index, read_manifest
 from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.referrer import NotAReferrer, Referrer, read_referrer
+from hotshoe.registry.reserve import Reserve, is_full
 from hotshoe.registry.tag_log import Move, TagLog
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -28,12 +30,22 @@ logger = logging.getLogger(__name__)
 
 
 def recover(layout: Layout, *, locks: StoreLocks, log: TagLog) -> Index:
-    """Opens the index and makes it, the log and index.json agree.
+    """Opens the index and makes it, the logs and index.json agree; on a full disk in the room that is kept aside.
 
     Raises:
         StoreUnavailable: there are blobs, and nothing that says what they are called.
         OSError, sqlite3.Error: the disk refused.
     """
+    try:
+        return _recover(layout, locks=locks, log=log)
+    except (OSError, sqlite3.Error) as error:
+        if not (is_full(error, layout.root) and Reserve(layout.root, 0).give()):
+            raise
+        logger.warning("the disk is full: opening the store in the room that was kept aside; collect garbage")
+        return _recover(layout, locks=locks, log=log)
+
+
+def _recover(layout: Layout, *, locks: StoreLocks, log: TagLog) -> Index:
     lease_log = LeaseLog(layout)
     with locks.collecting(), locks.committing():
         layout.clear_stage()
