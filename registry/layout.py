@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,11 @@ class Layout:
         strangers = sorted(entry.name for entry in os.scandir(self.root) if entry.name not in ours)
         if strangers:
             raise StoreUnavailable(f"the directory is not empty and no OCI image layout (it holds {strangers[0]!r})")
+
+    def place(self) -> int:
+        """A number above 0 that stays what it is where the store stays, and is another where it was copied to."""
+        inodes = [path.stat().st_ino for path in (self.root, self.blobs, self.database)]
+        return zlib.crc32(repr(inodes).encode()) >> 1 or 1
 
     def stage(self) -> Path:
         """A path for a new file or directory on the store's file system; only under `StoreLocks.publishing`."""

@@ -93,7 +93,7 @@ class LeaseLog:
         try:
             is_short = os.stat(self._path).st_size <= MAX_BYTES
         except FileNotFoundError:
-            is_short = not leases
+            is_short = False
         if not is_short or set(self.leases(after=after).values()) != set(leases):
             self.replace(leases)
 
