@@ -36,7 +36,8 @@ class Layout:
     root/ oci-layout index.json blobs/sha256/<hex>                 what any OCI tool reads
           tags.log leases.log                                      what became of tags, and who uses what
           views/<hex of a manifest>/<file>                         hard links, for those who want a directory
-          .tmp/ .uploads/ .quarantine/ .trash/ .gate .gc .lock .db ours; a layout may hold unknown files
+          .tmp/ .uploads/ .quarantine/ .trash/ .gate .gc .lock     ours; a layout may hold unknown files
+          .machine .db
     """
 
     def __init__(self, root: Path) -> None:
