@@ -21,7 +21,7 @@ HELP = """\
 
 
 def chat(
-    reference: Annotated[str, typer.Argument(metavar="[REF[#TASK]]", help="An adapter, or base.")] = opt.BASE,
+    reference: Annotated[str, typer.Argument(metavar="REF[#TASK]", help="An adapter, or base.")] = opt.BASE,
     adapter: opt.AdapterStack = None,
     system: opt.System = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of an answer at most.")] = 512,
@@ -43,11 +43,14 @@ def chat(
         "seed": seed,
     }
     options = {name: value for name, value in asked.items() if value is not None}
+    adapters = opt.adapter_stack(reference, adapter)
     with Client(server) as client:
         info = client.model_info()  # an unreachable server is told before the first question
+        for name, _, _ in adapters:
+            client.get_adapter(name)  # as is an adapter that there is not
         if sys.stdin.isatty() and not json:
             print(f"{info.base_model} with {reference} at {server}. /help lists the commands.")
-        Conversation(client, opt.adapter_stack(reference, adapter), system, options, json).run(questions())
+        Conversation(client, adapters, system, options, json).run(questions())
 
 
 def questions() -> Iterator[str]:

@@ -1,5 +1,6 @@
 """hotshoe view, hotshoe unview: an adapter as a directory on the server's machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,18 +15,21 @@ def view(
     destination: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DEST]", help="Also make this directory, of links to its files; the server must be here."
+            metavar="DEST", help="Also make this directory, of links to its files; the server must be here."
         ),
     ] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Make a directory of an adapter, as PEFT, vLLM and SGLang read it, without copying.
+    """Make a directory of an adapter on the server, without copying.
 
-    Its files are the registry's own, read-only: do not write to them. The adapter is not collected until unview.
+    PEFT, vLLM and SGLang can read it. Its files are the registry's own, read-only: do not write to them. The adapter
+    is not collected until unview.
     """
     from hotshoe.clients import Client
 
+    if destination is not None and os.path.lexists(destination) and not _may_be_ours(destination):
+        raise FileExistsError(f"{destination}: is there already; expected a new name")
     with Client(server) as client:
         made = client.view(reference)
     if destination is not None:
@@ -38,7 +42,7 @@ def view(
 def unview(
     reference: Reference,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="[DEST]", help="Also the directory of links that view made.")
+        Path | None, typer.Argument(metavar="DEST", help="Also the directory of links that view made.")
     ] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
@@ -68,6 +72,11 @@ def _check_links(destination: Path, digest: str) -> None:
         raise ValueError(f"{destination}: expected the links to the view of {digest}, and no other files")
 
 
+def _may_be_ours(destination: Path) -> bool:
+    """Whether it is a link, or a directory of nothing else."""
+    return destination.is_symlink() or (destination.is_dir() and all(one.is_symlink() for one in destination.iterdir()))
+
+
 def _unlink(destination: Path) -> None:
     if destination.is_symlink():
         return destination.unlink()
@@ -87,8 +96,12 @@ def _link(destination: Path, path: Path) -> None:
     links = {destination / file.name: file for file in path.iterdir()}
     if destination.is_symlink() and destination.readlink() == path:
         return
+    if destination.is_symlink():
+        raise FileExistsError(f"{destination}: a link to {destination.readlink()}; expected a new name")
     if destination.is_dir() and all(_target(link) == file for link, file in links.items()):
         return
+    if os.path.lexists(destination):
+        raise FileExistsError(f"{destination}: has links to something else; expected a new name")
     destination.mkdir()
     for link, file in links.items():
         link.symlink_to(file)

@@ -32,6 +32,7 @@ from hotshoe.server.adapters.resident import (
     ResidencyObserver,
     ResidentInfo,
     Tier,
+    Unloaded,
 )
 from hotshoe.server.config import ResidencyConfig
 from hotshoe.server.errors import AdapterSlotsFull, AdapterUnusable, Draining, ServerError
@@ -196,21 +197,26 @@ class AdapterResidency:
         assert reported.adapter is not None, "READY comes with the adapter"
         return reported.adapter
 
-    def unload(self, key: str) -> None:
+    def unload(self, key: str) -> Unloaded:
         """Unpins an adapter and drops it, as soon as no request uses it; ends its quarantine. One not here is fine.
 
         The key of an adapter that has tasks stands for all of them.
         """
         with self._locked():
-            for quarantined in [other for other in self._quarantined if is_part_of(other, key)]:
-                del self._quarantined[quarantined]
-            for entry in self._state.parts_of(key):
+            quarantined = [other for other in self._quarantined if is_part_of(other, key)]
+            for other in quarantined:
+                del self._quarantined[other]
+            parts = self._state.parts_of(key)
+            found = bool(quarantined) or any(entry.is_held for entry in parts)
+            in_use = not all(entry.is_free for entry in parts)
+            for entry in parts:
                 self._state.unpin(entry)
                 entry.drop_when_idle = True
                 if entry.is_free:
                     self._state.drop(entry, "unload")
                 self._work.notify()
         self._tell_engine()  # there may be room
+        return Unloaded(found, in_use)
 
     def keep_merged(self, digest: str) -> None:
         """Keeps an adapter that lies in the base's weights from being collected while this process runs.

@@ -69,6 +69,11 @@ class Entry:
         return not (self.references or self.waiters or self.phase is not Phase.IDLE)
 
     @property
+    def is_held(self) -> bool:
+        """It is in memory, or on its way there."""
+        return self.on_device or self.host is not None or self.phase is not Phase.IDLE
+
+    @property
     def holds_slot(self) -> bool:
         """Pinned where it is on the device, or pinned to the host and without a copy there."""
         return self.pinned is not None and self.slot is not None and (self.pinned is Tier.DEVICE or self.host is None)
@@ -155,7 +160,7 @@ class ResidencyState:
 
     def held(self) -> list[str]:
         """The adapters that are somewhere, or are being loaded."""
-        return [e.key for e in self._all() if e.on_device or e.host is not None or e.phase is not Phase.IDLE]
+        return [entry.key for entry in self._all() if entry.is_held]
 
     def residents(self) -> Iterator[Entry]:
         on_device = [entry for entry in self._holders.values() if entry.on_device]

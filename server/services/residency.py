@@ -113,9 +113,9 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
         named = record.num_tasks and not request.HasField("task")  # all of them
         task = None if named else chosen_task("task", request, record.num_tasks)
         key = adapter_key(record.digest, task)
-        await asyncio.get_running_loop().run_in_executor(None, self._parts.residency.unload, key)
-        log_event(logging.INFO, "unload", name=record.name, digest=key)
-        return residency_pb2.UnloadAdapterResponse()
+        unloaded = await asyncio.get_running_loop().run_in_executor(None, self._parts.residency.unload, key)
+        log_event(logging.INFO, "unload", name=record.name, digest=key, **unloaded._asdict())
+        return residency_pb2.UnloadAdapterResponse(found=unloaded.found, in_use=unloaded.in_use)
 
     async def ListResidentAdapters(
         self, request: residency_pb2.ListResidentAdaptersRequest, context: Context

@@ -59,6 +59,25 @@ def test_publish_show_ls_and_pull_agree(hotshoe: Shell, adapters: dict[str, Path
     assert (tmp_path / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
 
 
+def test_pull_spares_what_is_not_its_own(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
+    hotshoe("publish", str(adapters["amber"]), "spared:a")
+    hotshoe("publish", str(adapters["birch"]), "spared:b")
+    mine, weights = tmp_path / "mine", tmp_path / "mine" / "adapter_model.safetensors"
+    for _ in range(2):
+        hotshoe("pull", "spared:a", str(mine))
+    kept = weights.read_bytes()
+    hotshoe("pull", "spared:b", str(mine), code=1)
+    assert weights.read_bytes() == kept
+    hotshoe("pull", "spared:b", str(mine), "--overwrite")
+    assert weights.read_bytes() == (adapters["birch"] / weights.name).read_bytes()
+    hotshoe("pull", "spared:a", str(weights), code=2)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "todo.txt").write_text("ours")
+    hotshoe("pull", "spared:a", str(notes), code=1)
+    assert [path.name for path in notes.iterdir()] == ["todo.txt"]
+
+
 def test_a_report_is_kept_and_told_with_its_figures(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
     digest = hotshoe.json("publish", str(adapters["amber"]), "reported")["adapter"]["digest"]
     report = tmp_path / "harness.json"
@@ -237,6 +256,8 @@ def test_load_ps_top_and_unload_show_the_same_adapter(hotshoe: Shell, adapters: 
     assert digest in {one["digest"] for one in frame["adapters"]}
     assert digest[:19] in hotshoe("top", "--once")
     assert hotshoe("unload", "kept") == "unloaded kept\n"
+    assert hotshoe("unload", "kept") == "kept is not loaded\n"
+    assert hotshoe.json("unload", "kept") == {"reference": "kept", "found": False, "in_use": False}
 
 
 def test_a_task_is_named_behind_the_adapter(hotshoe: Shell, adapters: dict[str, Path]) -> None:
