@@ -1,18 +1,20 @@
 """How the clients' channels are set up, and the timeouts of their calls."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from hotshoe.clients.tokens import Token, refuse_clear_text, token_source
 from hotshoe.protos.v1 import chunks, registry_pb2
 from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 TLS_SCHEME = "tls://"
-_TARGET = re.compile(r"[^/]+:\d+|(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.+")  # the latter are gRPC's own
+_TARGET = re.compile(r"[^/]+:(?P<port>\d{1,5})|(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.+")  # gRPC's own
+_MAX_PORT = 65535
 
 QUICK_SECONDS = 30.0  # look-ups
 GENERATE_SECONDS = 600.0  # an answer, with its queue and its adapters' load
@@ -31,20 +33,68 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
 )
 
 
-def open_channel(server: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
-    """A channel to "host:port" in the clear, or to "tls://host:port"; it connects on the first call."""
+def open_channel(
+    server: str, credentials: grpc.ChannelCredentials | None = None, token: Token | None = None
+) -> grpc.Channel:
+    """A channel to "host:port" in the clear, or to "tls://host:port"; it connects on the first call.
+
+    Calls carry `token`, or that of the environment. Raises ValueError: not an address, or a token would be readable.
+    """
     target, credentials = _target_and_credentials(server, credentials)
     if credentials is None:
-        return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+    else:
+        channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+    opened: grpc.Channel = _authorized(channel, token, target, is_clear=credentials is None)
+    return opened
 
 
-def open_aio_channel(server: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+def open_aio_channel(
+    server: str, credentials: grpc.ChannelCredentials | None = None, token: Token | None = None
+) -> grpc.aio.Channel:
     """The same for the running event loop."""
     target, credentials = _target_and_credentials(server, credentials)
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+    else:
+        channel = grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+    opened: grpc.aio.Channel = _authorized(channel, token, target, is_clear=credentials is None)
+    return opened
+
+
+class _AuthorizedChannel:
+    """A channel, blocking or of asyncio, whose calls carry a token. gRPC's own way of doing so needs TLS."""
+
+    def __init__(self, channel: Any, token: Callable[[], str]) -> None:
+        self._channel = channel
+        self._token = token
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return self._carrying(self._channel.unary_unary(*arguments, **options))
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return self._carrying(self._channel.unary_stream(*arguments, **options))
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return self._carrying(self._channel.stream_unary(*arguments, **options))
+
+    def _carrying(self, method: Any) -> Callable[..., Any]:
+        def call(request: Any, **options: Any) -> Any:
+            return method(request, metadata=(("authorization", f"Bearer {self._token()}"),), **options)
+
+        return call
+
+
+def _authorized(channel: Any, token: Token | None, target: str, *, is_clear: bool) -> Any:
+    source = token_source(token)
+    if source is None:
+        return channel
+    if is_clear:
+        refuse_clear_text(target)
+    return _AuthorizedChannel(channel, source)
 
 
 def _target_and_credentials(
@@ -53,10 +103,11 @@ def _target_and_credentials(
     """Without credentials, "tls://…" trusts the machine's certificate authorities.
 
     gRPC takes others from the file that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names. Raises ValueError for another scheme,
-    or no port: gRPC would take 443.
+    or no port: gRPC would take 443, and of one that is too large its last 16 bits.
     """
     target = server.removeprefix(TLS_SCHEME)
-    if not _TARGET.fullmatch(target):
+    match = _TARGET.fullmatch(target)
+    if match is None or int(match["port"] or 0) > _MAX_PORT:
         raise ValueError(f"server: expected HOST:PORT or tls://HOST:PORT, not {server!r}")
     if target != server and credentials is None:
         credentials = grpc.ssl_channel_credentials()

@@ -4,6 +4,8 @@ ServerError
 ├── InvalidRequest        a field of a request is wrong; names the field
 │   └── PromptTooLong
 ├── UnsupportedModel      the base model is of no known family, or uses what its family lacks here
+├── Unauthenticated       the caller shows no token, or none that counts
+├── NotPermitted          the caller's token does not let it do that
 ├── QueueFull             admission refused; retry after a while
 ├── AdapterSlotsFull      every adapter slot or byte is pinned or in use
 ├── AdapterUnusable       the adapter could not be loaded, or gave non-finite numbers
@@ -35,6 +37,14 @@ class PromptTooLong(InvalidRequest):
 
 class UnsupportedModel(ServerError):
     """A base model that cannot be served exactly; the message names what and lists what can."""
+
+
+class Unauthenticated(ServerError):
+    """The caller shows no token, or one that is not for this server, is over, or is nobody's."""
+
+
+class NotPermitted(ServerError):
+    """The caller's token is good, and has no scope for what it asks; the message names the scope."""
 
 
 class QueueFull(ServerError):

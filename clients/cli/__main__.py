@@ -1,5 +1,6 @@
 """The `hotshoe` command: its verbs, and how it fails."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
@@ -39,6 +40,9 @@ from hotshoe.clients.cli.serve import serve
 from hotshoe.clients.cli.show import show
 from hotshoe.clients.cli.sign import sign
 from hotshoe.clients.cli.tag import tag
+from hotshoe.clients.cli.token import new as new_token
+from hotshoe.clients.cli.token import show as show_token
+from hotshoe.clients.cli.token import token
 from hotshoe.clients.cli.top import top
 from hotshoe.clients.cli.unload import unload
 from hotshoe.clients.cli.untag import untag
@@ -68,6 +72,7 @@ VERBS = (
     key,
     sign,
     verify,
+    token,
     rollback,
     log,
     view,
@@ -116,7 +121,10 @@ def command_line() -> typer.Typer:
             app.add_typer(_bench_verbs(), name="bench")
             continue
         if verb is key:
-            app.add_typer(_key_verbs(), name="key")
+            app.add_typer(_verbs(key, {"new": new, "show": show_keys}), name="key")
+            continue
+        if verb is token:
+            app.add_typer(_verbs(token, {"new": new_token, "show": show_token}), name="token")
             continue
         passes_on = verb in (serve, registry)  # which read their own arguments, --help too
         settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -131,10 +139,10 @@ def _bench_verbs() -> typer.Typer:
     return verbs
 
 
-def _key_verbs() -> typer.Typer:
-    verbs = typer.Typer(callback=key, no_args_is_help=True, rich_markup_mode=None)
-    verbs.command()(new)
-    verbs.command("show")(show_keys)
+def _verbs(above: Callable[[], None], below: Mapping[str, Callable[..., None]]) -> typer.Typer:
+    verbs = typer.Typer(callback=above, no_args_is_help=True, rich_markup_mode=None)
+    for name, verb in below.items():
+        verbs.command(name)(verb)
     return verbs
 
 

@@ -14,7 +14,7 @@ EXIT_CODES: Mapping[int, str] = {
     2: "wrong usage",
     3: "the server cannot be reached, or takes no work",
     4: "no such adapter or tag",
-    5: "refused: a field or an adapter is wrong, does not fit the base model, or is not signed",
+    5: "refused: a field or an adapter is wrong, does not fit the base model, or is not signed; or you may not",
     6: "somebody else moved the tag",
     7: "the server is full",
     8: "timed out",
@@ -40,10 +40,9 @@ def told_clearly() -> Iterator[None]:
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), FAILED)
     except Exception as error:
-        # Imported here: whoever asks for --help needs no gRPC.
-        from hotshoe.clients.errors import HotshoeError
-
-        if not isinstance(error, HotshoeError):
+        # Where nobody has imported the clients' errors it is none: how --help ends, which needs no gRPC.
+        errors = sys.modules.get("hotshoe.clients.errors")
+        if errors is None or not isinstance(error, errors.HotshoeError):
             raise
         fail(describe(error), exit_code(error))
 
@@ -66,8 +65,12 @@ def describe(error: Exception) -> str:
         return f"the server cannot be reached{hint}: {text}"
     if isinstance(error, errors.DeadlineExceeded) and not error.reason and "Deadline Exceeded" in text:
         return "no answer came within the time that the call was given"  # gRPC says it in several ways
+    if isinstance(error, errors.PermissionDenied) and error.reason == "UNAUTHENTICATED":
+        return f"this server asks who you are (HOTSHOE_TOKEN or HOTSHOE_TOKEN_FILE tells it): {text}"
     missing = [violation for violation in error.field_violations if f"{violation.field}:" not in text]
-    if missing:
+    if [violation.description for violation in missing] == [text]:
+        text = f"{missing[0].field}: {text}"
+    elif missing:
         text += " (" + "; ".join(f"{violation.field}: {violation.description}" for violation in missing) + ")"
     if error.retry_after is not None:
         text += f"; try again in {error.retry_after:g} s"
@@ -83,7 +86,7 @@ def exit_code(error: Exception) -> int:
             return UNREACHABLE
         case errors.NotFound() | errors.HubNotFound():
             return NOT_FOUND
-        case errors.InvalidArgument() | errors.FailedPrecondition():
+        case errors.InvalidArgument() | errors.FailedPrecondition() | errors.PermissionDenied():
             return REFUSED
         case errors.InvalidAdapterDirectory() | errors.InvalidLayout() | errors.NotVerified() | errors.HubRefused():
             return REFUSED

@@ -1,4 +1,4 @@
-"""The outermost layer of every RPC: counts it, refuses it while draining, and turns what it raises into a status."""
+"""The outermost layer of every RPC: counts it, asks who calls, and turns what it raises into a status."""
 
 import asyncio
 import contextlib
@@ -15,10 +15,12 @@ from grpc_status import rpc_status
 from hotshoe.protos.v1 import chunks
 from hotshoe.server.errors import Draining, InvalidRequest
 from hotshoe.server.metrics import Metrics
+from hotshoe.server.services.admission import Admission
+from hotshoe.server.services.callers import current_caller
 from hotshoe.server.services.rpc import Context, Handler
 from hotshoe.server.services.status import code_of, status_of
 
-# Probes and tools: answered while draining, and not waited for.
+# Probes and tools: answered while draining, and not waited for; anybody's.
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
 # Messages with megabytes in them, which the generated code would copy.
 _DECODERS: Mapping[str, Callable[[bytes], Any]] = {chunks.UPLOAD: chunks.read_upload}
@@ -52,10 +54,15 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._wrapped: dict[str, Handler] = {}
+        self._admission: Admission | None = None
         self._draining = False
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def admit_by(self, admission: Admission) -> None:
+        """Asks every call for a token from now on."""
+        self._admission = admission
 
     def begin_drain(self) -> None:
         """Refuses new RPCs from now on; those under way go on."""
@@ -78,17 +85,47 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._wrapped[path] = self._wrap(path, handler)
         return self._wrapped[path]
 
+    def direct(self, path: str, behaviour: Callable[..., Any], *, streams: bool) -> Callable[..., Awaitable[Any]]:
+        """`behaviour` as an RPC of that path runs it: for messages that come by other ways than gRPC.
+
+        Args:
+            streams: whether it answers with a stream, which goes to its context's `write`.
+        """
+        method = _method(path, requests_stream=False, responses_stream=streams)
+        reading = self._reading(method, behaviour, lambda message: message, streams=False)
+        return self._guard_stream(method, reading) if streams else self._guard_unary(method, reading)
+
     def _wrap(self, path: str, handler: Handler) -> Handler:
-        service, _, name = path.lstrip("/").rpartition("/")
-        slot, kind = _SHAPES[handler.request_streaming, handler.response_streaming]
-        method = RpcMethod(path=path, service=service, name=name, type=kind)
-        behaviour = _reading(getattr(handler, slot), handler, _DECODERS.get(path, handler.request_deserializer))
+        method = _method(path, requests_stream=handler.request_streaming, responses_stream=handler.response_streaming)
+        slot = _SHAPES[handler.request_streaming, handler.response_streaming][0]
+        decode = _DECODERS.get(path, handler.request_deserializer)
+        behaviour = self._reading(method, getattr(handler, slot), decode, streams=handler.request_streaming)
         guard = self._guard_stream if handler.response_streaming else self._guard_unary
         guarded = {slot: guard(method, behaviour), "request_deserializer": None}
         if path in _ENCODERS:
             guarded["response_serializer"] = _ENCODERS[path]
         replaced: Handler = handler._replace(**guarded)  # type: ignore[attr-defined]
         return replaced
+
+    def _reading(
+        self, method: RpcMethod, behaviour: Callable[..., Any], decode: Callable[[Any], Any] | None, *, streams: bool
+    ) -> Callable[..., Any]:
+        """`behaviour` on undecoded bytes: gRPC's own decoding answers UNKNOWN, with the name of a Python class."""
+        if decode is None:
+            return behaviour
+
+        def decoded(data: bytes) -> Any:
+            try:
+                message = decode(data)
+            except DecodeError:
+                raise InvalidRequest("message", "is not a message of this method's request type") from None
+            if self._admission and not method.is_infrastructure:
+                self._admission.check(method.path, message)
+            return message
+
+        if streams:
+            return lambda requests, context: behaviour((decoded(data) async for data in requests), context)
+        return lambda request, context: behaviour(decoded(request), context)
 
     def _guard_unary(self, method: RpcMethod, behaviour: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         async def guarded(request: Any, context: Context) -> Any:
@@ -120,6 +157,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         try:
             if self._draining and not method.is_infrastructure:
                 raise Draining("the server is shutting down")
+            if self._admission and not method.is_infrastructure:
+                current_caller.set(self._admission.admit(context.invocation_metadata() or ()))
             yield
         except grpc.aio.AbortError:
             code = _code_set(context)
@@ -150,22 +189,9 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 self._idle.set()
 
 
-def _reading(
-    behaviour: Callable[..., Any], handler: Handler, decode: Callable[[bytes], Any] | None
-) -> Callable[..., Any]:
-    """`behaviour` on undecoded bytes: gRPC's own decoding answers UNKNOWN, with the name of a Python class."""
-    if decode is None:
-        return behaviour
-
-    def decoded(data: bytes) -> Any:
-        try:
-            return decode(data)
-        except DecodeError:
-            raise InvalidRequest("message", "is not a message of this method's request type") from None
-
-    if handler.request_streaming:
-        return lambda requests, context: behaviour((decoded(data) async for data in requests), context)
-    return lambda request, context: behaviour(decoded(request), context)
+def _method(path: str, *, requests_stream: bool, responses_stream: bool) -> RpcMethod:
+    service, _, name = path.lstrip("/").rpartition("/")
+    return RpcMethod(path=path, service=service, name=name, type=_SHAPES[requests_stream, responses_stream][1])
 
 
 async def _abort(context: Context, status: Any) -> None:
