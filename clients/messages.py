@@ -232,22 +232,14 @@ def merge_request(
     """The message that asks for adapters to be merged into a new one."""
     return registry.MergeAdaptersRequest(
         sources=[
-            registry.MergeAdaptersRequest.Source(reference=reference, weight=weight)
-            for reference, weight in map(_weighted, _several(sources))
+            registry.MergeAdaptersRequest.Source(reference=reference, weight=weight, task=task)
+            for reference, weight, task in map(_parts, _several(sources))
         ],
         method=method,
         parameters={key: _parameter(value) for key, value in parameters.items()},
         name=name,
         tags=tags,
     )
-
-
-def _weighted(adapter: Any) -> tuple[str, float | None]:
-    """Reference and weight. Raises ValueError for a task, of which a merge knows nothing."""
-    reference, weight, task = _parts(adapter)
-    if task is not None:
-        raise ValueError(f"sources: {reference} was given a task, {task}; adapters that have tasks cannot be merged")
-    return reference, weight
 
 
 def push_request(
