@@ -211,9 +211,8 @@ class StoreReader:
         """Size in bytes of a stored blob, verified; one that is damaged or lost is healed first, if it can be."""
         try:
             return self._verify_here(digest)
-        except BlobCorrupt:
-            if not self._healing.heal(digest):
-                raise
+        except BlobCorrupt as damage:
+            self._healing.heal_for_reader(digest, damage)
         return self._verify_here(digest)
 
     def _verify_here(self, digest: str) -> int:

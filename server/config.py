@@ -151,7 +151,9 @@ class ServerConfig:
         None, "PEM private key of --registry-http; needs --registry-http-tls-cert"
     )
     registry_http_users: Path | None = _setting(
-        None, "who may read at --registry-http, with a password; `hotshoe registry password NAME` makes lines of it"
+        None,
+        "who may read at --registry-http, with a password; `hotshoe registry password NAME` makes lines of it, "
+        "or `htpasswd -B`",
     )
     openai: Address | None = _setting(
         None, "HOST:PORT of OpenAI's HTTP API, with the gRPC port's TLS and tokens; port 0 takes a free one"

@@ -13,6 +13,7 @@ import pytest
 from scripted_server import Failure, ScriptedServer
 
 from hotshoe.clients import AsyncClient, Cancelled, Client, DeadlineExceeded
+from hotshoe.clients.transfers import Transfers
 from hotshoe.protos.v1 import generation_pb2, registry_pb2, residency_pb2
 
 DELTA = generation_pb2.StreamGenerateResponse(text_delta="a")
@@ -36,7 +37,8 @@ def test_every_call_has_a_timeout() -> None:
 
 
 def test_every_rpc_that_this_release_serves_can_be_called() -> None:
-    source = inspect.getsource(inspect.getmodule(Client))  # type: ignore[arg-type]
+    modules = {inspect.getmodule(one) for one in (*Client.__mro__[:-1], Transfers)}
+    source = "".join(map(inspect.getsource, filter(None, modules)))
     for module in (generation_pb2, registry_pb2, residency_pb2):
         for service in module.DESCRIPTOR.services_by_name.values():
             missing = {method.name for method in service.methods if f".{method.name}" not in source}
@@ -53,6 +55,19 @@ def test_importing_the_clients_is_quick_and_brings_nothing_heavy() -> None:
         assert not set(heavy) & set(modules)
         seconds.append(float(took))
     assert min(seconds) < 0.3
+
+
+def test_what_the_clients_name_is_imported_when_it_is_used() -> None:
+    program = (
+        "import sys; from hotshoe import clients; early = {'grpc', 'google.protobuf', 'asyncio'} & {*sys.modules}; "
+        "print(early, {*clients.__all__} - {*dir(clients)}, 'grpc' in sys.modules, "
+        "{getattr(clients, name).__name__ for name in clients.__all__ if name[0] != 'N'} - {*clients.__all__}, "
+        "'grpc' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["set()", "set()", "False", "set()", "True"]
+    with pytest.raises(ImportError, match="Cleint"):
+        from hotshoe.clients import Cleint  # type: ignore[attr-defined]  # noqa: F401
 
 
 def test_list_follows_the_pages(scripted: ScriptedServer) -> None:
@@ -142,3 +157,14 @@ def test_tls_is_spoken_when_the_address_says_so(scripted: ScriptedServer) -> Non
     scripted.answer("GenerationService/GetModelInfo", Failure(grpc.StatusCode.INTERNAL))
     with Client(f"tls://{scripted.address}") as client, pytest.raises(Exception, match="(?i)ssl|tls|handshake"):
         client.model_info(timeout=60)
+
+
+@pytest.mark.parametrize("server", ["", "host", "host:", "host:port", "host:65536", "http://host:1", "tls://host"])
+def test_what_is_no_address_is_refused_before_anything_is_sent(server: str) -> None:
+    with pytest.raises(ValueError, match="server: expected HOST:PORT"):
+        Client(server)
+
+
+@pytest.mark.parametrize("server", ["host:65535", "tls://host:1", "unix:/tmp/a.sock", "dns:host:1"])
+def test_what_may_be_an_address_is_taken(server: str) -> None:
+    Client(server).close()

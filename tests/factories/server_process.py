@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hotshoe.clients.bound_process import bound
 from hotshoe.protos.v1 import generation_pb2_grpc, registry_pb2, registry_pb2_grpc, residency_pb2_grpc
 
 START_SECONDS = 240
-END_SECONDS = 45
+END_SECONDS = 120
 
 
 @dataclass
@@ -64,6 +65,11 @@ class ServerProcess:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
+    def metric(self, name: str, *labels: str) -> float:
+        """The sum of a metric's samples that have all these values of labels."""
+        lines = [line for line in self.get("/metrics")[1].splitlines() if line.partition("{")[0] == name]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if all(f'"{label}"' in line for label in labels))
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
@@ -80,6 +86,14 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+def until(condition: Callable[[], object], *, seconds: float = 200.0) -> None:
+    """Waits until it holds. Raises AssertionError if it does not come to that."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
 
 
 def command(base: Path | str, registry: Path, *arguments: str) -> list[str]:

@@ -24,6 +24,7 @@ from hotshoe.registry.http_server import registry_http_server
 from hotshoe.registry.http_threads import HttpThreads, tls_context
 from hotshoe.registry.http_users import HttpUsers, InvalidUsers, user_line
 from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.passwords import BcryptPassword
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote import parse_remote
@@ -31,6 +32,8 @@ from hotshoe.registry.remotes.transfer import pull
 
 USER, PASSWORD = "reader", "pässword: with a colon"
 LINE = user_line(USER, PASSWORD)
+# Of "U*U*", from crypt_blowfish's own tests.
+BCRYPT = "other:$2y$05$CCCCCCCCCCCCCCCCCCCCC.VGOzA784oUp/Z0DY336zx7pLYAy0lwK"
 
 
 def basic(user: str, password: str) -> str:
@@ -97,6 +100,41 @@ def test_only_a_users_own_password_lets_in(users: Path, hashed: list[tuple[int, 
         assert not known.admits(wrong), wrong
 
 
+def test_users_of_bcrypt_are_let_in_beside_ours(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    users.write_text(f"{LINE}\n{BCRYPT}\n{BCRYPT.replace('2y', '2b').replace('other', 'third')}\n")
+    known = HttpUsers(users)
+    for name in ("other", "third"):
+        assert known.admits(basic(name, "U*U*")) and not known.admits(basic(name, "U*U"))
+        assert not known.admits(basic(name, "U*U*\0"))
+    assert known.admits(basic(USER, PASSWORD)) and not known.admits(basic(USER, "U*U*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(BcryptPassword, "is_password", None)  # who was let in is not hashed again
+        assert known.admits(basic("other", "U*U*"))
+        users.write_text(BCRYPT.replace("/", "."))  # another hash of the same name, followed at once
+        with pytest.raises(TypeError):
+            known.admits(basic("other", "U*U*"))
+    assert not known.admits(basic("other", "U*U*"))
+
+
+def test_without_the_package_bcrypt_the_file_says_what_to_install(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert HttpUsers(users).admits(basic(USER, PASSWORD))
+    users.write_text(BCRYPT)
+    with pytest.raises(InvalidUsers, match=r"line 1: bcrypt.* needs a package: pip install 'hotshoe\[htpasswd\]'"):
+        HttpUsers(users)
+
+
+@pytest.mark.skipif(shutil.which("htpasswd") is None, reason="htpasswd is not installed (apt: apache2-utils)")
+def test_what_htpasswd_writes_lets_in(users: Path) -> None:
+    long = "ä" * 50  # 100 bytes: of those after the 72nd none knows anything
+    for options, name, password in ((["-cbB"], "a", PASSWORD), (["-bB", "-C", "7"], "b", long)):
+        subprocess.run(["htpasswd", *options, users, name, password], check=True, capture_output=True)
+    known = HttpUsers(users)
+    assert known.admits(basic("a", PASSWORD)) and known.admits(basic("b", long))
+    for name, password in (("a", long), ("b", "ä" * 35), ("c", long)):
+        assert not known.admits(basic(name, password))
+
+
 def test_a_guess_costs_as_much_for_a_user_as_for_nobody(users: Path, hashed: list[tuple[int, int, int]]) -> None:
     known = HttpUsers(users)
     hashed.clear()
@@ -120,7 +158,14 @@ def test_a_changed_file_holds_at_once_and_a_wrong_one_lets_nobody_in(users: Path
 
 @pytest.mark.parametrize(
     "text",
-    [f"{USER}:{PASSWORD}", f"{USER}:$2y$05$abcdefghijklmnopqrstuuAUpRYMjA4YGFwWxItmTeK25yKfpaov.", LINE[:-8]]
+    [f"{USER}:{PASSWORD}", f"{USER}:$apr1$abcdefgh$0mi1dQZ0YjMqGqJvoRzKE.", f"{USER}:{{SHA}}2jmj7l5rSw0yVb=", LINE[:-8]]
+    + [
+        BCRYPT.replace("$05$", "$03$"),
+        BCRYPT.replace("$05$", "$15$"),
+        BCRYPT[:-1],
+        BCRYPT + "x",
+        f"{LINE}\n{USER}:{BCRYPT}",
+    ]
     + [
         LINE.replace("$14$", "$30$"),
         LINE.replace("$14$8$", "$14$99$"),

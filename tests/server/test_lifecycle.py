@@ -220,6 +220,34 @@ def test_a_drained_server_has_finished_what_it_took(config: ServerConfig) -> Non
     _run(config, body)
 
 
+def test_no_request_waits_behind_prompts_that_take_long_to_tokenize(config: ServerConfig) -> None:
+    async def body(running: Running) -> None:
+        await running.becomes(SERVING)
+        reached, release = threading.Event(), threading.Event()
+        tokenizer = running.server.base.tokenizer
+        encode = type(tokenizer).encode
+
+        def slow(text: str, **options: bool) -> list[int]:
+            if len(text) > 100_000:
+                reached.set()
+                release.wait(100)
+            return encode(tokenizer, text, **options)
+
+        tokenizer.encode = slow  # type: ignore[method-assign]
+        huge = generation_pb2.GenerateRequest(text="x" * 200_000)
+        waiting = [asyncio.ensure_future(running.generation.Generate(huge)) for _ in range(4)]
+        assert await asyncio.to_thread(reached.wait, 60)
+        assert len((await running.generate()).completions[0].tokens) == 4
+        assert not any(call.done() for call in waiting)
+        release.set()
+        for call in waiting:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert _reason(caught.value) == "PROMPT_TOO_LONG"
+
+    _run(config, body)
+
+
 def test_more_memory_than_there_can_be_is_told_in_one_line(config: ServerConfig) -> None:
     async def main() -> None:
         server = Server(replace(config, engine=EngineConfig(kv_tokens=1 << 50)))

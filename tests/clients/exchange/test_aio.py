@@ -10,10 +10,10 @@ import pytest
 from scripted_server import ScriptedServer
 
 from hotshoe.clients import AsyncClient, Client, NotFound
-from hotshoe.clients.adapter_files import TransferProgress
 from hotshoe.clients.errors import InvalidAdapterDirectory
 from hotshoe.clients.exchange import aio, exports
 from hotshoe.clients.local_server import LocalServer
+from hotshoe.clients.progress import TransferProgress
 from hotshoe.protos.v1 import registry_pb2
 
 

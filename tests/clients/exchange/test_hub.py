@@ -18,20 +18,12 @@ from hub_server import HubServer, Repository
 from store_adapters import lora_files
 
 from hotshoe.clients import Client
-from hotshoe.clients.adapter_files import (
-    CARD,
-    CONFIG,
-    HUB_HEAD,
-    HUB_WEIGHTS,
-    WEIGHTS,
-    ProgressCounter,
-    TransferProgress,
-    scan_directory,
-)
+from hotshoe.clients.adapter_files import CARD, CONFIG, HUB_HEAD, HUB_WEIGHTS, WEIGHTS, scan_directory
 from hotshoe.clients.errors import HubError, HubNotFound, HubRefused, InvalidAdapterDirectory
 from hotshoe.clients.exchange.hub import LICENSES, REVISION, SOURCE, HubReference, _Listed, _Repository, fetch
 from hotshoe.clients.exchange.imports import import_adapter
 from hotshoe.clients.local_server import LocalServer
+from hotshoe.clients.progress import ProgressCounter, TransferProgress
 
 TOKEN = "hf_of_these_tests"
 FILES = lora_files(1) | {CARD: b"# one\n", "adapter_model.bin": b"a pickle", "optimizer.safetensors": b"no adapter's"}

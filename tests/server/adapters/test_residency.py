@@ -143,7 +143,7 @@ def test_pinned_adapters_stay_until_they_are_unloaded(new_house: Callable[..., H
         house.residency.acquire([other])
     with pytest.raises(AdapterSlotsFull):
         house.residency.load(other)
-    house.residency.unload(pinned)
+    assert house.residency.unload(pinned) == (True, False)
     assert house.residency.residents() == []
     assert house.observer.evictions == [(pinned, "device", "unload")]
     house.acquire(other)
@@ -155,7 +155,7 @@ def test_an_adapter_that_is_unloaded_in_use_goes_with_its_last_request(new_house
     digest = house.digests[0]
     (slot,) = house.acquire(digest)
     house.acquire(digest)
-    house.residency.unload(digest)
+    assert house.residency.unload(digest) == (True, True)
     house.residency.release([digest])
     assert tiers(house) == {digest: Tier.DEVICE} and house.slots.slot_bytes(slot)
     house.residency.release([digest])
@@ -164,8 +164,8 @@ def test_an_adapter_that_is_unloaded_in_use_goes_with_its_last_request(new_house
 
 def test_unloading_what_is_not_here_does_nothing(new_house: Callable[..., House]) -> None:
     house = new_house()
-    house.residency.unload(house.digests[0])
-    house.residency.unload("sha256:" + "0" * 64)
+    for digest in (house.digests[0], "sha256:" + "0" * 64):
+        assert house.residency.unload(digest) == (False, False)
     assert house.residency.residents() == []
 
 

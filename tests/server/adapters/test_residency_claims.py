@@ -137,6 +137,6 @@ def test_an_adapter_in_quarantine_is_refused_until_it_is_unloaded(new_house: Cal
     assert tiers(house)[bad] is Tier.HOST, "evicted from the device"
     with pytest.raises(AdapterUnusable):
         house.residency.acquire([bad])
-    house.residency.unload(bad)
+    assert house.residency.unload(bad).found
     house.acquire(bad)
     house.residency.release([bad])
