@@ -311,6 +311,22 @@ def test_a_second_signal_ends_at_once(start_server: StartServer) -> None:
     assert ends.count("OK") < 20 and set(ends) <= {"OK", *CUT_OFF}
 
 
+def test_a_server_whose_ready_line_nobody_reads_serves_and_ends_well(tiny_base: Path, tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    log = tmp_path / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command(tiny_base, tmp_path / "registry"), stdout=write_end, stderr=errors)
+    os.close(write_end)
+    try:
+        until(lambda: " ready " in log.read_text() or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_an_idle_server_ends_soon_though_someone_watches_it(start_server: StartServer) -> None:
     server = start_server()
     watches = [
