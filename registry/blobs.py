@@ -176,7 +176,11 @@ class BlobStore:
         for entry in os.scandir(self._layout.blobs):
             digest = f"sha256:{entry.name}"
             if is_digest(digest) and entry.is_file(follow_symlinks=False):
-                yield digest, entry.stat(follow_symlinks=False).st_size
+                try:
+                    size = entry.stat(follow_symlinks=False).st_size
+                except FileNotFoundError:  # collected, or set aside, since it was listed
+                    continue
+                yield digest, size
 
     def older_than(self, digest: str, seconds: float) -> bool:
         """Whether a blob's file was last wanted before `seconds` since the epoch; False if it is not there."""

@@ -11,6 +11,7 @@ from typing import Any
 
 _MAX_CONNECTIONS = 64
 _HANDSHAKE_SECONDS = 10.0
+_RETRY_SECONDS = 0.1
 
 
 class HttpThreads:
@@ -124,6 +125,13 @@ class _Server(ThreadingHTTPServer):
         self._tls = tls
         self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         super().__init__(address, handler)
+
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError:  # no file is left for the connection, which waits on: without a pause this would be a loop
+            time.sleep(_RETRY_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):

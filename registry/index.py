@@ -186,6 +186,16 @@ class Index:
             self._reader.close()
             self._writer.close()
 
+    @property
+    def place(self) -> int:
+        """Where it was when it was last opened, as `Layout.place` has it; 0 if that is not known."""
+        return int(self._read("PRAGMA application_id")[0][0])
+
+    def note_place(self, place: int) -> None:
+        """Remembers where it is."""
+        with self._mutex:
+            self._writer.execute(f"PRAGMA application_id = {place}")
+
     def check_identity(self) -> None:
         """Raises StoreUnavailable if somebody replaced the database file beneath this process."""
         if file_identity(self._path) != self._identity:
@@ -321,6 +331,10 @@ class Index:
     def moves(self, after: int) -> list[tuple[int, str]]:
         """Log lines with an id above `after`, in order."""
         return self._read("SELECT id, line FROM moves WHERE id > ? ORDER BY id", (after,))
+
+    def last_move(self) -> int | None:
+        """The id of the latest entry that it made in the log; None if it has made none since it was rebuilt."""
+        return self._read("SELECT max(id) FROM moves")[0][0]  # type: ignore[no-any-return]
 
     def fingerprint(self, digest: str) -> Fingerprint | None:
         rows = self._read("SELECT inode, size, mtime_ns FROM verified WHERE digest = ?", (digest,))

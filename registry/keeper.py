@@ -78,8 +78,17 @@ class StoreKeeper(StoreReader):
             AdapterNotFound, BlobCorrupt, InvalidReference: as `adapter_files`.
             StoreUnavailable: the disk refused.
         """
+        with disk("making a view"):
+            try:
+                return self._make_view(digest)
+            except (
+                FileNotFoundError
+            ):  # a blob was found damaged and set aside since it was verified: it is told, or healed
+                return self._make_view(digest)
+
+    def _make_view(self, digest: str) -> Path:
         files = self.adapter_files(digest)
-        with disk("making a view"), self._locks.publishing():
+        with self._locks.publishing():
             if self._index.latest_of(digest) is None:  # it was collected meanwhile
                 raise AdapterNotFound(f"no adapter {digest}")
             return self._views.make(digest, files)

@@ -69,6 +69,9 @@ class LeaseLog:
         try:
             _write(fd, data, 0)
             os.fsync(fd)
+        except OSError:
+            staged.unlink(missing_ok=True)
+            raise
         finally:
             os.close(fd)
         self._layout.put_in_place(staged, self._path.name)
@@ -90,7 +93,7 @@ class LeaseLog:
         try:
             is_short = os.stat(self._path).st_size <= MAX_BYTES
         except FileNotFoundError:
-            is_short = not leases
+            is_short = False
         if not is_short or set(self.leases(after=after).values()) != set(leases):
             self.replace(leases)
 

@@ -51,7 +51,10 @@ class Quarantine:
             known = f"sha256:{stem}" if is_digest(f"sha256:{stem}") else ""
             is_ours = dot and (known or stem in ("index", "index-wal", "index-shm"))
             if is_ours and digest in ("", known):
-                status = entry.stat(follow_symlinks=False)
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # discarded since it was listed
+                    continue
                 found.append(DamagedFile(entry.name, known, status.st_size, status.st_mtime))
         return sorted(found, key=lambda file: file.since)
 

@@ -28,9 +28,11 @@ from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.formats.lowering import inspect_adapter
 from hotshoe.registry.fsck import FsckProgress, FsckReport
 from hotshoe.registry.garbage import CollectedAdapter, GarbageReport
+from hotshoe.registry.index import Index
 from hotshoe.registry.keeper import StoreKeeper
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.locks import StoreLocks
+from hotshoe.registry.machine import MachineLock
 from hotshoe.registry.manifest import (
     CARD_FILE,
     AdapterRecord,
@@ -114,7 +116,8 @@ class Registry(StoreKeeper):
         try:
             with disk("cannot be opened"):
                 layout.create()
-                index = recover(layout, locks=locks, log=log)
+                self._machine = MachineLock(layout.root)
+                index = self._recover(layout, locks, log)
         except StoreUnavailable as error:
             raise StoreUnavailable(f"registry {root}: {error}") from error
         self._export = Export(layout, locks=locks, index=index, log=log)
@@ -137,6 +140,13 @@ class Registry(StoreKeeper):
         with disk("removing old uploads"):
             self._uploads.reap()
 
+    def _recover(self, layout: Layout, locks: StoreLocks, log: TagLog) -> Index:
+        try:
+            return recover(layout, locks=locks, log=log)
+        except BaseException:
+            self._machine.release()
+            raise
+
     def close(self) -> None:
         """Lets go of the index. Uploads that were interrupted stay for a later `open_upload`."""
         self._healing.close()
@@ -144,6 +154,7 @@ class Registry(StoreKeeper):
             self._export.close()
         self._leases.close()
         self._index.close()
+        self._machine.release()
 
     # Uploading and publishing.
 

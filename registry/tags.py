@@ -62,6 +62,8 @@ class Tags:
         [(_, _, latest)] = history
         if latest.old is None:
             raise AdapterNotFound(f"{name}:{tag} has pointed at {latest.new} only: nothing to roll back")
+        if self._index.by_digest(name, latest.old) is None:
+            raise AdapterNotFound(f"{name}:{tag} pointed at {latest.old} before, which has been collected")
         return self.move(name, tag, latest.old, latest.new), latest.new
 
     def history(self, name: str, tag: str, *, limit: int) -> list[LoggedMove]:

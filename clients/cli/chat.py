@@ -43,14 +43,11 @@ def chat(
         "seed": seed,
     }
     options = {name: value for name, value in asked.items() if value is not None}
-    adapters = opt.adapter_stack(reference, adapter)
     with Client(server) as client:
         info = client.model_info()  # an unreachable server is told before the first question
-        for name, _, _ in adapters:
-            client.get_adapter(name)  # as is an adapter that there is not
         if sys.stdin.isatty() and not json:
             print(f"{info.base_model} with {reference} at {server}. /help lists the commands.")
-        Conversation(client, adapters, system, options, json).run(questions())
+        Conversation(client, opt.adapter_stack(reference, adapter), system, options, json).run(questions())
 
 
 def questions() -> Iterator[str]:

@@ -25,6 +25,7 @@ from hotshoe.server.services.requests import request_id_of
 from hotshoe.server.services.status import status_of
 
 MAX_BODY_BYTES = 4 << 20
+BODY_SECONDS = 30.0
 _GENERATION, _REGISTRY = "/hotshoe.v1.GenerationService", "/hotshoe.v1.RegistryService"
 _LIST_PAGE = 1000
 
@@ -152,7 +153,14 @@ async def _json(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="expected Content-Type: application/json")
     try:
-        body = json.loads(await request.read())
+        async with asyncio.timeout(BODY_SECONDS):
+            data = await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"the body did not come within {BODY_SECONDS:g} seconds") from None
+    except web.RequestPayloadError:
+        raise InvalidRequest("body", "is not encoded as its headers say") from None
+    try:
+        body = json.loads(data)
     except (ValueError, RecursionError):
         raise InvalidRequest("body", "is not JSON") from None
     if not isinstance(body, dict):

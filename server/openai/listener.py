@@ -1,11 +1,14 @@
 """The port of an HTTP application, on the running event loop."""
 
+import logging
 import ssl
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 _STOP_SECONDS = 0.5  # for what is written but not sent
+_UNHEARD = logging.getLogger("hotshoe.openai.wire")  # what is no HTTP is answered as such, and no event
+_UNHEARD.disabled = True
 
 
 async def listen(
@@ -17,7 +20,12 @@ async def listen(
         OSError: the address is taken or not ours.
     """
     runner = web.AppRunner(
-        application, handler_cancellation=True, handle_signals=False, access_log=None, shutdown_timeout=_STOP_SECONDS
+        application,
+        handler_cancellation=True,
+        handle_signals=False,
+        access_log=None,
+        logger=_UNHEARD,
+        shutdown_timeout=_STOP_SECONDS,
     )
     await runner.setup()
     try:

@@ -110,7 +110,7 @@ def _request(body: Mapping[str, Any], base_model: str) -> generation_pb2.Generat
             value = _integer(body, name, below=_UINT64) if kind is int and name == "seed" else _number(body, name, kind)
             _set(request.sampling, name, value)
     for token, bias in (_typed(body, "logit_bias", dict, "token ids and their biases") or {}).items():
-        if not (token.isascii() and token.isdigit() and int(token) < _UINT32):
+        if not _is_uint32(token):
             raise InvalidRequest("logit_bias", f"{token[:80]!r} is not a token id")
         request.sampling.logit_bias[int(token)] = _number({f"logit_bias[{token}]": bias}, f"logit_bias[{token}]", float)
     stop = body.get("stop")
@@ -131,8 +131,8 @@ def _adapters(body: Mapping[str, Any], base_model: str) -> list[generation_pb2.A
         raise InvalidRequest("model", f"expected {BASE!r}, {base_model!r} or an adapter, such as 'name:tag'")
     selections = []
     if model not in (BASE, base_model):
-        reference, mark, task = model.partition("#")
-        if mark and not (task.isascii() and task.isdigit() and int(task) < _UINT32):
+        reference, mark, task = _encodable("model", model).partition("#")
+        if mark and not _is_uint32(task):
             raise InvalidRequest("model", "what follows # must be a whole number, one of the adapter's tasks")
         selections.append(generation_pb2.AdapterSelection(reference=reference, task=int(task) if mark else None))
     for index, entry in enumerate(_typed(body, "adapters", list, "a list") or ()):
@@ -233,6 +233,10 @@ def _set(message: Any, name: str, value: float) -> None:
         setattr(message, name, value)
     except (ValueError, OverflowError):
         raise InvalidRequest(name, f"{value} is out of range") from None
+
+
+def _is_uint32(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < _UINT32
 
 
 def _texts(name: str, values: Any) -> list[str]:

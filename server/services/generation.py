@@ -26,7 +26,7 @@ from hotshoe.server.services.dispatcher import Dispatcher, OutputQueue
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.requests import MAX_ADAPTERS, RequestMapper, request_id_of
 from hotshoe.server.services.rpc import Context, call_in
-from hotshoe.server.services.status import REQUEST_ID_KEY, row_of
+from hotshoe.server.services.status import REQUEST_ID_KEY, code_for
 
 MAX_TOKENIZE_BYTES = 1 << 20
 LONG_BYTES = 1 << 16
@@ -184,8 +184,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             code = ended.name
             raise
         except Exception as error:
-            row = row_of(error)
-            code = row.code.name if row else grpc.StatusCode.INTERNAL.name
+            code = code_for(error).name
             raise
         finally:
             if submitted and not answers.engine_is_done:

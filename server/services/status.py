@@ -109,6 +109,12 @@ def row_of(error: Exception) -> StatusRow | None:
     return next((STATUS_TABLE[kind] for kind in type(error).__mro__ if kind in STATUS_TABLE), None)
 
 
+def code_for(error: Exception) -> grpc.StatusCode:
+    """The code that `status_of` gives an error."""
+    row = row_of(_cause_that_shows(error))
+    return grpc.StatusCode.INTERNAL if row is None else row.code
+
+
 def code_of(status: status_pb2.Status) -> grpc.StatusCode:
     return next(code for code in grpc.StatusCode if code.value[0] == status.code)
 

@@ -248,7 +248,8 @@ def _small_cases(first: str, second: str) -> list[Case]:
         Case("lease", prepare, _opened(lease), leased),
         Case("lease, the log written anew", prepare, _written_anew(lease), leased),
         Case("view", prepare, _opened(view_twice), viewed),
-        Case("open", prepare, lambda root: lambda: (None, Registry(root)), unharmed),
+        Case("open", prepare, _opened_before, unharmed),
+        Case("open a copy", prepare, lambda root: lambda: (None, Registry(root)), unharmed),
         Case("rebuild", prepare_lost, lambda root: lambda: (None, Registry(root)), unharmed),
     ]
 
@@ -261,6 +262,12 @@ def _opened(run: Callable[[Registry], object]) -> Callable[[Path], Callable[[], 
         return lambda: (run(registry), registry)
 
     return prepare
+
+
+def _opened_before(root: Path) -> Callable[[], tuple[object, Registry]]:
+    """Opening a store that has not been copied since it was opened last."""
+    Registry(root).close()
+    return lambda: (None, Registry(root))
 
 
 def _exported_later(run: Callable[[Registry], object]) -> Callable[[Path], Callable[[], tuple[object, Registry]]]:

@@ -1,6 +1,7 @@
 """OpenAI's own client, and others, against the HTTP API; tokens are asked for there as over gRPC."""
 
 import functools
+import gzip
 import json
 import time
 import urllib.error
@@ -34,8 +35,10 @@ class House:
     def base(self) -> str:
         return str(self.server.ready["base_model"])
 
-    def post(self, path: str, data: bytes, content_type: str = "application/json") -> tuple[int, Any]:
-        headers = {"Content-Type": content_type, "Authorization": f"Bearer {ALL}"}
+    def post(
+        self, path: str, data: bytes, content_type: str = "application/json", encoding: str = "identity"
+    ) -> tuple[int, Any]:
+        headers = {"Content-Type": content_type, "Content-Encoding": encoding, "Authorization": f"Bearer {ALL}"}
         request = urllib.request.Request(f"http://{self.server.ready['openai']}{path}", data, headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
@@ -166,7 +169,11 @@ def test_bodies_that_are_none_are_refused(house: House) -> None:
     for body in (b"", b"{", b"[]", b"[" * 100_000, b"\xff"):
         status, told = house.post(path, body)
         assert status == 400 and told["error"]["param"] == "body", body[:10]
+    for body, encoding in ((good, "gzip"), (b'{"model": "\\ud800"}', "identity")):
+        assert house.post(path, body, encoding=encoding)[0] == 400
     assert house.post(path, b" " * (5 << 20))[0] == 413
+    assert house.post(path, gzip.compress(b" " * (5 << 20)), encoding="gzip")[0] == 413
+    assert "traceback" not in house.server.log.lower()
     assert house.post("/v1/embeddings", good)[0] == 404 and house.post("/v1/models", good)[0] == 405
 
 

@@ -267,6 +267,29 @@ def test_a_lease_at_the_last_moment_counts(registry: Registry, monkeypatch: pyte
     assert is_there(registry, parent) and is_there(registry, child) and registry.fsck().is_clean
 
 
+def test_a_clock_that_goes_back_an_hour_and_on_again_lets_nothing_go(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry, "a", lora_files(1), tags=["live"])
+    leased, _ = publish(registry, "b", lora_files(2))
+    age(root, 2 * DAY)
+    registry.delete_tag("a", "live")
+    lease = registry.lease_durably(leased.digest, holder="x", ttl_seconds=600)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    publish(registry, "a", lora_files(3), tags=["live"])
+    registry.delete_tag("a", "live")
+    assert registry.leases() == [lease] and registry.collect_garbage(grace_seconds=3600).adapters == ()
+    registry.close()
+    (root / ".db").unlink()
+    again = Registry(root)
+    assert again.leases() == [lease] and again.collect_garbage(grace_seconds=3600).adapters == ()
+    monkeypatch.undo()
+    assert again.leases() == [lease] and again.collect_garbage().adapters == ()
+    assert [record.name for record in again.list()[0]] == ["a", "b", "a"] and again.fsck().is_clean
+    again.close()
+
+
 def test_of_two_collectors_the_second_counts_what_it_removed_itself(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

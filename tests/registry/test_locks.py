@@ -1,13 +1,17 @@
 """The turnstile: publishers share, a collector excludes them and does not starve."""
 
+import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from store_adapters import descriptor, lora_files, publish, small_base, upload
+from store_children import fork
 
+from hotshoe.registry import machine
+from hotshoe.registry.errors import StoreUnavailable
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.registry import Registry
 
@@ -109,3 +113,39 @@ def _run_all(functions: Sequence[Callable[[], None]]) -> None:
     for thread in threads:
         thread.join(timeout=120)
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_store_is_open_on_one_machine_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_TRIES", 3)
+    monkeypatch.setattr(machine, "machine", lambda: "boot-1 east")
+    first, second = Registry(root), Registry(root)
+    first.close()
+    monkeypatch.setattr(machine, "machine", lambda: "boot-2 west")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="the machine 'east' has it open; a registry's directory is for"):
+            Registry(root)
+    second.close()
+    third = Registry(root)
+    monkeypatch.setattr(machine, "machine", lambda: "boot-1 east")
+    with pytest.raises(StoreUnavailable, match="the machine 'west' has it open"):
+        Registry(root)
+    third.close()
+    (root / ".machine").write_bytes(b"")  # as a full disk leaves it
+    fourth = Registry(root)
+    fourth.close()
+
+
+def test_processes_that_open_a_store_together_after_a_restart_all_may(root: Path) -> None:
+    Registry(root).close()
+    (root / ".machine").write_text("an-earlier-boot east")
+    children = [fork(lambda: _open(root)) for _ in range(6)]
+    for child, lines in children:
+        assert lines.read() == "opened\n"
+        lines.close()
+        os.waitpid(child, 0)
+
+
+def _open(root: Path) -> Iterator[str]:
+    registry = Registry(root)
+    yield "opened"
+    registry.close()

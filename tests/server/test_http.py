@@ -1,4 +1,5 @@
 import json
+import resource
 import socket
 import time
 import urllib.error
@@ -109,6 +110,24 @@ def _answered_at_last(probed: Probed) -> bool:
         except OSError:
             time.sleep(0.02)
     return False
+
+
+def test_a_connection_waits_without_a_busy_loop_while_no_file_is_left_for_it(probed: Probed) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    listener, tries = probed.server._threads._server, []
+    accept = listener.get_request
+    listener.get_request = lambda: tries.append(1) or accept()
+    with socket.socket() as waiting:
+        waiting.settimeout(60)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (waiting.fileno() + 1, hard))
+            waiting.connect((probed.server.address.host, probed.server.address.port))
+            waiting.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            time.sleep(0.5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert waiting.recv(12) == b"HTTP/1.0 200"
+    assert len(tries) < 20
 
 
 def test_a_request_that_comes_byte_by_byte_holds_its_thread_for_so_long_and_no_longer() -> None:

@@ -2,8 +2,7 @@
 
 import json
 
-import grpc
-from scripted_server import Failure, ScriptedServer
+from scripted_server import ScriptedServer
 from typer.testing import CliRunner
 
 from hotshoe.clients.cli.__main__ import command_line
@@ -79,10 +78,3 @@ def test_lease_tells_its_end_to_the_second(scripted: ScriptedServer) -> None:
     lease = registry_pb2.Lease(digest="sha256:1", holder="us", expire_time={"seconds": 1_800_000_000, "nanos": 123})
     scripted.answer("RegistryService/LeaseAdapter", registry_pb2.LeaseAdapterResponse(lease=lease))
     assert hotshoe(scripted, "lease", "poet") == "sha256:1\nis kept for us until 2027-01-15T08:00:00 UTC\n"
-
-
-def test_chat_tells_of_an_adapter_that_there_is_not_before_the_first_question(scripted: ScriptedServer) -> None:
-    scripted.answer("GenerationService/GetModelInfo", generation_pb2.GetModelInfoResponse())
-    scripted.answer("RegistryService/GetAdapter", Failure(grpc.StatusCode.NOT_FOUND, "no adapter nobody:latest"))
-    assert hotshoe(scripted, "chat", "nobody", code=4) == "hotshoe: no adapter nobody:latest\n"
-    assert hotshoe(scripted, "chat", "base") == ""

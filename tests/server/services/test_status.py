@@ -12,7 +12,7 @@ from hotshoe.registry.leases import check_holder
 from hotshoe.registry.reference import AdapterRef, check_name, check_tag
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 from hotshoe.server import errors as server_errors
-from hotshoe.server.services.status import STATUS_TABLE, row_of, status_of
+from hotshoe.server.services.status import STATUS_TABLE, code_for, row_of, status_of
 
 BASES = {registry_errors.RegistryError, registry_errors.RemoteError, server_errors.ServerError}
 
@@ -117,6 +117,7 @@ def test_a_failed_load_shows_a_cause_that_the_caller_can_act_on(cause: Exception
     error = server_errors.AdapterUnusable("poet could not be loaded")
     error.__cause__ = cause
     assert status_of(error).code == code.value[0]
+    assert code_for(error) is code  # what logs and metrics say of it
 
 
 @pytest.mark.parametrize("error", [KeyError("/secret/path"), OSError(5, "secret"), RuntimeError("secret\ntrace")])
