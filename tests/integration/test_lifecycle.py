@@ -341,13 +341,18 @@ def test_an_idle_server_ends_soon_though_someone_watches_it(start_server: StartS
     assert list(watches[0]) == []
 
 
-def test_what_was_published_is_there_after_a_restart(start_server: StartServer, tmp_path: Path) -> None:
-    server = start_server()
+def test_what_was_published_is_there_after_a_restart_and_the_log_has_one_line_an_event(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = start_server("--log-json")
     adapter = publish(server, "poet", write_lora(tmp_path / "poet", tiny_model()))
     request = _request(8)
     request.adapters.add(reference="poet")
     before = server.generation.Generate(request)
-    server.end()
+    server.terminate()
+    assert server.wait() == 0
+    events = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+    assert {"ready", "request", "draining", "stopped"} <= {event["event"] for event in events}
     again = start_server().generation.Generate(request)
     assert again.adapters[0].digest == adapter.digest
     assert [token.token_id for token in again.completions[0].tokens] == [
@@ -374,15 +379,6 @@ def test_clients_that_vanish_leave_nothing_running(start_server: StartServer) ->
     client.kill()
     client.wait()
     assert any(not status.running_requests and not status.kv_cache_usage for status in _watch(server))
-
-
-def test_the_log_has_one_line_an_event_in_json_too(start_server: StartServer) -> None:
-    server = start_server("--log-json")
-    server.generation.Generate(_request(2))
-    server.terminate()
-    assert server.wait() == 0
-    events = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
-    assert {"ready", "request", "draining", "stopped"} <= {event["event"] for event in events}
 
 
 def _watch(server: ServerProcess) -> grpc.Call:
