@@ -138,8 +138,11 @@ def test_null_is_false_where_it_is_false_to_peft(kind, tmp_path):
     assert_equal_to_peft(tmp_path, new_base, task, rank)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if hasattr(KINDS[kind], "target_modules")])
-@pytest.mark.parametrize("gone", [(), ("target_modules", "feedforward_modules")])
+@pytest.mark.parametrize(
+    "kind, gone",
+    [(kind, ()) for kind in KINDS if hasattr(KINDS[kind], "target_modules")]
+    + [(kind, ("target_modules", "feedforward_modules")) for kind in ("LORA", "IA3")],
+)
 def test_null_targets_are_those_that_peft_takes(kind, gone, tmp_path):
     new_base, task, rank = saved(kind, tmp_path, target_modules=None, feedforward_modules=None)
     edited = {"target_modules": None} | ({"feedforward_modules": None} if kind == "IA3" else {})
