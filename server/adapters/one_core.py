@@ -30,8 +30,19 @@ def let_others_first(thread: int | None = None) -> None:
 
 
 def run_when_idle(thread: int | None = None) -> None:
-    """From now on a thread runs where a core has nothing else to do, and hardly at all where none has."""
-    _schedule(thread, "SCHED_IDLE")
+    """From now on a thread runs where a core has nothing else to do, and hardly at all where none has.
+
+    Where others than this process keep every core busy it only lets others first: it would be given no core for so long
+    that the engine's thread waited seconds for the interpreter's lock, which it holds as it runs Python.
+    """
+    _schedule(thread, "SCHED_BATCH" if _is_crowded() else "SCHED_IDLE")
+
+
+def _is_crowded() -> bool:
+    """Whether twice as many threads as there are cores want one, in the mean of the last minute."""
+    with contextlib.suppress(OSError):
+        return os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
+    return False
 
 
 def _schedule(thread: int | None, policy: str) -> None:
