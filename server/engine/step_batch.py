@@ -48,7 +48,7 @@ def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks, attention: Atten
     embedding_rows, embeddings = _given_embeddings(chunks, row_ends - lengths)
     added_rows, added = _added_embeddings(chunks, row_ends - lengths)
     inputs = DecoderInput(
-        token_ids=torch.tensor(token_ids).clamp_(min=0),  # VIRTUAL_TOKEN is in no vocabulary
+        token_ids=torch.from_numpy(np.maximum(token_ids, 0)),  # VIRTUAL_TOKEN is in no vocabulary
         positions=torch.from_numpy(positions),
         kv_slots=torch.from_numpy(_slots(blocks, np.repeat(tables, lengths), positions)),
         attention=attention(blocks, tables, starts, lengths),
