@@ -190,7 +190,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             if submitted and not answers.engine_is_done:
                 self._engine.cancel(request_id)
             self._parts.metrics.request_finished(answers.summary(code, admitted=submitted))
-            _log(answers, code)
+            _log(answers, code, admitted=submitted)
 
     async def _take(self, queue: OutputQueue, answers: RequestAnswers) -> str:
         """Waits for output, adds all there is and returns the new text of the first answer."""
@@ -233,7 +233,7 @@ def _softmax(logprobs: list[float]) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def _log(answers: RequestAnswers, code: str) -> None:
+def _log(answers: RequestAnswers, code: str, *, admitted: bool) -> None:
     """One line for each request; never its text."""
     request = answers.request
     log_event(
@@ -241,6 +241,7 @@ def _log(answers: RequestAnswers, code: str) -> None:
         "request",
         request_id=request.request_id,
         code=code,
+        admitted=admitted,
         adapters=",".join(use.key for use in request.named_adapters) or "-",
         prompt_tokens=len(request.prompt_token_ids),
         new_tokens=answers.num_tokens,

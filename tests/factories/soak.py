@@ -105,7 +105,7 @@ def sums_that_differ(server: ServerProcess) -> list[str]:
     ):
         handled[code] += int(total(samples, "grpc_server_handled_total", grpc_method=method, grpc_code=code))
     unheard = {"CANCELLED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "NOT_FOUND"}  # perhaps before it was a request
-    admitted = sum(entry["prompt_tokens"] for entry in entries if entry["code"] != "RESOURCE_EXHAUSTED")
+    admitted = sum(entry["prompt_tokens"] for entry in entries if entry["admitted"])
     gone = total(samples, "hotshoe_adapter_evictions_total", tier="host")
     gone += total(samples, "hotshoe_adapter_evictions_total", tier="device", reason="unload")
     same = {
