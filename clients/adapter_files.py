@@ -2,6 +2,7 @@
 of gRPC.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from hotshoe.clients.errors import InvalidAdapterDirectory
+from hotshoe.protos.v1.chunks import CHUNK_BYTES
 from hotshoe.registry.stream_hash import Beside, StreamHash, begin_writing
 
-CHUNK_BYTES = 1 << 20
+_BEGIN_BYTES = 1 << 20
 LARGE_BYTES = 8 << 20  # of weights that are sent while they are hashed
 _KEPT_BYTES = 32 << 20
 WEIGHTS = "adapter_model.safetensors"
@@ -60,13 +62,14 @@ class AdapterFile:
         return file_chunks(self.path, offset)
 
 
+@functools.cache
 def expect_megabytes() -> None:
-    """Has the C library keep the memory of chunks that come and go.
+    """Has the C library keep the memory of chunks that come and go, for all of the process's life.
 
-    glibc gives back what is free beyond twice the largest piece that it was ever given back itself; each megabyte
-    would be taken from the system anew, and cleared.
+    glibc gives back what is free beyond twice the largest piece that it was ever given back itself; each chunk
+    would be taken from the system anew, and cleared. The piece is zeros that nobody touches, and so no memory.
     """
-    bytearray(_KEPT_BYTES // 2)
+    bytes(_KEPT_BYTES // 2)
 
 
 def file_chunks(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -232,7 +235,7 @@ class PartialDownload:
     def _append(self, data: bytes | memoryview) -> None:
         self._stream.write(data)
         self._written += len(data)
-        if self._written - self._begun >= CHUNK_BYTES:
+        if self._written - self._begun >= _BEGIN_BYTES:
             self._stream.flush()
             begin_writing(self._stream.fileno(), self._begun, self._written)
             self._begun = self._written

@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hotshoe.protos.v1 import (
+    chunks,
     generation_pb2,
     generation_pb2_grpc,
     registry_pb2,
@@ -97,6 +98,7 @@ _GRPC_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    *chunks.WINDOW_OPTIONS,
 )
 
 
