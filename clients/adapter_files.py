@@ -1,21 +1,16 @@
-"""An adapter's directory as PEFT or AdapterHub saves it: what is published of it, how a pull writes it. Knows nothing
-of gRPC.
-"""
+"""An adapter's directory as PEFT or AdapterHub saves it: what is published of it. Knows nothing of gRPC."""
 
 import functools
 import hashlib
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
 
 from hotshoe.clients.errors import InvalidAdapterDirectory
+from hotshoe.clients.progress import Progress, ProgressCounter, ignore_progress
 from hotshoe.protos.v1.chunks import CHUNK_BYTES
-from hotshoe.registry.stream_hash import Beside, StreamHash, begin_writing
 
-_BEGIN_BYTES = 1 << 20
 LARGE_BYTES = 8 << 20  # of weights that are sent while they are hashed
 _KEPT_BYTES = 32 << 20
 WEIGHTS = "adapter_model.safetensors"
@@ -24,25 +19,6 @@ HUB_WEIGHTS, HUB_INTERFACE = "adapter.safetensors", "adapter_interface.json"  # 
 HUB_HEAD = "head_config.json"
 CARD = "README.md"
 _HUB_PICKLE = "pytorch_adapter.bin"
-PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class TransferProgress:
-    """How far a transfer is; `completed_bytes` and `total_bytes` count all its files."""
-
-    stage: Literal["hash", "upload", "download", "copy"]  # copy: between the server and a remote
-    file_name: str
-    completed_bytes: int
-    total_bytes: int
-
-
-Progress = Callable[[TransferProgress], None]
-
-
-def ignore_progress(_: TransferProgress) -> None:
-    """For callers who do not ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +57,6 @@ def file_chunks(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
             offset += len(data)
 
 
-class ProgressCounter:
-    """Counts the bytes of several files and tells `progress` after each step."""
-
-    def __init__(self, stage: Literal["hash", "upload", "download"], total_bytes: int, progress: Progress) -> None:
-        self._stage: Literal["hash", "upload", "download"] = stage
-        self._total_bytes = total_bytes
-        self._progress = progress
-        self._earlier_bytes = 0
-
-    def at(self, file_name: str, completed_bytes: int) -> None:
-        """`completed_bytes` of this file are done, beside all files finished before."""
-        done = self._earlier_bytes + completed_bytes
-        self._progress(TransferProgress(self._stage, file_name, done, self._total_bytes))
-
-    def finish(self, file_name: str, size_bytes: int) -> None:
-        self.at(file_name, size_bytes)
-        self._earlier_bytes += size_bytes
-
-
 def scan_directory(directory: str | os.PathLike[str], progress: Progress = ignore_progress) -> list[AdapterFile]:
     """The files of a PEFT or AdapterHub directory that make an adapter, hashed. Raises InvalidAdapterDirectory."""
     paths = find_files(directory)
@@ -114,7 +71,8 @@ def find_files(directory: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(directory)
     if not root.is_dir():
-        raise InvalidAdapterDirectory(f"{root}: no such directory")
+        problem = "a file; expected a directory" if root.exists() else "no such directory"
+        raise InvalidAdapterDirectory(f"{root}: {problem}")
     names = _hub_files(root) if _is_of_hub(root) else (WEIGHTS, CONFIG)
     for name in (CONFIG, names[0]):
         if not (root / name).is_file():
@@ -161,98 +119,3 @@ def hash_file(path: Path, counter: ProgressCounter) -> AdapterFile:
             counter.at(path.name, size_bytes)
     counter.finish(path.name, size_bytes)
     return AdapterFile(path=path, digest=f"sha256:{sha256.hexdigest()}", size_bytes=size_bytes)
-
-
-class RemoteFile(Protocol):
-    """What a pull needs to know of a file."""
-
-    @property
-    def file_name(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-
-
-class PartialDownload:
-    """A file being pulled into `directory`: its bytes lie in a .partial file until their digest has been verified.
-
-    What an earlier pull left is taken up again: `offset` says where to go on.
-    """
-
-    def __init__(self, directory: Path, file: RemoteFile) -> None:
-        # Both come from the server, and become paths here.
-        if not PLAIN_FILE_NAME.fullmatch(file.file_name):
-            raise ValueError(f"{file.file_name!r} is not a plain file name: refused")
-        if not DIGEST.fullmatch(file.digest):
-            raise ValueError(f"{file.digest!r} is not sha256:<64 hex digits>: refused")
-        self._target = directory / file.file_name
-        self._partial = directory / f".{file.file_name}.{file.digest.removeprefix('sha256:')[:16]}.partial"
-        self._digest = file.digest
-        self._size_bytes = file.size_bytes
-        self._sha256 = StreamHash()
-        self.offset = 0
-        self._writing = Beside()
-        self._written = self._begun = 0  # of these bytes, those on their way to the disk
-
-    def already_here(self) -> bool:
-        """Whether the target exists with just these bytes."""
-        if not self._target.is_file() or self._target.stat().st_size != self._size_bytes:
-            return False
-        with self._target.open("rb") as stream:
-            return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}" == self._digest
-
-    def __enter__(self) -> "PartialDownload":
-        if self._size_bytes >= LARGE_BYTES:
-            expect_megabytes()
-        self._stream = self._partial.open("a+b")
-        self._stream.seek(0)
-        while data := self._stream.read(CHUNK_BYTES):
-            self._sha256.update(data)
-            self.offset += len(data)
-        self._written = self._begun = self.offset
-        if self.offset > self._size_bytes:
-            self._restart()
-        return self
-
-    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._writing.wait()
-        except OSError:
-            if exc_type is None:
-                raise
-        finally:
-            self._stream.close()
-        if self.offset == 0:  # nothing came, or it was wrong
-            self._partial.unlink(missing_ok=True)
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Takes the next bytes. What writing the last ones raised is raised here, or by `commit`."""
-        self._sha256.update(data)
-        self._writing.do(self._append, data)
-        self.offset += len(data)
-
-    def _append(self, data: bytes | memoryview) -> None:
-        self._stream.write(data)
-        self._written += len(data)
-        if self._written - self._begun >= _BEGIN_BYTES:
-            self._stream.flush()
-            begin_writing(self._stream.fileno(), self._begun, self._written)
-            self._begun = self._written
-
-    def commit(self) -> bool:
-        """Moves the file to its place if its bytes are right; else drops them and says False."""
-        self._writing.wait()
-        if self.offset != self._size_bytes or f"sha256:{self._sha256.hexdigest()}" != self._digest:
-            self._restart()
-            return False
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._partial.replace(self._target)
-        return True
-
-    def _restart(self) -> None:
-        self._writing.wait()
-        self._stream.truncate(0)
-        self._sha256 = StreamHash()
-        self.offset = self._written = self._begun = 0

@@ -5,6 +5,7 @@ are kept as bytes and parsed after it has stopped.
 """
 
 import asyncio
+import math
 import random
 import statistics
 import time
@@ -60,8 +61,10 @@ class BenchPlan:
         for name in ("prompt_tokens", "new_tokens", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
-        if self.requests < 0 or self.warmup < 0 or self.zipf_exponent < 0:
-            raise ValueError("requests, warmup, zipf_exponent: must be at least 0")
+        if self.requests < 0 or self.warmup < 0:
+            raise ValueError("requests, warmup: must be at least 0")
+        if not (math.isfinite(self.zipf_exponent) and self.zipf_exponent >= 0):
+            raise ValueError(f"zipf_exponent: must be a number of at least 0, not {self.zipf_exponent}")
         if not self.concurrency or min(self.concurrency) < 1:
             raise ValueError("concurrency: must be numbers of at least 1")
 
@@ -88,6 +91,7 @@ class LevelReport:
     requests: int
     generated_tokens: int
     errors: dict[str, int]  # by class
+    first_error: str  # what it said; "" without any
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ class _Round:
     figures: Figures
     generated_tokens: int
     errors: Counter[str]
+    first_error: str
     requests: int
 
 
@@ -241,7 +246,8 @@ def _measure(answers: Sequence[_Answer], seconds: float, cpu_seconds: float) -> 
         inter_token_p99=percentile(gaps, 0.99),
         client_cpu=cpu_seconds / seconds,
     )
-    return _Round(figures, generated, errors, len(answers))
+    first_error = next((str(answer.error) for answer in answers if answer.error is not None), "")
+    return _Round(figures, generated, errors, first_error, len(answers))
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -266,6 +272,7 @@ def _level_report(concurrency: int, rounds: Sequence[_Round]) -> LevelReport:
         requests=sum(one.requests for one in rounds),
         generated_tokens=sum(one.generated_tokens for one in rounds),
         errors=dict(sum((one.errors for one in rounds), Counter[str]())),
+        first_error=next((one.first_error for one in rounds if one.first_error), ""),
     )
 
 

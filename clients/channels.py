@@ -13,7 +13,8 @@ from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 TLS_SCHEME = "tls://"
-_TARGET = re.compile(r"[^/]+:\d+|(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.+")  # the latter are gRPC's own
+_TARGET = re.compile(r"[^/]+:(?P<port>\d{1,5})|(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.+")  # gRPC's own
+_MAX_PORT = 65535
 
 QUICK_SECONDS = 30.0  # look-ups
 GENERATE_SECONDS = 600.0  # an answer, with its queue and its adapters' load
@@ -103,10 +104,11 @@ def _target_and_credentials(
     """Without credentials, "tls://…" trusts the machine's certificate authorities.
 
     gRPC takes others from the file that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names. Raises ValueError for another scheme,
-    or no port: gRPC would take 443.
+    or no port: gRPC would take 443, and of one that is too large its last 16 bits.
     """
     target = server.removeprefix(TLS_SCHEME)
-    if not _TARGET.fullmatch(target):
+    match = _TARGET.fullmatch(target)
+    if match is None or int(match["port"] or 0) > _MAX_PORT:
         raise ValueError(f"server: expected HOST:PORT or tls://HOST:PORT, not {server!r}")
     if target != server and credentials is None:
         credentials = grpc.ssl_channel_credentials()

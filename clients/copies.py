@@ -2,8 +2,8 @@
 
 from typing import Generic, TypeVar
 
-from hotshoe.clients.adapter_files import Progress, TransferProgress
 from hotshoe.clients.errors import Internal
+from hotshoe.clients.progress import Progress, TransferProgress
 from hotshoe.protos.v1 import registry_pb2 as registry
 
 T = TypeVar("T", registry.PushAdapterResponse, registry.PullAdapterResponse)
@@ -15,6 +15,7 @@ class Copy(Generic[T]):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._steps: dict[str, registry.TransferProgress] = {}
+        self._there: set[str] = set()  # digests of blobs that were whole when they were named
         self.done: list[T] = []
 
     def take(self, message: T) -> None:
@@ -23,10 +24,13 @@ class Copy(Generic[T]):
             self.done.append(message)
             return
         step = message.progress
+        if step.digest not in self._steps and step.completed_bytes == step.total_bytes:
+            self._there.add(step.digest)
         self._steps[step.digest] = step
+        new = sum(one.completed_bytes for digest, one in self._steps.items() if digest not in self._there)
         completed = sum(one.completed_bytes for one in self._steps.values())
         total = sum(one.total_bytes for one in self._steps.values())
-        self._progress(TransferProgress("copy", step.file_name, completed, total))
+        self._progress(TransferProgress("copy", step.file_name, completed, total, new))
 
     @property
     def last(self) -> T:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hotshoe.clients.messages import attach_request
+from hotshoe.clients.registry_messages import attach_request
 from hotshoe.protos.v1 import registry_pb2 as registry
 
 EVALUATION_TYPE = "application/vnd.hotshoe.eval.v1+json"  # as hotshoe.registry.referrer has it

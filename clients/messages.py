@@ -1,20 +1,13 @@
-"""Python values → the wire's messages. Shared by both clients; does no I/O."""
+"""Python values → the messages of generation and residency. Shared by both clients; does no I/O."""
 
-import hashlib
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import grpc
-
-from hotshoe.clients.adapter_files import AdapterFile, ProgressCounter, expect_megabytes, file_chunks
-from hotshoe.clients.errors import DataLoss, Internal
-from hotshoe.protos.v1 import chunks
+from hotshoe.clients.errors import Internal
 from hotshoe.protos.v1 import generation_pb2 as generation
-from hotshoe.protos.v1 import registry_pb2 as registry
 from hotshoe.protos.v1 import residency_pb2 as residency
 
 CHAT_ROLES = ("system", "user", "assistant")
@@ -136,15 +129,16 @@ def adapter_selections(adapters: Adapters) -> list[generation.AdapterSelection]:
     """One message for each adapter named."""
     return [
         generation.AdapterSelection(reference=reference, weight=weight, task=task)
-        for reference, weight, task in map(_parts, _several(adapters))
+        for reference, weight, task in map(adapter_parts, several_adapters(adapters))
     ]
 
 
-def _several(adapters: Adapters) -> Iterable[Any]:
+def several_adapters(adapters: Adapters) -> Iterable[Any]:
+    """Adapters, of which a lone one may be given as it is."""
     return (adapters,) if isinstance(adapters, str | AdapterSelection) else adapters
 
 
-def _parts(adapter: Any) -> tuple[str, float | None, int | None]:
+def adapter_parts(adapter: Any) -> tuple[str, float | None, int | None]:
     """Reference, weight and task, as far as they were given."""
     match adapter:
         case str(reference):
@@ -176,192 +170,6 @@ def loaded_adapter(last: residency.LoadAdapterResponse | None) -> residency.Resi
     if last is None or last.stage != residency.LoadAdapterResponse.STAGE_READY:
         raise Internal("the server ended the load before the adapter was ready")
     return last.adapter
-
-
-def store_report(last: registry.CheckStoreResponse | None) -> registry.StoreReport:
-    """What a check's last message says. Raises Internal when it ended before."""
-    if last is None or not last.HasField("report"):
-        raise Internal("the server ended the check before it was done")
-    return last.report
-
-
-def several(tags: Sequence[str]) -> Sequence[str]:
-    """Tags, of which a lone one may be given as it is."""
-    return (tags,) if isinstance(tags, str) else tags
-
-
-def check_request(files: Iterable[AdapterFile]) -> registry.CheckBlobsRequest:
-    """The message that asks which of `files` the registry lacks."""
-    return registry.CheckBlobsRequest(blobs=[_blob(file) for file in files])
-
-
-def publish_request(
-    name: str,
-    tags: Sequence[str],
-    files: Iterable[AdapterFile],
-    annotations: Mapping[str, str],
-    validate_only: bool,
-    *,
-    approximate_rank: int = 0,
-) -> registry.PublishAdapterRequest:
-    """The message that makes uploaded `files` an adapter."""
-    return registry.PublishAdapterRequest(
-        name=name,
-        tags=several(tags),
-        blobs=[_blob(file) for file in files],
-        annotations=annotations,
-        validate_only=validate_only,
-        approximate_rank=approximate_rank,
-    )
-
-
-def diagnose_request(
-    files: Iterable[AdapterFile], *, exact: bool, approximate_rank: int = 0
-) -> registry.DiagnoseAdapterRequest:
-    """The message that asks for uploaded `files` to be examined."""
-    return registry.DiagnoseAdapterRequest(
-        blobs=[_blob(file) for file in files],
-        exact=exact,
-        approximate_rank=approximate_rank,
-    )
-
-
-def merge_request(
-    sources: Adapters, name: str, *, method: str, parameters: Mapping[str, object], tags: Sequence[str]
-) -> registry.MergeAdaptersRequest:
-    """The message that asks for adapters to be merged into a new one."""
-    return registry.MergeAdaptersRequest(
-        sources=[
-            registry.MergeAdaptersRequest.Source(reference=reference, weight=weight)
-            for reference, weight in map(_weighted, _several(sources))
-        ],
-        method=method,
-        parameters={key: _parameter(value) for key, value in parameters.items()},
-        name=name,
-        tags=tags,
-    )
-
-
-def _weighted(adapter: Any) -> tuple[str, float | None]:
-    """Reference and weight. Raises ValueError for a task, of which a merge knows nothing."""
-    reference, weight, task = _parts(adapter)
-    if task is not None:
-        raise ValueError(f"sources: {reference} was given a task, {task}; adapters that have tasks cannot be merged")
-    return reference, weight
-
-
-def push_request(
-    reference: str, remote: str, *, name: str, tags: Sequence[str], expected_digest: str | None
-) -> registry.PushAdapterRequest:
-    """The message that asks for an adapter to be copied to a remote."""
-    return registry.PushAdapterRequest(
-        reference=reference, remote=remote, name=name, tags=several(tags), expected_digest=expected_digest
-    )
-
-
-def pull_request(remote: str, reference: str, *, name: str, tags: Sequence[str]) -> registry.PullAdapterRequest:
-    """The message that asks for an adapter to be copied from a remote."""
-    return registry.PullAdapterRequest(remote=remote, reference=reference, name=name, tags=several(tags))
-
-
-def mirror_request(remote: str, name: str, *, as_name: str) -> registry.PullAdapterRequest:
-    """The message that asks for all that a name's tags point at to be copied from a remote."""
-    return registry.PullAdapterRequest(remote=remote, reference=name, name=as_name, all_tags=True)
-
-
-def _parameter(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def upload_probe(file: AdapterFile) -> Iterator[registry.UploadBlobRequest]:
-    """An upload that sends nothing yet, to learn where to go on."""
-    yield registry.UploadBlobRequest(blob=_blob(file))
-
-
-def upload_requests(
-    file: AdapterFile, offset: int, counter: ProgressCounter
-) -> Iterator[registry.UploadBlobRequest | bytes]:
-    """The messages that send `file` from `offset` on, counting what has been handed over; those of bytes encoded."""
-    yield registry.UploadBlobRequest(blob=_blob(file))
-    for position, data in file.chunks(offset):
-        yield chunks.upload_chunk(data, position)
-        counter.at(file.file_name, position + len(data))
-
-
-class LateNames:
-    """The messages of an upload that begins while its file is hashed: its size, its bytes, and its digest between them
-    as soon as that is known, or after them.
-    """
-
-    def __init__(self, path: Path, counter: ProgressCounter) -> None:
-        self._path = path
-        self._counter = counter
-        self._size_bytes = path.stat().st_size
-        expect_megabytes()
-
-    def begin(self) -> registry.UploadBlobRequest:
-        """The first message."""
-        return registry.UploadBlobRequest(blob=registry.Blob(file_name=self._path.name, size_bytes=self._size_bytes))
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes, encoded."""
-        for position, data in file_chunks(self._path):
-            yield chunks.upload_chunk(data, position)
-            self._counter.at(self._path.name, position + len(data))
-
-    @staticmethod
-    def name(file: AdapterFile) -> registry.UploadBlobRequest:
-        """The digest."""
-        return registry.UploadBlobRequest(blob=_blob(file))
-
-
-def attach_request(
-    reference: str, document: bytes, *, artifact_type: str, file_name: str, annotations: Mapping[str, str]
-) -> registry.AttachReferrerRequest:
-    """The message that asks for a document to be kept about an adapter."""
-    return registry.AttachReferrerRequest(
-        reference=reference,
-        artifact_type=artifact_type,
-        file_name=file_name,
-        document=document,
-        annotations=annotations,
-    )
-
-
-class SmallBlob:
-    """A blob as it comes, held in memory: at most `max_bytes`, and only what has the digest."""
-
-    def __init__(self, digest: str, max_bytes: int) -> None:
-        self._digest = digest
-        self._max_bytes = max_bytes
-        self._data = bytearray()
-
-    def add(self, data: bytes | memoryview) -> None:
-        self._data += data
-        if len(self._data) > self._max_bytes:
-            raise self._wrong(f"more than {self._max_bytes} bytes came")
-
-    def whole(self) -> bytes:
-        """All of it. Raises DataLoss when it does not have the digest."""
-        data = bytes(self._data)
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != self._digest:
-            raise self._wrong("what came has another digest")
-        return data
-
-    def _wrong(self, problem: str) -> DataLoss:
-        return DataLoss(f"blob {self._digest}: {problem}", status=grpc.StatusCode.DATA_LOSS)
-
-
-def corrupt_download(blob: registry.Blob) -> DataLoss:
-    """What to raise when a download does not have the digest it should."""
-    return DataLoss(
-        f"{blob.file_name}: what came is not {blob.size_bytes} bytes with digest {blob.digest}",
-        status=grpc.StatusCode.DATA_LOSS,
-    )
-
-
-def _blob(file: AdapterFile) -> registry.Blob:
-    return registry.Blob(digest=file.digest, size_bytes=file.size_bytes, file_name=file.file_name)
 
 
 def _prompt_field(prompt: Prompt) -> dict[str, Any]:

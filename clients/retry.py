@@ -85,6 +85,10 @@ class Attempts:
             raise error  # it says more than "deadline exceeded" would
         return wait
 
+    def anew(self) -> "Attempts":
+        """As many as at first, within the time that is left: for one more of a method's calls."""
+        return Attempts(self.policy, self.remaining(), self.idempotent)
+
     def progressed(self) -> None:
         """Something got through: the attempts count anew. For transfers that resume."""
         self.retries = 0

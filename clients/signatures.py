@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from hotshoe.clients.errors import DataLoss
-from hotshoe.clients.messages import attach_request
+from hotshoe.clients.registry_messages import attach_request
 from hotshoe.protos.v1 import registry_pb2 as registry
 
 if TYPE_CHECKING:

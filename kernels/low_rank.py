@@ -65,6 +65,8 @@ def plan_low_rank(
         for term in segment.terms:
             if len(term.ranks) != len(widths) or min(term.ranks) < 0 or term.unit < 0:
                 raise ValueError(f"terms: expected a unit and {len(widths)} ranks, not {term}")
+            if term.folded and (kind != "segmented" or max(term.ranks) > UNIT_RANK // 2 or in_features % 2):
+                raise ValueError(f"terms: {term} cannot lie folded, or only a segmented plan takes it")
     active = tuple(segment for segment in segments if segment.terms)
     gathered = None
     if kind == "gathered":

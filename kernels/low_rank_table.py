@@ -12,6 +12,9 @@ UNIT_RANK = 16  # ranks that lie and are read together
 class LowRankTable:
     """Low-rank factors for one fused linear, in units of `UNIT_RANK` ranks; an update takes consecutive units.
 
+    An update of up to half a unit's ranks may lie folded: what it would leave empty of A's lines holds the second half
+    of its inputs, so that it has half as many of them to read.
+
     Units of other updates may hold anything, also NaN: no result reads them. Within an update's own units, ranks that
     it does not have must be finite: libraries' GEMMs may multiply them, by 0.
     """
@@ -51,6 +54,12 @@ class LowRankTable:
             return span[0, :, :rank]
         return span.permute(1, 0, 2).reshape(self.in_features, -1)[:, :rank]
 
+    def folded_of(self, unit: int, target: int, rank: int) -> tuple[Tensor, Tensor]:
+        """[in_features / 2, rank] twice, as views: Aᵀ of the folded update at `unit`, of either half of the inputs."""
+        first = target * UNIT_RANK
+        half = self.a[unit, : self.in_features // 2]
+        return half[:, first : first + rank], half[:, first + UNIT_RANK // 2 : first + UNIT_RANK // 2 + rank]
+
     def b_of(self, unit: int, target: int, rank: int) -> Tensor:
         """[rank, width]: Bᵀ of the update that begins at `unit`, as a view."""
         return self.b[unit * UNIT_RANK : unit * UNIT_RANK + rank, self.columns[target]]
@@ -58,11 +67,12 @@ class LowRankTable:
 
 @dataclass(frozen=True, slots=True)
 class LowRankTerm:
-    """One update: where it begins, its rank at each target (0: it leaves that one alone), and its weight."""
+    """One update: where it begins, its rank at each target (0: it leaves that one alone), its weight, how it lies."""
 
     unit: int
     ranks: tuple[int, ...]
     weight: float = 1.0
+    folded: bool = False
 
     @property
     def num_units(self) -> int:

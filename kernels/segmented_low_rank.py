@@ -22,7 +22,12 @@ def add_low_rank(y: Tensor, x: Tensor, table: LowRankTable, segments: Sequence[L
 def _shrink(rows: Tensor, table: LowRankTable, term: LowRankTerm) -> list[tuple[int, Tensor]]:
     """rows Aᵀ, [rows, rank], for each target that the term has; one GEMM for the targets of a unit together."""
     targets, count = len(table.widths), term.num_units
-    if count == 1:
+    if term.folded:
+        half = rows.shape[1] // 2
+        both = rows.unflatten(1, (2, half)) @ table.a[term.unit, :half]  # [rows, half of the inputs, columns]
+        first, second = both.unflatten(2, (targets, 2, -1)).unbind(1)
+        shrunk = first[:, :, 0] + second[:, :, 1]
+    elif count == 1:
         shrunk = (rows @ table.a[term.unit]).view(-1, targets, UNIT_RANK)
     else:
         units = torch.matmul(rows, table.a[term.unit : term.unit + count])  # [units, rows, targets · UNIT_RANK]

@@ -46,6 +46,9 @@ def _check(arguments: argparse.Namespace) -> int:
         for digest in digests:
             print(f"{word}  {digest}" + ("" if digest in report.unhealed else "  fetched again"))
     print(f"{report.blobs} blobs are sound, {report.blob_bytes} bytes")
+    if report.quarantine:
+        kept = f"{len(report.quarantine)} damaged files, {sum(file.size_bytes for file in report.quarantine)} bytes"
+        print(f"in quarantine {kept}; the only copies of {len(report.only_damaged)} blobs")
     return 1 if report.unhealed else 0
 
 
@@ -105,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "--users",
         type=Path,
         metavar="FILE",
-        help="who may read, with a password; `hotshoe registry password` makes lines",
+        help="who may read, with a password; `hotshoe registry password` makes lines, or htpasswd -B",
     )
     serve.add_argument(
         "--insecure-bind", action="store_true", help="allow plain text on an address that other machines can reach"

@@ -9,7 +9,6 @@ import os
 import sqlite3
 import stat
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from hotshoe.registry.digest import digest_hex, digest_of, digest_of_stream, is_
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound
 from hotshoe.registry.index import Fingerprint, Index, is_io_error
 from hotshoe.registry.layout import Layout, write_synced
+from hotshoe.registry.quarantine import Quarantine
 
 # A collector spares what was touched within its grace, which is at least an hour.
 _FRESH_SECONDS = 600.0
@@ -30,6 +30,7 @@ class BlobStore:
     def __init__(self, layout: Layout, index: Index) -> None:
         self._layout = layout
         self._index = index
+        self._quarantine = Quarantine(layout)
         self._verified: dict[str, Fingerprint] = {}
 
     def path(self, digest: str) -> Path:
@@ -96,6 +97,23 @@ class BlobStore:
             self._hash(digest, file)
             return os.fstat(file.fileno()).st_size
 
+    def is_sound(self, digest: str, *, again: bool = False) -> bool:
+        """Whether a blob is here and its bytes are right; hashes them if they were not, or `again`. Moves nothing."""
+        try:
+            fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return False
+        with open(fd, "rb") as file:
+            found = _fingerprint(fd)
+            if again or self._recall(digest) != found:
+                if digest_of_stream(file) != digest:
+                    return False
+                self._remember(digest, found)
+            return True
+
     def fingerprints(self, digests: Iterable[str]) -> list[tuple[str, Fingerprint]]:
         """What this process has verified among `digests`."""
         return [(digest, self._verified[digest]) for digest in digests if digest in self._verified]
@@ -158,7 +176,11 @@ class BlobStore:
         for entry in os.scandir(self._layout.blobs):
             digest = f"sha256:{entry.name}"
             if is_digest(digest) and entry.is_file(follow_symlinks=False):
-                yield digest, entry.stat(follow_symlinks=False).st_size
+                try:
+                    size = entry.stat(follow_symlinks=False).st_size
+                except FileNotFoundError:  # collected, or set aside, since it was listed
+                    continue
+                yield digest, size
 
     def older_than(self, digest: str, seconds: float) -> bool:
         """Whether a blob's file was last wanted before `seconds` since the epoch; False if it is not there."""
@@ -182,10 +204,9 @@ class BlobStore:
 
     def _set_aside(self, digest: str, inode: int) -> None:
         self._verified.pop(digest, None)
-        aside = self._layout.quarantine / f"{digest_hex(digest)}.{uuid.uuid4().hex[:8]}"
         with suppress(OSError):  # gone already, or the disk takes no writes: the caller raises anyway
             if os.lstat(self.path(digest)).st_ino == inode:  # and not what a new upload put there meanwhile
-                os.rename(self.path(digest), aside)
+                self._quarantine.take(self.path(digest), digest)
 
     def _recall(self, digest: str) -> Fingerprint | None:
         known = self._verified.get(digest)

@@ -22,7 +22,8 @@ def check_digest(text: str) -> str:
         InvalidReference: it is not a digest.
     """
     if not is_digest(text):
-        raise InvalidReference(f"digest {text[:80]!r}: expected sha256: and 64 lower-case hex digits")
+        problem = f"digest {text[:80]!r}: expected sha256: and 64 lower-case hex digits"
+        raise InvalidReference(problem, field="digest")
     return text
 
 

@@ -23,6 +23,7 @@ _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<what>manifests|blobs|referrers|tags)/(
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _JSON = "application/json"
 MAX_PAGE = 1000
+_MAX_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,10 @@ class Distribution:
         return Answer(answer.status, {**_VERSION, **answer.headers}, answer.body, answer.file, answer.length)
 
     def _route(self, target: str, byte_range: str) -> Answer:
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError:  # a host in brackets that is none
+            raise _Refusal(HTTPStatus.BAD_REQUEST, "UNSUPPORTED", "expected a path") from None
         path, query = unquote(parts.path), parse_qs(parts.query)
         if path in ("/v2", "/v2/"):
             return Answer(HTTPStatus.OK, {"Content-Type": _JSON}, b"{}")
@@ -133,8 +137,9 @@ class Distribution:
     ) -> Answer:
         """Items behind `last`, `n` at most, and where the next ones are."""
         last, wanted = query.get("last", [""])[0], query.get("n", [str(MAX_PAGE)])[0]
-        if not (wanted.isascii() and wanted.isdigit()):
-            raise _Refusal(HTTPStatus.BAD_REQUEST, "PAGINATION_NUMBER_INVALID", f"n: expected a number, not {wanted!r}")
+        if not (wanted.isascii() and wanted.isdigit() and len(wanted) <= _MAX_DIGITS):
+            problem = f"n: expected a number, not {wanted[:80]!r}"
+            raise _Refusal(HTTPStatus.BAD_REQUEST, "PAGINATION_NUMBER_INVALID", problem)
         left = [item for item in items if item > last]
         page = left[: min(int(wanted), MAX_PAGE)]
         headers = {"Content-Type": _JSON}

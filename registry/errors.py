@@ -54,7 +54,11 @@ class SignaturesMissing(RegistryError):
 
 
 class InvalidReference(RegistryError):
-    """Text that is not a reference, a name, a tag or a digest."""
+    """Text that is not a reference, a name, a tag or a digest; `field` is what the caller gave it as."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class InvalidUpload(RegistryError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, RemoteError
 from hotshoe.registry.index import Index
+from hotshoe.registry.quarantine import DamagedFile, Quarantine
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class FsckReport:
     corrupt: tuple[str, ...]
     missing: tuple[str, ...]
     healed: tuple[str, ...] = ()
+    quarantine: tuple[DamagedFile, ...] = ()  # what lies there now
 
     @property
     def is_clean(self) -> bool:
@@ -29,6 +31,11 @@ class FsckReport:
     def unhealed(self) -> tuple[str, ...]:
         """What is still wrong, sorted."""
         return tuple(sorted({*self.corrupt, *self.missing} - set(self.healed)))
+
+    @property
+    def only_damaged(self) -> tuple[str, ...]:
+        """What of that has its damaged bytes in quarantine, and nowhere else; sorted."""
+        return tuple(sorted({file.digest for file in self.quarantine}.intersection(self.unhealed)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class FsckProgress:
 def check_blobs(
     blobs: BlobStore,
     index: Index,
+    quarantine: Quarantine,
     *,
     heal: Callable[[str], bool] | None = None,
     progress: Callable[[FsckProgress], None] = lambda step: None,
@@ -79,6 +87,7 @@ def check_blobs(
         tuple(sorted(corrupt)),
         tuple(sorted(missing)),
         tuple(healed),
+        tuple(quarantine.files()),
     )
 
 

@@ -3,7 +3,8 @@
     roots      adapters that a tag names, that a lease holds, or that have a view
     kept too   their parents, and their parents' parents; documents about what is kept; whatever was published,
                touched, or left by a tag within the grace
-    garbage    the other adapters under all their names, their documents, and old blobs that none of the kept names
+    garbage    the other adapters under all their names, their documents, and old blobs that none of the kept names;
+               damaged files that came to quarantine before the grace, and of which nobody needs the bytes
 
 A name must be durably gone before bytes may go: the index's transaction, tags.log and index.json come first, then the
 blobs move to .trash/, where they stay until the next collection, unless the disk is full. A crash between leaves blobs
@@ -14,7 +15,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hotshoe.registry.blobs import BlobStore
@@ -24,6 +25,7 @@ from hotshoe.registry.index import Index, Transaction
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import PARENTS, NotAnAdapter, read_manifest
+from hotshoe.registry.quarantine import DamagedFile, Quarantine
 from hotshoe.registry.reserve import Reserve, is_full
 from hotshoe.registry.tag_log import Move, TagLog
 
@@ -52,12 +54,15 @@ class GarbageReport:
     blob_bytes: int
     emptied_blobs: int  # of an earlier collection, now gone from .trash/
     emptied_bytes: int
+    discarded_files: int  # damaged ones, gone from .quarantine/
+    discarded_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Marked:
     manifests: frozenset[str]
     blobs: Mapping[str, int]  # size in bytes
+    damaged: Sequence[DamagedFile]
 
 
 class Garbage:
@@ -79,13 +84,15 @@ class Garbage:
         self._locks = locks
         self._index = index
         self._blobs = blobs
+        self._quarantine = Quarantine(layout)
         self._commits = commits
         self._log = log
 
     def find(self, *, grace_seconds: float, retain_parents: bool) -> GarbageReport:
         """What `collect` would remove now. Changes nothing, waits for nobody."""
         marked = self._mark(time.time(), grace_seconds=grace_seconds, retain_parents=retain_parents)
-        return self._report(self._adapters(marked.manifests), marked.manifests, marked.blobs, self._trash())
+        adapters = self._adapters(marked.manifests)
+        return self._report(adapters, marked.manifests, marked.blobs, self._trash(), marked.damaged)
 
     def collect(self, *, grace_seconds: float, retain_parents: bool) -> GarbageReport:
         """Removes what nothing reaches. Publishers wait only while what was found is looked at again and moved.
@@ -119,8 +126,9 @@ class Garbage:
             swept = self._sweep(marked.blobs, oldest=oldest)
             if was_full:
                 emptied |= self._empty_trash()
+            discarded = self._discard(marked.damaged)
             self._reserve.keep()
-        return self._report(adapters, dead, swept, emptied)
+        return self._report(adapters, dead, swept, emptied, discarded)
 
     def _commit_on_a_full_disk(self, change: Callable[[Transaction], list[Move]]) -> bool:
         """Commits, if need be in the room that is kept aside; whether that was needed."""
@@ -140,10 +148,31 @@ class Garbage:
         dead = frozenset(self._index.manifests() - live)
         if self._index.has_lost_manifests():
             logger.error("no blob is collected: a manifest is lost, and with it which blobs it names; see fsck")
-            return _Marked(dead, {})
+            return _Marked(dead, {}, self._mark_damaged(oldest))
         used = live | {blob for digest in live for blob in self._index.blobs_of(digest)}
         unused = [(digest, size) for digest, size in self._blobs.scan() if digest not in used]
-        return _Marked(dead, {digest: size for digest, size in unused if self._blobs.older_than(digest, oldest)})
+        old = {digest: size for digest, size in unused if self._blobs.older_than(digest, oldest)}
+        return _Marked(dead, old, self._mark_damaged(oldest))
+
+    def _mark_damaged(self, oldest: float) -> list[DamagedFile]:
+        """What has lain in quarantine for long and may go. Hashes what has taken its place, whatever is remembered."""
+        old = [file for file in self._quarantine.files() if file.since < oldest]
+        return [file for file in old if self._may_discard(file, again=True)]
+
+    def _may_discard(self, file: DamagedFile, *, again: bool = False) -> bool:
+        """Whether nobody can want the bytes of a damaged file: its blob is sound, or it is nobody's."""
+        if not file.digest or self._blobs.is_sound(file.digest, again=again):
+            return True
+        return not (self._index.is_used(file.digest) or self._index.has_lost_manifests())
+
+    def _discard(self, damaged: Sequence[DamagedFile]) -> list[DamagedFile]:
+        """Removes what still may go, once what has taken its place is there durably."""
+        discarded = [file for file in damaged if self._may_discard(file)]
+        if discarded:
+            self._layout.sync_blobs()
+        for file in discarded:
+            self._quarantine.discard(file)
+        return discarded
 
     def _live(self, oldest: float, *, now: float, retain_parents: bool) -> set[str]:
         """The manifests that are kept."""
@@ -213,7 +242,17 @@ class Garbage:
         manifests: Iterable[str],
         blobs: Mapping[str, int],
         emptied: Mapping[str, int],
+        discarded: Sequence[DamagedFile],
     ) -> GarbageReport:
         adapters = tuple(adapters)
         documents = len(set(manifests) - {adapter.digest for adapter in adapters})
-        return GarbageReport(adapters, documents, len(blobs), sum(blobs.values()), len(emptied), sum(emptied.values()))
+        return GarbageReport(
+            adapters,
+            documents,
+            len(blobs),
+            sum(blobs.values()),
+            len(emptied),
+            sum(emptied.values()),
+            len(discarded),
+            sum(file.size_bytes for file in discarded),
+        )

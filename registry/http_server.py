@@ -1,14 +1,12 @@
 """Serves a registry to OCI clients by HTTP or HTTPS, read only."""
 
 import ssl
-from http.server import BaseHTTPRequestHandler
-from typing import Any
 
 from hotshoe.registry.distribution import Distribution, unauthorized
-from hotshoe.registry.http_threads import HttpThreads
+from hotshoe.registry.http_threads import HttpThreads, RequestHandler
 from hotshoe.registry.http_users import HttpUsers
 
-_IDLE_SECONDS = 30.0  # a connection that says nothing, or takes nothing, is closed
+_IDLE_SECONDS = 30.0  # a connection that has not said in that time what it wants, or takes nothing, is closed
 
 
 def registry_http_server(
@@ -23,12 +21,10 @@ def registry_http_server(
     return HttpThreads(host, port, _handler(distribution, users), name="registry-http", tls=tls)
 
 
-def _handler(distribution: Distribution, users: HttpUsers | None) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(distribution: Distribution, users: HttpUsers | None) -> type[RequestHandler]:
+    class Handler(RequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = _IDLE_SECONDS
-        server_version = "hotshoe"
-        sys_version = ""
 
         def _answer(self) -> None:
             if users is None or users.admits(self.headers.get("Authorization", "")):
@@ -40,8 +36,8 @@ def _handler(distribution: Distribution, users: HttpUsers | None) -> type[BaseHT
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(answer.content_length))
-                if self.command not in ("GET", "HEAD"):
-                    self.close_connection = True  # whatever it meant to send is not read
+                if self.command not in ("GET", "HEAD") or self.has_body:
+                    self.close_connection = True  # what it sends is not read, and must not be taken for a request
                     self.send_header("Connection", "close")
                 self.end_headers()
                 if self.command != "HEAD":
@@ -51,8 +47,5 @@ def _handler(distribution: Distribution, users: HttpUsers | None) -> type[BaseHT
                 answer.close()
 
         do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _answer
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Pulls are no events."""
 
     return Handler

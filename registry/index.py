@@ -93,6 +93,14 @@ class ReferrerRow(NamedTuple):
     size_bytes: int  # of the manifest
 
 
+class Lease(NamedTuple):
+    """Who uses an adapter, and until when, in seconds since the epoch."""
+
+    holder: str
+    digest: str
+    expires: float
+
+
 class Snapshot(NamedTuple):
     """What index.json lists. `last_move` is the id of the latest entry of the log; None if none was made since the
     index was rebuilt.
@@ -154,7 +162,7 @@ class Index:
         except BaseException:
             self._writer.close()
             raise
-        self._identity = _identity(path)
+        self._identity = file_identity(path)
 
     def _prepare(self) -> None:
         [mode] = self._writer.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -178,9 +186,19 @@ class Index:
             self._reader.close()
             self._writer.close()
 
+    @property
+    def place(self) -> int:
+        """Where it was when it was last opened, as `Layout.place` has it; 0 if that is not known."""
+        return int(self._read("PRAGMA application_id")[0][0])
+
+    def note_place(self, place: int) -> None:
+        """Remembers where it is."""
+        with self._mutex:
+            self._writer.execute(f"PRAGMA application_id = {place}")
+
     def check_identity(self) -> None:
         """Raises StoreUnavailable if somebody replaced the database file beneath this process."""
-        if _identity(self._path) != self._identity:
+        if file_identity(self._path) != self._identity:
             raise StoreUnavailable("the index was removed or replaced while this server ran; restart it")
 
     # Reading.
@@ -314,6 +332,10 @@ class Index:
         """Log lines with an id above `after`, in order."""
         return self._read("SELECT id, line FROM moves WHERE id > ? ORDER BY id", (after,))
 
+    def last_move(self) -> int | None:
+        """The id of the latest entry that it made in the log; None if it has made none since it was rebuilt."""
+        return self._read("SELECT max(id) FROM moves")[0][0]  # type: ignore[no-any-return]
+
     def fingerprint(self, digest: str) -> Fingerprint | None:
         rows = self._read("SELECT inode, size, mtime_ns FROM verified WHERE digest = ?", (digest,))
         return Fingerprint(*rows[0]) if rows else None
@@ -393,6 +415,16 @@ class Transaction:
         """Drops what is remembered of files that may go."""
         self._connection.executemany("DELETE FROM verified WHERE digest = ?", [(digest,) for digest in digests])
 
+    def leases(self, *, after: float) -> list[Lease]:
+        """Those that hold longer than until then."""
+        sql = "SELECT holder, digest, expires FROM leases WHERE expires > ? ORDER BY expires, holder, digest"
+        return [Lease(*row) for row in self._connection.execute(sql, (after,))]
+
+    def add_leases(self, leases: Iterable[Lease]) -> None:
+        """Adds those of adapters that are here."""
+        sql = "INSERT INTO leases SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM adapters WHERE digest = ?2)"
+        self._connection.executemany(sql, leases)
+
     def forget_leases(self, now: float) -> None:
         """Drops the leases that have expired."""
         self._connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
@@ -438,7 +470,8 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Which file lies there; None if none does."""
     try:
         status = path.stat()
     except FileNotFoundError:

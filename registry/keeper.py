@@ -8,10 +8,11 @@ from hotshoe.registry.digest import check_digest
 from hotshoe.registry.errors import AdapterNotFound
 from hotshoe.registry.fsck import FsckProgress, FsckReport, check_blobs
 from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, Garbage, GarbageReport
-from hotshoe.registry.index import Index
+from hotshoe.registry.index import Index, Lease
 from hotshoe.registry.layout import Layout, disk
-from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Lease, Leases
+from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Leases
 from hotshoe.registry.locks import StoreLocks
+from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.reader import StoreReader
 from hotshoe.registry.reserve import Reserve
 from hotshoe.registry.tag_log import TagLog
@@ -77,8 +78,17 @@ class StoreKeeper(StoreReader):
             AdapterNotFound, BlobCorrupt, InvalidReference: as `adapter_files`.
             StoreUnavailable: the disk refused.
         """
+        with disk("making a view"):
+            try:
+                return self._make_view(digest)
+            except (
+                FileNotFoundError
+            ):  # a blob was found damaged and set aside since it was verified: it is told, or healed
+                return self._make_view(digest)
+
+    def _make_view(self, digest: str) -> Path:
         files = self.adapter_files(digest)
-        with disk("making a view"), self._locks.publishing():
+        with self._locks.publishing():
             if self._index.latest_of(digest) is None:  # it was collected meanwhile
                 raise AdapterNotFound(f"no adapter {digest}")
             return self._views.make(digest, files)
@@ -94,7 +104,7 @@ class StoreKeeper(StoreReader):
         """Removes adapters that no tag, lease or view reaches, what was said about them, and blobs of none.
 
         What was published, uploaded, or left by a tag within the grace stays. What goes lies in .trash/ until the
-        next collection.
+        next collection. Damaged files in .quarantine/ go for ever after the grace, unless they are the only copy.
 
         Args:
             dry_run: tell what would go, and change nothing.
@@ -115,4 +125,5 @@ class StoreKeeper(StoreReader):
             StoreUnavailable: the disk refused.
         """
         with disk("checking the store"):
-            return check_blobs(self._blobs, self._index, heal=self._healing.heal if heal else None, progress=progress)
+            healer = self._healing.heal if heal else None
+            return check_blobs(self._blobs, self._index, Quarantine(self._layout), heal=healer, progress=progress)

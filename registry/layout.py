@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +33,11 @@ def disk(action: str) -> Iterator[None]:
 class Layout:
     """The directories of a store.
 
-    root/ oci-layout index.json tags.log blobs/sha256/<hex>        what any OCI tool reads, and an audit log
+    root/ oci-layout index.json blobs/sha256/<hex>                 what any OCI tool reads
+          tags.log leases.log                                      what became of tags, and who uses what
           views/<hex of a manifest>/<file>                         hard links, for those who want a directory
-          .tmp/ .uploads/ .quarantine/ .trash/ .gate .gc .lock .db ours; a layout may hold unknown files
+          .tmp/ .uploads/ .quarantine/ .trash/ .gate .gc .lock     ours; a layout may hold unknown files
+          .machine .db
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,6 +49,7 @@ class Layout:
         self.views = root / "views"
         self.database = root / ".db"
         self.tag_log = root / "tags.log"
+        self.lease_log = root / "leases.log"
         self._staging = root / ".tmp"
         self._index_json = root / "index.json"
         self._failure: str | None = None
@@ -60,6 +64,8 @@ class Layout:
         if self.root.exists() and not self.root.is_dir():
             raise StoreUnavailable("expected a directory")
         self.root.mkdir(parents=True, exist_ok=True)
+        if os.statvfs(self.root).f_flag & os.ST_RDONLY:
+            raise StoreUnavailable("its file system is mounted read-only")
         self._refuse_foreign_directory()
         directories = (self.blobs, self.uploads, self.quarantine, self.trash, self.views, self._staging)
         for directory in directories:
@@ -85,6 +91,11 @@ class Layout:
         strangers = sorted(entry.name for entry in os.scandir(self.root) if entry.name not in ours)
         if strangers:
             raise StoreUnavailable(f"the directory is not empty and no OCI image layout (it holds {strangers[0]!r})")
+
+    def place(self) -> int:
+        """A number above 0 that stays what it is where the store stays, and is another where it was copied to."""
+        inodes = [path.stat().st_ino for path in (self.root, self.blobs, self.database)]
+        return zlib.crc32(repr(inodes).encode()) >> 1 or 1
 
     def stage(self) -> Path:
         """A path for a new file or directory on the store's file system; only under `StoreLocks.publishing`."""

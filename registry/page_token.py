@@ -28,5 +28,6 @@ def read_page_token(token: str, *, filters: str) -> int:
     except ValueError:
         sequence = 0
     if not 0 < sequence < 1 << 63 or make_page_token(sequence, filters=filters) != token:
-        raise InvalidReference("page_token: expected one that an earlier call with the same filters returned")
+        problem = "page_token: expected one that an earlier call with the same filters returned"
+        raise InvalidReference(problem, field="page_token")
     return sequence

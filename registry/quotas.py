@@ -59,7 +59,7 @@ class Quotas:
         self, prefix: str, quota: Quota, adapters: set[tuple[str, str]], new: tuple[str, str], size_bytes: int
     ) -> None:
         where = "the store" if prefix == WHOLE_STORE else f"names that begin with {prefix}"
-        advice = "remove tags, then collect garbage"
+        advice = f"remove tags, then collect garbage, or serve with more for {prefix} in --quotas"
         if quota.max_adapters is not None and len(adapters) >= quota.max_adapters:
             raise QuotaExceeded(f"{where}: {len(adapters)} of at most {quota.max_adapters} adapters; {advice}")
         if quota.max_bytes is None:

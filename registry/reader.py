@@ -85,7 +85,7 @@ class StoreReader:
                 raise AdapterNotFound(f"no adapter has a blob {digest}")
             size = self._verify_stored(digest)
             if not 0 <= offset <= size:
-                raise InvalidReference(f"offset {offset}: expected 0 to {size}")
+                raise InvalidReference(f"offset {offset}: expected 0 to {size}", field="offset")
             file = self._blobs.open_verified(digest)
             file.seek(offset)
             return file
@@ -169,7 +169,7 @@ class StoreReader:
             InvalidReference: the size is negative, or the token is not from such a call.
         """
         if page_size < 0:
-            raise InvalidReference(f"page_size {page_size}: expected 0 or more")
+            raise InvalidReference(f"page_size {page_size}: expected 0 or more", field="page_size")
         limit = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         filters = filters_digest(name_contains, kind)
         before = read_page_token(page_token, filters=filters) if page_token else None
@@ -211,9 +211,8 @@ class StoreReader:
         """Size in bytes of a stored blob, verified; one that is damaged or lost is healed first, if it can be."""
         try:
             return self._verify_here(digest)
-        except BlobCorrupt:
-            if not self._healing.heal(digest):
-                raise
+        except BlobCorrupt as damage:
+            self._healing.heal_for_reader(digest, damage)
         return self._verify_here(digest)
 
     def _verify_here(self, digest: str) -> int:

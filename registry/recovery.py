@@ -2,11 +2,15 @@
 
 The database wins over index.json; a database that is lost or damaged is rebuilt from index.json and what tags.log has
 since, or, should index.json be torn too, from tags.log alone; manifests and everything that follows from them come
-from the blobs.
+from the blobs, leases from leases.log.
+
+Not only a damaged database is rebuilt, but also one that cannot be believed: it is older than tags.log, so somebody has
+put an old one back; or it was copied here, maybe while it was written to, and SQLite notices not all of that.
 """
 
 import logging
-import uuid
+import sqlite3
+import time
 from collections.abc import Collection, Iterable
 
 from hotshoe.registry.blobs import BlobStore
@@ -15,9 +19,12 @@ from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
 from hotshoe.registry.export import index_document
 from hotshoe.registry.index import Index, IndexDamaged, IndexEntry, ReferrerRow, StoredManifest
 from hotshoe.registry.layout import Layout
+from hotshoe.registry.lease_log import LeaseLog
 from hotshoe.registry.locks import StoreLocks
-from hotshoe.registry.manifest import IndexListing, NotAnAdapter, read_index, read_manifest
+from hotshoe.registry.manifest import IndexListing, NotAnAdapter, read_index, read_log_id, read_manifest
+from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.referrer import NotAReferrer, Referrer, read_referrer
+from hotshoe.registry.reserve import Reserve, is_full
 from hotshoe.registry.tag_log import Move, TagLog
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -26,39 +33,79 @@ logger = logging.getLogger(__name__)
 
 
 def recover(layout: Layout, *, locks: StoreLocks, log: TagLog) -> Index:
-    """Opens the index and makes it, the log and index.json agree.
+    """Opens the index and makes it, the logs and index.json agree; on a full disk in the room that is kept aside.
 
     Raises:
         StoreUnavailable: there are blobs, and nothing that says what they are called.
         OSError, sqlite3.Error: the disk refused.
     """
+    try:
+        return _recover(layout, locks=locks, log=log)
+    except (OSError, sqlite3.Error) as error:
+        if not (is_full(error, layout.root) and Reserve(layout.root, 0).give()):
+            raise
+        logger.warning("the disk is full: opening the store in the room that was kept aside; collect garbage")
+        return _recover(layout, locks=locks, log=log)
+
+
+def _recover(layout: Layout, *, locks: StoreLocks, log: TagLog) -> Index:
+    lease_log = LeaseLog(layout)
     with locks.collecting(), locks.committing():
         layout.clear_stage()
-        index = _open_index(layout)
+        index = _open_index(layout, log)
         try:
             if index.is_new:
-                _rebuild(index, layout=layout, log=log)
+                _rebuild(index, layout=layout, log=log, lease_log=lease_log)
             log.append(index.moves(0))
+            with index.transaction() as transaction:  # which nobody leases meanwhile
+                now = time.time()
+                lease_log.agree(transaction.leases(after=now), after=now)
             layout.confirm_index(index_document(index, log)[1])
+            if index.place != layout.place():
+                index.note_place(layout.place())
         except BaseException:
             index.close()
             raise
     return index
 
 
-def _open_index(layout: Layout) -> Index:
+def _open_index(layout: Layout, log: TagLog) -> Index:
     try:
-        return Index(layout.database)
+        index = Index(layout.database)
     except IndexDamaged as damage:
         logger.error("the index is damaged (%s) and is rebuilt", damage)
+    else:
+        try:
+            doubt = _doubt(index, layout=layout, log=log)
+        except BaseException:
+            index.close()
+            raise
+        if not doubt:
+            return index
+        index.close()
+        logger.warning("the index %s, and is rebuilt", doubt)
     for suffix in ("", "-wal", "-shm"):
         damaged = layout.database.with_name(layout.database.name + suffix)
         if damaged.exists():
-            damaged.rename(layout.quarantine / f"index{suffix}.{uuid.uuid4().hex[:8]}")
+            Quarantine(layout).take(damaged)
     return Index(layout.database)
 
 
-def _rebuild(index: Index, *, layout: Layout, log: TagLog) -> None:
+def _doubt(index: Index, *, layout: Layout, log: TagLog) -> str:
+    """Why the index is not to be believed, where it can be rebuilt from what is; "" if it is."""
+    if index.is_new:
+        return ""
+    last, logged = index.last_move(), log.last_id()
+    if last is not None and last < logged:
+        return "is older than tags.log"
+    if index.place in (0, layout.place()):
+        return ""
+    exported = layout.read_index()
+    is_complete = exported is not None and 0 <= read_log_id(exported) <= logged and layout.lease_log.exists()
+    return "was copied here" if is_complete else ""  # else not all came with it, and there is nothing better
+
+
+def _rebuild(index: Index, *, layout: Layout, log: TagLog, lease_log: LeaseLog) -> None:
     blobs = BlobStore(layout, index)
     entries, referrers, _ = _acknowledged(layout, blobs=blobs, log=log)
     sizes = {entry.digest: entry.size_bytes for entry in entries}
@@ -75,6 +122,9 @@ def _rebuild(index: Index, *, layout: Layout, log: TagLog) -> None:
             if (found := _stored_referrer(row, blobs)) is not None:
                 transaction.add_manifest(found)
                 transaction.add_referrer(row)
+        if (last := log.last_line())[0]:
+            transaction.add_move(*last)  # so that it is known how far the index has come
+        transaction.add_leases(lease_log.leases(after=time.time()).values())
     if entries:
         logger.warning("the index was rebuilt: %d adapters", len(manifests))
 

@@ -28,9 +28,11 @@ from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.formats.lowering import inspect_adapter
 from hotshoe.registry.fsck import FsckProgress, FsckReport
 from hotshoe.registry.garbage import CollectedAdapter, GarbageReport
+from hotshoe.registry.index import Index
 from hotshoe.registry.keeper import StoreKeeper
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.locks import StoreLocks
+from hotshoe.registry.machine import MachineLock
 from hotshoe.registry.manifest import (
     CARD_FILE,
     AdapterRecord,
@@ -44,7 +46,7 @@ from hotshoe.registry.publication import base_model_name, check_annotations, che
 from hotshoe.registry.quotas import Quota, Quotas
 from hotshoe.registry.reader import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from hotshoe.registry.recovery import recover
-from hotshoe.registry.reference import check_name, check_tag
+from hotshoe.registry.reference import check_name, check_tag, given_as
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
 from hotshoe.registry.tag_log import LoggedMove, TagLog
 from hotshoe.registry.tag_policy import TagPolicy
@@ -114,7 +116,8 @@ class Registry(StoreKeeper):
         try:
             with disk("cannot be opened"):
                 layout.create()
-                index = recover(layout, locks=locks, log=log)
+                self._machine = MachineLock(layout.root)
+                index = self._recover(layout, locks, log)
         except StoreUnavailable as error:
             raise StoreUnavailable(f"registry {root}: {error}") from error
         self._export = Export(layout, locks=locks, index=index, log=log)
@@ -137,12 +140,21 @@ class Registry(StoreKeeper):
         with disk("removing old uploads"):
             self._uploads.reap()
 
+    def _recover(self, layout: Layout, locks: StoreLocks, log: TagLog) -> Index:
+        try:
+            return recover(layout, locks=locks, log=log)
+        except BaseException:
+            self._machine.release()
+            raise
+
     def close(self) -> None:
         """Lets go of the index. Uploads that were interrupted stay for a later `open_upload`."""
+        self._healing.close()
         with suppress(StoreUnavailable), disk("exporting index.json"):  # else the next open does it
             self._export.close()
         self._leases.close()
         self._index.close()
+        self._machine.release()
 
     # Uploading and publishing.
 
@@ -363,7 +375,8 @@ class Registry(StoreKeeper):
             TagMoved: the tag points elsewhere.
             TagImmutable: the tag is a version, and is taken.
         """
-        expected = check_digest(expected_digest) if expected_digest else None
+        with given_as("expected_digest"):
+            expected = check_digest(expected_digest) if expected_digest else None
         with disk("moving a tag"):
             row = self._tags.move(name, tag, digest, expected)
         return self._record(row)
@@ -413,5 +426,7 @@ class Registry(StoreKeeper):
 
 def _distinct_tags(tags: Sequence[str]) -> list[str]:
     if len(tags) > MAX_TAGS_PER_PUBLISH:
-        raise InvalidReference(f"tags: {len(tags)} given; expected at most {MAX_TAGS_PER_PUBLISH}")
-    return list(dict.fromkeys(map(check_tag, tags)))
+        problem = f"tags: {len(tags)} given; expected at most {MAX_TAGS_PER_PUBLISH}"
+        raise InvalidReference(problem, field="tags")
+    with given_as("tags"):
+        return list(dict.fromkeys(map(check_tag, tags)))

@@ -6,6 +6,8 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
+_ROOM_BYTES = 256 << 10  # with less than that SQLite cannot open its write-ahead log
+
 
 class Reserve:
     """One file of blocks that nobody needs; 0 bytes keep nothing aside."""
@@ -36,8 +38,15 @@ class Reserve:
         return True
 
 
-def is_full(error: Exception) -> bool:
-    """Whether a disk refused for want of room."""
+def is_full(error: Exception, root: Path | None = None) -> bool:
+    """Whether a disk refused for want of room; of `root`'s disk it is seen, too, where SQLite says less than that."""
     if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        is_vague = code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_ERROR)
+        return code == sqlite3.SQLITE_FULL or (is_vague and root is not None and _has_no_room(root))
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _has_no_room(root: Path) -> bool:
+    disk = os.statvfs(root)
+    return disk.f_bavail * disk.f_frsize < _ROOM_BYTES

@@ -51,6 +51,16 @@ class TagLog:
             return _last_line(file)[0]
         return 0
 
+    def last_line(self) -> tuple[int, str]:
+        """The last whole line, and its id; (0, "") if there is none."""
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
+            last, end = _last_line(file)
+            file.seek(max(0, end - _TAIL_BYTES))
+            for line in reversed(file.read(end - file.tell()).splitlines(keepends=True)):
+                if b'"id":%d,' % last in line:
+                    return last, line.decode()
+        return 0, ""
+
     def append(self, lines: Sequence[tuple[int, str]]) -> None:
         """Adds those of `lines` that the log lacks, and syncs all. A line that a crash tore is cut off first."""
         if not lines:

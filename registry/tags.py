@@ -56,12 +56,14 @@ class Tags:
 
     def roll_back(self, name: str, tag: str) -> tuple[AdapterRow, str | None]:
         """Points a tag where it pointed before its latest move; returns that and where it pointed until now."""
-        history = self.history(name, tag, limit=1)
+        history = self.history(name, check_tag(tag), limit=1)
         if not history:
             raise AdapterNotFound(f"no adapter {name}:{tag}")
         [(_, _, latest)] = history
         if latest.old is None:
             raise AdapterNotFound(f"{name}:{tag} has pointed at {latest.new} only: nothing to roll back")
+        if self._index.by_digest(name, latest.old) is None:
+            raise AdapterNotFound(f"{name}:{tag} pointed at {latest.old} before, which has been collected")
         return self.move(name, tag, latest.old, latest.new), latest.new
 
     def history(self, name: str, tag: str, *, limit: int) -> list[LoggedMove]:

@@ -58,7 +58,7 @@ _FLOATS: Mapping[str, _Float] = {
     "BF16": _Float(np.uint16, 0x7FFF, 0x7F80, 0x5F80),
 }
 
-_INTEGERS: Mapping[str, type[np.signedinteger]] = {"I32": np.int32, "I64": np.int64}
+_INTEGERS: Mapping[str, type[np.integer]] = {"U8": np.uint8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class TensorEntry:
     """Where one tensor lies in its file."""
 
     name: str
-    dtype: str  # "F32", "F16" or "BF16"; or "I32" or "I64"
+    dtype: str  # "F32", "F16" or "BF16"; or "U8", "I16", "I32" or "I64"
     shape: tuple[int, ...]
     offset: int  # of its first byte, from the start of the file
     size_bytes: int
@@ -74,6 +74,10 @@ class TensorEntry:
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def is_empty(self) -> bool:
+        return 0 in self.shape
 
     @property
     def is_integer(self) -> bool:
@@ -205,7 +209,7 @@ class TensorFile:
 
     def _check_coverage(self, entries: list[TensorEntry], *, data_start: int) -> None:
         end = data_start
-        for entry in sorted(entries, key=lambda entry: entry.offset):
+        for entry in sorted(entries, key=lambda entry: (entry.offset, entry.size_bytes)):  # empty ones first
             if entry.offset != end:
                 raise InvalidAdapter(
                     entry.name, f"its data starts at byte {entry.offset}, expected {end}: no gap and no overlap"
@@ -286,8 +290,8 @@ def _parse_entry(name: str, value: object, *, data_start: int) -> TensorEntry:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or (dtype not in _FLOATS and dtype not in _INTEGERS):
         raise InvalidAdapter(name, f"expected dtype {', '.join((*_FLOATS, *_INTEGERS))}, found {shown(dtype)}")
-    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or 0 in shape:
-        raise InvalidAdapter(name, f"expected a shape of at most {MAX_DIMENSIONS} positive sizes, found {shown(shape)}")
+    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise InvalidAdapter(name, f"expected a shape of at most {MAX_DIMENSIONS} sizes, found {shown(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise InvalidAdapter(name, f"expected data_offsets [begin, end], found {shown(offsets)}")
     size = math.prod(shape) * _item_bytes(dtype)

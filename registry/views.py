@@ -53,11 +53,15 @@ class Views:
     def _put_in_place(self, view: Path, files: Mapping[str, Path]) -> None:
         staged = self._layout.stage()
         staged.mkdir(mode=0o755)
-        for name, blob in files.items():
-            os.link(blob, staged / name, follow_symlinks=False)
-        self._layout.sync_directory(staged)
-        self._set_aside(view)
-        os.rename(staged, view)
+        try:
+            for name, blob in files.items():
+                os.link(blob, staged / name, follow_symlinks=False)
+            self._layout.sync_directory(staged)
+            self._set_aside(view)
+            os.rename(staged, view)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
         self._layout.sync_directory(self._layout.views)
 
     def _set_aside(self, view: Path) -> bool:
@@ -80,7 +84,8 @@ def check_file_name(name: str) -> str:
     plain = name.isprintable() and not set(name) & {"/", "\\"} and not name.startswith(".")
     if not (plain and 0 < len(name.encode(errors="replace")) <= MAX_FILE_NAME_LENGTH):
         raise InvalidReference(
-            f"file name {name[:80]!r}: expected a plain name, without '/' and not beginning with '.'"
+            f"file name {name[:80]!r}: expected a plain name, without '/' and not beginning with '.'",
+            field="file_name",
         )
     return name
 

@@ -13,6 +13,7 @@ from hotshoe.registry.quotas import Quota
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 MEBIBYTE = 1 << 20
+MAX_THREADS = 1024
 _METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+(?<!-bin)")  # as gRPC passes it on: lower case
 
 
@@ -81,6 +82,8 @@ class ResidencyConfig:
     def __post_init__(self) -> None:
         for name in ("adapter_slots", "device_bytes", "host_bytes", "max_rank", "max_adapter_bytes", "loader_threads"):
             _require_positive(self, name)
+        if self.loader_threads > MAX_THREADS:
+            raise ValueError(f"loader_threads: must be at most {MAX_THREADS}, not {self.loader_threads}")
         if self.lowered_cache_bytes < 0:
             raise ValueError(f"lowered_cache_bytes: must be at least 0, not {self.lowered_cache_bytes}")
         if not self.loader_share > 0:
@@ -104,6 +107,10 @@ class Address:
             return cls(str(ipaddress.IPv6Address(host[1:-1])), int(port))
         if ":" in host:
             raise ValueError(f"{text!r}: write an IPv6 address in brackets, [::1]:{port}")
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise ValueError(f"{text!r}: {host!r} cannot be the name of a host") from None
         return cls(host, int(port))
 
     @property
@@ -144,7 +151,12 @@ class ServerConfig:
         None, "PEM private key of --registry-http; needs --registry-http-tls-cert"
     )
     registry_http_users: Path | None = _setting(
-        None, "who may read at --registry-http, with a password; `hotshoe registry password NAME` makes lines of it"
+        None,
+        "who may read at --registry-http, with a password; `hotshoe registry password NAME` makes lines of it, "
+        "or `htpasswd -B`",
+    )
+    openai: Address | None = _setting(
+        None, "HOST:PORT of OpenAI's HTTP API, with the gRPC port's TLS and tokens; port 0 takes a free one"
     )
     device: str = _setting("auto", "where the base model lies", choices=("auto", "cpu", "cuda"))
     backend: str = _setting(
@@ -215,6 +227,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if self.threads is not None:
             _require_positive(self, "threads")
+            if self.threads > MAX_THREADS:
+                raise ValueError(f"threads: must be at most {MAX_THREADS}, not {self.threads}")
         _require_positive(self, "stream_buffer_tokens")
         if self.tenant_metadata and not _METADATA_KEY.fullmatch(self.tenant_metadata):
             raise ValueError(f"tenant_metadata: {self.tenant_metadata!r} is not a key of gRPC's metadata")
@@ -243,11 +257,12 @@ class ServerConfig:
     def _refuse_open_ports(self) -> None:
         if self.insecure_bind:
             return
-        if not self.listen.is_loopback and self.tls_cert is None:
-            raise ValueError(
-                f"listen: {self.listen} can be reached from other machines; "
-                "give --tls-cert and --tls-key, or say --insecure-bind"
-            )
+        for name, address in (("listen", self.listen), ("openai", self.openai)):
+            if address and not address.is_loopback and self.tls_cert is None:
+                raise ValueError(
+                    f"{name}: {address} can be reached from other machines; "
+                    "give --tls-cert and --tls-key, or say --insecure-bind"
+                )
         if self.http and not self.http.is_loopback:
             raise ValueError(
                 f"http: {self.http} can be reached from other machines and has no TLS; "
@@ -261,5 +276,8 @@ class ServerConfig:
 
 
 def _require_positive(config: object, name: str) -> None:
-    if getattr(config, name) < 1:
-        raise ValueError(f"{name}: must be at least 1, not {getattr(config, name)}")
+    value = getattr(config, name)
+    if value < 1:
+        raise ValueError(f"{name}: must be at least 1, not {value}")
+    if value >= 1 << 63:
+        raise ValueError(f"{name}: must be below 2^63, not {value}")

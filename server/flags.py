@@ -119,9 +119,11 @@ def parse_bytes(text: str) -> int:
 
 def parse_weights(text: str) -> dict[str, float]:
     """Reads "name=2,other=0.5". Raises ValueError."""
-    weights = {}
+    weights: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, equals, number = part.rpartition("=")
+        if name in weights:
+            raise ValueError(f"{name!r} is there twice")
         try:
             weights[name] = float(number)
         except ValueError:
@@ -133,7 +135,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 def parse_quotas(text: str) -> dict[str, Quota]:
     """Reads "*=100GiB:10000,team/=5GiB,guest/=:20". Raises ValueError."""
-    quotas = {}
+    quotas: dict[str, Quota] = {}
     for part in filter(None, text.split(",")):
         prefix, equals, limits = part.partition("=")
         size, _, count = limits.partition(":")
@@ -141,6 +143,8 @@ def parse_quotas(text: str) -> dict[str, Quota]:
             raise ValueError(f"{part!r} is not PREFIX=BYTES, PREFIX=BYTES:ADAPTERS or PREFIX=:ADAPTERS")
         if count and not (count.isascii() and count.isdigit()):
             raise ValueError(f"{part!r}: {count!r} is not a number of adapters")
+        if prefix in quotas:
+            raise ValueError(f"{prefix!r} is there twice")
         quotas[prefix] = Quota(parse_bytes(size) if size else None, int(count) if count else None)
     return quotas
 

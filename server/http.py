@@ -4,14 +4,13 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from hotshoe.registry.http_threads import HttpThreads
+from hotshoe.registry.http_threads import HttpThreads, RequestHandler
 from hotshoe.server.config import Address
 from hotshoe.server.logs import log_event
 
-_IDLE_SECONDS = 10.0  # a connection that says nothing is closed
+_IDLE_SECONDS = 10.0  # a connection that has not said in that time what it wants is closed
 
 
 class HttpServer:
@@ -40,11 +39,9 @@ class HttpServer:
 
 def _handler(
     health: Callable[[], tuple[bool, Mapping[str, Any]]], metrics: Callable[[str], tuple[bytes, str]]
-) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+) -> type[RequestHandler]:
+    class Handler(RequestHandler):
         timeout = _IDLE_SECONDS
-        server_version = "hotshoe"
-        sys_version = ""
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
@@ -76,8 +73,5 @@ def _handler(
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Probes and scrapes are no events."""
 
     return Handler

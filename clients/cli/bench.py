@@ -84,6 +84,8 @@ def _print_report(report: "BenchReport") -> None:
         f"{plan.prompt_tokens} prompt tokens, {plan.new_tokens} new, medians of {plan.rounds} rounds\n"
     )
     output.print_table(COLUMNS, [_row(level) for level in report.levels])
+    if first := next((level.first_error for level in report.levels if level.first_error), ""):
+        print(f"\nthe first error: {output.printable(first)}")
 
 
 def _row(level: "LevelReport") -> tuple[str, ...]:

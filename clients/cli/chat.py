@@ -21,7 +21,7 @@ HELP = """\
 
 
 def chat(
-    reference: Annotated[str, typer.Argument(metavar="[REF[#TASK]]", help="An adapter, or base.")] = opt.BASE,
+    reference: Annotated[str, typer.Argument(metavar="REF[#TASK]", help="An adapter, or base.")] = opt.BASE,
     adapter: opt.AdapterStack = None,
     system: opt.System = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of an answer at most.")] = 512,

@@ -16,9 +16,10 @@ def diff(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Compare two adapters: fields of their configs, and their updates of each linear.
+    """Compare two adapters: their configs, and their updates.
 
-    COSINE is that of the angle between the updates, DISTANCE how far apart they are by the larger one's norm.
+    For each linear, COSINE is that of the angle between the updates, DISTANCE how far apart they are by the larger
+    one's norm.
     """
     from hotshoe.clients import Client
 

@@ -33,11 +33,11 @@ def doctor(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Examine an adapter: intruder dimensions, scale, dead and damaged modules, what NF4 would keep.
+    """Examine an adapter: intruder dimensions, scale, dead modules.
 
-    NORM is the update's by the weight's, SPIKE its largest singular value by the weight's, STRENGTH by the threshold
-    at which an intruder is predicted (many of nearly equal size count together). A directory is sent, but not
-    published.
+    Damaged modules, too, and what NF4 would keep. NORM is the update's by the weight's, SPIKE its largest singular
+    value by the weight's, STRENGTH by the threshold at which an intruder is predicted (many of nearly equal size count
+    together). A directory is sent, but not published.
     """
     from hotshoe.clients import Client
     from hotshoe.clients.heat_map import draw_heat_map, require_matplotlib
@@ -51,7 +51,7 @@ def doctor(
         if mitigate is not None and name is not None:
             corrected = _mitigate(client, adapter, keep=mitigate, name=name)
             diagnosis = corrected.diagnosis
-        elif (Path(adapter) / "adapter_config.json").is_file():
+        elif _is_directory(adapter):
             with byte_progress() as update:
                 diagnosis = client.diagnose_directory(
                     adapter,
@@ -72,6 +72,11 @@ def doctor(
     if corrected:
         print(f"{corrected.shrunk} intruders shrunk, {corrected.energy_kept:.1%} of the correction kept at its rank")
         print(f"{corrected.adapter.name}@{corrected.adapter.digest}")
+
+
+def _is_directory(text: str) -> bool:
+    """As opposed to a reference, which may be the name of a folder here, but begins with neither dot nor slash."""
+    return text.startswith((".", "/")) or (Path(text) / "adapter_config.json").is_file()
 
 
 def _mitigate(client: Any, reference: str, *, keep: float, name: str) -> Any:

@@ -39,9 +39,10 @@ def extract(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Make an adapter of a full fine-tune of the base: the updates of its linears, cut to low rank, and its norms.
+    """Make an adapter of a full fine-tune of the base.
 
-    Tells the energy kept in each, and the loss of a text under the fine-tune, the adapter and the base.
+    It has the updates of the linears, cut to low rank, and the norms. Tells the energy kept in each, and the loss of a
+    text under the fine-tune, the adapter and the base.
     """
     if to is None and name is None:
         raise ValueError("--to says where to write it, --as what to publish it as: give one or both")

@@ -40,10 +40,9 @@ def told_clearly() -> Iterator[None]:
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), FAILED)
     except Exception as error:
-        # Imported here: whoever asks for --help needs no gRPC.
-        from hotshoe.clients.errors import HotshoeError
-
-        if not isinstance(error, HotshoeError):
+        # Where nobody has imported the clients' errors it is none: how --help ends, which needs no gRPC.
+        errors = sys.modules.get("hotshoe.clients.errors")
+        if errors is None or not isinstance(error, errors.HotshoeError):
             raise
         fail(describe(error), exit_code(error))
 
@@ -69,7 +68,9 @@ def describe(error: Exception) -> str:
     if isinstance(error, errors.PermissionDenied) and error.reason == "UNAUTHENTICATED":
         return f"this server asks who you are (HOTSHOE_TOKEN or HOTSHOE_TOKEN_FILE tells it): {text}"
     missing = [violation for violation in error.field_violations if f"{violation.field}:" not in text]
-    if missing:
+    if [violation.description for violation in missing] == [text]:
+        text = f"{missing[0].field}: {text}"
+    elif missing:
         text += " (" + "; ".join(f"{violation.field}: {violation.description}" for violation in missing) + ")"
     if error.retry_after is not None:
         text += f"; try again in {error.retry_after:g} s"

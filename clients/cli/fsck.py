@@ -35,5 +35,8 @@ def fsck(
             for digest in digests:
                 print(f"{word}  {digest}" + ("" if digest in unhealed else "  fetched again"))
         print(f"{report.blobs} blobs are sound, {output.human_bytes(report.blob_bytes)}")
+        if report.quarantined_files:
+            kept = f"{report.quarantined_files} damaged files, {output.human_bytes(report.quarantined_bytes)}"
+            print(f"in quarantine {kept}; the only copies of {len(report.only_damaged_digests)} blobs")
     if unhealed:
         raise typer.Exit(1)

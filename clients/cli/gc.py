@@ -20,7 +20,8 @@ def gc(
     """Remove what no tag, view or running server reaches.
 
     Adapters that kept ones were made from stay. An adapter without a tag is kept for the grace, so tag what you want
-    to keep. What goes lies in the registry's .trash until the next collection.
+    to keep. What goes lies in the registry's .trash until the next collection. Damaged files go from its quarantine
+    once what they were is sound again, or nobody's.
     """
     from hotshoe.clients import Client
 
@@ -35,3 +36,7 @@ def gc(
     print(f"{verb} {len(collected.adapters)} adapters, {collected.removed_blobs} blobs, {freed}")
     emptied = output.human_bytes(collected.emptied_bytes)
     print(f"{'would empty' if dry_run else 'emptied'} the trash of {collected.emptied_blobs} blobs, {emptied}")
+    if collected.discarded_files:
+        discarded = output.human_bytes(collected.discarded_bytes)
+        verb = "would discard" if dry_run else "discarded"
+        print(f"{verb} {collected.discarded_files} damaged files from quarantine, {discarded}")

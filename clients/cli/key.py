@@ -35,7 +35,7 @@ def new(
 
 
 def show(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Public or private keys, in PEM.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Public or private keys, in PEM.")],
     json: Json = False,
 ) -> None:
     """Tell the ids of keys, as policies name them."""

@@ -2,7 +2,7 @@
 
 import getpass
 import socket
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,15 +22,17 @@ def lease(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Keep an adapter from being collected for a time, with all that it was made from. Again: from now on."""
+    """Keep an adapter from being collected for a time.
+
+    So is all that it was made from. To lease it again is for so long from then on.
+    """
     from hotshoe.clients import Client
 
     with Client(server) as client:
         leased = client.lease(reference, holder or _myself(), ttl_seconds=hours * 3600)
     if json:
         return output.print_json(leased)
-    until = leased.expire_time.ToJsonString()
-    print(f"{leased.digest}\nis kept for {output.printable(leased.holder)} until {until}")
+    print(f"{leased.digest}\nis kept for {output.printable(leased.holder)} until {_until(leased)} UTC")
 
 
 def unlease(reference: Reference, holder: Holder = "", server: Server = DEFAULT_SERVER, json: Json = False) -> None:
@@ -50,17 +52,23 @@ def leases(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """List what is leased, by whom and until when; servers lease what they have in memory."""
+    """List what is leased, by whom and until when.
+
+    Servers lease what they have in memory.
+    """
     from hotshoe.clients import Client
 
     with Client(server) as client:
         held = client.leases(holder)
     if json:
         return output.print_json(held)
-    rows = [
-        (one.holder, output.short_digest(one.digest, full=full), one.expire_time.ToJsonString()[:19]) for one in held
-    ]
+    rows = [(one.holder, output.short_digest(one.digest, full=full), _until(one)) for one in held]
     output.print_table(("HOLDER", "DIGEST", "UNTIL (UTC)"), rows)
+
+
+def _until(lease: Any) -> str:
+    """To the second."""
+    return str(lease.expire_time.ToJsonString()).partition(".")[0].removesuffix("Z")
 
 
 def _myself() -> str:

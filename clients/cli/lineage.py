@@ -11,7 +11,10 @@ _TOLD = ("op", "method", "energy_kept")  # of a recipe, in words of their own he
 
 
 def lineage(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
-    """Draw what an adapter was made from, how, and how it was evaluated; and list what was made from it."""
+    """Draw what an adapter was made from, and what was made from it.
+
+    Tells how each was made, and how it was evaluated.
+    """
     from hotshoe.clients import Client
 
     with Client(server) as client:

@@ -1,5 +1,6 @@
 """hotshoe load: brings an adapter into memory ahead of its first request."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -39,8 +40,9 @@ def load(
     if json:
         return output.print_json(adapter)
     where = output.enum_word(adapter, "tier") + (", pinned" if adapter.pinned else "")
-    print(f"{output.resident_name(adapter)}  {where}  {output.human_bytes(adapter.size_bytes)}")
-    print(f"{adapter.name}@{adapter.digest}")
+    # By the name that was asked for: the server tells one of those that the digest has.
+    print(f"{reference}  {where}  {output.human_bytes(adapter.size_bytes)}")
+    print(f"{re.split('[:@]', named)[0]}@{adapter.digest}")
 
 
 def _doing(step: Any) -> str:

@@ -15,14 +15,19 @@ def log(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Tell when a name was published, tagged, untagged and collected, the latest first."""
+    """Tell when a name was published, tagged, untagged or collected.
+
+    The latest comes first.
+    """
     from hotshoe.clients import Client
 
-    name, _, tag = name.partition(":")
+    bare, _, tag = name.partition(":")
     with Client(server) as client:
-        moves = client.list_tag_moves(name, tag, limit=limit)
+        moves = client.list_tag_moves(bare, tag, limit=limit)
     if json:
         return output.print_json(moves)
+    if not moves:
+        return print(f"nothing is known of {name}")
     rows = []
     for move in moves:
         old, new = (output.short_digest(digest, full=full) for digest in (move.old_digest, move.new_digest))

@@ -1,5 +1,6 @@
 """hotshoe ls: the registry's adapters."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, FullDigests, Json, Serve
 
 
 def ls(
-    name: Annotated[str, typer.Argument(metavar="[TEXT]", help="Only names that contain this.")] = "",
+    name: Annotated[str, typer.Argument(metavar="TEXT", help="Only names that contain this.")] = "",
     kind: Annotated[str, typer.Option(metavar="KIND", help="Only this kind: LORA, IA3, PREFIX_TUNING, …")] = "",
     full: FullDigests = False,
     server: Server = DEFAULT_SERVER,
@@ -19,7 +20,9 @@ def ls(
     from hotshoe.clients import Client
 
     with Client(server) as client:
-        adapters = list(client.list_adapters(name_contains=name, kind=kind))
+        adapters = list(client.list_adapters(name_contains=name, kind=kind.upper()))
+        if kind and not adapters:
+            _check_kind(kind, client.model_info().adapter_kinds)
     if json:
         return output.print_json(adapters)
     rows = [
@@ -35,3 +38,8 @@ def ls(
         for adapter in adapters
     ]
     output.print_table(("NAME", "TAGS", "KIND", "RANK", "SIZE", "BASE", "DIGEST"), rows)
+
+
+def _check_kind(kind: str, kinds: Sequence[str]) -> None:
+    if kind.upper() not in kinds:
+        raise ValueError(f"--kind: {kind!r} is none of {', '.join(kinds)}")

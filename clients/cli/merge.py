@@ -9,7 +9,7 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_t
 
 
 def merge(
-    sources: Annotated[list[str], typer.Argument(metavar="REF[=WEIGHT]…", help="Two adapters or more.")],
+    sources: Annotated[list[str], typer.Argument(metavar="REF[=WEIGHT]", help="Two adapters or more.")],
     name: Annotated[str, typer.Option("--as", metavar="NAME[:TAG]", help="What to call the new one.")],
     method: Annotated[
         str,
@@ -28,9 +28,9 @@ def merge(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Merge adapters of one sort into a new one, whose manifest names its parents and the recipe.
+    """Merge adapters of one sort into a new one.
 
-    The same recipe over the same parents gives the same digest.
+    Its manifest names its parents and the recipe. The same recipe over the same parents gives the same digest.
     """
     from hotshoe.clients import Client
 

@@ -18,7 +18,7 @@ def mirror(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Copy all tags of a name from another registry, and what they point at.
+    """Copy a name's tags from another registry, with their adapters.
 
     Tags that are only here stay; others move to where they point there. REMOTE is one that the server was started
     with (hotshoe serve --remote), or lies below one.

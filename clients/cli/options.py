@@ -79,6 +79,6 @@ def name_and_tag(text: str, *, default_tag: str | None = "latest") -> tuple[str,
     name, colon, tag = text.partition(":")
     if not colon and default_tag is not None:
         tag = default_tag
-    if not name or not tag or "@" in text:
+    if not name or not tag or "@" in text or ":" in tag:
         raise ValueError(f"{text!r} is not NAME:TAG")
     return name, tag

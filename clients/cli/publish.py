@@ -14,7 +14,7 @@ def publish(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="As PEFT's save_pretrained or AdapterHub's save_adapter writes it.")
     ],
-    names: Annotated[list[str], typer.Argument(metavar="NAME[:TAG]...", help="One name; :latest if it has no tag.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME[:TAG]", help="One name; :latest if it has no tag.")],
     annotation: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept in the manifest; may be repeated.")
     ] = None,

@@ -29,23 +29,30 @@ def push(
     REMOTE is one that the server was started with (hotshoe serve --remote), or lies below one.
     Only blobs that it lacks are sent.
     """
-    from hotshoe.clients import Client
+    from hotshoe.clients import Client, TransferProgress
 
     name, tag = _name_and_tag(as_name)
+    new_bytes = 0
     with Client(server) as client, byte_progress() as update:
+
+        def progress(step: TransferProgress) -> None:
+            nonlocal new_bytes
+            new_bytes = step.new_bytes
+            update("pushing", step.completed_bytes, step.total_bytes)
+
         adapter = client.push_to(
             remote,
             reference,
             name=name,
             tags=[tag] if tag else (),
             expected_digest=expect,
-            progress=lambda step: update("pushing", step.completed_bytes, step.total_bytes),
+            progress=progress,
         )
     if json:
-        return output.print_json(adapter)
+        return output.print_json({**output.to_data(adapter), "new_bytes": new_bytes})
     there = f"{remote.rstrip('/')}//{name or adapter.name}"
-    size = output.human_bytes(adapter.size_bytes)
-    print(f"pushed {reference} to {remote}  {size}\n{there}@{adapter.digest}")
+    done = f"pushed {reference} to {remote}  {output.human_bytes(new_bytes)} new there"
+    print(f"{done if new_bytes else f'{reference} is already at {remote}'}\n{there}@{adapter.digest}")
 
 
 def _name_and_tag(text: str) -> tuple[str, str]:

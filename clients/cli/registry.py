@@ -7,5 +7,5 @@ import typer
 
 
 def registry(context: typer.Context) -> None:
-    """Serve a registry alone to OCI clients, make its users, or check it; registry --help."""
+    """Serve a registry without a model, make its users, or check it."""
     os.execv(sys.executable, [sys.executable, "-P", "-m", "hotshoe.registry", *context.args])

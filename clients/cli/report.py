@@ -17,9 +17,10 @@ def report(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Attach an evaluation's report to an adapter; `show` and `lineage` tell its first figures.
+    """Attach an evaluation's report to an adapter.
 
-    The adapter's digest stays. A later report of the same file name is shown instead of it, and both are kept.
+    `show` and `lineage` tell its first figures. The adapter's digest stays. A later report of the same file name is
+    shown instead of it, and both are kept.
     """
     from hotshoe.clients import Client
     from hotshoe.clients.evaluations import SUMMARY

@@ -13,9 +13,10 @@ def rollback(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Point a tag where it pointed before its latest move; again undoes that.
+    """Point a tag where it pointed before; again undoes that.
 
-    Requests under way finish on the adapter they began with, new ones get the old one.
+    Before its latest move, that is, or its removal. Requests under way finish on the adapter they began with, new ones
+    get the old one.
     """
     from hotshoe.clients import Client
 

@@ -19,7 +19,7 @@ NAMES = ("long-prompt", "many-adapters", "slots", "tenants", "loading", "memory"
 def scenario(
     name: Annotated[str, typer.Argument(metavar="|".join(NAMES))],
     server_arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- ARG…]", help="For the server, behind the scenario's own.")
+        list[str] | None, typer.Argument(metavar="-- ARG", help="For the server, behind the scenario's own.")
     ] = None,
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the registry, so that the next run publishes nothing.")

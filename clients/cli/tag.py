@@ -37,8 +37,8 @@ def tag(
         adapter = client.update_tag(name, tag_name, digest, expected_digest=expected)
     if json:
         return output.print_json({"previous_digest": expected or None, "adapter": adapter})
-    moved = f"moved from {output.short_digest(expected)}" if expected else "new"
-    print(f"{name}:{tag_name}  {moved}\n{name}@{adapter.digest}")
+    moved = "there already" if expected == digest else f"moved from {output.short_digest(expected)}"
+    print(f"{name}:{tag_name}  {moved if expected else 'new'}\n{name}@{adapter.digest}")
 
 
 def _digest_now(client: "Client", target: str) -> str:

@@ -15,7 +15,7 @@ Audience = Annotated[str, typer.Option(metavar="NAME", help="Whom it is for, as 
 
 
 def token() -> None:
-    """Make tokens for a server that asks who calls, and tell what they say."""
+    """Make tokens for a server that asks who calls, and read them."""
 
 
 def new(

@@ -10,7 +10,10 @@ def unload(reference: TaskReference, server: Server = DEFAULT_SERVER, json: Json
 
     named, task = one_task(reference)
     with Client(server) as client:
-        client.unload(named, task=task)
+        unloaded = client.unload(named, task=task)
     if json:
-        return output.print_json({"reference": reference})
-    print(f"unloaded {reference}")
+        return output.print_json({"reference": reference, **output.to_data(unloaded)})
+    if unloaded.in_use:
+        print(f"{reference} is in use; unloaded once it is not")
+    else:
+        print(f"unloaded {reference}" if unloaded.found else f"{reference} is not loaded")

@@ -1,7 +1,5 @@
 """hotshoe version: of this client, and what the server serves."""
 
-from importlib.metadata import version as installed_version
-
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server
 
@@ -10,6 +8,8 @@ PATIENCE_SECONDS = 2.0
 
 def version(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
     """Print the version, and what the server serves."""
+    from importlib.metadata import version as installed_version
+
     from hotshoe.clients import NO_RETRY, CallError, Client
     from hotshoe.clients.cli.failures import describe
 

@@ -1,5 +1,6 @@
 """hotshoe view, hotshoe unview: an adapter as a directory on the server's machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,17 +13,23 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
 def view(
     reference: Reference,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="[DEST]", help="Also a symbolic link to it here; the server must be, too.")
+        Path | None,
+        typer.Argument(
+            metavar="DEST", help="Also make this directory, of links to its files; the server must be here."
+        ),
     ] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Make a directory of an adapter, as PEFT and vLLM read it, without copying.
+    """Make a directory of an adapter on the server, without copying.
 
-    Its files are the registry's own, read-only: do not write to them. The adapter is not collected until unview.
+    PEFT, vLLM and SGLang can read it. Its files are the registry's own, read-only: do not write to them. The adapter
+    is not collected until unview.
     """
     from hotshoe.clients import Client
 
+    if destination is not None and os.path.lexists(destination) and not _may_be_ours(destination):
+        raise FileExistsError(f"{destination}: is there already; expected a new name")
     with Client(server) as client:
         made = client.view(reference)
     if destination is not None:
@@ -35,7 +42,7 @@ def view(
 def unview(
     reference: Reference,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="[DEST]", help="Also the symbolic link to it here that view made.")
+        Path | None, typer.Argument(metavar="DEST", help="Also the directory of links that view made.")
     ] = None,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
@@ -45,23 +52,60 @@ def unview(
 
     with Client(server) as client:
         if destination is not None:
-            _check_link(destination, client.get_adapter(reference).digest)
+            _check_links(destination, client.get_adapter(reference).digest)
         deleted = client.unview(reference)
     if destination is not None:
-        destination.unlink()
+        _unlink(destination)
     if json:
         return output.print_json({"reference": reference, "deleted": deleted})
     print(f"removed the view of {reference}" if deleted else f"{reference} has no view")
 
 
-def _check_link(destination: Path, digest: str) -> None:
-    if not destination.is_symlink() or destination.readlink().name != digest.removeprefix("sha256:"):
-        raise ValueError(f"{destination}: expected the link to the view of {digest} that hotshoe view made")
+def _check_links(destination: Path, digest: str) -> None:
+    """Raises ValueError unless it is what `_link` made, or what it made before it made directories: a link."""
+    view = digest.removeprefix("sha256:")
+    if destination.is_symlink():
+        is_ours = destination.readlink().name == view
+    else:
+        is_ours = destination.is_dir() and all(_target(entry).parent.name == view for entry in destination.iterdir())
+    if not is_ours:
+        raise ValueError(f"{destination}: expected the links to the view of {digest}, and no other files")
+
+
+def _may_be_ours(destination: Path) -> bool:
+    """Whether it is a link, or a directory of nothing else."""
+    return destination.is_symlink() or (destination.is_dir() and all(one.is_symlink() for one in destination.iterdir()))
+
+
+def _unlink(destination: Path) -> None:
+    if destination.is_symlink():
+        return destination.unlink()
+    for entry in destination.iterdir():
+        entry.unlink()
+    destination.rmdir()
 
 
 def _link(destination: Path, path: Path) -> None:
+    """Makes a directory of links to the files of a view.
+
+    A link to the view itself would not do: vLLM's resolver takes no directory that really lies outside its own, and
+    llama.cpp's converter would write its file into the registry.
+    """
     if not path.is_dir():
         raise ValueError(f"{path} is on the server's machine, which is not this one: use hotshoe pull")
+    links = {destination / file.name: file for file in path.iterdir()}
     if destination.is_symlink() and destination.readlink() == path:
         return
-    destination.symlink_to(path)
+    if destination.is_symlink():
+        raise FileExistsError(f"{destination}: a link to {destination.readlink()}; expected a new name")
+    if destination.is_dir() and all(_target(link) == file for link, file in links.items()):
+        return
+    if os.path.lexists(destination):
+        raise FileExistsError(f"{destination}: has links to something else; expected a new name")
+    destination.mkdir()
+    for link, file in links.items():
+        link.symlink_to(file)
+
+
+def _target(entry: Path) -> Path:
+    return entry.readlink() if entry.is_symlink() else entry

@@ -8,8 +8,8 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from hotshoe.clients.adapter_files import Progress, TransferProgress, ignore_progress
 from hotshoe.clients.exchange import exports, imports
+from hotshoe.clients.progress import Progress, TransferProgress, ignore_progress
 from hotshoe.protos.v1 import registry_pb2 as registry
 
 if TYPE_CHECKING:

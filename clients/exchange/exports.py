@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from hotshoe.clients.adapter_files import CONFIG, Progress, ignore_progress
+from hotshoe.clients.adapter_files import CONFIG
 from hotshoe.clients.errors import DataLoss, HotshoeError
 from hotshoe.clients.exchange.archives import write_archive
 from hotshoe.clients.exchange.layout import (
@@ -24,6 +24,7 @@ from hotshoe.clients.exchange.layout import (
     canonical_json,
     descriptor,
 )
+from hotshoe.clients.progress import Progress, ignore_progress
 from hotshoe.clients.signatures import check_manifest
 from hotshoe.protos.v1 import registry_pb2 as registry
 

@@ -19,18 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from hotshoe.clients.adapter_files import (
-    CARD,
-    CONFIG,
-    HUB_HEAD,
-    HUB_INTERFACE,
-    HUB_WEIGHTS,
-    WEIGHTS,
-    Progress,
-    ProgressCounter,
-    ignore_progress,
-)
+from hotshoe.clients.adapter_files import CARD, CONFIG, HUB_HEAD, HUB_INTERFACE, HUB_WEIGHTS, WEIGHTS
 from hotshoe.clients.errors import HubError, HubNotFound, HubRefused
+from hotshoe.clients.progress import Progress, ProgressCounter, ignore_progress
 
 SCHEME = "hf://"
 SOURCE = "org.opencontainers.image.source"

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hotshoe.clients.adapter_files import CONFIG, Progress, ignore_progress
+from hotshoe.clients.adapter_files import CONFIG
 from hotshoe.clients.errors import InvalidAdapterDirectory, InvalidArgument, InvalidLayout
 from hotshoe.clients.exchange.hub import SCHEME, HubReference, fetch
 from hotshoe.clients.exchange.layout import LAYOUT_FILE
 from hotshoe.clients.exchange.layout_reader import BASE_DIGEST, Document, LayoutAdapter, read_layout
 from hotshoe.clients.exchange.sources import open_source
+from hotshoe.clients.progress import Progress, ignore_progress
 from hotshoe.protos.v1 import registry_pb2 as registry
 
 if TYPE_CHECKING:

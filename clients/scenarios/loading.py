@@ -67,7 +67,7 @@ async def _measure_first_tokens(stage: Stage, report: ScenarioReport, cold: Sequ
         await client.unload(name)
         await client.load(name, tier="host")
 
-    prepare: dict[str, Callable[[str], Awaitable[None]]] = {
+    prepare: dict[str, Callable[[str], Awaitable[object]]] = {
         "device": on_device,
         "host": on_host,
         "disk": client.unload,

@@ -19,7 +19,17 @@ from hotshoe.kernels.cpu.attention_block import (
     narrow,
     softmax,
 )
-from hotshoe.kernels.cpu.decode_job import ATTENTION_OUT, QKV, round_row, site_width, vector_of
+from hotshoe.kernels.cpu.decode_job import (
+    ATTENTION_OUT,
+    K_NORM,
+    Q_NORM,
+    QKV,
+    norm_delta,
+    round_row,
+    site_width,
+    vector_of,
+)
+from hotshoe.kernels.cpu.decode_prompt import see_prompts
 from hotshoe.kernels.cpu.jit import compiled, f32, i64, u16
 from hotshoe.kernels.cpu.vectors import LANES
 
@@ -27,32 +37,44 @@ WIDE = 4 * LANES
 
 
 @compiled
-def _rotate(j: Any, layer_norm: int, head: int, row: int, source: Any, out: Any, factor: Any) -> None:
-    """One query or key head: its norm if the family has one, then the rotation; times factor."""
+def _rotate(j: Any, norm: int, delta: int, row: int, source: Any, out: Any, factor: Any) -> None:
+    """One query or key head: its norm, if there is one, as the row changes it, then the rotation; times factor."""
     half = j.head_dim // 2
     cos, sin = f32(j.cos + 4 * row * half, half), f32(j.sin + 4 * row * half, half)
-    if layer_norm:
-        weight = f32(layer_norm + 4 * head * j.head_dim, j.head_dim)
+    if norm:
+        weight = f32(norm, j.head_dim)
         total = np.float32(0.0)
         for i in range(j.head_dim):
             total += source[i] * source[i]
         inverse = np.float32(1.0) / np.sqrt(total / np.float32(j.head_dim) + j.eps)
-        for i in range(j.head_dim):
-            source[i] = source[i] * inverse * weight[i]
+        if delta:
+            more = f32(delta, j.head_dim)
+            for i in range(j.head_dim):
+                source[i] = source[i] * inverse * (weight[i] + more[i])
+        else:
+            for i in range(j.head_dim):
+                source[i] = source[i] * inverse * weight[i]
     for i in range(half):
         out[i] = (source[i] * cos[i] - source[half + i] * sin[i]) * factor
         out[half + i] = (source[half + i] * cos[i] + source[i] * sin[i]) * factor
 
 
 @compiled
-def cache_row(j: Any, row: int, kv_head: int, thread: int, fields: Any) -> None:
+def _norm_of(layer_norm: int, head: int, dim: int) -> int:
+    """Where a head's norm weights are, of [heads, dim]; 0 if the family has none."""
+    return layer_norm + 4 * head * dim if layer_norm else 0
+
+
+@compiled
+def cache_row(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any) -> None:
     """Writes a row's key and value of one kv head into its slot."""
     dim = j.head_dim
     source = j.product + 4 * row * site_width(j, QKV)
     own = fields[3] + 2 * (2 * i64(j.kv_slots + 8 * row, 1)[0] * j.kv_heads + kv_head) * dim
     key = source + 4 * (j.heads + kv_head) * dim
     rotated = j.query + 4 * thread * (j.heads // j.kv_heads) * dim
-    _rotate(j, fields[2], j.heads + kv_head, row, f32(key, dim), f32(rotated, dim), np.float32(1.0))
+    norm, delta = _norm_of(fields[2], j.heads + kv_head, dim), norm_delta(j, row, layer, K_NORM)
+    _rotate(j, norm, delta, row, f32(key, dim), f32(rotated, dim), np.float32(1.0))
     narrow(rotated, own, dim // LANES)
     narrow(source + 4 * (j.heads + j.kv_heads + kv_head) * dim, own + 2 * j.kv_heads * dim, dim // LANES)
 
@@ -70,10 +92,13 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
     query = j.query + 4 * thread * group * dim
     scores = j.probabilities + 4 * thread * group * j.probabilities_stride
     totals = f32(j.totals + 4 * thread * group, group)
+    delta = norm_delta(j, row, layer, Q_NORM)
     for member in range(group):
         head = kv_head * group + member
-        source = f32(j.product + 4 * (row * width + head * dim), dim)
-        _rotate(j, fields[2], head, row, source, f32(query + 4 * member * dim, dim), factor)
+        source, norm = f32(j.product + 4 * (row * width + head * dim), dim), _norm_of(fields[2], head, dim)
+        _rotate(j, norm, delta, row, source, f32(query + 4 * member * dim, dim), factor)
+    start = row * j.heads * dim + kv_head * group * dim
+    prompted = j.prompt_depth > 0 and see_prompts(j, layer, row, kv_head, query, scores, j.attended + 4 * start)
     slots = j.slots + 8 * i64(j.sequences + 8 * row, 1)[0] * j.max_context
     row_bytes, stride = 2 * row_size, 4 * j.probabilities_stride
     keys, values = kv + 2 * kv_head * dim, kv + 2 * (j.kv_heads + kv_head) * dim
@@ -93,13 +118,16 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
             totals[first + member] = softmax(score + stride * member + 4 * begin, vectors)
         _mix(members, score, stride, values, row_bytes, slots, begin, length, q, dim)
 
-    start = row * j.heads * dim + kv_head * group * dim
     attended = f32(j.attended + 4 * start, group * dim)
     mixed = f32(query, group * dim)
     for member in range(group):
         inverse = np.float32(1.0) / totals[member]
         for i in range(member * dim, (member + 1) * dim):
-            attended[i] = mixed[i] * inverse
+            mixed[i] *= inverse
+    if prompted:
+        for i in range(attended.size):
+            mixed[i] += attended[i]
+    attended[:] = mixed
     scale = vector_of(j.input_scales, j, row, layer, ATTENTION_OUT)
     round_row(attended, u16(j.attended16 + 2 * start, group * dim), scale + 4 * kv_head * group * dim if scale else 0)
 

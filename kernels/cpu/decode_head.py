@@ -55,6 +55,12 @@ def _prepare(j: Any, row: int) -> None:
     largest = np.float32(0.0)
     for i in range(size):
         y[i] = x[i] * inverse * weight[i]
+    delta = i64(j.head_norm_deltas + 8 * row, 1)[0] if j.head_norm_deltas else 0
+    if delta:
+        more = f32(delta, size)
+        for i in range(size):
+            y[i] = x[i] * inverse * (weight[i] + more[i])
+    for i in range(size):
         largest = max(largest, abs(y[i]))
     f32(j.head_scales + 4 * row, 1)[0] = largest / np.float32(LARGEST_INPUT)
     unit = np.float32(LARGEST_INPUT) / largest if largest > 0 else np.float32(0.0)

@@ -27,34 +27,62 @@ CODE_BYTES, SCALE_BYTES = COLUMNS * BLOCK // 2, 4 * COLUMNS  # of a block of 64 
 def multiply(
     j: Any, layer: int, site: int, thread: int, x16: int, depth: int, first: int, last: int, fields: Any, fetched: int
 ) -> int:
-    """product = x16 times the weight, in some columns, whole tiles of them.
+    """product = x16 times the weight for all rows, in some columns, whole tiles of them.
 
     On vectors it asks meanwhile for the factors that the thread reads next, from line `fetched` of them on, and gives
     how far it came.
     """
-    width = site_width(j, site)
     at_once = _lines_at_once(j, layer, site, thread, (last - first) // COLUMNS * (depth // BLOCK))
     for column in range(first, last, COLUMNS):
-        tiles = fields[TILES + site] + column * (depth // 2)
-        scales = fields[SCALES + site] + 4 * column * (depth // BLOCK)
-        if j.tile_config:
-            _multiply_on_tiles(j, thread, x16, depth, tiles, scales, j.product + 4 * column, width)
-            continue
-        for block in range(depth // BLOCK):
-            if at_once:
-                fetch(j, layer, site, thread, fetched, fetched + at_once)
-                fetched += at_once
-            _multiply_block(
-                j,
-                block == 0,
-                x16 + 2 * BLOCK * block,
-                2 * depth,
-                tiles + CODE_BYTES * block,
-                scales + SCALE_BYTES * block,
-                j.product + 4 * column,
-                4 * width,
-            )
+        _multiply_tile(j, layer, site, thread, j.num_rows, x16, depth, column, fields, j.product, fetched, at_once)
+        fetched += at_once * (depth // BLOCK)
     return fetched
+
+
+@compiled
+def multiply_rows(
+    j: Any, site: int, thread: int, rows: int, x16: int, depth: int, first: int, last: int, fields: Any, out: int
+) -> None:
+    """out [rows, all the site's columns] = the first rows of x16 times the weight, in some columns, whole tiles."""
+    for column in range(first, last, COLUMNS):
+        _multiply_tile(j, 0, site, thread, rows, x16, depth, column, fields, out, 0, 0)
+
+
+@compiled
+def _multiply_tile(
+    j: Any,
+    layer: int,
+    site: int,
+    thread: int,
+    rows: int,
+    x16: int,
+    depth: int,
+    column: int,
+    fields: Any,
+    out: int,
+    fetched: int,
+    at_once: int,
+) -> None:
+    """COLUMNS columns of a product; with each block of inputs it asks for `at_once` lines of factors more."""
+    width = site_width(j, site)
+    tiles = fields[TILES + site] + column * (depth // 2)
+    scales = fields[SCALES + site] + 4 * column * (depth // BLOCK)
+    if j.tile_config:
+        _multiply_on_tiles(j, thread, rows, x16, depth, tiles, scales, out + 4 * column, width)
+        return
+    for block in range(depth // BLOCK):
+        if at_once:
+            fetch(j, layer, site, thread, fetched + at_once * block, fetched + at_once * (block + 1))
+        _multiply_block(
+            rows,
+            block == 0,
+            x16 + 2 * BLOCK * block,
+            2 * depth,
+            tiles + CODE_BYTES * block,
+            scales + SCALE_BYTES * block,
+            out + 4 * column,
+            4 * width,
+        )
 
 
 @compiled
@@ -68,12 +96,12 @@ def _lines_at_once(j: Any, layer: int, site: int, thread: int, blocks: int) -> i
 
 @compiled
 def _multiply_block(
-    j: Any, begins: bool, x: int, x_stride: int, codes: int, scale: int, out: int, out_stride: int
+    num_rows: int, begins: bool, x: int, x_stride: int, codes: int, scale: int, out: int, out_stride: int
 ) -> None:
     """Adds what a block of 64 inputs gives to 32 columns of all rows, which it clears first if it `begins` them."""
     row = 0
-    while row < j.num_rows:
-        left = j.num_rows - row
+    while row < num_rows:
+        left = num_rows - row
         rows = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
         inputs, sums = x + x_stride * row, out + out_stride * row
         if begins:
@@ -92,7 +120,7 @@ def _multiply_block(
 
 @compiled
 def _multiply_on_tiles(
-    j: Any, thread: int, x16: int, depth: int, codes: int, scales: int, out: int, width: int
+    j: Any, thread: int, num_rows: int, x16: int, depth: int, codes: int, scales: int, out: int, width: int
 ) -> None:
     """The same for 32 columns and all rows, on matrix tiles; `out` is the address of the first row's first column.
 
@@ -102,21 +130,21 @@ def _multiply_on_tiles(
     weights = j.tile_scratch + thread * j.tile_stride
     sums = weights + j.tile_blocks * BLOCK_BYTES
     totals = sums + MANY * SUM_BYTES
-    if j.num_rows < MANY:
-        _multiply_few(j, x16, depth, codes, scales, width, weights, sums, totals)
-        copy_totals(totals, out, 4 * width, j.num_rows)
+    if num_rows < MANY:
+        _multiply_few(num_rows, x16, depth, codes, scales, width, weights, sums, totals)
+        copy_totals(totals, out, 4 * width, num_rows)
         return
     for block in range(depth // BLOCK):
         unpack_block(codes + CODE_BYTES * block, weights + BLOCK_BYTES * block)
-    for row in range(0, j.num_rows, MANY):
-        rows = min(MANY, j.num_rows - row)
+    for row in range(0, num_rows, MANY):
+        rows = min(MANY, num_rows - row)
         _multiply_group(rows, x16 + 2 * row * depth, depth, scales, width, weights, sums, totals)
         copy_totals(totals, out + 4 * row * width, 4 * width, rows)
 
 
 @compiled
 def _multiply_few(
-    j: Any, x16: int, depth: int, codes: int, scales: int, width: int, weights: int, sums: int, totals: int
+    num_rows: int, x16: int, depth: int, codes: int, scales: int, width: int, weights: int, sums: int, totals: int
 ) -> None:
     """All rows, fewer than MANY: each block is unpacked while the one before is multiplied by."""
     blocks = depth // BLOCK
@@ -125,8 +153,8 @@ def _multiply_few(
         if block + 1 < blocks:
             unpack_block(codes + CODE_BYTES * (block + 1), weights + (block + 1) % 2 * BLOCK_BYTES)
         unpacked, scale = weights + block % 2 * BLOCK_BYTES, scales + SCALE_BYTES * block
-        for row in range(0, j.num_rows, ROWS):
-            x, rows = x16 + 2 * (row * depth + BLOCK * block), min(ROWS, j.num_rows - row)
+        for row in range(0, num_rows, ROWS):
+            x, rows = x16 + 2 * (row * depth + BLOCK * block), min(ROWS, num_rows - row)
             if rows == ROWS:
                 multiply_16(x, 2 * depth, unpacked, sums)
             else:

@@ -19,21 +19,36 @@ import numpy as np
 
 from hotshoe.kernels.cpu.amx import configure, release
 from hotshoe.kernels.cpu.decode_attention import attend, cache_row
+from hotshoe.kernels.cpu.decode_bottleneck import has_networks, narrow, tap, widen
+from hotshoe.kernels.cpu.decode_copies import (
+    add_copies,
+    copied_input,
+    copies_to_multiply,
+    copy_inputs,
+    has_copies,
+    list_copies,
+)
 from hotshoe.kernels.cpu.decode_job import (
     ATTENTION_OUT,
     BIAS,
     DOWN,
     GATE_UP,
+    INPUT_NORM,
     LAYER_WIDTH,
-    NUM_SITES,
+    POST_NORM,
     QKV,
+    flag_of,
     meet,
+    norm_delta,
+    num_targets,
     round_row,
     site_width,
     vector_of,
 )
-from hotshoe.kernels.cpu.decode_low_rank import HALVES, expand, shrink
-from hotshoe.kernels.cpu.decode_product import multiply
+from hotshoe.kernels.cpu.decode_low_rank import HALVES, expand, shrink, target_start
+from hotshoe.kernels.cpu.decode_product import multiply, multiply_rows
+from hotshoe.kernels.cpu.decode_swaps import add_partners, has_swaps, take_partners
+from hotshoe.kernels.cpu.decode_turns import has_turns, turn_inputs, turned_input
 from hotshoe.kernels.cpu.jit import compiled, exp, f32, i64, u16
 
 
@@ -50,22 +65,21 @@ def run_layers(thread: int, team: int, job: Any) -> None:
     for layer in range(j.num_layers):
         fields = i64(j.layers + 8 * layer * LAYER_WIDTH, LAYER_WIDTH)
 
-        _normalize(j, layer, QKV, fields[0], normed, normed16)
+        _normalize(j, layer, QKV, INPUT_NORM, fields[0], normed, normed16)
         meeting = _run_site(j, layer, QKV, thread, team, meeting, normed, normed16, size, fields)
         meeting = meet(j, team, meeting)
 
         for task in range(thread, j.num_rows * j.kv_heads, team):
-            cache_row(j, task // j.kv_heads, task % j.kv_heads, thread, fields)
+            cache_row(j, layer, task // j.kv_heads, task % j.kv_heads, thread, fields)
         meeting = meet(j, team, meeting)
         for task in range(thread, j.num_rows * j.kv_heads, team):
             attend(j, layer, task // j.kv_heads, task % j.kv_heads, thread, fields)
         meeting = meet(j, team, meeting)
 
         meeting = _run_site(j, layer, ATTENTION_OUT, thread, team, meeting, j.attended, j.attended16, heads, fields)
-        _add_to_hidden(j, ATTENTION_OUT, thread, team)
-        meeting = meet(j, team, meeting)
+        meeting = _add_block(j, layer, 0, thread, team, meeting)
 
-        _normalize(j, layer, GATE_UP, fields[1], normed, normed16)
+        _normalize(j, layer, GATE_UP, POST_NORM, fields[1], normed, normed16)
         meeting = _run_site(j, layer, GATE_UP, thread, team, meeting, normed, normed16, size, fields)
         _activate(j, layer, thread, team)
         meeting = meet(j, team, meeting)
@@ -73,8 +87,7 @@ def run_layers(thread: int, team: int, job: Any) -> None:
         meeting = _run_site(
             j, layer, DOWN, thread, team, meeting, j.activated, j.activated16, j.intermediate_size, fields
         )
-        _add_to_hidden(j, DOWN, thread, team)
-        meeting = meet(j, team, meeting)
+        meeting = _add_block(j, layer, 1, thread, team, meeting)
     if j.tile_config:
         release()
 
@@ -89,23 +102,37 @@ def _start(j: Any, site: int, thread: int, team: int) -> int:
 def _run_site(
     j: Any, layer: int, site: int, thread: int, team: int, meeting: int, x: int, x16: int, depth: int, fields: Any
 ) -> int:
-    """A thread's columns of what a site gives: product, output scale, bias, bias delta, low-rank terms.
+    """A thread's columns of what a site gives: product, output scale, swaps, bias, bias delta, copies, low-rank terms.
 
     x is the site's input in float32, x16 the same scaled and rounded, both [rows, depth].
     """
     first, last = _start(j, site, thread, team), _start(j, site, thread + 1, team)
     second = j.intermediate_size if site == GATE_UP else 0
-    fetched = multiply(j, layer, site, thread, x16, depth, first, last, fields, 0)
-    if second:
-        multiply(j, layer, site, thread, x16, depth, second + first, second + last, fields, fetched)
-    terms = j.num_terms > 0 and i64(j.site_terms + 8 * (layer * NUM_SITES + site), 1)[0] != 0
+    if has_turns(j, layer, site):
+        turn_inputs(j, layer, site, thread, team, x, depth)
+        meeting = meet(j, team, meeting)
+        _multiply_turned(j, layer, site, thread, depth, first, last, fields)
+    else:
+        fetched = multiply(j, layer, site, thread, x16, depth, first, last, fields, 0)
+        if second:
+            multiply(j, layer, site, thread, x16, depth, second + first, second + last, fields, fetched)
+    terms = j.num_terms > 0 and flag_of(j.site_terms, layer, site)
     if terms:
         for task in range(thread, HALVES * j.num_blocks, team):
             shrink(j, layer, site, task // HALVES, task % HALVES, x, depth)
+    swaps = has_swaps(j, layer, site)
+    if terms or swaps:
+        meeting = meet(j, team, meeting)
+    if swaps:
+        take_partners(j, layer, site, first, last)
+        if second:
+            take_partners(j, layer, site, second + first, second + last)
         meeting = meet(j, team, meeting)
     _finish(j, layer, site, fields[BIAS + site], first, last)
     if second:
         _finish(j, layer, site, fields[BIAS + site], second + first, second + last)
+    if has_copies(j, layer, site):
+        meeting = _multiply_copies(j, layer, site, thread, team, meeting, x, depth, fields)
     if terms:
         for block in range(j.num_blocks):
             expand(j, layer, site, block, thread, first, last)
@@ -115,8 +142,54 @@ def _run_site(
 
 
 @compiled
-def _normalize(j: Any, layer: int, site: int, weight: int, normed: int, normed16: int) -> None:
-    """RMSNorm of every row: as it is for the adapters, scaled for the product."""
+def _columns_of(j: Any, site: int, target: int, first: int, last: int) -> Any:
+    """Which columns of a target are a thread's, whose columns of the site, of gate, are first … last−1."""
+    low = target_start(j, site, target)
+    if site == GATE_UP:
+        return low + first, low + last
+    high = target_start(j, site, target + 1) if target + 1 < num_targets(site) else site_width(j, site)
+    return max(first, low), min(last, high)
+
+
+@compiled
+def _multiply_turned(
+    j: Any, layer: int, site: int, thread: int, depth: int, first: int, last: int, fields: Any
+) -> None:
+    """A thread's columns of a product whose targets have an input each; they begin at whole tiles."""
+    fetched = 0
+    for target in range(num_targets(site)):
+        begin, end = _columns_of(j, site, target, first, last)
+        if begin < end:
+            x16 = turned_input(j, target, depth)
+            fetched = multiply(j, layer, site, thread, x16, depth, begin, end, fields, fetched)
+
+
+@compiled
+def _multiply_copies(
+    j: Any, layer: int, site: int, thread: int, team: int, meeting: int, x: int, depth: int, fields: Any
+) -> int:
+    """Adds to a thread's columns of the product what rows take of it again."""
+    first, last = _start(j, site, thread, team), _start(j, site, thread + 1, team)
+    width, done = site_width(j, site), 0
+    while True:
+        count = list_copies(j, layer, site, thread, done)
+        if count == 0:
+            return meeting
+        done += count
+        copy_inputs(j, site, thread, team, count, x, depth)
+        meeting = meet(j, team, meeting)
+        for target in range(num_targets(site)):
+            begin, end = _columns_of(j, site, target, first, last)
+            if begin < end:
+                rows, x16 = copies_to_multiply(j, count), copied_input(j, target, depth)
+                multiply_rows(j, site, thread, rows, x16, depth, begin, end, fields, j.copied)
+                add_copies(j, thread, count, width, begin, end)
+        meeting = meet(j, team, meeting)
+
+
+@compiled
+def _normalize(j: Any, layer: int, site: int, norm: int, weight: int, normed: int, normed16: int) -> None:
+    """RMSNorm of every row, with what it adds to the weights: as it is for the adapters, scaled for the product."""
     size = j.hidden_size
     w = f32(weight, size)
     for row in range(j.num_rows):
@@ -126,16 +199,23 @@ def _normalize(j: Any, layer: int, site: int, weight: int, normed: int, normed16
         for i in range(size):
             total += x[i] * x[i]
         inverse = np.float32(1.0) / np.sqrt(total / np.float32(size) + j.eps)
-        for i in range(size):
-            y[i] = x[i] * inverse * w[i]
+        delta = norm_delta(j, row, layer, norm)
+        if delta:
+            more = f32(delta, size)
+            for i in range(size):
+                y[i] = x[i] * inverse * (w[i] + more[i])
+        else:
+            for i in range(size):
+                y[i] = x[i] * inverse * w[i]
         round_row(y, u16(normed16 + 2 * row * size, size), vector_of(j.input_scales, j, row, layer, site))
 
 
 @compiled
 def _finish(j: Any, layer: int, site: int, bias: int, first: int, last: int) -> None:
-    """product = product ∘ output scale + bias + bias delta, in some columns of every row."""
+    """product = product ∘ output scale + what is swapped + bias + bias delta, in some columns of every row."""
     count, width = last - first, site_width(j, site)
-    if bias == 0 and j.output_scales == 0 and j.bias_deltas == 0:
+    swaps = has_swaps(j, layer, site)
+    if bias == 0 and j.output_scales == 0 and j.bias_deltas == 0 and not swaps:
         return
     for row in range(j.num_rows):
         out = f32(j.product + 4 * (row * width + first), count)
@@ -145,6 +225,8 @@ def _finish(j: Any, layer: int, site: int, bias: int, first: int, last: int) -> 
             s = f32(scale + 4 * first, count)
             for i in range(count):
                 out[i] *= s[i]
+        if swaps:
+            add_partners(j, layer, site, row, first, last)
         if bias:
             b = f32(bias + 4 * first, count)
             for i in range(count):
@@ -156,13 +238,25 @@ def _finish(j: Any, layer: int, site: int, bias: int, first: int, last: int) -> 
 
 
 @compiled
-def _add_to_hidden(j: Any, site: int, thread: int, team: int) -> None:
-    first, last = _start(j, site, thread, team), _start(j, site, thread + 1, team)
+def _add_block(j: Any, layer: int, place: int, thread: int, team: int, meeting: int) -> int:
+    """hidden += product in a thread's columns, which all sites that end a block share; then what networks give."""
+    first, last = _start(j, DOWN, thread, team), _start(j, DOWN, thread + 1, team)
+    networks = has_networks(j, layer, place)
+    if networks:
+        tap(j, layer, place, first, last)
     for row in range(j.num_rows):
         hidden = f32(j.hidden + 4 * (row * j.hidden_size + first), last - first)
         product = f32(j.product + 4 * (row * j.hidden_size + first), last - first)
         for i in range(last - first):
             hidden[i] += product[i]
+    if networks:
+        meeting = meet(j, team, meeting)
+        for task in range(thread, HALVES * j.num_network_blocks, team):
+            narrow(j, layer, place, task // HALVES, task % HALVES)
+        meeting = meet(j, team, meeting)
+        for block in range(j.num_network_blocks):
+            widen(j, layer, place, block, thread, first, last)
+    return meet(j, team, meeting)
 
 
 @compiled

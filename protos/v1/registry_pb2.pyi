@@ -684,7 +684,7 @@ class CollectGarbageRequest(_message.Message):
     def __init__(self, dry_run: _Optional[bool] = ..., grace_seconds: _Optional[float] = ...) -> None: ...
 
 class CollectGarbageResponse(_message.Message):
-    __slots__ = ("removed_blobs", "removed_bytes", "adapters", "documents", "emptied_blobs", "emptied_bytes")
+    __slots__ = ("removed_blobs", "removed_bytes", "adapters", "documents", "emptied_blobs", "emptied_bytes", "discarded_files", "discarded_bytes")
     class CollectedAdapter(_message.Message):
         __slots__ = ("name", "digest")
         NAME_FIELD_NUMBER: _ClassVar[int]
@@ -698,13 +698,17 @@ class CollectGarbageResponse(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     EMPTIED_BLOBS_FIELD_NUMBER: _ClassVar[int]
     EMPTIED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISCARDED_FILES_FIELD_NUMBER: _ClassVar[int]
+    DISCARDED_BYTES_FIELD_NUMBER: _ClassVar[int]
     removed_blobs: int
     removed_bytes: int
     adapters: _containers.RepeatedCompositeFieldContainer[CollectGarbageResponse.CollectedAdapter]
     documents: int
     emptied_blobs: int
     emptied_bytes: int
-    def __init__(self, removed_blobs: _Optional[int] = ..., removed_bytes: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[CollectGarbageResponse.CollectedAdapter, _Mapping]]] = ..., documents: _Optional[int] = ..., emptied_blobs: _Optional[int] = ..., emptied_bytes: _Optional[int] = ...) -> None: ...
+    discarded_files: int
+    discarded_bytes: int
+    def __init__(self, removed_blobs: _Optional[int] = ..., removed_bytes: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[CollectGarbageResponse.CollectedAdapter, _Mapping]]] = ..., documents: _Optional[int] = ..., emptied_blobs: _Optional[int] = ..., emptied_bytes: _Optional[int] = ..., discarded_files: _Optional[int] = ..., discarded_bytes: _Optional[int] = ...) -> None: ...
 
 class Lease(_message.Message):
     __slots__ = ("holder", "digest", "expire_time")
@@ -779,15 +783,21 @@ class CheckStoreResponse(_message.Message):
     def __init__(self, checked_blobs: _Optional[int] = ..., checked_bytes: _Optional[int] = ..., total_blobs: _Optional[int] = ..., total_bytes: _Optional[int] = ..., report: _Optional[_Union[StoreReport, _Mapping]] = ...) -> None: ...
 
 class StoreReport(_message.Message):
-    __slots__ = ("blobs", "blob_bytes", "corrupt_digests", "missing_digests", "healed_digests")
+    __slots__ = ("blobs", "blob_bytes", "corrupt_digests", "missing_digests", "healed_digests", "quarantined_files", "quarantined_bytes", "only_damaged_digests")
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     BLOB_BYTES_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     MISSING_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     HEALED_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FILES_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ONLY_DAMAGED_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     blobs: int
     blob_bytes: int
     corrupt_digests: _containers.RepeatedScalarFieldContainer[str]
     missing_digests: _containers.RepeatedScalarFieldContainer[str]
     healed_digests: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, blobs: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., corrupt_digests: _Optional[_Iterable[str]] = ..., missing_digests: _Optional[_Iterable[str]] = ..., healed_digests: _Optional[_Iterable[str]] = ...) -> None: ...
+    quarantined_files: int
+    quarantined_bytes: int
+    only_damaged_digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, blobs: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., corrupt_digests: _Optional[_Iterable[str]] = ..., missing_digests: _Optional[_Iterable[str]] = ..., healed_digests: _Optional[_Iterable[str]] = ..., quarantined_files: _Optional[int] = ..., quarantined_bytes: _Optional[int] = ..., only_damaged_digests: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hotshoe/protos/v1/residency.proto\x12\nhotshoe.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x02\n\x0fResidentAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x1e\n\x04tier\x18\x04 \x01(\x0e\x32\x10.hotshoe.v1.Tier\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x12\x18\n\x10running_requests\x18\x06 \x01(\r\x12\x18\n\x10waiting_requests\x18\x07 \x01(\r\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12\x31\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\x04task\x18\n \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_task\"p\n\x12LoadAdapterRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.hotshoe.v1.Tier\x12\x0b\n\x03pin\x18\x03 \x01(\x08\x12\x11\n\x04task\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_task\"\xad\x02\n\x13LoadAdapterResponse\x12\x34\n\x05stage\x18\x01 \x01(\x0e\x32%.hotshoe.v1.LoadAdapterResponse.Stage\x12\x17\n\x0f\x63ompleted_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12,\n\x07\x61\x64\x61pter\x18\x04 \x01(\x0b\x32\x1b.hotshoe.v1.ResidentAdapter\"\x83\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTAGE_RESOLVING\x10\x01\x12\x15\n\x11STAGE_DOWNLOADING\x10\x02\x12\x13\n\x0fSTAGE_VERIFYING\x10\x03\x12\x11\n\rSTAGE_LOADING\x10\x04\x12\x0f\n\x0bSTAGE_READY\x10\x05\"E\n\x14UnloadAdapterRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x11\n\x04task\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_task\"\x17\n\x15UnloadAdapterResponse\"\x1d\n\x1bListResidentAdaptersRequest\"M\n\x1cListResidentAdaptersResponse\x12-\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1b.hotshoe.v1.ResidentAdapter\")\n\x12WatchStatusRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\"\xd5\x01\n\x13WatchStatusResponse\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x02\x12$\n\x1cgeneration_tokens_per_second\x18\x04 \x01(\x02\x12\x1d\n\x15max_resident_adapters\x18\x05 \x01(\r\x12-\n\x08\x61\x64\x61pters\x18\x06 \x03(\x0b\x32\x1b.hotshoe.v1.ResidentAdapter*K\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\r\n\tTIER_DISK\x10\x01\x12\r\n\tTIER_HOST\x10\x02\x12\x0f\n\x0bTIER_DEVICE\x10\x03\x32\xf7\x02\n\x10ResidencyService\x12P\n\x0bLoadAdapter\x12\x1e.hotshoe.v1.LoadAdapterRequest\x1a\x1f.hotshoe.v1.LoadAdapterResponse0\x01\x12T\n\rUnloadAdapter\x12 .hotshoe.v1.UnloadAdapterRequest\x1a!.hotshoe.v1.UnloadAdapterResponse\x12i\n\x14ListResidentAdapters\x12\'.hotshoe.v1.ListResidentAdaptersRequest\x1a(.hotshoe.v1.ListResidentAdaptersResponse\x12P\n\x0bWatchStatus\x12\x1e.hotshoe.v1.WatchStatusRequest\x1a\x1f.hotshoe.v1.WatchStatusResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hotshoe/protos/v1/residency.proto\x12\nhotshoe.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x02\n\x0fResidentAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x1e\n\x04tier\x18\x04 \x01(\x0e\x32\x10.hotshoe.v1.Tier\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x12\x18\n\x10running_requests\x18\x06 \x01(\r\x12\x18\n\x10waiting_requests\x18\x07 \x01(\r\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12\x31\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\x04task\x18\n \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_task\"p\n\x12LoadAdapterRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.hotshoe.v1.Tier\x12\x0b\n\x03pin\x18\x03 \x01(\x08\x12\x11\n\x04task\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_task\"\xad\x02\n\x13LoadAdapterResponse\x12\x34\n\x05stage\x18\x01 \x01(\x0e\x32%.hotshoe.v1.LoadAdapterResponse.Stage\x12\x17\n\x0f\x63ompleted_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12,\n\x07\x61\x64\x61pter\x18\x04 \x01(\x0b\x32\x1b.hotshoe.v1.ResidentAdapter\"\x83\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTAGE_RESOLVING\x10\x01\x12\x15\n\x11STAGE_DOWNLOADING\x10\x02\x12\x13\n\x0fSTAGE_VERIFYING\x10\x03\x12\x11\n\rSTAGE_LOADING\x10\x04\x12\x0f\n\x0bSTAGE_READY\x10\x05\"E\n\x14UnloadAdapterRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x11\n\x04task\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_task\"6\n\x15UnloadAdapterResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x0e\n\x06in_use\x18\x02 \x01(\x08\"\x1d\n\x1bListResidentAdaptersRequest\"M\n\x1cListResidentAdaptersResponse\x12-\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1b.hotshoe.v1.ResidentAdapter\")\n\x12WatchStatusRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\"\xd5\x01\n\x13WatchStatusResponse\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x02\x12$\n\x1cgeneration_tokens_per_second\x18\x04 \x01(\x02\x12\x1d\n\x15max_resident_adapters\x18\x05 \x01(\r\x12-\n\x08\x61\x64\x61pters\x18\x06 \x03(\x0b\x32\x1b.hotshoe.v1.ResidentAdapter*K\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\r\n\tTIER_DISK\x10\x01\x12\r\n\tTIER_HOST\x10\x02\x12\x0f\n\x0bTIER_DEVICE\x10\x03\x32\xf7\x02\n\x10ResidencyService\x12P\n\x0bLoadAdapter\x12\x1e.hotshoe.v1.LoadAdapterRequest\x1a\x1f.hotshoe.v1.LoadAdapterResponse0\x01\x12T\n\rUnloadAdapter\x12 .hotshoe.v1.UnloadAdapterRequest\x1a!.hotshoe.v1.UnloadAdapterResponse\x12i\n\x14ListResidentAdapters\x12\'.hotshoe.v1.ListResidentAdaptersRequest\x1a(.hotshoe.v1.ListResidentAdaptersResponse\x12P\n\x0bWatchStatus\x12\x1e.hotshoe.v1.WatchStatusRequest\x1a\x1f.hotshoe.v1.WatchStatusResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotshoe.protos.v1.residency_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=1228
-  _globals['_TIER']._serialized_end=1303
+  _globals['_TIER']._serialized_start=1259
+  _globals['_TIER']._serialized_end=1334
   _globals['_RESIDENTADAPTER']._serialized_start=83
   _globals['_RESIDENTADAPTER']._serialized_end=343
   _globals['_LOADADAPTERREQUEST']._serialized_start=345
@@ -45,15 +45,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNLOADADAPTERREQUEST']._serialized_start=763
   _globals['_UNLOADADAPTERREQUEST']._serialized_end=832
   _globals['_UNLOADADAPTERRESPONSE']._serialized_start=834
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=857
-  _globals['_LISTRESIDENTADAPTERSREQUEST']._serialized_start=859
-  _globals['_LISTRESIDENTADAPTERSREQUEST']._serialized_end=888
-  _globals['_LISTRESIDENTADAPTERSRESPONSE']._serialized_start=890
-  _globals['_LISTRESIDENTADAPTERSRESPONSE']._serialized_end=967
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=969
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=1010
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1013
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1226
-  _globals['_RESIDENCYSERVICE']._serialized_start=1306
-  _globals['_RESIDENCYSERVICE']._serialized_end=1681
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=888
+  _globals['_LISTRESIDENTADAPTERSREQUEST']._serialized_start=890
+  _globals['_LISTRESIDENTADAPTERSREQUEST']._serialized_end=919
+  _globals['_LISTRESIDENTADAPTERSRESPONSE']._serialized_start=921
+  _globals['_LISTRESIDENTADAPTERSRESPONSE']._serialized_end=998
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=1000
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=1041
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1044
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1257
+  _globals['_RESIDENCYSERVICE']._serialized_start=1337
+  _globals['_RESIDENCYSERVICE']._serialized_end=1712
 # @@protoc_insertion_point(module_scope)

@@ -92,8 +92,12 @@ class UnloadAdapterRequest(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., task: _Optional[int] = ...) -> None: ...
 
 class UnloadAdapterResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("found", "in_use")
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    IN_USE_FIELD_NUMBER: _ClassVar[int]
+    found: bool
+    in_use: bool
+    def __init__(self, found: _Optional[bool] = ..., in_use: _Optional[bool] = ...) -> None: ...
 
 class ListResidentAdaptersRequest(_message.Message):
     __slots__ = ()

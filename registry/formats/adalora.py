@@ -1,6 +1,6 @@
 """ADALORA: y = W x + b + s B diag(e) A x, with s = lora_alpha / (init_r + 1e-5), as trained with ranks that were cut.
 
-The scale keeps the first rank, however few of its ranks are left in a linear.
+The scale keeps the first rank, however few of its ranks are left in a linear; that may be none.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,23 @@ from hotshoe.registry.formats.peft_config import (
     NULL,
     NUMBER,
     OBJECT,
+    OFF,
     Config,
     Rule,
     either,
     one_of,
 )
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
-from hotshoe.registry.formats.target_modules import take_targets
+from hotshoe.registry.formats.target_modules import QUERIES_AND_VALUES, take_targets
 from hotshoe.registry.validation import TensorEntry
 
+_DEFAULTS = {family: names for family, names in QUERIES_AND_VALUES.items() if family != "mistral"}
 _REST: Mapping[str, Rule[object]] = {
     **LORA_REST,
     "target_parameters": NOTHING,
-    "use_dora": one_of(False),
-    "use_rslora": one_of(False),
-    "lora_bias": one_of(False),
+    "use_dora": OFF,
+    "use_rslora": OFF,
+    "lora_bias": OFF,
     "bias": one_of("none"),
     "init_lora_weights": FLAG,
     "r": COUNT,  # not looked at: init_r is the rank
@@ -68,7 +70,7 @@ class _Part:
 
 def plan_adalora(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
     """The plan of an ADALORA adapter; see `Format`."""
-    targets = take_targets(config, base, by_layer=True)
+    targets = take_targets(config, base, by_layer=True, defaults=_DEFAULTS)
     first_rank = config.require("init_r", COUNT)
     was_cut = config.take("rank_pattern", either(OBJECT, NULL), default=None) is not None
     alpha = config.take("lora_alpha", NUMBER, default=8)
@@ -77,15 +79,23 @@ def plan_adalora(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPl
     config.close("ADALORA", _REST)
 
     tensors.require_known_modules()
-    parts = {}
+    parts, idle = {}, []
     for linear in targets:
         shape = base.linears[linear]
-        a, b, e = (tensors.take_of(linear, f"lora_{x}", reason="target_modules selects its module") for x in "ABE")
+        a, b, e = (
+            tensors.take_of(linear, f"lora_{x}", reason="target_modules selects its module", may_be_empty=was_cut)
+            for x in "ABE"
+        )
         require_shape(a, (None, shape.in_features), of=f"{shape.module} of {base.name}")
         require_shape(b, (shape.out_features, a.shape[0]), of=f"{shape.module} of {base.name}")
         require_shape(e, (a.shape[0], 1), of=f"{shape.module} of {base.name}")
-        if not (0 < a.shape[0] <= first_rank if was_cut else a.shape[0] == first_rank):
-            least = "1 to init_r" if was_cut else "init_r, since rank_pattern is null"
+        if not (a.shape[0] <= first_rank if was_cut else a.shape[0] == first_rank):
+            least = "at most init_r" if was_cut else "init_r, since rank_pattern is null"
             raise InvalidAdapter(a.name, f"found rank {a.shape[0]}, expected {least}, {first_rank}")
-        parts[linear] = _Part(a, b, e, alpha / (first_rank + 1e-5))
-    return LinearsPlan("ADALORA", parts)
+        if a.is_empty:
+            idle += [a, b, e]
+        else:
+            parts[linear] = _Part(a, b, e, alpha / (first_rank + 1e-5))
+    if not parts:
+        raise InvalidAdapter("rank_pattern", "leaves no rank to any linear")
+    return LinearsPlan("ADALORA", parts, tuple(idle))

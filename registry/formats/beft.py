@@ -8,7 +8,7 @@ from hotshoe.registry.formats.by_linear import LinearsPlan
 from hotshoe.registry.formats.lowered import LoweredLinear
 from hotshoe.registry.formats.peft_config import FLAG, Config, Rule
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
-from hotshoe.registry.formats.target_modules import take_targets
+from hotshoe.registry.formats.target_modules import QUERIES_AND_VALUES, take_targets
 from hotshoe.registry.validation import TensorEntry
 
 _REST: Mapping[str, Rule[object]] = {"init_weights": FLAG}
@@ -25,7 +25,7 @@ class _Part:
 
 def plan_beft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
     """The plan of a BEFT adapter; see `Format`."""
-    targets = take_targets(config, base, by_layer=False)
+    targets = take_targets(config, base, by_layer=False, defaults=dict.fromkeys(QUERIES_AND_VALUES, ("v_proj",)))
     config.close("BEFT", _REST)
 
     tensors.require_known_modules()

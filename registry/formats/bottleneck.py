@@ -21,7 +21,6 @@ from hotshoe.registry.formats.hypercomplex import Hypercomplex
 from hotshoe.registry.formats.lowered import Bottleneck, LoweredAdapter
 from hotshoe.registry.formats.peft_config import (
     COUNT,
-    FLAG,
     INTEGER,
     NULL,
     NUMBER,
@@ -51,6 +50,7 @@ _SCALING: Rule[float | str] = Rule(
 _ACTIVATION: Rule[str] = Rule(
     f"one of {', '.join(ACTIVATIONS)}", lambda value: isinstance(value, str) and value.lower() in ACTIVATIONS
 )
+_FLAG: Rule[bool] = one_of(True, False)  # the package tells null from false
 _NORM_INSIDE = one_of(False).because("a layer norm of the adapter's own is not served")
 _REST: Mapping[str, Rule[object]] = {
     "ln_before": _NORM_INSIDE,
@@ -61,13 +61,13 @@ _REST: Mapping[str, Rule[object]] = {
     "shared_W_phm": one_of(False).because("matrices that all layers share are not served"),
     "architecture": NULL,
     # Without an effect: of layer norms and invertible adapters that are not there, and of training.
-    "adapter_residual_before_ln": FLAG,
+    "adapter_residual_before_ln": _FLAG,
     "inv_adapter_reduction_factor": either(NUMBER, NULL),
     "dropout": SHARE,
     "stochastic_depth": SHARE,
     "init_weights": TEXT,
     "init_weights_seed": either(INTEGER, NULL),
-    "learn_phm": FLAG,
+    "learn_phm": _FLAG,
     "phm_c_init": TEXT,
     "phm_init_range": NUMBER,
     "hypercomplex_nonlinearity": TEXT,
@@ -157,10 +157,12 @@ def plan_bottleneck(config: Config, tensors: Tensors, base: BaseShape) -> Bottle
 
 def _take_residual(config: Config, model: HubModel) -> tuple[Literal["output", "residual", "sum"], float]:
     """What the networks read, and how many times more than once the residual is added."""
-    before = config.take(OF_METHOD + "original_ln_before", FLAG, default=False)
-    after = config.take(OF_METHOD + "original_ln_after", FLAG, default=True)
-    kept = config.take(OF_METHOD + "residual_before_ln", FLAG.because("it needs a norm behind the block"), default=True)
-    parallel = config.take(OF_METHOD + "is_parallel", FLAG, default=False)
+    before = config.take(OF_METHOD + "original_ln_before", _FLAG, default=False)
+    after = config.take(OF_METHOD + "original_ln_after", _FLAG, default=True)
+    kept = config.take(
+        OF_METHOD + "residual_before_ln", _FLAG.because("it needs a norm behind the block"), default=True
+    )
+    parallel = config.take(OF_METHOD + "is_parallel", _FLAG, default=False)
     if model.hooked and not after:
         raise InvalidAdapter(
             "config.original_ln_after", "expected true, found false: the package refuses it for this family"
@@ -172,7 +174,7 @@ def _take_residual(config: Config, model: HubModel) -> tuple[Literal["output", "
 
 def _take_blocks(config: Config, base: BaseShape) -> Iterator[tuple[BlockId, str, int]]:
     """The blocks that have a network, in base order, what the package calls their place, and each network's width."""
-    found = {flag: config.require(OF_METHOD + flag, FLAG) for flag in _BLOCKS}
+    found = {flag: config.require(OF_METHOD + flag, _FLAG) for flag in _BLOCKS}
     left_out = config.take(OF_METHOD + "leave_out", list_of(INTEGER), default=[])
     factors = config.require(OF_METHOD + "reduction_factor", either(_FACTOR, table_of(_FACTOR)))
     layers = [layer for layer in range(base.num_layers) if layer not in left_out]
@@ -193,7 +195,7 @@ class _Projections:
 
     def __init__(self, config: Config, tensors: Tensors, base: BaseShape) -> None:
         def flag(name: str, default: bool) -> bool:
-            return config.take(OF_METHOD + name, FLAG, default=default)
+            return config.take(OF_METHOD + name, _FLAG, default=default)
 
         self._tensors = tensors
         self._base = base

@@ -7,6 +7,7 @@ from typing import Protocol
 from hotshoe.registry.formats.base import BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.formats.plan import Read
+from hotshoe.registry.validation import TensorEntry
 
 
 class LinearPart(Protocol):
@@ -26,6 +27,7 @@ class LinearsPlan:
 
     kind: str
     parts: Mapping[LinearId, LinearPart]
+    idle: tuple[TensorEntry, ...] = ()  # claimed, and without effect
     virtual_tokens: int = 0
 
     @property
@@ -37,6 +39,8 @@ class LinearsPlan:
         return tuple(self.parts)
 
     def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
+        for entry in self.idle:
+            read(entry)
         return LoweredAdapter(
             self.kind, {linear: part.lower(linear, read, base) for linear, part in self.parts.items()}
         )

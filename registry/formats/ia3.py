@@ -1,6 +1,6 @@
 """IA3: learned factors on a linear's outputs, g ∘ (W x + b), or on the inputs of feedforward_modules, W (g ∘ x) + b."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hotshoe.registry.errors import InvalidAdapter
@@ -8,13 +8,21 @@ from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.formats.peft_config import FLAG, Config, Rule
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
-from hotshoe.registry.formats.target_modules import NAMES, pattern_test, take_targets
+from hotshoe.registry.formats.target_modules import pattern_test, take_names, take_targets
 from hotshoe.registry.validation import TensorEntry
 
 _REST: Mapping[str, Rule[object]] = {
     "fan_in_fan_out": FLAG,  # how W is stored: the factors have their shapes either way
     "init_ia3_weights": FLAG,
 }
+
+
+# What null stands for, by model_type.
+_TARGETS: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
+    **dict.fromkeys(("qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
+}
+_FEEDFORWARD: Mapping[str, Sequence[str]] = dict.fromkeys(_TARGETS, ("down_proj",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +52,10 @@ class Ia3Plan:
 
 def plan_ia3(config: Config, tensors: Tensors, base: BaseShape) -> Ia3Plan:
     """The plan of an IA3 adapter; see `Format`."""
-    named = config.peek("target_modules")
-    targets = take_targets(config, base, by_layer=False)
-    feedforward = config.require("feedforward_modules", NAMES)
-    if isinstance(named, list) and isinstance(feedforward, list) and not set(named).issuperset(feedforward):
+    named, fed = config.peek("target_modules"), config.peek("feedforward_modules")
+    targets = take_targets(config, base, by_layer=False, defaults=_TARGETS)
+    feedforward = take_names(config, "feedforward_modules", base, _FEEDFORWARD)
+    if isinstance(named, list) and isinstance(fed, list) and not set(named).issuperset(fed):
         raise InvalidAdapter("feedforward_modules", "expected names out of target_modules")
     config.close("IA3", _REST)
 

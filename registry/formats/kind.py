@@ -129,7 +129,9 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
         plan_trainable_tokens, "rows of the embedding and of the output head", "–", 1e-6, "of tokens that the base has"
     ),
     "UNILORA": AdapterKind(plan_unilora, "low-rank update", "r", 0.0, "with `save_indices`"),
-    "VBLORA": AdapterKind(plan_vblora, "low-rank update", "r", 0.0, "the bank's mixtures, written out"),
+    "VBLORA": AdapterKind(
+        plan_vblora, "low-rank update", "r", 0.0, "the bank's mixtures, written out; `save_only_topk_weights`"
+    ),
     "VERA": AdapterKind(plan_vera, "low-rank update", "r", 1e-6, "with `save_projection`"),
 }
 

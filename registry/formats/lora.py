@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, LinearShape
 from hotshoe.registry.formats.lora_blocks import BlockCounts, whole
-from hotshoe.registry.formats.lora_tokens import take_tokens
+from hotshoe.registry.formats.lora_tokens import adapted_modules, take_tokens
 from hotshoe.registry.formats.lora_variant import LoraVariant, take_variant
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.formats.module_values import take_by_module
@@ -28,6 +28,7 @@ from hotshoe.registry.formats.peft_config import (
     NULL,
     NUMBER,
     OBJECT,
+    OFF,
     SHARE,
     TEXT,
     Config,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 _ONE_VARIANT = "PEFT has no such variant together with another, nor with another kind"
 # Fields that change what is computed, at the values at which they do not, and fields that never do.
 REST: Mapping[str, Rule[object]] = {
-    "use_qalora": one_of(False).because(_ONE_VARIANT),
+    "use_qalora": OFF.because(_ONE_VARIANT),
     "use_bdlora": NULL.because(_ONE_VARIANT),
     "alora_invocation_tokens": NULL.because(_ONE_VARIANT),
     "arrow_config": NULL.because("its router mixes other adapters, anew for each token"),
@@ -62,9 +63,12 @@ REST: Mapping[str, Rule[object]] = {
     "eva_config": either(OBJECT, NULL),
     "loftq_config": either(OBJECT, NULL),
     "lora_ga_config": either(OBJECT, NULL),
-    "ensure_weight_tying": FLAG,  # of embeddings and lm_head, which are refused
+    "ensure_weight_tying": FLAG,
+    # Of PEFT's first versions, for matrices that hold several linears at once.
+    "enable_lora": NULL.because("it was trained on linears of which only parts are adapted"),
     "fan_in_fan_out": FLAG,  # how W is stored: A and B have their shapes either way
     "lora_dropout": SHARE,
+    "merge_weights": FLAG,  # of the same versions: whether B A is added to W in evaluation
     "megatron_core": either(TEXT, NULL),
     "qalora_group_size": COUNT,  # read by PEFT only with use_qalora
 }
@@ -156,7 +160,8 @@ def row_norms(weight: "Tensor", a: "Tensor", b: "Tensor") -> "Tensor":
 
 def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
     """The plan of a LORA adapter; see `Format`."""
-    targets, others = take_modules(config, base, by_layer=True)
+    targets, selected = take_modules(config, base, by_layer=True)
+    others = adapted_modules(selected, config, base)
     parameters = take_parameters(config, base)
     require_any([*targets, *others, *parameters], base)
     rank_of = take_by_module(config, "r", "rank_pattern", COUNT, 8)
@@ -213,7 +218,7 @@ def _check_parameters(
         raise InvalidAdapter("target_parameters", f"selects {min(map(str, both))}, as target_modules does")
     why = "PEFT has no target_parameters with it"
     config.take("lora_dropout", one_of(0, 0.0).because(why), default=0.0)
-    config.take("fan_in_fan_out", one_of(False).because(why), default=False)
+    config.take("fan_in_fan_out", OFF.because(why), default=False)
 
 
 def _plan_linear(

@@ -1,7 +1,8 @@
 """LORA on the embedding and on the output head: row v of E becomes E[v] + s B A[:, v], and logits gain s B (A x).
 
-Of a tied base PEFT adapts one without the other: the embedding's update is not the head's. It also saves the weight
-that it adapted beside A and B, and loads it again, where both read the same weight for both; so here it replaces rows.
+Of a tied base PEFT adapts one without the other: the embedding's update is not the head's. With ensure_weight_tying
+they are one update, whose factors the file has twice, and the head's are loaded last. PEFT also saves the weight that
+it adapted beside A and B, and loads it again, where both read the same weight for both; so here it replaces rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +11,10 @@ from dataclasses import dataclass, replace
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights
 from hotshoe.registry.formats.lowered import LoweredAdapter, TokenFactors
-from hotshoe.registry.formats.peft_config import Config, one_of
+from hotshoe.registry.formats.peft_config import Config
 from hotshoe.registry.formats.plan import MODULE_PREFIX, Read, Tensors, require_shape
 from hotshoe.registry.formats.replaced import ReplacedPlan, RowsPlan
-from hotshoe.registry.formats.target_modules import EMBEDDING, HEAD
+from hotshoe.registry.formats.target_modules import EMBEDDING, HEAD, is_token_module, pattern_test, wants_tied
 from hotshoe.registry.validation import TensorEntry
 
 
@@ -34,7 +35,7 @@ class TokensPlan:
 
     factors: dict[str, _Factors]  # by module
     weights: ReplacedPlan
-    idle: TensorEntry | None  # a second copy of a tied weight, which PEFT loads first
+    are_one: bool  # the embedding's update is the head's
 
     @property
     def rank(self) -> int:
@@ -46,16 +47,37 @@ class TokensPlan:
 
     def lower_into(self, lowered: LoweredAdapter, read: Read, base: BaseWeights) -> LoweredAdapter:
         """An adapter that has these beside what it is already."""
-        if self.idle is not None:
-            read(self.idle)
         lowered = self.weights.lower_into(lowered, read, base)
         embedding, head = self.factors.get(EMBEDDING), self.factors.get(HEAD)
+        if self.are_one and embedding is not None and head is not None:
+            for entry in (embedding.a, embedding.b):
+                read(entry)
+            rows, directions = read(head.b), read(head.a)
+            return replace(
+                lowered,
+                embedding_update=TokenFactors(rows, directions * embedding.scale),
+                head_update=TokenFactors(rows * head.scale, directions),
+            )
         if embedding is not None:
             rows, directions = read(embedding.a).T.contiguous(), read(embedding.b, scale=embedding.scale).T.contiguous()
             lowered = replace(lowered, embedding_update=TokenFactors(rows, directions))
         if head is not None:
             lowered = replace(lowered, head_update=TokenFactors(read(head.b, scale=head.scale), read(head.a)))
         return lowered
+
+
+def adapted_modules(selected: Sequence[str], config: Config, base: BaseShape) -> Sequence[str]:
+    """Which of `EMBEDDING` and `HEAD` are adapted where target_modules selects these: both if they are to be tied."""
+    saved = config.peek("modules_to_save")
+    if not wants_tied(config, base) or (isinstance(saved, list) and any(map(is_token_module, saved))):
+        return selected
+    targets = config.peek("target_modules")
+    if isinstance(targets, str):
+        is_target = pattern_test("target_modules", targets)
+        is_named = is_target("embed_tokens") or is_target("lm_head")
+    else:
+        is_named = bool(selected)
+    return (HEAD, EMBEDDING) if is_named else selected
 
 
 def take_tokens(
@@ -67,18 +89,22 @@ def take_tokens(
     rank_of: Callable[[str], int],
     scale_of: Callable[[str], float],
 ) -> TokensPlan | None:
-    """Takes ensure_weight_tying, and the tensors of the modules, of `EMBEDDING` and `HEAD`; None if there are none."""
+    """Takes the tensors of the modules, of `EMBEDDING` and `HEAD`; None if there are none."""
     if not modules:
         return None
-    config.take("ensure_weight_tying", one_of(False), default=False)
-    factors = {module: _take_factors(module, tensors, base, rank_of(module), scale_of(module)) for module in modules}
+    are_one = len(modules) == 2 and wants_tied(config, base)
+    factors = {}
+    for module in modules:
+        rank = rank_of(EMBEDDING if are_one else module)
+        factors[module] = _take_factors(module, tensors, base, rank, scale_of(module))
     weights = {module: entry for module in modules if (entry := _take_weight(module, tensors, base)) is not None}
     if not base.tied_head:
         embedding, head = (RowsPlan(weights[of]) if of in weights else None for of in (EMBEDDING, HEAD))
-        return TokensPlan(factors, ReplacedPlan(embedding, head), None)
+        return TokensPlan(factors, ReplacedPlan(embedding, head), are_one)
     last = weights.get(HEAD, weights.get(EMBEDDING))
-    shared = ReplacedPlan(None if last is None else RowsPlan(last), head_is_embedding=True)
-    return TokensPlan(factors, shared, weights[EMBEDDING] if len(weights) == 2 else None)
+    idle = tuple(entry for entry in weights.values() if entry is not last)
+    shared = ReplacedPlan(None if last is None else RowsPlan(last), head_is_embedding=True, idle=idle)
+    return TokensPlan(factors, shared, are_one)
 
 
 def _take_factors(module: str, tensors: Tensors, base: BaseShape, rank: int, scale: float) -> _Factors:

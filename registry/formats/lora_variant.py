@@ -13,6 +13,7 @@ from hotshoe.registry.formats.peft_config import (
     INTEGER,
     NULL,
     NUMBER,
+    OFF,
     Config,
     Rule,
     either,
@@ -22,7 +23,7 @@ from hotshoe.registry.formats.peft_config import (
 )
 from hotshoe.registry.formats.taken_out import REFUSED_INITS, TAKING_INITS, TakenOut, minor_part
 
-_PLAIN_INITS = (True, False)
+_PLAIN_INITS = (True, False, None)
 _INITS = (*_PLAIN_INITS, "gaussian", "eva", "orthogonal")
 # Variants by the field that holds what they are told, most of it of training only.
 _OBJECTS: Mapping[str, Rule[Mapping[str, object]]] = {
@@ -59,7 +60,7 @@ class LoraVariant:
     pool: int  # neighbouring inputs that QALoRA's A sees as one; 1 elsewhere
     has_norms: bool
     has_added_bias: bool
-    init: str | bool
+    init: str | bool | None
 
     @property
     def taken_out(self) -> TakenOut | None:
@@ -97,13 +98,13 @@ def take_variant(config: Config, base: BaseShape) -> LoraVariant:
     is_ordinary = invocation is None and blocks is None and found is None
     pool = _take_pool(config) if is_ordinary else 1
     is_ordinary = is_ordinary and pool == 1
-    has_norms = config.take("use_dora", FLAG if is_ordinary else one_of(False), default=False)
+    has_norms = config.take("use_dora", FLAG if is_ordinary else OFF, default=False)
     field, told = found or ("", {})
     may_add = (
         invocation is not None or (is_ordinary and not has_norms) or field in ("velora_config", "monteclora_config")
     )
-    has_added_bias = config.take("lora_bias", FLAG if may_add else one_of(False), default=False)
-    inits: tuple[str | bool, ...] = _PLAIN_INITS if has_added_bias else _INITS
+    has_added_bias = config.take("lora_bias", FLAG if may_add else OFF, default=False)
+    inits: tuple[str | bool | None, ...] = _PLAIN_INITS if has_added_bias else _INITS
     if is_ordinary and not has_added_bias:
         inits = (*inits, *TAKING_INITS) if has_norms else (*inits, *TAKING_INITS, "mica")  # mica tells how B began
     init = config.take("init_lora_weights", _init_rule(config, inits), default=True)
@@ -137,7 +138,7 @@ def _take_pool(config: Config) -> int:
     return config.take("qalora_group_size", COUNT, default=16)
 
 
-def _init_rule(config: Config, allowed: Sequence[str | bool]) -> Rule[str | bool]:
+def _init_rule(config: Config, allowed: Sequence[str | bool | None]) -> Rule[str | bool | None]:
     """Those values, and why the one that stands there is refused if it is of those that always are."""
     name = str(config.peek("init_lora_weights"))
     why = next((why for start, why in REFUSED_INITS.items() if name.startswith(start)), "")

@@ -13,7 +13,8 @@ from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.formats.peft_config import NULL, TEXT, Config, either
 from hotshoe.registry.formats.plan import TaskPlans, Tensors
-from hotshoe.registry.formats.replaced import ReplacingPlan, take_saved_modules
+from hotshoe.registry.formats.replaced import ReplacingPlan
+from hotshoe.registry.formats.saved_modules import take_saved_modules
 from hotshoe.registry.validation import (
     ANY_INTEGER,
     AdapterLimits,

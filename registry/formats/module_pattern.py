@@ -2,7 +2,7 @@
 
 They come from strangers, and `re` can take years over forty characters of them. This matcher keeps the set of places
 that a match may have reached, so nothing is tried twice. What it accepts means what it means to `re`; syntax that it
-lacks (look-around, back-references, flags, possessive repeats) is refused.
+lacks (looking back, back-references, flags, possessive repeats) is refused.
 """
 
 import re
@@ -24,6 +24,7 @@ _CLASSES: dict[str, _Test] = {
     "s": str.isspace,
 }
 _PLAIN = re.compile(r"[A-Za-z0-9_]+(?![A-Za-z0-9_*+?{])")  # none of it repeated
+_GROUP = re.compile(r"\((?:\?(?::|=|!|P<(?P<name>[A-Za-z_]\w*)>)|(?!\?))", re.ASCII)
 _LITERAL = frozenset(string.ascii_letters + string.digits + "_-.")
 
 
@@ -89,6 +90,7 @@ class _Parser:
         self._text = text
         self._at = 0
         self._depth = 0
+        self._names: set[str] = set()  # of groups
         self._budget = budget
 
     def parse(self) -> _Node:
@@ -113,7 +115,7 @@ class _Parser:
                 continue
             atom = self._atom()
             is_anchor = self._text[start : self._at] in ("^", "$", "\\b")
-            parts.append(self._repeated(atom, is_anchor))
+            parts.append(self._repeated(atom, is_anchor or self._text.startswith(("(?=", "(?!"), start)))
         return _one_after_another(parts)
 
     def _repeated(self, node: _Node, is_anchor: bool) -> _Node:
@@ -156,8 +158,13 @@ class _Parser:
         return self._one(lambda other: other == character)
 
     def _group(self) -> _Node:
-        if self._take("?") and not self._take(":"):
-            raise ValueError(f"unsupported group at {self._at - 2}: only ( ) and (?: ) are")
+        start = self._at - 1
+        opening = _GROUP.match(self._text, start)
+        if opening is None or (opening["name"] or None) in self._names:
+            raise ValueError(f"unsupported group at {start}: only ( ), (?: ), (?P<name> ), (?= ) and (?! ) are")
+        if opening["name"]:
+            self._names.add(opening["name"])
+        self._at = opening.end()
         self._depth += 1
         if self._depth > MAX_GROUP_DEPTH:
             raise ValueError(f"expected groups at most {MAX_GROUP_DEPTH} deep")
@@ -165,6 +172,8 @@ class _Parser:
         self._depth -= 1
         if not self._take(")"):
             raise ValueError("expected ')' at the end")
+        if opening[0] in ("(?=", "(?!"):
+            return _ahead(node, is_there=opening[0] == "(?=")
         return node
 
     def _escape(self) -> _Node:
@@ -248,6 +257,11 @@ def _one_after_another(parts: list[_Node]) -> _Node:
         return frozenset(places)
 
     return node
+
+
+def _ahead(node: _Node, *, is_there: bool) -> _Node:
+    """The places from which it matches, or from which it does not."""
+    return lambda name, places: frozenset(place for place in places if bool(node(name, {place})) is is_there)
 
 
 def _repeat(node: _Node, low: int, high: int | None) -> _Node:

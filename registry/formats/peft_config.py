@@ -26,6 +26,11 @@ class Rule(Generic[T_co]):
     expected: str
     accepts: Callable[[object], bool]
     why: str = ""
+    null: T_co | None = None  # what PEFT takes null for, where it is not itself a value
+
+    def admits(self, value: object) -> bool:
+        """Whether the field may stand at that, null for what it stands for included."""
+        return self.accepts(value) or (value is None and self.null is not None)
 
     def because(self, why: str) -> "Rule[T_co]":
         """The same, with a reason for whom it refuses."""
@@ -40,7 +45,10 @@ def one_of(*values: T) -> Rule[T]:
 
 def either(first: Rule[T], second: Rule[Other]) -> Rule[T | Other]:
     """What one of the two accepts."""
-    return Rule(f"{first.expected} or {second.expected}", lambda value: first.accepts(value) or second.accepts(value))
+    null = second.null if first.null is None else first.null
+    return Rule(
+        f"{first.expected} or {second.expected}", lambda value: first.accepts(value) or second.accepts(value), null=null
+    )
 
 
 def table_of(rule: Rule[T]) -> Rule[Mapping[str, T]]:
@@ -56,7 +64,7 @@ def object_of(rules: Mapping[str, Rule[object]]) -> Rule[Mapping[str, object]]:
     return Rule(
         f"an object of {', '.join(f'{name} ({rule.expected})' for name, rule in rules.items())}",
         lambda value: (
-            isinstance(value, dict) and all(name in rules and rules[name].accepts(value[name]) for name in value)
+            isinstance(value, dict) and all(name in rules and rules[name].admits(value[name]) for name in value)
         ),
     )
 
@@ -74,7 +82,8 @@ def _is_number(value: object) -> bool:
 
 
 NULL: Rule[None] = one_of(None)
-FLAG: Rule[bool] = Rule("true or false", lambda value: isinstance(value, bool))
+FLAG: Rule[bool] = Rule("true or false", lambda value: isinstance(value, bool), null=False)
+OFF: Rule[bool] = Rule("false", lambda value: value is False, null=False)
 COUNT: Rule[int] = Rule("a positive integer", lambda value: type(value) is int and 0 < value < 1 << 31)
 INTEGER: Rule[int] = Rule("an integer of at least 0", lambda value: type(value) is int and 0 <= value < 1 << 31)
 NUMBER: Rule[float] = Rule("a number up to a million", _is_number)
@@ -89,7 +98,8 @@ NOTHING: Rule[object] = Rule("null or empty", lambda value: value is None or val
 # What every kind's config has, and nothing that is computed depends on.
 COMMON: Mapping[str, Rule[object]] = {
     "peft_type": TEXT,  # it led to the kind
-    "task_type": one_of(None, "CAUSAL_LM"),
+    # PEFT passes what it is told on to the model for these; others give it a head, or read its states.
+    "task_type": one_of(None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"),
     "inference_mode": FLAG,
     "revision": either(TEXT, NULL),
     "peft_version": either(TEXT, NULL),
@@ -100,11 +110,15 @@ COMMON: Mapping[str, Rule[object]] = {
 
 
 def _names_a_transformers_class(value: object) -> bool:
-    """What PEFT writes if it was told no task_type. It is never looked up, only told apart from anything else."""
-    if not isinstance(value, dict) or value.keys() != {"base_model_class", "parent_library"}:
+    """What PEFT writes if it was told no task_type. It is never looked up, only told apart from anything else.
+
+    Unsloth adds that it has mended the two names.
+    """
+    names = {"base_model_class", "parent_library"}
+    if not isinstance(value, dict) or not names <= value.keys() <= names | {"unsloth_fixed"}:
         return False
     library, name = value["parent_library"], value["base_model_class"]
-    return (
+    return FLAG.admits(value.get("unsloth_fixed")) and (
         isinstance(name, str)
         and name.isidentifier()
         and isinstance(library, str)
@@ -116,6 +130,7 @@ class Config:
     """The fields of one adapter_config.json that have not been taken yet."""
 
     def __init__(self, fields: Mapping[str, object]) -> None:
+        self._given = fields
         self._fields = dict(fields)
 
     def take(self, name: str, rule: Rule[T], *, default: T) -> T:
@@ -127,14 +142,16 @@ class Config:
         if name not in self._fields:
             raise InvalidAdapter(name, f"missing, expected {rule.expected}")
         value = self._fields.pop(name)
-        if not rule.accepts(value):
+        if not rule.admits(value):
             why = f": {rule.why}" if rule.why else ""
             raise InvalidAdapter(name, f"expected {rule.expected}, found {shown(value)}{why}")
+        if value is None and rule.null is not None:
+            return rule.null
         return value  # type: ignore[return-value]  # rules accept values of their type only
 
     def peek(self, name: str) -> object:
-        """The field as it stands, unchecked and not taken; None if it is not there."""
-        return self._fields.get(name)
+        """The field as it stands in the file, unchecked, be it taken or not; None if it is not there."""
+        return self._given.get(name)
 
     def close(
         self, kind: str, rest: Mapping[str, Rule[object]], *, common: Mapping[str, Rule[object]] = COMMON
@@ -147,7 +164,7 @@ class Config:
                 raise InvalidAdapter(
                     shown(name), f"not a field of {kind} that is known here, so it might change the result"
                 )
-            if not rule.accepts(value):
+            if not rule.admits(value):
                 why = rule.why or "not served otherwise"
                 raise InvalidAdapter(name, f"expected {rule.expected}, found {shown(value)}: {why}")
         self._fields.clear()

@@ -90,9 +90,9 @@ class Tensors:
             if not self._is_of_linear(name):
                 self._refuse_unknown(name)
 
-    def take(self, name: str, *, reason: str) -> TensorEntry:
+    def take(self, name: str, *, reason: str, may_be_empty: bool = False) -> TensorEntry:
         """Claims that tensor; InvalidAdapter if it is missing, with the reason why it was expected."""
-        entry = self._pop(name, reason)
+        entry = self._pop(name, reason, may_be_empty=may_be_empty)
         if entry.is_integer:
             raise InvalidAdapter(name, f"expected a tensor of floats, found {entry.dtype}")
         return entry
@@ -108,9 +108,10 @@ class Tensors:
         self._check_integers(entry, below)
         return entry
 
-    def take_of(self, linear: LinearId, suffix: str, *, reason: str) -> TensorEntry:
+    def take_of(self, linear: LinearId, suffix: str, *, reason: str, may_be_empty: bool = False) -> TensorEntry:
         """Claims the tensor of that suffix of a decoder linear."""
-        return self.take(f"{MODULE_PREFIX}{self._base.linears[linear].module}.{suffix}", reason=reason)
+        name = f"{MODULE_PREFIX}{self._base.linears[linear].module}.{suffix}"
+        return self.take(name, reason=reason, may_be_empty=may_be_empty)
 
     def has_of(self, linear: LinearId, suffix: str) -> bool:
         """Whether the tensor of that suffix of a decoder linear is there, and not claimed yet."""
@@ -120,11 +121,13 @@ class Tensors:
         """Whether that tensor is there, and not claimed yet."""
         return name in self._entries
 
-    def _pop(self, name: str, reason: str) -> TensorEntry:
+    def _pop(self, name: str, reason: str, *, may_be_empty: bool = False) -> TensorEntry:
         self._pause()
         entry = self._entries.pop(name, None)
         if entry is None:
             raise InvalidAdapter(name, f"missing: {reason}")
+        if entry.is_empty and not may_be_empty:
+            raise InvalidAdapter(name, f"expected a shape of positive sizes, found {list(entry.shape)}")
         return entry
 
     def close(self) -> None:

@@ -1,8 +1,7 @@
 """What replaces weights of the base that are no decoder linears': rows of the embedding and the head, and norms.
 
 TRAINABLE_TOKENS and LORA's trainable_token_indices keep some rows, which are the head's too where it is the embedding.
-LN_TUNING keeps norms' weights. modules_to_save, which every kind that wraps modules may have, keeps whole weights. What
-LORA adds to rows is in `lora_tokens`.
+LN_TUNING keeps norms' weights. Whole weights are in `saved_modules`, and what LORA adds to rows is in `lora_tokens`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +11,20 @@ from typing import TYPE_CHECKING, Protocol
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, NormId
 from hotshoe.registry.formats.lowered import LoweredAdapter, TokenRows
-from hotshoe.registry.formats.peft_config import FLAG, INTEGER, NULL, TEXT, Config, Rule, either, list_of, one_of
+from hotshoe.registry.formats.peft_config import FLAG, INTEGER, NULL, Config, Rule, either, list_of, one_of
 from hotshoe.registry.formats.plan import MODULE_PREFIX, Plan, Read, Tensors, require_shape
-from hotshoe.registry.formats.target_modules import EMBEDDING, HEAD, NAMES, name_test
+from hotshoe.registry.formats.target_modules import EMBEDDING, HEAD, NAMES, name_test, take_names, wants_tied
 from hotshoe.registry.validation import TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _DELTA = "trainable_tokens_delta"  # PEFT's name for rows that replace
+# What null stands for, by model_type.
+_LN_TARGETS: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(("llama", "mistral"), ("input_layernorm", "post_attention_layernorm", "norm")),
+    **dict.fromkeys(("qwen2", "qwen3"), ("post_attention_layernorm",)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class ReplacedPlan:
     head: RowsPlan | None = None
     head_is_embedding: bool = False  # the embedding's rows are the head's too
     norms: Mapping[NormId, TensorEntry] = field(default_factory=dict)
+    idle: tuple[TensorEntry, ...] = ()  # other copies of the same weights, which PEFT does not use or loads first
     rank: int = 0
 
     @property
@@ -61,6 +66,8 @@ class ReplacedPlan:
 
     def lower_into(self, lowered: LoweredAdapter, read: Read, base: BaseWeights) -> LoweredAdapter:
         """An adapter that replaces these beside what it is already."""
+        for entry in self.idle:
+            read(entry)
         embedding, head = lowered.embedding_rows, lowered.head_rows
         if self.embedding is not None:
             values = read(self.embedding.entry)
@@ -138,31 +145,38 @@ def plan_trainable_tokens(config: Config, tensors: Tensors, base: BaseShape) -> 
 
 
 def take_trainable_tokens(config: Config, tensors: Tensors, base: BaseShape) -> ReplacedPlan | None:
-    """Takes trainable_token_indices, token ids of the embedding or by module, and their tensors."""
+    """Takes trainable_token_indices, token ids of the embedding or by module, and their tensors.
+
+    The embedding's rows are a tied head's too, unless that has other token ids of its own.
+    """
     name = "trainable_token_indices"
     rule = either(either(list_of(INTEGER), _TOKENS_BY_MODULE), NULL)
     wanted: object = config.take(name, rule, default=None)
     if wanted is None:
         return None
-    config.take("ensure_weight_tying", one_of(False), default=False)
-    by_module: Mapping[str, list[int]] = wanted if isinstance(wanted, dict) else {"embed_tokens": wanted}  # type: ignore[dict-item]
-    if base.tied_head and "embed_tokens" not in by_module:
-        raise InvalidAdapter(name, f"expected embed_tokens too: the output head of {base.name} is the embedding")
+    given: Mapping[str, list[int]] = wanted if isinstance(wanted, dict) else {EMBEDDING: wanted}  # type: ignore[dict-item]
+    by_module = {EMBEDDING if key.endswith("embed_tokens") else HEAD: token_ids for key, token_ids in given.items()}
+    if base.tied_head and len(by_module) == 2:
+        if by_module[EMBEDDING] == by_module[HEAD]:
+            del by_module[HEAD]
+        elif wants_tied(config, base):
+            raise InvalidAdapter(name, "expected the same token ids twice, as ensure_weight_tying is true")
     suffix = f"token_adapter.{_DELTA}"
     found = {
-        module: _take_rows(module, suffix, name, by_module[key], tensors, base)
-        for key, module in (("embed_tokens", EMBEDDING), ("lm_head", HEAD))
-        if key in by_module
+        module: _take_rows(module, suffix, name, token_ids, tensors, base) for module, token_ids in by_module.items()
     }
     tied = base.tied_head and HEAD not in found
     return ReplacedPlan(found.get(EMBEDDING), found.get(HEAD), head_is_embedding=tied)
 
 
+_TOKEN_KEYS = ("embed_tokens", EMBEDDING, HEAD)
 _TOKENS_BY_MODULE: Rule[Mapping[str, list[int]]] = Rule(
     "token ids of embed_tokens and lm_head",
     lambda value: (
         isinstance(value, dict)
-        and 0 < len(value) == len(value.keys() & {"embed_tokens", "lm_head"})
+        and 0 < len(value) <= 2
+        and value.keys() <= set(_TOKEN_KEYS)
+        and value.keys() != {"embed_tokens", EMBEDDING}
         and all(map(list_of(INTEGER).accepts, value.values()))
     ),
 )
@@ -180,42 +194,18 @@ def _take_rows(
 
 def plan_ln_tuning(config: Config, tensors: Tensors, base: BaseShape) -> ReplacingPlan:
     """The plan of a LN_TUNING adapter; see `Format`."""
-    targets = config.require("target_modules", NAMES)
+    targets = take_names(config, "target_modules", base, _LN_TARGETS)
     excluded = config.take("exclude_modules", either(NAMES, NULL), default=None)
     config.close("LN_TUNING", {})
     is_target = name_test("target_modules", targets)
     is_excluded = name_test("exclude_modules", excluded) if excluded else lambda module: False
-    norms = _chosen_norms("target_modules", lambda module: is_target(module) and not is_excluded(module), base)
+    norms = chosen_norms("target_modules", lambda module: is_target(module) and not is_excluded(module), base)
     if not norms:
         raise IncompatibleAdapter("target_modules", f"selects no norm of {base.name}")
-    return ReplacingPlan("LN_TUNING", ReplacedPlan(norms=_take_norms(norms, "ln_tuning_layers.weight", tensors, base)))
+    return ReplacingPlan("LN_TUNING", ReplacedPlan(norms=take_norms(norms, "ln_tuning_layers.weight", tensors, base)))
 
 
-def take_saved_modules(config: Config, tensors: Tensors, base: BaseShape) -> ReplacedPlan | None:
-    """Takes modules_to_save, ends of modules' names, and the whole weights that it keeps."""
-    names = config.take("modules_to_save", either(list_of(TEXT), NULL), default=None)
-    if not names:
-        return None
-    if config.peek("alora_invocation_tokens") is not None:
-        raise InvalidAdapter(
-            "modules_to_save", "expected none beside alora_invocation_tokens, before which all is the base's"
-        )
-    if base.tied_head:
-        config.take("ensure_weight_tying", one_of(False), default=False)
-    ends = tuple(names)
-    norms = _chosen_norms("modules_to_save", lambda module: module.endswith(ends), base)
-    whole = {
-        module: RowsPlan(_take_whole(module, (base.vocab_size, base.hidden_size), tensors, base))
-        for module in (EMBEDDING, HEAD)
-        if module.endswith(ends)
-    }
-    for name in names:
-        if not any(module.endswith(name) for module in [*whole, *(base.norms[norm].module for norm in norms)]):
-            raise InvalidAdapter("modules_to_save", f"{name} is no embedding, output head or norm of {base.name}")
-    return ReplacedPlan(whole.get(EMBEDDING), whole.get(HEAD), norms=_take_norms(norms, "weight", tensors, base))
-
-
-def _chosen_norms(field: str, is_chosen: Callable[[str], bool], base: BaseShape) -> list[NormId]:
+def chosen_norms(field: str, is_chosen: Callable[[str], bool], base: BaseShape) -> list[NormId]:
     """The norms that are chosen; InvalidAdapter if a linear is too, or a part of the decoder that holds others."""
     others = [shape.module for shape in base.linears.values()]
     if field == "target_modules":
@@ -230,16 +220,10 @@ def _chosen_norms(field: str, is_chosen: Callable[[str], bool], base: BaseShape)
     return [norm for norm, shape in base.norms.items() if is_chosen(shape.module)]
 
 
-def _take_norms(norms: Sequence[NormId], suffix: str, tensors: Tensors, base: BaseShape) -> dict[NormId, TensorEntry]:
+def take_norms(norms: Sequence[NormId], suffix: str, tensors: Tensors, base: BaseShape) -> dict[NormId, TensorEntry]:
     found = {}
     for norm in norms:
         shape = base.norms[norm]
         found[norm] = tensors.take(f"{MODULE_PREFIX}{shape.module}.{suffix}", reason="its module is selected")
         require_shape(found[norm], (shape.size,), of=f"{shape.module} of {base.name}")
     return found
-
-
-def _take_whole(module: str, shape: tuple[int, ...], tensors: Tensors, base: BaseShape) -> TensorEntry:
-    entry = tensors.take(f"{MODULE_PREFIX}{module}.weight", reason="modules_to_save selects its module")
-    require_shape(entry, shape, of=f"{module} of {base.name}")
-    return entry

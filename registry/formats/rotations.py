@@ -20,6 +20,7 @@ from hotshoe.registry.formats.peft_config import (
     FLAG,
     INTEGER,
     NUMBER,
+    OFF,
     SHARE,
     Config,
     Rule,
@@ -38,7 +39,7 @@ _OFT_REST: Mapping[str, Rule[object]] = {
     "init_weights": FLAG,
     "fan_in_fan_out": FLAG,  # how W is stored
     "module_dropout": SHARE,
-    "coft": one_of(False),  # whose projection PEFT repeats in each forward pass
+    "coft": OFF,  # whose projection PEFT repeats in each forward pass
     "eps": NUMBER,
     "r": INTEGER,  # the tensor's shape says it
 }

@@ -5,7 +5,7 @@ leaves random values in.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, LinearId
@@ -17,21 +17,41 @@ NAMES: Rule[Names] = Rule("names of modules, as a list or a regular expression",
 
 # Modules that PEFT can adapt and that are no decoder linears.
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+# By model_type, what PEFT adapts if target_modules is null; other families it asks to be told.
+QUERIES_AND_VALUES: Mapping[str, Sequence[str]] = dict.fromkeys(
+    ("llama", "mistral", "qwen2", "qwen3"), ("q_proj", "v_proj")
+)
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
 _DEFAULT_LAYER = re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")
 
 
-def take_targets(config: Config, base: BaseShape, *, by_layer: bool) -> list[LinearId]:
+def take_targets(
+    config: Config, base: BaseShape, *, by_layer: bool, defaults: Mapping[str, Sequence[str]] = QUERIES_AND_VALUES
+) -> list[LinearId]:
     """Takes those fields (the last two only if `by_layer`) and gives the linears that they select, in base order.
+
+    Args:
+        defaults: what null in target_modules stands for, by model_type.
 
     Raises:
         InvalidAdapter: a field is malformed, or selects modules that are no decoder linears.
         IncompatibleAdapter: they select nothing of this base.
     """
-    selected, others = take_modules(config, base, by_layer=by_layer)
+    selected, others = take_modules(config, base, by_layer=by_layer, defaults=defaults)
     if others:
         raise InvalidAdapter("target_modules", f"selects {others[0]}; only decoder linears can be adapted")
     require_any(selected, base)
     return selected
+
+
+def wants_tied(config: Config, base: BaseShape) -> bool:
+    """Whether PEFT keeps the embedding and the head one, where it adapts or keeps either: `ensure_weight_tying`."""
+    return base.tied_head and config.peek("ensure_weight_tying") is True
+
+
+def is_token_module(name: object) -> bool:
+    """Whether a name in a config is, to PEFT, that of the embedding or of the head."""
+    return isinstance(name, str) and name.rpartition(".")[2] in ("embed_tokens", "lm_head")
 
 
 def require_any(selected: Sequence[object], base: BaseShape) -> None:
@@ -40,12 +60,13 @@ def require_any(selected: Sequence[object], base: BaseShape) -> None:
         raise IncompatibleAdapter("target_modules", f"selects no linear of {base.name}; expected of {targets_of(base)}")
 
 
-def take_modules(config: Config, base: BaseShape, *, by_layer: bool) -> tuple[list[LinearId], list[str]]:
+def take_modules(
+    config: Config, base: BaseShape, *, by_layer: bool, defaults: Mapping[str, Sequence[str]] = QUERIES_AND_VALUES
+) -> tuple[list[LinearId], list[str]]:
     """As `take_targets`, and those of `EMBEDDING` and `HEAD` that are selected too; it may be nothing."""
-    targets = config.require("target_modules", NAMES)
-    excluded = config.take("exclude_modules", either(NAMES, NULL), default=None)
+    targets = take_names(config, "target_modules", base, defaults)
+    is_excluded = _take_excluded(config)
     in_layers = _take_layers(config, targets) if by_layer else _any_layer
-    is_excluded = name_test("exclude_modules", excluded) if excluded else _no_name
     if isinstance(targets, str) and targets.lower() == "all-linear":
         is_target: Callable[[str], bool] = _any_name
         others: list[str] = []  # PEFT leaves the output head out, and the embedding is no linear
@@ -56,6 +77,38 @@ def take_modules(config: Config, base: BaseShape, *, by_layer: bool) -> tuple[li
         linear for linear, shape in base.linears.items() if not is_excluded(shape.module) and is_target(shape.module)
     ]
     return selected, others
+
+
+def take_names(config: Config, field: str, base: BaseShape, defaults: Mapping[str, Sequence[str]]) -> Names:
+    """Takes a field of modules' names, or gives what null in it stands for, by model_type."""
+    names = config.take(field, either(NAMES, NULL), default=None)
+    if names is not None:
+        return names
+    if base.model_type not in defaults:
+        raise InvalidAdapter(field, f"expected {NAMES.expected}: PEFT has no default for {base.model_type}")
+    return defaults[base.model_type]
+
+
+def _take_excluded(config: Config) -> Callable[[str], bool]:
+    """Takes exclude_modules; excluded, too, is what modules_to_save keeps, and whatever lies within it."""
+    excluded = config.take("exclude_modules", either(NAMES, NULL), default=None)
+    is_excluded = name_test("exclude_modules", excluded) if excluded else _no_name
+    saved = config.peek("modules_to_save")
+    if not isinstance(saved, list):  # its own rule refuses it, or it is null
+        return is_excluded
+    budget = StepBudget()
+    patterns = [compile_pattern("modules_to_save", str(name), budget) for name in saved]
+
+    def test(module: str) -> bool:
+        ends = [at for at, character in enumerate(module) if character == "."]
+        wholes = [module[:end] for end in (*ends, len(module))]
+        try:
+            is_saved = any(pattern.matches_tail(whole) for pattern in patterns for whole in wholes)
+        except ValueError as error:
+            raise InvalidAdapter("modules_to_save", str(error)) from None
+        return is_saved or is_excluded(module)
+
+    return test
 
 
 def take_parameters(config: Config, base: BaseShape) -> list[LinearId]:
@@ -145,9 +198,9 @@ def _take_layers(config: Config, targets: Names) -> Callable[[str], bool]:
 
 
 def _containers(names: Names | None) -> list[str]:
-    names = [names] if isinstance(names, str) else list(names or ())
+    names = [names] if isinstance(names, str) and names else list(names or ())
     for name in names:
-        if not name.isascii() or not name.isidentifier():
+        if not _DOTTED.fullmatch(name):
             raise InvalidAdapter("layers_pattern", "expected the name of the list of layers, such as layers")
     return names
 

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, INTEGER, NULL, NUMBER, SHARE, Config, Rule, either, one_of
+from hotshoe.registry.formats.peft_config import (
+    COUNT,
+    FLAG,
+    INTEGER,
+    NULL,
+    NUMBER,
+    OFF,
+    SHARE,
+    Config,
+    Rule,
+    either,
+    one_of,
+)
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -26,7 +38,7 @@ _PVERA_REST: Mapping[str, Rule[object]] = {
     **_REST,
     "generator_seed": either(INTEGER, NULL),  # of the samples
     "pvera_dropout": SHARE,
-    "sample_at_inference": one_of(False),
+    "sample_at_inference": OFF,
 }
 
 

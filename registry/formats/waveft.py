@@ -11,7 +11,7 @@ from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.dense import DensePlan
 from hotshoe.registry.formats.module_values import take_by_module
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, INTEGER, NUMBER, TEXT, Config, Rule, one_of
+from hotshoe.registry.formats.peft_config import COUNT, FLAG, INTEGER, NUMBER, OFF, TEXT, Config, Rule, one_of
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -23,7 +23,7 @@ _REST: Mapping[str, Rule[object]] = {
     "bias": one_of("none"),
     "fan_in_fan_out": FLAG,  # how W is stored
     "init_weights": FLAG,
-    "proportional_parameters": one_of(False),  # each linear's number by its size
+    "proportional_parameters": OFF,  # each linear's number by its size
 }
 
 

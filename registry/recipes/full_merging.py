@@ -38,4 +38,4 @@ def merge_full(
         size, rank = float(factors.squares.sum()), min(parameters.rank, len(factors.squares))
         updates[linear] = Factors(*factors.cut(rank))
         kept, total = kept + factors.energy(rank) * size, total + size
-    return Merge(updates, kept / total if total else 1.0)
+    return Merge(updates, kept / total if total else 1.0, total)

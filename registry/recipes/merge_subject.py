@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _FACTORS = frozenset({"a", "b", "scale"})
 _SCALED_FACTORS = _FACTORS | {"output_scale"}
 _SCALES = frozenset({"input_scale", "output_scale", "bias_delta"})
-_REPLACED = frozenset({"norms", "embedding_rows", "head_rows"})
+_REPLACED = frozenset({"norms", "embedding_rows", "head_rows", "embedding_update", "head_update"})
 
 
 class Subject(StrEnum):

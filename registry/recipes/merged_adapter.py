@@ -3,7 +3,7 @@
 low-rank updates     every method of `merging`, as LORA
 scales               linear, as IA3
 both of these        linear, cat and svd, as LORA with use_dora, where that can say it
-these beside biases, norms and token rows, or those alone
+these beside biases, norms, token rows and updates of embedding and head, or those alone
                      linear, cat and svd, as LORA, BEFT, LN_TUNING or TRAINABLE_TOKENS (`replacement_files`)
 updates of full rank, as rotations make
                      svd, which cuts their sum to a rank, as LORA
@@ -21,12 +21,13 @@ from hotshoe.registry.recipes.ia3_files import ia3_files
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.recipes.merge_subject import Subject, subjects_in_common
-from hotshoe.registry.recipes.merging import merge
+from hotshoe.registry.recipes.merging import Merge, merge
 from hotshoe.registry.recipes.prompt_files import prefix_files, prompt_files
 from hotshoe.registry.recipes.replacement_files import replacement_files
 from hotshoe.registry.recipes.replacements import merge_replacements
 from hotshoe.registry.recipes.scale_merging import merge_scales
-from hotshoe.registry.recipes.scaled_merging import merge_scaled
+from hotshoe.registry.recipes.scaled_merging import ScaledMerge, merge_scaled
+from hotshoe.registry.recipes.token_merging import merge_tokens
 from hotshoe.registry.validation import Pause, go_on
 
 
@@ -95,14 +96,26 @@ def _with_replacements(
     """The files, and the share of the updates that is kept."""
     row_norms = None
     replaced = merge_replacements(adapters, weights, parameters, base.shape)
+    tokens = merge_tokens(adapters, weights, parameters)
+    merged: Merge | ScaledMerge
     if subject is Subject.FULL_UPDATES:
-        updates, energy_kept = merge_full(adapters, weights, parameters, base, pause=pause)
+        merged = merge_full(adapters, weights, parameters, base, pause=pause)
     elif any(part.output_scale is not None for adapter in adapters for part in adapter.linears.values()):
-        updates, row_norms, energy_kept = merge_scaled(adapters, weights, parameters, base, pause=pause)
+        merged = merge_scaled(adapters, weights, parameters, base, pause=pause)
+        row_norms = merged.norms
     else:
-        updates, energy_kept = merge(adapters, weights, parameters, base, pause=pause)
-    files = replacement_files(replaced, base, base_name=base_name, updates=updates, row_norms=row_norms)
-    return files, energy_kept
+        merged = merge(adapters, weights, parameters, base, pause=pause)
+    files = replacement_files(
+        replaced,
+        base,
+        base_name=base_name,
+        updates=merged.updates,
+        row_norms=row_norms,
+        token_updates=tokens.updates,
+    )
+    size = merged.size + tokens.size
+    kept = (merged.energy_kept * merged.size + tokens.kept) / size if size else merged.energy_kept
+    return files, kept
 
 
 def _one_after_the_other(adapters: Sequence[LoweredAdapter]) -> KvPrefix:

@@ -39,6 +39,7 @@ class Merge(NamedTuple):
 
     updates: Mapping[LinearId, Factors]
     energy_kept: float  # share of ‖Δ‖² that cutting to a rank kept, over all linears; 1 if nothing was cut
+    size: float = 0.0  # that ‖Δ‖²
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def merge(
         merged, share, size = _merge_linear(group, parameters)
         updates[linear] = merged
         kept, total = kept + share * size, total + size
-    return Merge(updates, kept / total if total else 1.0)
+    return Merge(updates, kept / total if total else 1.0, total)
 
 
 def _update_of(adapter: LoweredAdapter, linear: LinearId, base: BaseWeights) -> Factors:

@@ -33,6 +33,7 @@ def replacement_files(
     base_name: str,
     updates: Mapping[LinearId, Factors],
     row_norms: "Mapping[LinearId, Tensor] | None" = None,
+    token_updates: Mapping[str, Factors],
 ) -> dict[str, bytes]:
     """adapter_config.json and adapter_model.safetensors, float32; equal parts give equal bytes.
 
@@ -40,14 +41,17 @@ def replacement_files(
         base_name: what base_model_name_or_path says.
         updates: by linear, of any rank.
         row_norms: as `lora_files` has its norms.
+        token_updates: as `lora_files` has them.
 
     Raises:
         InvalidAdapter: no PEFT kind holds these parts together.
     """
     rows = _rows(replaced, base.shape)
     norms = {base.shape.norms[norm].module: base.norm(norm) + added for norm, added in replaced.norms.items()}
-    if row_norms is not None or any(update.a.shape[0] for update in updates.values()):
-        return _lora(replaced, base, base_name, updates, row_norms, rows, norms)
+    if token_updates:
+        _check_token_updates(replaced, row_norms)
+    if token_updates or row_norms is not None or any(update.a.shape[0] for update in updates.values()):
+        return _lora(replaced, base, base_name, updates, row_norms, rows, norms, token_updates)
     if replaced.biases:
         tensors = {_name(base.shape, linear, "beft_bias"): bias[None] for linear, bias in replaced.biases.items()}
         targets = target_names(replaced.biases, base.shape)
@@ -63,6 +67,18 @@ def replacement_files(
     return _files("TRAINABLE_TOKENS", fields, tensors, {}, base_name)
 
 
+def _check_token_updates(replaced: Replacements, row_norms: "Mapping[LinearId, Tensor] | None") -> None:
+    """Raises InvalidAdapter for what PEFT has not beside low-rank updates of the embedding or the head."""
+    for there, parts in (
+        (replaced.embedding_rows or replaced.head_rows, "rows of some tokens"),
+        (row_norms, "output scales"),
+    ):
+        if there is not None:
+            raise InvalidAdapter(
+                "sources", f"change {parts} beside an update of all tokens' rows: no PEFT kind holds both"
+            )
+
+
 def _lora(
     replaced: Replacements,
     base: BaseWeights,
@@ -71,6 +87,7 @@ def _lora(
     row_norms: "Mapping[LinearId, Tensor] | None",
     rows: Mapping[str, TokenRows] | None,
     norms: "Mapping[str, Tensor]",
+    token_updates: Mapping[str, Factors],
 ) -> dict[str, bytes]:
     import torch
 
@@ -78,7 +95,7 @@ def _lora(
     chosen = [linear for linear in shape.linears if linear in updates or linear in replaced.biases]
     updates = {linear: _of_some_rank(updates.get(linear), shape.linears[linear]) for linear in chosen}
     added = biases = None
-    if replaced.biases and row_norms is None:
+    if replaced.biases and row_norms is None and not token_updates:
         none = {linear: torch.zeros(shape.linears[linear].out_features) for linear in updates}
         added = {**none, **replaced.biases}
     elif replaced.biases:
@@ -86,8 +103,9 @@ def _lora(
         if lone := next((linear for linear in replaced.biases if linear not in biases), None):
             raise InvalidAdapter(
                 "sources",
-                f"add a bias to {lone}, which has none, beside output scales: no PEFT kind has both, for use_dora has "
-                "biases only in place of the base's",
+                f"add a bias to {lone}, which has none, beside "
+                + ("tokens' updates: no PEFT kind" if token_updates else "output scales: no PEFT kind")
+                + " has both, for it has biases only in place of the base's there",
             )
         biases |= {linear: biases[linear] + delta for linear, delta in replaced.biases.items()}
     is_large = rows is None or any(len(one.token_ids) > _MOST * shape.vocab_size for one in rows.values())
@@ -100,6 +118,7 @@ def _lora(
         added_biases=added,
         biases=biases,
         token_rows=None if is_large else rows,
+        token_updates=token_updates,
     )
 
 

@@ -34,6 +34,7 @@ class ScaledMerge(NamedTuple):
     updates: Mapping[LinearId, Factors]  # with B', of rank 1 at least
     norms: "Mapping[LinearId, Tensor]"  # m, [out_features] float32
     energy_kept: float  # of B A, as `Merge` has it
+    size: float = 0.0  # the same
 
 
 def merge_scaled(
@@ -57,7 +58,7 @@ def merge_scaled(
         parts = [adapter.linears.get(linear, _NONE).output_scale for adapter in adapters]
         scale = merged_scale(list(zip(parts, shares, strict=True)))
         updates[linear], norms[linear] = _with_norms(linear, factors, scale, base.weight(linear))
-    return ScaledMerge(updates, norms, merged.energy_kept)
+    return ScaledMerge(updates, norms, merged.energy_kept, merged.size)
 
 
 def _with_norms(

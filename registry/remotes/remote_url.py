@@ -41,19 +41,19 @@ class RemoteUrl:
         scheme, separator, _ = text.partition("://")
         if not separator or scheme not in _SECURE:
             expected = "oci://HOST/PREFIX, s3://BUCKET/PREFIX or dir:///PATH"
-            raise InvalidReference(f"remote {_shown(text)}: expected {expected}")
+            raise _invalid(f"{_shown(text)}: expected {expected}")
         if not text.isprintable():
-            raise InvalidReference(f"remote {_shown(text)}: expected printable text")
+            raise _invalid(f"{_shown(text)}: expected printable text")
         try:
             parts = urlsplit(text)
             port = parts.port
         except ValueError as error:
-            raise InvalidReference(f"remote {_shown(text)}: {error}") from None
+            raise _invalid(f"{_shown(text)}: {error}") from None
         if "@" in parts.netloc:
             # It would stand in logs and in lists of processes.
-            raise InvalidReference(f"remote {scheme}://…: expected no user or password; keep them in docker's config")
+            raise _invalid(f"{scheme}://…: expected no user or password; keep them in docker's config")
         if parts.fragment or (parts.query and not scheme.startswith("s3")):
-            raise InvalidReference(f"remote {_shown(text)}: expected nothing after the path")
+            raise _invalid(f"{_shown(text)}: expected nothing after the path")
         kind = scheme.partition("+")[0]
         if kind == "dir":
             return cls(text, kind, "", _directory(text, parts.netloc, parts.path), True, {})
@@ -64,7 +64,7 @@ class RemoteUrl:
         if secure is None:
             secure = not is_loopback(where) if kind == "oci" else not options.get("endpoint", "").startswith("http:")
             if kind == "s3" and not secure and not is_loopback(where):
-                raise InvalidReference(f"remote {_shown(text)}: expected an https endpoint, or the scheme s3+http")
+                raise _invalid(f"{_shown(text)}: expected an https endpoint, or the scheme s3+http")
         prefix = parts.path.strip("/")
         if prefix:
             check_name(prefix)
@@ -104,25 +104,29 @@ def _host(text: str, host: str, port: int | None, *, pattern: re.Pattern[str]) -
     shown = f"[{host}]" if ":" in host else host
     if not pattern.fullmatch(shown) or (port is not None and pattern is _BUCKET):
         what = "a bucket" if pattern is _BUCKET else "a host"
-        raise InvalidReference(f"remote {_shown(text)}: expected {what} in lower case after ://")
+        raise _invalid(f"{_shown(text)}: expected {what} in lower case after ://")
     return shown if port is None else f"{shown}:{port}"
 
 
 def _directory(text: str, netloc: str, path: str) -> str:
     if netloc or not path.startswith("/") or ".." in path.split("/") or "\0" in path:
-        raise InvalidReference(f"remote {_shown(text)}: expected dir:///PATH, an absolute path without '..'")
+        raise _invalid(f"{_shown(text)}: expected dir:///PATH, an absolute path without '..'")
     return path
 
 
 def _options(text: str, query: str) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := options.keys() - set(S3_OPTIONS):
-        raise InvalidReference(f"remote {_shown(text)}: {_shown(min(unknown))} is none of {', '.join(S3_OPTIONS)}")
+        raise _invalid(f"{_shown(text)}: {_shown(min(unknown))} is none of {', '.join(S3_OPTIONS)}")
     endpoint = options.get("endpoint")
     if endpoint is not None and not re.fullmatch(r"https?://[a-z0-9.:\[\]-]+", endpoint):
-        raise InvalidReference(f"remote {_shown(text)}: expected endpoint=https://HOST or http://HOST:PORT")
+        raise _invalid(f"{_shown(text)}: expected endpoint=https://HOST or http://HOST:PORT")
     return options
 
 
 def _shown(text: str) -> str:
     return ascii(text[:200])
+
+
+def _invalid(problem: str) -> InvalidReference:
+    return InvalidReference(f"remote {problem}", field="remote")

@@ -73,8 +73,8 @@ def read_public_key(pem: bytes) -> PublicKey:
     """
     try:
         key = serialization.load_pem_public_key(pem)
-    except _UNREADABLE as error:
-        raise InvalidKey(f"expected an ECDSA P-256 public key in PEM ({error})") from None
+    except _UNREADABLE:
+        raise InvalidKey("expected an ECDSA P-256 public key in PEM") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InvalidKey("expected an ECDSA P-256 public key, not one of another kind")
     return _public(key)
@@ -88,8 +88,8 @@ def read_private_key(pem: bytes) -> PrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except _UNREADABLE as error:
-        raise InvalidKey(f"expected an ECDSA P-256 private key in PEM, not encrypted ({error})") from None
+    except _UNREADABLE:
+        raise InvalidKey("expected an ECDSA P-256 private key in PEM, not encrypted") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InvalidKey("expected an ECDSA P-256 private key, not one of another kind")
     return PrivateKey(key)

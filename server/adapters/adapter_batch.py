@@ -20,6 +20,7 @@ from hotshoe.kernels.low_rank import (
 from hotshoe.kernels.low_rank_table import units_of
 from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt
+from hotshoe.server.adapters.packed_bottleneck import PackedBottleneck
 from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteCopies, SiteRotations, SiteVectors
 from hotshoe.server.adapters.row_terms import RowTerms
 from hotshoe.server.adapters.sites import SiteId, SiteShape
@@ -83,7 +84,6 @@ class AdapterBatch:
         self.key = key
         self._groups = tuple(groups)
         self._works: dict[SiteId, SiteWork] = {}
-        self._has_row_terms = False
         self._row_terms: RowTerms | None = None
 
     def scaled_inputs(self, layer: int, site: str, x: Tensor) -> Sequence[Tensor]:
@@ -151,8 +151,9 @@ class AdapterBatch:
         for group in self._groups:
             for start, end, stack in group.segments:
                 for adapter, weight in stack:
-                    if block in adapter.bottlenecks:
-                        yield start, end, adapter.bottlenecks[block], weight
+                    found = adapter.bottlenecks.get(block)
+                    if found is not None:
+                        yield start, end, found.network if isinstance(found, PackedBottleneck) else found, weight
 
     def norm_rows(self, norm: NormId) -> Iterator[tuple[int, int, Tensor]]:
         """Rows start … end−1 whose adapters change a norm's weights, and what they add to them, [size] float32."""
@@ -162,19 +163,14 @@ class AdapterBatch:
                 if added:
                     yield start, end, sum(added[1:], added[0])
 
-    def row_terms(self, *, num_rows: int, num_layers: int) -> RowTerms | None:
-        """All this as flat arrays, built once; None if some rows scale the inputs of one site's targets apart."""
-        if not self._has_row_terms:
-            self._row_terms = self._flattened(num_rows, num_layers)
-            self._has_row_terms = True
+    def row_terms(self, *, num_rows: int, num_layers: int) -> RowTerms:
+        """All this as flat arrays, built once."""
+        if self._row_terms is None:
+            segments = [segment for group in self._groups for segment in group.segments]
+            vectors = [stack_vectors(stack) for _, _, stack in segments]
+            tables = self._groups[0].tables
+            self._row_terms = RowTerms(segments, vectors, tables=tables, num_layers=num_layers, num_rows=num_rows)
         return self._row_terms
-
-    def _flattened(self, num_rows: int, num_layers: int) -> RowTerms | None:
-        segments = [segment for group in self._groups for segment in group.segments]
-        vectors = [stack_vectors(stack) for _, _, stack in segments]
-        if any(len(found.inputs) > 1 for by_site in vectors for found in by_site.values()):
-            return None
-        return RowTerms(segments, vectors, tables=self._groups[0].tables, num_layers=num_layers, num_rows=num_rows)
 
     def _work(self, layer: int, site: str) -> SiteWork:
         work = self._works.get((layer, site))
@@ -268,7 +264,7 @@ def stack_vectors(stack: Stack) -> dict[SiteId, SiteVectors]:
 
 def _terms(stack: Stack, site: SiteId) -> tuple[LowRankTerm, ...]:
     return tuple(
-        LowRankTerm(unit, ranks, weight)
+        LowRankTerm(unit, ranks, weight, adapter.folded)
         for adapter, weight in stack
         if site in adapter.ranks
         for unit, ranks in _unit_runs(adapter.units, adapter.ranks[site])

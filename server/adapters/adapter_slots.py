@@ -10,13 +10,15 @@ from torch import Tensor
 
 from hotshoe.kernels.low_rank import LowRankKind
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
-from hotshoe.registry.formats.base import BaseShape
+from hotshoe.registry.formats.base import BaseShape, BlockId
+from hotshoe.registry.formats.lowered import Bottleneck
 from hotshoe.registry.validation import Pause
 from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
 from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
 from hotshoe.server.adapters.factor_layout import FactorLayout, pieces_of, places_of
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
+from hotshoe.server.adapters.packed_bottleneck import PackedBottleneck, pack_bottleneck
 from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms
 from hotshoe.server.adapters.rank_units import RankUnits
 from hotshoe.server.adapters.sites import SiteId
@@ -103,7 +105,9 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         if self._kind != "gathered":
             return [RowGroup(tuple(key), kind=self._kind, tables=tables, shapes=self._shapes)]
         num_decodes = next((i for i, (start, end, _) in enumerate(key) if end != i + 1 or start != i), len(key))
-        decodes, rest = tuple(key[:num_decodes]), tuple(key[num_decodes:])
+        gathered = [not any(adapter.folded for adapter, _ in stack) for _, _, stack in key[:num_decodes]]
+        decodes = tuple(part for part, chosen in zip(key, gathered, strict=False) if chosen)
+        rest = (*(part for part, chosen in zip(key, gathered, strict=False) if not chosen), *key[num_decodes:])
         if self._decodes is None or self._decodes.key != decodes or self._decodes.tables is not tables:
             self._decodes = RowGroup(decodes, kind="gathered", tables=tables, shapes=self._shapes)
         groups = [self._decodes, RowGroup(rest, kind="segmented", tables=tables, shapes=self._shapes)]
@@ -111,12 +115,30 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
 
     def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> PlacedAdapter:
         vectors = {site: found.to(self.device) for site, found in adapter.vectors.items()}
-        placed = adapter.placed(vectors, device=self.device, num_layers=self._num_layers)
+        placed = self._packed(adapter.placed(vectors, device=self.device, num_layers=self._num_layers), pause)
         if not adapter.layout.sites:
             return placed
         with self._writing:
             first_unit = self._write(adapter, pause)
-        return replace(placed, units=range(first_unit, first_unit + adapter.layout.num_units))
+        units = range(first_unit, first_unit + adapter.layout.num_units)
+        return replace(placed, units=units, folded=self._folds(adapter.layout))
+
+    def _folds(self, layout: FactorLayout) -> bool:
+        """Whether factors are to lie as compiled steps read them fastest."""
+        return layout.folds and self._kind == "gathered" and self.dtype is torch.bfloat16
+
+    def _packed(self, placed: PlacedAdapter, pause: Pause) -> PlacedAdapter:
+        """The same, with its networks as compiled steps read them, where those may be."""
+        if self.dtype is not torch.bfloat16 or self.device.type != "cpu" or not placed.bottlenecks:
+            return placed
+        packed: dict[BlockId, PackedBottleneck] = {}
+        size_bytes = placed.size_bytes
+        for block, network in placed.bottlenecks.items():
+            assert isinstance(network, Bottleneck), "the host's are not packed"
+            packed[block] = pack_bottleneck(network, self.dtype)
+            size_bytes += packed[block].size_bytes - sum(tensor.nbytes for tensor in network.tensors())
+            pause()
+        return replace(placed, bottlenecks=packed, size_bytes=size_bytes)
 
     def _give_back(self, placed: PlacedAdapter) -> None:
         if placed.units:
@@ -172,7 +194,8 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         for (site, pairs), targets in zip(adapter.layout.by_site(factors), places, strict=True):
             if adapter.layout.has_unused_ranks:
                 torch._foreach_zero_(_whole_units(self._tables[site], first_unit, adapter.layout.num_units))
-            torch._foreach_copy_(targets, pieces_of(pairs))  # one call, so that this thread does not take the GIL again
+            pieces = pieces_of(pairs, folded=self._folds(adapter.layout))
+            torch._foreach_copy_(targets, pieces)  # one call, so that this thread does not take the GIL again
             pause()
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
@@ -181,7 +204,10 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         """Views of the tables where factors of a layout go; kept for the next adapter that is placed there."""
         kept_layout, places = self._places.get(first_unit, (None, []))
         if kept_layout is not layout:
-            places = [places_of(ranks, self._tables[site], first_unit) for site, ranks in layout.ranks.items()]
+            folded = self._folds(layout)
+            places = [
+                places_of(ranks, self._tables[site], first_unit, folded=folded) for site, ranks in layout.ranks.items()
+            ]
             self._places[first_unit] = layout, places
         return places
 

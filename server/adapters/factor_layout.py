@@ -48,6 +48,12 @@ class FactorLayout:
         return any(rank < self.num_units * UNIT_RANK for _, _, ranks in self.sites for rank in ranks)
 
     @cached_property
+    def folds(self) -> bool:
+        """Whether its factors fit half a unit of lines, and halves of its inputs whole lines of 16."""
+        few = all(max(ranks) <= UNIT_RANK // 2 for _, _, ranks in self.sites)
+        return few and all(shape.in_features % UNIT_RANK == 0 for _, shape, _ in self.sites)
+
+    @cached_property
     def num_elements(self) -> int:
         return sum(self._sizes)
 
@@ -103,20 +109,25 @@ def _rank_table(layout: FactorLayout, num_layers: int) -> NDArray[np.int64]:
     return tabulated_ranks(layout.ranks, num_layers)
 
 
-def pieces_of(pairs: Sequence[FactorPair]) -> list[Tensor]:
+def pieces_of(pairs: Sequence[FactorPair], *, folded: bool) -> list[Tensor]:
     """A site's factors in pieces that each fit one unit of the device's tables: views, in the order of `places_of`."""
     pieces: list[Tensor] = []
     for pair in pairs:
-        pieces += (pair.a,) if pair.rank <= UNIT_RANK else pair.a.split(UNIT_RANK, dim=1)
+        if folded:
+            pieces += pair.a.split(pair.a.shape[0] // 2)
+        else:
+            pieces += (pair.a,) if pair.rank <= UNIT_RANK else pair.a.split(UNIT_RANK, dim=1)
         pieces.append(pair.b)
     return pieces
 
 
-def places_of(ranks: Sequence[int], table: LowRankTable, first_unit: int) -> list[Tensor]:
+def places_of(ranks: Sequence[int], table: LowRankTable, first_unit: int, *, folded: bool) -> list[Tensor]:
     """Where the pieces of a site with these ranks go in its table, from `first_unit` on: views."""
     places: list[Tensor] = []
     for target, rank in enumerate(ranks):
-        for unit in range(units_of(rank)):
+        if folded and rank:
+            places += table.folded_of(first_unit, target, rank)
+        for unit in range(0 if folded else units_of(rank)):
             places.append(table.a_of(first_unit + unit, target, min(UNIT_RANK, rank - unit * UNIT_RANK)))
         if rank:
             places.append(table.b_of(first_unit, target, rank))

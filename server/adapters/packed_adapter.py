@@ -12,7 +12,14 @@ from hotshoe.registry.formats.base import BlockId, LinearId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
-from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms, SiteCopies, SiteRotations, SiteVectors
+from hotshoe.server.adapters.placed_adapter import (
+    Beyond,
+    PlacedAdapter,
+    SequenceTerms,
+    SiteCopies,
+    SiteRotations,
+    SiteVectors,
+)
 from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
 
 _Part = TypeVar("_Part")
@@ -79,6 +86,13 @@ def pack_adapter(
     vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
     rotations = {site: found for site, linears in sites.items() if (found := _site_rotations(linears, shapes[site]))}
     copies = {site: found for site, linears in sites.items() if (found := _site_copies(linears, shapes[site]))}
+    beyond: dict[Beyond, object] = {
+        "bottlenecks": adapter.bottlenecks,
+        "norms": adapter.norms,
+        "gated_prompts": adapter.gated_prompts,
+        "rotations": rotations,
+        "copies": copies,
+    }
     sequence_terms = SequenceTerms(
         kv_prefix=adapter.kv_prefix,
         prompt_embeddings=adapter.prompt_embeddings,
@@ -87,7 +101,7 @@ def pack_adapter(
         embedding_update=adapter.embedding_update,
         head_update=adapter.head_update,
         invocation=adapter.invocation,
-        apart=bool(adapter.norms or adapter.gated_prompts or adapter.bottlenecks or rotations or copies),
+        beyond=frozenset(name for name, found in beyond.items() if found),
     )
     parts = (*vectors.values(), *rotations.values(), *copies.values(), *adapter.bottlenecks.values())
     others = [tensor for found in parts for tensor in found.tensors()]

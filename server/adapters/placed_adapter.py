@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, KvPrefix, TokenFactors, TokenRows
+from hotshoe.server.adapters.packed_bottleneck import PackedBottleneck
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
+
+Beyond = Literal["bottlenecks", "norms", "gated_prompts", "rotations", "copies"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,8 @@ class SequenceTerms:
     """What an adapter is to a sequence as a whole: what it puts before it, where its linears begin to act, and so on.
 
     Attributes:
-        apart: its rows need more than steps' compiled code has, and are computed in a pass of their own.
+        beyond: what its rows need that is not low-rank factors, vectors or keys and values: a decoder that does not
+            take it with all the others' rows computes them in a pass of their own.
     """
 
     kv_prefix: KvPrefix | None = None
@@ -29,7 +34,7 @@ class SequenceTerms:
     embedding_update: TokenFactors | None = None
     head_update: TokenFactors | None = None
     invocation: tuple[int, ...] | None = None
-    apart: bool = False
+    beyond: frozenset[Beyond] = frozenset()
 
     def tensors(self) -> Iterator[Tensor]:
         """Those that are set."""
@@ -137,9 +142,10 @@ class PlacedAdapter:
     copies: Mapping[SiteId, SiteCopies]
     gated_prompts: Mapping[int, GatedPrompt]  # by layer
     norms: Mapping[NormId, Tensor]  # [size] float32, added to the base's weights
-    bottlenecks: Mapping[BlockId, Bottleneck]
+    bottlenecks: Mapping[BlockId, Bottleneck | PackedBottleneck]  # packed where steps are compiled
     sequence_terms: SequenceTerms
     size_bytes: int
+    folded: bool = False  # how its factors lie in the low-rank tables
 
     @property
     def first_unit(self) -> int:

@@ -8,10 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
 from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
+from hotshoe.registry.healing import BlobBeingHealed, healing_elsewhere
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.server.adapters.adapter_key import digest_of, is_part_of
 from hotshoe.server.adapters.adapter_leases import AdapterLeases, LeaseStore
@@ -30,6 +32,7 @@ from hotshoe.server.adapters.resident import (
     ResidencyObserver,
     ResidentInfo,
     Tier,
+    Unloaded,
 )
 from hotshoe.server.config import ResidencyConfig
 from hotshoe.server.errors import AdapterSlotsFull, AdapterUnusable, Draining, ServerError
@@ -194,21 +197,26 @@ class AdapterResidency:
         assert reported.adapter is not None, "READY comes with the adapter"
         return reported.adapter
 
-    def unload(self, key: str) -> None:
+    def unload(self, key: str) -> Unloaded:
         """Unpins an adapter and drops it, as soon as no request uses it; ends its quarantine. One not here is fine.
 
         The key of an adapter that has tasks stands for all of them.
         """
         with self._locked():
-            for quarantined in [other for other in self._quarantined if is_part_of(other, key)]:
-                del self._quarantined[quarantined]
-            for entry in self._state.parts_of(key):
+            quarantined = [other for other in self._quarantined if is_part_of(other, key)]
+            for other in quarantined:
+                del self._quarantined[other]
+            parts = self._state.parts_of(key)
+            found = bool(quarantined) or any(entry.is_held for entry in parts)
+            in_use = not all(entry.is_free for entry in parts)
+            for entry in parts:
                 self._state.unpin(entry)
                 entry.drop_when_idle = True
                 if entry.is_free:
                     self._state.drop(entry, "unload")
                 self._work.notify()
         self._tell_engine()  # there may be room
+        return Unloaded(found, in_use)
 
     def keep_merged(self, digest: str) -> None:
         """Keeps an adapter that lies in the base's weights from being collected while this process runs.
@@ -281,6 +289,7 @@ class AdapterResidency:
         if entry.phase is not Phase.IDLE or entry.has_reached(tier):
             return
         entry.load_started = time.monotonic()
+        entry.healed.clear()
         entry.target = tier
         entry.stage = LoadStage.RESOLVING if entry.host is None else LoadStage.LOADING
         self._queue.put(entry, Phase.QUEUED if entry.host is None else Phase.AWAITING_SLOT)
@@ -345,6 +354,8 @@ class AdapterResidency:
             self.pace.begin()
             try:
                 self._read(entry) if entry.phase is Phase.READING else self._place(entry)
+            except BlobBeingHealed as blob:
+                self._await_healing(entry, blob)
             except Exception as error:
                 self._fail(entry, error)
             self._end_turn(entry)
@@ -393,7 +404,8 @@ class AdapterResidency:
 
         if self._leases is not None:
             self._leases.take(digest_of(entry.key))
-        record, lowered, seconds = self._reader.read(entry.key, on_stage, pause=self.pace.pause)
+        with healing_elsewhere(entry.healed):
+            record, lowered, seconds = self._reader.read(entry.key, on_stage, pause=self.pace.pause)
         started = time.perf_counter()
         packed = self._slots.pack(lowered, pause=self.pace.pause)
         seconds["lower"] += time.perf_counter() - started
@@ -432,6 +444,24 @@ class AdapterResidency:
         self._state.trim_host()
         self._progress.notify_all()
         self._work.notify()
+
+    def _await_healing(self, entry: Entry, blob: BlobBeingHealed) -> None:
+        """Has an adapter read again once a blob of it is whole; this loader goes on with others."""
+        with self._locked():
+            entry.phase = Phase.HEALING
+            entry.healed[blob.digest] = blob.damage
+        blob.healed.add_done_callback(lambda healed: self._end_healing(entry, healed))
+
+    def _end_healing(self, entry: Entry, healed: "Future[bool]") -> None:
+        if healed.cancelled():  # by whoever closes the registry
+            return
+        if isinstance(error := healed.exception(), Exception):
+            self._fail(entry, error)
+            self._tell_engine()
+            return
+        with self._locked():
+            self._queue.put(entry, Phase.QUEUED)
+            self._work.notify()
 
     def _fail(self, entry: Entry, error: Exception) -> None:
         known = isinstance(error, RegistryError | AdapterUnusable | OSError | ValueError | MemoryError)

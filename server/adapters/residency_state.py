@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
+from hotshoe.registry.errors import BlobCorrupt
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.server.adapters.adapter_key import is_part_of
 from hotshoe.server.adapters.claims import Claims
@@ -25,6 +26,7 @@ class Phase(enum.Enum):
     IDLE = "idle"
     QUEUED = "queued"  # to be read
     READING = "reading"
+    HEALING = "healing"  # until it can be read: what of it is damaged is fetched again, by others
     AWAITING_SLOT = "awaiting slot"  # on the host
     PLACING = "placing"  # has a slot, is being copied to it
 
@@ -45,6 +47,7 @@ class Entry:
     target: Tier = Tier.DEVICE  # of the load under way
     prefetched: bool = False  # the load under way may end on the device, though its target is the host
     missed: bool = False
+    healed: dict[str, BlobCorrupt] = field(default_factory=dict)  # what was fetched again for the load under way
     loader: int | None = None  # the thread that works on it, as long as it runs only where a core is idle
     drop_when_idle: bool = False
     stage: LoadStage = LoadStage.RESOLVING
@@ -64,6 +67,11 @@ class Entry:
     def is_free(self) -> bool:
         """Nobody uses it, waits for it in load(), or works on it."""
         return not (self.references or self.waiters or self.phase is not Phase.IDLE)
+
+    @property
+    def is_held(self) -> bool:
+        """It is in memory, or on its way there."""
+        return self.on_device or self.host is not None or self.phase is not Phase.IDLE
 
     @property
     def holds_slot(self) -> bool:
@@ -152,7 +160,7 @@ class ResidencyState:
 
     def held(self) -> list[str]:
         """The adapters that are somewhere, or are being loaded."""
-        return [e.key for e in self._all() if e.on_device or e.host is not None or e.phase is not Phase.IDLE]
+        return [entry.key for entry in self._all() if entry.is_held]
 
     def residents(self) -> Iterator[Entry]:
         on_device = [entry for entry in self._holders.values() if entry.on_device]

@@ -4,7 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.server.adapters.adapter_key import digest_of, task_of
@@ -59,6 +59,13 @@ class LoadProgress:
     completed_bytes: int  # of the adapter's files, read and verified
     total_bytes: int  # 0 until it is known
     adapter: ResidentInfo | None = None
+
+
+class Unloaded(NamedTuple):
+    """What an unload came upon."""
+
+    found: bool  # in memory, on its way there, or in quarantine
+    in_use: bool  # dropped once it is not
 
 
 class AdapterSource(Protocol):

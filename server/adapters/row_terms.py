@@ -1,108 +1,121 @@
 """What a step's adapters add to its rows, as flat arrays that compiled code reads."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
+from hotshoe.registry.formats.base import NormId
+from hotshoe.server.adapters.kept_arrays import KeptArrays
 from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SiteVectors
+from hotshoe.server.adapters.row_copies import copy_addresses
+from hotshoe.server.adapters.row_networks import RowNetworks
+from hotshoe.server.adapters.row_prompts import prompt_addresses
+from hotshoe.server.adapters.row_turns import RowTurns
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
+from hotshoe.server.adapters.term_blocks import Segment, term_blocks
+
+NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")  # as compiled code counts them
 
 
 class RowTerms:
-    """The low-rank terms of a step's rows and, by row, layer and site, their vectors.
+    """The low-rank terms of a step's rows and, by segment, layer and site, vectors and all else that adapters have.
 
     Attributes:
-        ranks: int64 [adapters, layers, sites, targets]; of `num_terms` terms, which adapter each is of and its first
-            unit, int64; where blocks of terms that are computed together begin, and where the last one ends.
+        ranks: int64 [adapters, layers, sites, targets]; of `num_terms` terms, which adapter each is of, its first unit
+            and whether it lies folded, int64; where blocks of terms that are computed together begin, and where the
+            last one ends.
+        addresses: the fields of a job that say all this.
 
     Args:
         segments: rows start … end−1 and their (adapter, weight) stack.
-        vectors: of each segment, what its stack has at each site where it has any; one input scale for all targets.
+        vectors: of each segment, what its stack has at each site where it has any.
         tables: the low-rank tables, in bfloat16.
     """
 
     def __init__(
         self,
-        segments: Sequence[tuple[int, int, Sequence[tuple[PlacedAdapter, float]]]],
+        segments: Sequence[Segment],
         vectors: Sequence[Mapping[SiteId, SiteVectors]],
         *,
         tables: Mapping[SiteId, LowRankTable],
         num_layers: int,
         num_rows: int,
     ) -> None:
-        self._kept: list[object] = [tables]  # whatever `addresses` points into
-        adapters = list({adapter: None for _, _, stack in segments for adapter, _ in stack if adapter.ranks})
-        place = {adapter: index for index, adapter in enumerate(adapters)}
-        # A row's terms keep the order of its stack, whatever the neighbours; rows of one adapter lie together.
-        terms = [
-            (position, place[adapter], row, adapter.first_unit, weight)
-            for start, end, stack in segments
-            for position, (adapter, weight) in enumerate((a, w) for a, w in stack if a.ranks)
-            for row in range(start, end)
-        ]
-        terms.sort(key=itemgetter(0, 1))
-        self.num_terms = len(terms)
-        ranks = np.array([adapter.rank_table for adapter in adapters], np.int64)  # [adapters, layers, sites, targets]
-        units = -(-int(ranks.max(initial=0)) // UNIT_RANK)
+        self._kept = kept = KeptArrays()
+        kept.keep(tables)
+        terms = term_blocks(segments, lambda adapter: bool(adapter.ranks))
+        self.num_terms = len(terms.rows)
+        ranks = np.array([adapter.rank_table for adapter in terms.adapters], np.int64)
+        folded = np.array([adapter.folded for adapter in terms.adapters], np.int64)
+        units = max(-(-int(ranks.max(initial=0)) // UNIT_RANK), 1 + int(folded.max(initial=0)))  # both halves' sums
         self.shrunk_stride = units * UNIT_RANK * MAX_TARGETS
-        self.ranks = ranks
-        self.block_starts = blocks = _block_starts([term[:2] for term in terms])
-        self.term_adapters = np.array([place for _, place, *_ in terms], np.int64)
-        self.term_units = np.array([unit for *_, unit, _ in terms], np.int64)
+        self.ranks, self.block_starts, self.term_adapters = ranks, terms.starts, terms.places
+        self.term_folded = folded[terms.places]
+        self.term_units = np.array([adapter.first_unit for adapter in terms.adapters], np.int64)[terms.places]
+        self.turns = RowTurns(segments, vectors, num_layers=num_layers, num_rows=num_rows, kept=kept)
+        self.networks = RowNetworks(segments, num_layers, kept)
         self.addresses: dict[str, int] = {
             "num_terms": self.num_terms,
             "shrunk_stride": self.shrunk_stride,
-            "num_blocks": len(blocks) - 1,
-            "term_blocks": self._keep(np.array(blocks)),
-            "term_adapters": self._keep(self.term_adapters),
-            "term_rows": self._keep(np.array([row for _, _, row, _, _ in terms])),
-            "term_units": self._keep(self.term_units),
-            "weights": self._keep(np.array([weight for *_, weight in terms]), np.float32),
-            "ranks": self._keep(ranks),
-            "tables": self._keep(_table_addresses(tables, num_layers)),
-            "site_terms": self._keep(ranks.any(axis=(0, 3)) if len(ranks) else np.zeros((num_layers, len(SITES)))),
+            "num_blocks": len(terms.starts) - 1,
+            "term_blocks": kept.address(terms.starts),
+            "term_adapters": kept.address(terms.places),
+            "term_rows": kept.address(terms.rows),
+            "term_units": kept.address(self.term_units),
+            "weights": kept.address(terms.weights, np.float32),
+            "ranks": kept.address(ranks),
+            "folded": kept.address(folded),
+            "tables": kept.address(_table_addresses(tables, num_layers)),
+            "site_terms": kept.address(ranks.any(axis=(0, 3)) if len(ranks) else np.zeros((num_layers, len(SITES)))),
+            "num_segments": len(segments),
+            "row_segments": kept.address(_row_segments(segments, num_rows)),
+            "norm_deltas": self._norm_deltas(segments, num_layers),
+            **self.networks.addresses,
+            **self.turns.addresses,
+            **prompt_addresses(segments, num_layers, kept),
+            **copy_addresses(segments, num_layers, kept),
         }
         for name, attribute in (("input_scales", "inputs"), ("output_scales", "output"), ("bias_deltas", "bias")):
-            table = np.zeros((num_rows, num_layers, len(SITES)), np.int64)
-            for (start, end, _), found in zip(segments, vectors, strict=True):
-                self._fill(table[start:end], found, attribute)
-            self.addresses[name] = self._keep(table) if table.any() else 0
+            self.addresses[name] = self._vectors(vectors, attribute, num_layers)
 
-    def _keep(self, array: NDArray[np.generic], dtype: type = np.int64) -> int:
-        """The address of the array as contiguous numbers of that type."""
-        kept = np.ascontiguousarray(array, dtype)
-        self._kept.append(kept)
-        return kept.ctypes.data
+    def _vectors(self, vectors: Sequence[Mapping[SiteId, SiteVectors]], attribute: str, num_layers: int) -> int:
+        """The address of [segments, layers, sites] addresses, 0 if all of them are."""
+        table = np.zeros((len(vectors), num_layers, len(SITES)), np.int64)
+        for places, of_segment in zip(table, vectors, strict=True):
+            for (layer, site), found in of_segment.items():
+                vector = found.inputs[0] if attribute == "inputs" else getattr(found, attribute)
+                places[layer, SITE_INDEX[site]] = self._kept.address_of(vector)
+        return self._kept.address(table) if table.any() else 0
 
-    def _fill(self, rows: NDArray[np.int64], vectors: Mapping[SiteId, SiteVectors], attribute: str) -> None:
-        """Puts a segment's addresses into its rows of [rows, layers, sites]."""
-        for (layer, site), found in vectors.items():
-            vector = found.inputs[0] if attribute == "inputs" else getattr(found, attribute)
-            if vector is not None:
-                rows[:, layer, SITE_INDEX[site]] = self._address(vector)
-
-    def _address(self, vector: Tensor) -> int:
-        kept = vector.to(torch.float32).contiguous()
-        self._kept.append(kept)
-        return kept.data_ptr()
+    def _norm_deltas(self, segments: Sequence[Segment], num_layers: int) -> int:
+        """As `_vectors`, of [segments, layers, norms]."""
+        table = np.zeros((len(segments), num_layers, len(NORMS)), np.int64)
+        for places, (*_, stack) in zip(table, segments, strict=True):
+            for norm, added in stack_norms(stack).items():
+                if norm.layer is not None:  # the last is the head's
+                    places[norm.layer, NORMS.index(norm.name)] = self._kept.address_of(added)
+        return self._kept.address(table) if table.any() else 0
 
 
-def _block_starts(keys: Sequence[object]) -> list[int]:
-    """Where blocks of 4, 2 or 1 consecutive terms with equal keys begin, and where the last one ends."""
-    starts = [0]
-    for _, group in groupby(keys):
-        left = len(list(group))
-        while left:
-            size = 4 if left >= 4 else 2 if left >= 2 else 1
-            starts.append(starts[-1] + size)
-            left -= size
-    return starts
+def stack_norms(stack: Sequence[tuple[PlacedAdapter, float]]) -> dict[NormId, Tensor]:
+    """What a stack adds to norms' weights."""
+    total: dict[NormId, Tensor] = {}
+    for adapter, weight in stack:
+        for norm, added in adapter.norms.items():
+            part = added if weight == 1.0 else weight * added
+            total[norm] = total[norm] + part if norm in total else part
+    return total
+
+
+def _row_segments(segments: Sequence[Segment], num_rows: int) -> NDArray[np.int64]:
+    """[rows]: which segment each is of, −1 if of none."""
+    rows = np.full(num_rows, -1)
+    for index, (start, end, _) in enumerate(segments):
+        rows[start:end] = index
+    return rows
 
 
 def _table_addresses(tables: Mapping[SiteId, LowRankTable], num_layers: int) -> NDArray[np.int64]:

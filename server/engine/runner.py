@@ -17,6 +17,7 @@ from hotshoe.server.engine.step_batch import build_step_batch, by_pages, by_slot
 if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_slots import AdapterSlots
     from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
+    from hotshoe.server.adapters.placed_adapter import Beyond
     from hotshoe.server.model.decoder import Decoder
     from hotshoe.server.model.triton_decoder import TritonDecoder
 
@@ -57,7 +58,7 @@ class Runner:
         float(self._kv.layers[0][0].sum())  # a device reports its faults only when it is waited for
 
     def _compute(self, plan: StepPlan) -> StepResult:
-        together, apart = _parts(plan.chunks)
+        together, apart = _parts(plan.chunks, self._decoder.takes)
         passes = [self._run_pass(part, compiled=part is together) for part in (together, apart) if part]
         if len(passes) == 1:
             return passes[0]
@@ -116,7 +117,7 @@ class DeviceRunner(Runner):
         # rows of one stack side by side: up to 16 of them read its factors once
         chunks = plan.chunks
         chunks.sort(key=lambda chunk: (chunk.num_rows > 1, chunk.sequence.stack))
-        together, apart = _parts(chunks)
+        together, apart = _parts(chunks, self._decoder.takes)
         passes = [run(part) for run, part in ((self._run_together, together), (self._run_apart, apart)) if part]
         logits, riders = passes[0] if len(passes) == 1 else map(torch.cat, zip(*passes, strict=True))
         drawn = any(chunk.draws and not chunk.sequence.sampling.params.greedy for chunk in chunks)
@@ -135,10 +136,10 @@ class DeviceRunner(Runner):
         return logits, torch.from_numpy(sampling_riders(chunks)).to(logits.device)
 
 
-def _parts(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-    """Those that are computed together, and those apart, which come last from now on."""
-    chunks.sort(key=lambda chunk: chunk.sequence.is_apart)
-    count = sum(not chunk.sequence.is_apart for chunk in chunks)
+def _parts(chunks: list[Chunk], takes: "frozenset[Beyond]") -> tuple[list[Chunk], list[Chunk]]:
+    """Those that the decoder takes together, and those that are computed apart, which come last from now on."""
+    chunks.sort(key=lambda chunk: not chunk.sequence.beyond <= takes)
+    count = sum(chunk.sequence.beyond <= takes for chunk in chunks)
     return chunks[:count], chunks[count:]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 from itertools import pairwise
 
 from hotshoe.registry.formats.lowered import TokenFactors
-from hotshoe.server.adapters.adapter_slots import SequenceTerms
+from hotshoe.server.adapters.placed_adapter import Beyond, SequenceTerms
 from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN, chain_seed, joined_key, page_key
 from hotshoe.server.engine.replaced_rows import CombinedRows, combined_rows
 from hotshoe.server.engine.request import AdapterUse, Request, TokenLogprob
@@ -42,7 +42,7 @@ class Sequence:
         starts: from which position on each adapter acts; infinite if the prompt does not call it up.
         embedding_rows, head_rows: what its adapters put in place of the base's.
         embedding_updates, head_updates: what they add to them, and times what.
-        is_apart: whether its rows are computed in a pass of their own.
+        beyond: what its adapters have that a decoder may compute in a pass of its own.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Sequence:
         self.head_rows: CombinedRows | None = None
         self.embedding_updates: tuple[WeightedFactors, ...] = ()
         self.head_updates: tuple[WeightedFactors, ...] = ()
-        self.is_apart = False
+        self.beyond: frozenset[Beyond] = frozenset()
         self.prefix_tokens = 0
         self.virtual_tokens = 0
 
@@ -159,7 +159,7 @@ class Sequence:
         self.head_rows = combined_rows([(p.head_rows, c) for p, c in weighted if p.head_rows])
         self.embedding_updates = tuple((p.embedding_update, c) for p, c in weighted if p.embedding_update is not None)
         self.head_updates = tuple((p.head_update, c) for p, c in weighted if p.head_update is not None)
-        self.is_apart = any(part.apart for part in terms)
+        self.beyond = frozenset[Beyond]().union(*(part.beyond for part in terms))
         self.starts = tuple(0 if part.invocation is None else self._last_place_of(part.invocation) for part in terms)
 
     def detach(self) -> None:

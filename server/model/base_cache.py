@@ -39,12 +39,12 @@ class BaseCache:
         self._remember(key, [*state, digest])
         return digest
 
-    def find(self, digest: str) -> Path | None:
-        """The directory of a base that was quantized before, or None."""
-        directory = self._directory(digest)
+    def find(self, digest: str, form: str = _FORMAT) -> Path | None:
+        """The directory of a base that was quantized before, or of what else was kept by a digest; or None."""
+        directory = self._directory(digest, form)
         return directory if directory.is_dir() else None
 
-    def add(self, digest: str, write: Callable[[Path], None]) -> Path:
+    def add(self, digest: str, write: Callable[[Path], None], form: str = _FORMAT) -> Path:
         """Keeps what `write` puts into the directory that it is given, all of it or nothing, and returns where."""
         temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
         try:
@@ -53,10 +53,10 @@ class BaseCache:
             for path in temporary.iterdir():
                 _fsync(path)
             _fsync(temporary)
-            self._rename(temporary, self._directory(digest))
+            self._rename(temporary, self._directory(digest, form))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return self._directory(digest)
+        return self._directory(digest, form)
 
     def _rename(self, temporary: Path, directory: Path) -> None:
         try:
@@ -66,8 +66,8 @@ class BaseCache:
                 raise
         _fsync(self.root)
 
-    def _directory(self, digest: str) -> Path:
-        return self.root / f"{digest.removeprefix('sha256:')}-{_FORMAT}"
+    def _directory(self, digest: str, form: str) -> Path:
+        return self.root / f"{digest.removeprefix('sha256:')}-{form}"
 
     @property
     def _memory(self) -> Path:

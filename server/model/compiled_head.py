@@ -1,7 +1,10 @@
 """The final norm and the output head as compiled code reads them."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.kernels.cpu.decode_job import HEAD
@@ -26,7 +29,7 @@ class CompiledHead:
         self._logits = torch.empty(0, self._vocab_size)
         self._scratch: list[Tensor] = []
 
-    def logits(self, hidden: Tensor, rows: Tensor) -> StepLogits:
+    def logits(self, hidden: Tensor, rows: Tensor, norms: Iterable[tuple[int, int, Tensor]] = ()) -> StepLogits:
         """The logits of some rows, read while they were written: float32 of 8-bit weights, exact where they decide.
 
         They stay until the next call: fresh memory is slow to write to for the first time.
@@ -34,6 +37,7 @@ class CompiledHead:
         Args:
             hidden: [n, hidden_size] float32, as the layers leave it.
             rows: int64, those whose logits are wanted.
+            norms: rows start … end−1 of hidden, and what they add to the norm, [hidden_size] float32.
         """
         count = rows.shape[0]
         if count == 0:
@@ -42,6 +46,8 @@ class CompiledHead:
         out = self._logits[:count]
         likeliest, finite = np.empty(count, np.int64), np.empty(count, np.int64)
         rows = rows.contiguous()
+        norms = list(norms)
+        deltas = _norm_deltas(rows, norms)
         self._team.set(
             hidden_size=self._size,
             vocab_size=self._vocab_size,
@@ -50,6 +56,7 @@ class CompiledHead:
             hidden=hidden.data_ptr(),
             logit_rows=rows.data_ptr(),
             final_norm=self._norm.data_ptr(),
+            head_norm_deltas=0 if deltas is None else deltas.ctypes.data,
             head=self._tiles.data_ptr(),
             head_rows=self._rows.data_ptr(),
             head_errors=self._errors.data_ptr(),
@@ -78,3 +85,14 @@ class CompiledHead:
         self._scratch = list(scratch.values())
         self._logits = torch.empty(self._room, self._vocab_size)
         self._team.set(**{name: tensor.data_ptr() for name, tensor in scratch.items()})
+
+
+def _norm_deltas(rows: Tensor, norms: Sequence[tuple[int, int, Tensor]]) -> NDArray[np.int64] | None:
+    """[rows]: the address of what each adds to the norm, 0 if nothing; None if that is so of all."""
+    if not norms:
+        return None
+    wanted, deltas = rows.numpy(), np.zeros(len(rows), np.int64)
+    for start, end, added in norms:
+        assert added.dtype == torch.float32 and added.is_contiguous(), "norms are float32, in one piece"
+        deltas[(start <= wanted) & (wanted < end)] = added.data_ptr()
+    return deltas

@@ -11,13 +11,16 @@ from torch import Tensor
 from hotshoe.kernels.attention_batch import AttentionBatch
 from hotshoe.kernels.cpu.amx import ROWS, tile_config
 from hotshoe.kernels.cpu.amx import available as has_matrix_tiles
+from hotshoe.kernels.cpu.decode_copies import AT_ONCE, LIST_WIDTH
 from hotshoe.kernels.cpu.decode_job import BIAS, BLOCK, LAYER_WIDTH, LAYERS, SCALES, TILES
 from hotshoe.kernels.cpu.decode_low_rank import HALVES, VALUES_BYTES
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
+from hotshoe.kernels.cpu.decode_turns import SCRATCH_ROWS
 from hotshoe.kernels.cpu.nf4_amx import MANY, scratch_bytes
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
 from hotshoe.kernels.cpu.vectors import LANES
-from hotshoe.server.adapters.sites import SiteShape
+from hotshoe.server.adapters.placed_adapter import Beyond
+from hotshoe.server.adapters.sites import MAX_TARGETS, SiteShape
 from hotshoe.server.model.factor_fetches import MOST_ROWS, FactorFetches
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import ModelSpec
@@ -42,6 +45,8 @@ def can_compile(spec: ModelSpec, layers: Sequence["DecoderLayer"]) -> bool:
 
 class CompiledLayers:
     """Runs steps through all layers in one call."""
+
+    TAKES: frozenset[Beyond] = frozenset({"bottlenecks", "norms", "gated_prompts", "rotations", "copies"})
 
     def __init__(
         self,
@@ -185,9 +190,10 @@ class CompiledLayers:
         stride = _grown(self._scratch.get("probabilities"), group * team, max_context + LANES, _CONTEXT_AT_FIRST)
         self._scratch_of("probabilities", group * team * stride, torch.float32)
         self._team.set(probabilities_stride=stride)
-        rows = max(rows, _ROWS_AT_FIRST)
+        rows, networks = max(rows, _ROWS_AT_FIRST), terms.networks if terms else None
+        copies = terms is not None and terms.addresses["copy_depth"] > 0
+        turns, deepest = terms is not None and terms.turns.any, max(heads, spec.hidden_size, intermediate)
         if self._tile_configs:
-            deepest = max(heads, spec.hidden_size, intermediate)
             self._scratch_of("tile_scratch", team * scratch_bytes(deepest), torch.uint8)
             self._team.set(tile_stride=scratch_bytes(deepest), tile_blocks=deepest // BLOCK)
         for name, size, dtype in (
@@ -201,6 +207,14 @@ class CompiledLayers:
             ("activated", rows * intermediate, torch.float32),
             ("activated16", (rows + MANY) * intermediate, torch.bfloat16),
             ("shrunk", (HALVES * terms.num_terms * terms.shrunk_stride if terms else 0), torch.float32),
+            ("swapped", rows * widest if terms and terms.addresses["site_swaps"] else 0, torch.float32),
+            ("turned16", MAX_TARGETS * (rows + MANY) * deepest if turns else 0, torch.bfloat16),
+            ("turn_scratch", SCRATCH_ROWS * team * deepest if turns else 0, torch.float32),
+            ("copied16", MAX_TARGETS * AT_ONCE * deepest if copies else 0, torch.bfloat16),
+            ("copied", AT_ONCE * widest if copies else 0, torch.float32),
+            ("copy_list", team * AT_ONCE * LIST_WIDTH if copies else 0, torch.int64),
+            ("tapped", networks.num_terms * spec.hidden_size if networks else 0, torch.float32),
+            ("network_shrunk", HALVES * networks.num_terms * networks.shrunk_stride if networks else 0, torch.float32),
             ("low_rank_values", team * VALUES_BYTES, torch.uint8),
         ):
             self._scratch_of(name, size, dtype)
@@ -240,4 +254,19 @@ def _grown(have: Tensor | None, count: int, wanted: int, least: int) -> int:
     return length if length >= wanted else max(2 * wanted, least)
 
 
-_NO_TERMS = {"num_terms": 0, "input_scales": 0, "output_scales": 0, "bias_deltas": 0}
+_NO_TERMS = dict.fromkeys(
+    (
+        "num_terms",
+        "num_network_terms",
+        "row_segments",
+        "input_scales",
+        "output_scales",
+        "bias_deltas",
+        "norm_deltas",
+        "site_turns",
+        "site_swaps",
+        "prompt_depth",
+        "copy_depth",
+    ),
+    0,
+)

@@ -21,6 +21,7 @@ from hotshoe.server.model.step_logits import StepLogits
 
 if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_batch import AdapterBatch
+    from hotshoe.server.adapters.placed_adapter import Beyond
 
 
 _COPIED_ROWS = 256  # of an input that is scaled in several ways
@@ -60,6 +61,12 @@ class Decoder:
         compile_steps = backend.compile_steps
         self._compiled = compile_steps(spec, self._layers, norm=norm, head=head) if compile_steps else None
 
+    @property
+    def takes(self) -> "frozenset[Beyond]":
+        """What rows' adapters may have that is computed with all others' rows, and as fast."""
+        layers = self._compiled.layers if self._compiled else None
+        return frozenset() if layers is None else layers.TAKES
+
     def new_kv_cache(self, num_slots: int) -> KvCache:
         """A zeroed cache of that many positions; the first page of slots must stay unused."""
         return KvCache(
@@ -93,10 +100,11 @@ class Decoder:
         if not (compiled and self._run_compiled(hidden, inputs, kv, adapters)):
             self._run_layers(hidden, inputs, kv, adapters)
         if compiled and self._compiled is not None and self._compiled.head is not None:
-            logits: StepLogits = self._compiled.head.logits(hidden, inputs.logit_rows)
-            normed = self._normed_rows(hidden, inputs, None) if inputs.has_own_heads else None
+            norms = () if adapters is None else adapters.norm_rows(NormId(None, "norm"))
+            logits: StepLogits = self._compiled.head.logits(hidden, inputs.logit_rows, norms)
+            normed = self._normed_rows(hidden, inputs, adapters) if inputs.has_own_heads else None
         else:
-            normed = self._normed_rows(hidden, inputs, None if compiled else adapters)
+            normed = self._normed_rows(hidden, inputs, adapters)
             logits = StepLogits(self._head_product(normed))
         if normed is not None and inputs.has_own_heads:
             logits = with_own_heads(logits, normed, inputs)
@@ -123,8 +131,6 @@ class Decoder:
         if layers is None or not rows or _attended_positions(inputs.attention) > _COMPILED_POSITIONS:
             return False
         terms = None if adapters is None else adapters.row_terms(num_rows=rows, num_layers=self.spec.num_layers)
-        if adapters is not None and terms is None:
-            return False
         angles = inputs.positions[:, None].float() * self._frequencies
         factor = self.spec.rope.attention_factor
         layers.run(

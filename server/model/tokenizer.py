@@ -32,7 +32,7 @@ class Tokenizer:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever its class does with what the files say
             raise UnsupportedModel(f"{directory}: its tokenizer cannot be read: {error}") from error
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise UnsupportedModel(f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer")
@@ -95,5 +95,8 @@ def _eos_token_ids(directory: Path) -> set[int]:
         if not (directory / name).exists():
             continue
         value = read_json(directory / name).get("eos_token_id")
-        found.update([value] if isinstance(value, int) else value or [])
+        ids = [value] if isinstance(value, int) else value or []
+        if not (isinstance(ids, list) and all(isinstance(one, int) and one >= 0 for one in ids)):
+            raise UnsupportedModel(f"{directory / name}: eos_token_id: expected token ids, not {value!r}")
+        found.update(ids)
     return found

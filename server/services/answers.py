@@ -191,8 +191,12 @@ class RequestAnswers:
             first_token_seconds=self._times.first_token if self._times else None,
         )
 
+    @property
+    def deadline_passed(self) -> bool:
+        return self.request.deadline is not None and time.monotonic() >= self.request.deadline
+
     def _given_up(self) -> Exception:
-        if self.request.deadline is not None and time.monotonic() >= self.request.deadline:
+        if self.deadline_passed:
             return DeadlinePassed("the deadline passed before the answer was complete")
         return Draining("the server shut down before the answer was complete")
 

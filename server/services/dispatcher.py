@@ -23,6 +23,7 @@ class OutputQueue:
         self.request = request
         self.error: ServerError | None = None
         self.started = False  # anything came
+        self.unended = 0  # answers of which the engine, once it has taken the request, says that they ended
         self._limit = limit
         self._owner = asyncio.current_task()
         self._outputs: list[AnswerOutput] = []
@@ -58,6 +59,10 @@ class OutputQueue:
         self.error = error
         self._arrived.set()
 
+    def submitted(self) -> None:
+        """The engine has taken the request."""
+        self.unended = len(self.request.choices) or self.request.n
+
     def seconds_since_last_token(self, output: AnswerOutput, now: float) -> float | None:
         """Since this answer's token before; None for its first."""
         last = self._last_token.get(output.index)
@@ -72,6 +77,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._queues: dict[str, OutputQueue] = {}
+        self._left: dict[str, OutputQueue] = {}  # which nobody wants, and the engine has not ended yet
         self.stats: StepStats | None = None  # of the latest step
         self.generated_tokens = 0
 
@@ -84,9 +90,12 @@ class Dispatcher:
                 raise
 
     def unused_id(self, request_id: str) -> str:
-        """`request_id`, or a variant if a request under way has it: callers may repeat theirs, the engine may not."""
+        """`request_id`, or a variant if a request under way has it: callers may repeat theirs, the engine may not.
+
+        One that was cancelled is under way until the engine's last word of it came, which would else be the next one's.
+        """
         candidate, number = request_id, 1
-        while candidate in self._queues:
+        while candidate in self._queues or candidate in self._left:
             number += 1
             candidate = f"{request_id}~{number}"
         return candidate
@@ -99,6 +108,8 @@ class Dispatcher:
             yield queue
         finally:
             del self._queues[request.request_id]
+            if queue.unended:
+                self._left[request.request_id] = queue
 
     def waiting_adapters(self) -> Counter[tuple[str, str]]:
         """(name, key) of adapters that requests without a token wait for → how many do. Any thread."""
@@ -119,9 +130,12 @@ class Dispatcher:
     def _deliver(self, report: StepReport) -> None:
         now = time.monotonic()
         for output in report.outputs:
+            has_ended = output.finish_reason is not None or output.error is not None
             queue = self._queues.get(output.request_id)
             if queue is None:
+                self._note_left(output.request_id, has_ended=has_ended)
                 continue
+            queue.unended -= has_ended
             if output.token_ids and not queue.request.choices:
                 self.generated_tokens += len(output.token_ids)
                 self._metrics.tokens_generated(len(output.token_ids), queue.seconds_since_last_token(output, now))
@@ -129,3 +143,10 @@ class Dispatcher:
         self.stats = report.stats
         ended = sum(output.finish_reason is not None or output.error is not None for output in report.outputs)
         self._metrics.step(report.stats, ended=ended)
+
+    def _note_left(self, request_id: str, *, has_ended: bool) -> None:
+        queue = self._left.get(request_id)
+        if queue is not None and has_ended:
+            queue.unended -= 1
+            if not queue.unended:
+                del self._left[request_id]

@@ -37,6 +37,7 @@ from hotshoe.server.errors import AdapterRefused, Draining, ServerError
 from hotshoe.server.logs import log_event
 from hotshoe.server.model.quantize import quantize_nf4
 from hotshoe.server.model.spectra import Spectra
+from hotshoe.server.services.rpc import call
 
 REPORT_FILE = "doctor.json"
 ANNOTATION_PREFIX = "dev.hotshoe.doctor."
@@ -197,9 +198,9 @@ class Doctor:
     async def _examine(self, record: AdapterRecord) -> Diagnosis | None:
         loop = asyncio.get_running_loop()
         try:
-            if await loop.run_in_executor(None, self._registry.referrers, record.digest, DIAGNOSIS_TYPE):
+            if await call(self._registry.referrers, record.digest, DIAGNOSIS_TYPE):
                 return None
-            files = await loop.run_in_executor(None, self._registry.adapter_files, record.digest)
+            files = await call(self._registry.adapter_files, record.digest)
             rank = record.approximate_rank
             digest = record.digest
             work = partial(self._diagnose, files, exact=False, approximate_rank=rank, given_up=None, digest=digest)

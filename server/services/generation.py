@@ -25,10 +25,11 @@ from hotshoe.server.services.callers import current_caller
 from hotshoe.server.services.dispatcher import Dispatcher, OutputQueue
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.requests import MAX_ADAPTERS, RequestMapper, request_id_of
-from hotshoe.server.services.rpc import Context
-from hotshoe.server.services.status import REQUEST_ID_KEY, row_of
+from hotshoe.server.services.rpc import Context, call_in
+from hotshoe.server.services.status import REQUEST_ID_KEY, code_for
 
 MAX_TOKENIZE_BYTES = 1 << 20
+LONG_BYTES = 1 << 16
 MAX_TENANT_CHARS = 128
 
 _T = TypeVar("_T")
@@ -48,6 +49,7 @@ class GenerationParts:
     tenant_metadata: str  # the key that names a request's tenant where no token does; "": all are one tenant's
     stream_buffer_tokens: int
     executor: Executor  # for what checks and tokenizes
+    long_executor: Executor  # the same, of what takes long: no other request waits behind it
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
@@ -62,7 +64,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.GenerateResponse:
         request_id = _identify(request.request_id, context)
         await self._bring(request.adapters)
-        answers = await self._map(partial(self._parts.mapper.generate, request), request_id, context)
+        mapping = partial(self._parts.mapper.generate, request)
+        answers = await self._map(mapping, request.ByteSize(), request_id, context)
         with self._running(answers, limit=None) as queue:
             while not answers.finished:
                 await self._take(queue, answers)
@@ -77,7 +80,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         request_id = _identify(request.request.request_id, context)
         await self._bring(request.request.adapters)
         mapping = partial(self._parts.mapper.generate, request.request, streaming=True)
-        answers = await self._map(mapping, request_id, context)
+        answers = await self._map(mapping, request.ByteSize(), request_id, context)
         with self._running(answers, limit=self._parts.stream_buffer_tokens) as queue:
             while not answers.finished:
                 message = generation_pb2.StreamGenerateResponse()
@@ -91,7 +94,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     async def Score(self, request: generation_pb2.ScoreRequest, context: Context) -> generation_pb2.ScoreResponse:
         request_id = _identify(request.request_id, context)
         await self._bring(request.adapters)
-        answers = await self._map(partial(self._parts.mapper.score, request), request_id, context)
+        mapping = partial(self._parts.mapper.score, request)
+        answers = await self._map(mapping, request.ByteSize(), request_id, context)
         with self._running(answers, limit=None) as queue:
             while not answers.finished:
                 await self._take(queue, answers)
@@ -116,7 +120,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.TokenizeResponse:
         if len(request.text.encode()) > MAX_TOKENIZE_BYTES:
             raise InvalidRequest("text", f"at most {MAX_TOKENIZE_BYTES} bytes of UTF-8")
-        return await self._in_executor(partial(self._tokenize, request))
+        return await self._in_executor(partial(self._tokenize, request), request.ByteSize())
 
     async def GetModelInfo(
         self, request: generation_pb2.GetModelInfoRequest, context: Context
@@ -132,11 +136,13 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         """Has what is named by digest fetched if it is elsewhere; the mapper refuses more than a request may have."""
         await self._parts.pull_through.bring(selection.reference for selection in adapters[:MAX_ADAPTERS])
 
-    async def _map(self, mapping: Callable[..., Request], request_id: str, context: Context) -> RequestAnswers:
+    async def _map(
+        self, mapping: Callable[..., Request], size_bytes: int, request_id: str, context: Context
+    ) -> RequestAnswers:
         """Checks, tokenizes and resolves in the executor: all of it may block."""
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
-        request = await self._in_executor(partial(mapping, request_id=request_id, deadline=deadline))
+        request = await self._in_executor(partial(mapping, request_id=request_id, deadline=deadline), size_bytes)
         request = replace(request, tenant=self._tenant(context))
         unused = self._parts.dispatcher.unused_id(request_id)
         if unused != request_id:
@@ -156,8 +162,9 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             raise InvalidRequest(key, f"at most {MAX_TENANT_CHARS} characters")
         return tenant
 
-    async def _in_executor(self, function: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._parts.executor, function)
+    async def _in_executor(self, function: Callable[[], _T], size_bytes: int) -> _T:
+        executor = self._parts.executor if size_bytes < LONG_BYTES else self._parts.long_executor
+        return await call_in(executor, function)
 
     @contextmanager
     def _running(self, answers: RequestAnswers, *, limit: int | None) -> Iterator[OutputQueue]:
@@ -169,14 +176,15 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             with self._parts.dispatcher.queue(answers.request, limit=limit) as queue:
                 self._engine.submit(answers.request)
                 submitted = True
+                queue.submitted()
                 with _cancelled_by(queue):
                     yield queue
         except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED.name
+            ended = grpc.StatusCode.DEADLINE_EXCEEDED if answers.deadline_passed else grpc.StatusCode.CANCELLED
+            code = ended.name
             raise
         except Exception as error:
-            row = row_of(error)
-            code = row.code.name if row else grpc.StatusCode.INTERNAL.name
+            code = code_for(error).name
             raise
         finally:
             if submitted and not answers.engine_is_done:

@@ -85,10 +85,19 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._wrapped[path] = self._wrap(path, handler)
         return self._wrapped[path]
 
+    def direct(self, path: str, behaviour: Callable[..., Any], *, streams: bool) -> Callable[..., Awaitable[Any]]:
+        """`behaviour` as an RPC of that path runs it: for messages that come by other ways than gRPC.
+
+        Args:
+            streams: whether it answers with a stream, which goes to its context's `write`.
+        """
+        method = _method(path, requests_stream=False, responses_stream=streams)
+        reading = self._reading(method, behaviour, lambda message: message, streams=False)
+        return self._guard_stream(method, reading) if streams else self._guard_unary(method, reading)
+
     def _wrap(self, path: str, handler: Handler) -> Handler:
-        service, _, name = path.lstrip("/").rpartition("/")
-        slot, kind = _SHAPES[handler.request_streaming, handler.response_streaming]
-        method = RpcMethod(path=path, service=service, name=name, type=kind)
+        method = _method(path, requests_stream=handler.request_streaming, responses_stream=handler.response_streaming)
+        slot = _SHAPES[handler.request_streaming, handler.response_streaming][0]
         decode = _DECODERS.get(path, handler.request_deserializer)
         behaviour = self._reading(method, getattr(handler, slot), decode, streams=handler.request_streaming)
         guard = self._guard_stream if handler.response_streaming else self._guard_unary
@@ -99,7 +108,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return replaced
 
     def _reading(
-        self, method: RpcMethod, behaviour: Callable[..., Any], decode: Callable[[bytes], Any] | None, *, streams: bool
+        self, method: RpcMethod, behaviour: Callable[..., Any], decode: Callable[[Any], Any] | None, *, streams: bool
     ) -> Callable[..., Any]:
         """`behaviour` on undecoded bytes: gRPC's own decoding answers UNKNOWN, with the name of a Python class."""
         if decode is None:
@@ -178,6 +187,11 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
+
+
+def _method(path: str, *, requests_stream: bool, responses_stream: bool) -> RpcMethod:
+    service, _, name = path.lstrip("/").rpartition("/")
+    return RpcMethod(path=path, service=service, name=name, type=_SHAPES[requests_stream, responses_stream][1])
 
 
 async def _abort(context: Context, status: Any) -> None:

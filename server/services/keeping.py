@@ -7,37 +7,26 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from functools import partial
 
-from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
+from hotshoe.protos.v1 import registry_pb2
 from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, MIN_GRACE_SECONDS
-from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS
-from hotshoe.registry.registry import FsckProgress, Registry
+from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, check_holder
+from hotshoe.registry.registry import FsckProgress
 from hotshoe.server.adapters.adapter_leases import HOLDER_PREFIX
-from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
-from hotshoe.server.services.registry_messages import (
-    check_message,
-    garbage_message,
-    lease_message,
-    report_message,
-)
+from hotshoe.server.services.registry_messages import check_message, garbage_message, lease_message, report_message
+from hotshoe.server.services.registry_part import RegistryPart
 from hotshoe.server.services.rpc import Context, call
 
 MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 1.0, 30 * 24 * 3600.0
 _STEP_SECONDS = 0.2  # between two messages of a check
 
 
-class KeepingService(registry_pb2_grpc.RegistryServiceServicer):
-    """A part of `RegistryService`, which says what its arguments are."""
-
-    def __init__(self, registry: Registry, gate: SignatureGate, checking: Executor) -> None:
-        self._registry = registry
-        self._gate = gate
-        self._checking = checking
+class KeepingService(RegistryPart):
+    """A part of `RegistryService`."""
 
     async def CreateView(
         self, request: registry_pb2.CreateViewRequest, context: Context
@@ -155,5 +144,4 @@ class _CheckEnded(Exception):
 def _check_holder(holder: str) -> None:
     if holder.startswith(HOLDER_PREFIX):
         raise InvalidRequest("holder", f"names that begin with {HOLDER_PREFIX} are those of servers")
-    if not holder:
-        raise InvalidRequest("holder", "expected who holds the lease")
+    check_holder(holder)

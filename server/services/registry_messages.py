@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.leases import Lease
+from hotshoe.registry.index import Lease
 from hotshoe.registry.registry import FsckProgress, FsckReport, GarbageReport, LoggedMove, Referrer
 from hotshoe.registry.remotes.transfer import TransferProgress
 from hotshoe.registry.signing.policy import Mode
@@ -34,6 +34,8 @@ def garbage_message(report: GarbageReport) -> registry_pb2.CollectGarbageRespons
         documents=report.documents,
         emptied_blobs=report.emptied_blobs,
         emptied_bytes=report.emptied_bytes,
+        discarded_files=report.discarded_files,
+        discarded_bytes=report.discarded_bytes,
     )
 
 
@@ -62,6 +64,9 @@ def report_message(report: FsckReport) -> registry_pb2.StoreReport:
         corrupt_digests=report.corrupt,
         missing_digests=report.missing,
         healed_digests=report.healed,
+        quarantined_files=len(report.quarantine),
+        quarantined_bytes=sum(file.size_bytes for file in report.quarantine),
+        only_damaged_digests=report.only_damaged,
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from hotshoe.protos.v1 import generation_pb2
+from hotshoe.registry.reference import given_as
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams, StopCriteria
 from hotshoe.server.errors import InvalidRequest, OnlyMergedServed, PromptTooLong
 
@@ -142,7 +143,8 @@ class RequestMapper:
         virtual_tokens = 0
         for index, selection in enumerate(selections):
             weight = _weight(index, selection)
-            adapter = self.resolve(selection.reference)
+            with given_as(f"adapters[{index}].reference"):
+                adapter = self.resolve(selection.reference)
             task = chosen_task(f"adapters[{index}].task", selection, adapter.num_tasks)
             use = AdapterUse(selection.reference, adapter.name, adapter.digest, weight, task)
             same = [other.reference for other in uses if use.key == other.key]
@@ -319,4 +321,7 @@ def _weight(index: int, selection: generation_pb2.AdapterSelection) -> float:
 def _time_limit(message: generation_pb2.StopCriteria) -> float | None:
     if not message.HasField("time_limit"):
         return None
-    return message.time_limit.seconds + message.time_limit.nanos * 1e-9
+    limit = message.time_limit
+    if not 0 <= limit.nanos < 1_000_000_000:
+        raise InvalidRequest("stopping.time_limit.nanos", f"expected 0 to 999999999, not {limit.nanos}")
+    return limit.seconds + limit.nanos * 1e-9

@@ -21,7 +21,7 @@ from hotshoe.server.logs import log_event
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.requests import chosen_task
-from hotshoe.server.services.rpc import Context
+from hotshoe.server.services.rpc import Context, call
 
 DEFAULT_INTERVAL_MS = 1000
 MIN_INTERVAL_MS = 50
@@ -113,9 +113,9 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
         named = record.num_tasks and not request.HasField("task")  # all of them
         task = None if named else chosen_task("task", request, record.num_tasks)
         key = adapter_key(record.digest, task)
-        await asyncio.get_running_loop().run_in_executor(None, self._parts.residency.unload, key)
-        log_event(logging.INFO, "unload", name=record.name, digest=key)
-        return residency_pb2.UnloadAdapterResponse()
+        unloaded = await asyncio.get_running_loop().run_in_executor(None, self._parts.residency.unload, key)
+        log_event(logging.INFO, "unload", name=record.name, digest=key, **unloaded._asdict())
+        return residency_pb2.UnloadAdapterResponse(found=unloaded.found, in_use=unloaded.in_use)
 
     async def ListResidentAdapters(
         self, request: residency_pb2.ListResidentAdaptersRequest, context: Context
@@ -140,7 +140,7 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
             rate = (tokens - before) / (since - then)
 
     async def _call(self, resolve: Callable[[str], AdapterRecord], reference: str) -> AdapterRecord:
-        return await asyncio.get_running_loop().run_in_executor(None, resolve, reference)
+        return await call(resolve, reference)
 
     def _status(self, tokens_per_second: float) -> residency_pb2.WatchStatusResponse:
         stats = self._parts.dispatcher.stats

@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import Executor
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import grpc
+
+from hotshoe.registry.errors import BlobCorrupt
+from hotshoe.registry.healing import BlobBeingHealed, healing_elsewhere
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -15,8 +18,26 @@ _P = ParamSpec("_P")
 
 
 async def call(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Calls it in the event loop's executor."""
-    return await asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
+    """Calls it in the event loop's executor. As `call_in`."""
+    return await call_in(None, function, *args, **kwargs)
+
+
+async def call_in(executor: Executor | None, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Calls it in an executor, and once more for each damaged blob that it comes upon and that is healed meanwhile: no
+    thread is kept waiting for a remote. So it must read first, and write after.
+    """
+    given_up: dict[str, BlobCorrupt] = {}
+
+    def work() -> _T:
+        with healing_elsewhere(given_up):
+            return function(*args, **kwargs)
+
+    while True:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, work)
+        except BlobBeingHealed as blob:
+            given_up[blob.digest] = blob.damage
+            await asyncio.shield(asyncio.wrap_future(blob.healed))
 
 
 async def call_to_its_end(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -76,7 +76,12 @@ _CAUSES_THAT_SHOW = (
     server_errors.QueueFull,
 )
 
-_NAMES_A_FIELD = (registry_errors.InvalidAdapter, registry_errors.InvalidDocument, server_errors.InvalidRequest)
+_NAMES_A_FIELD = (
+    registry_errors.InvalidAdapter,
+    registry_errors.InvalidDocument,
+    registry_errors.InvalidReference,
+    server_errors.InvalidRequest,
+)
 
 
 def status_of(error: Exception, *, method: str = "") -> status_pb2.Status:
@@ -89,9 +94,8 @@ def status_of(error: Exception, *, method: str = "") -> status_pb2.Status:
     metadata = {key: _short(value) for key, value in _metadata_of(shown).items()}
     _attach(status, error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN, metadata=metadata))
     if isinstance(shown, _NAMES_A_FIELD) and row.code is grpc.StatusCode.INVALID_ARGUMENT:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_short(shown.field), description=_short(shown.problem)
-        )
+        problem = getattr(shown, "problem", str(shown))
+        violation = error_details_pb2.BadRequest.FieldViolation(field=_short(shown.field), description=_short(problem))
         _attach(status, error_details_pb2.BadRequest(field_violations=[violation]))
     if row.retry_seconds is not None:
         retry = error_details_pb2.RetryInfo()
@@ -103,6 +107,12 @@ def status_of(error: Exception, *, method: str = "") -> status_pb2.Status:
 def row_of(error: Exception) -> StatusRow | None:
     """The row of the nearest class in the error's MRO, or None."""
     return next((STATUS_TABLE[kind] for kind in type(error).__mro__ if kind in STATUS_TABLE), None)
+
+
+def code_for(error: Exception) -> grpc.StatusCode:
+    """The code that `status_of` gives an error."""
+    row = row_of(_cause_that_shows(error))
+    return grpc.StatusCode.INTERNAL if row is None else row.code
 
 
 def code_of(status: status_pb2.Status) -> grpc.StatusCode:

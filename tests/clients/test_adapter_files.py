@@ -1,28 +1,12 @@
-"""What of a directory is published, and what a download leaves on disk."""
+"""What of a directory is published."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from hotshoe.clients import InvalidAdapterDirectory, TransferProgress
-from hotshoe.clients.adapter_files import CHUNK_BYTES, AdapterFile, PartialDownload, scan_directory
-
-
-@dataclass(frozen=True)
-class Remote:
-    file_name: str
-    digest: str
-    size_bytes: int
-
-
-def digest_of(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def remote(data: bytes, file_name: str = "adapter_model.safetensors") -> Remote:
-    return Remote(file_name, digest_of(data), len(data))
+from hotshoe.clients.adapter_files import CHUNK_BYTES, AdapterFile, scan_directory
 
 
 def adapter_directory(root: Path, weights: bytes = b"weights") -> Path:
@@ -39,7 +23,7 @@ def test_weights_config_and_card_are_taken_and_nothing_else(tmp_path: Path) -> N
     files = scan_directory(tmp_path)
     assert [file.file_name for file in files] == ["adapter_model.safetensors", "adapter_config.json", "README.md"]
     assert [(file.digest, file.size_bytes) for file in files] == [
-        (digest_of(file.path.read_bytes()), file.path.stat().st_size) for file in files
+        (f"sha256:{hashlib.sha256(file.path.read_bytes()).hexdigest()}", file.path.stat().st_size) for file in files
     ]
 
 
@@ -95,6 +79,9 @@ def test_a_pickle_of_adapterhub_is_refused_with_the_way_out(tmp_path: Path) -> N
 def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidAdapterDirectory, match="no such directory"):
         scan_directory(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidAdapterDirectory, match="file: a file; expected a directory"):
+        scan_directory(tmp_path / "file")
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 3])
@@ -107,58 +94,3 @@ def test_chunks_from_any_offset_make_up_the_rest(tmp_path: Path, size: int, shar
     assert b"".join(chunk for _, chunk in chunks) == data[start:size]
     assert [offset for offset, _ in chunks] == [start + index * CHUNK_BYTES for index in range(len(chunks))]
     assert all(0 < len(chunk) <= CHUNK_BYTES for _, chunk in chunks)
-
-
-def test_a_download_takes_its_place_only_when_it_is_whole_and_right(tmp_path: Path) -> None:
-    file = remote(b"hello world")
-    with PartialDownload(tmp_path, file) as download:
-        download.write(b"hello ")
-        assert not (tmp_path / file.file_name).exists()
-        download.write(b"world")
-        assert download.commit()
-    assert [path.name for path in tmp_path.iterdir()] == [file.file_name]
-    assert (tmp_path / file.file_name).read_bytes() == b"hello world"
-
-
-def test_a_broken_download_goes_on_where_it_broke(tmp_path: Path) -> None:
-    file = remote(b"hello world")
-    with PartialDownload(tmp_path, file) as download:
-        download.write(b"hello ")
-    with PartialDownload(tmp_path, file) as download:
-        assert download.offset == 6
-        download.write(b"world")
-        assert download.commit()
-    assert (tmp_path / file.file_name).read_bytes() == b"hello world"
-
-
-@pytest.mark.parametrize("wrong", [b"hello_world", b"hello", b"hello world and more"])
-def test_wrong_bytes_are_dropped_and_the_old_file_stays(tmp_path: Path, wrong: bytes) -> None:
-    file = remote(b"hello world")
-    (tmp_path / file.file_name).write_bytes(b"older")
-    with PartialDownload(tmp_path, file) as download:
-        download.write(wrong)
-        assert not download.commit()
-        assert download.offset == 0
-    assert [path.name for path in tmp_path.iterdir()] == [file.file_name]
-    assert (tmp_path / file.file_name).read_bytes() == b"older"
-
-
-def test_a_file_that_is_here_already_is_known(tmp_path: Path) -> None:
-    file = remote(b"hello")
-    assert not PartialDownload(tmp_path, file).already_here()
-    (tmp_path / file.file_name).write_bytes(b"hallo")
-    assert not PartialDownload(tmp_path, file).already_here()
-    (tmp_path / file.file_name).write_bytes(b"hello")
-    assert PartialDownload(tmp_path, file).already_here()
-
-
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "", ".", "..", ".bashrc", "a\x00b", "a\nb", "-" * 200])
-def test_a_name_that_leads_out_of_the_directory_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="not a plain file name"):
-        PartialDownload(tmp_path, remote(b"x", name))
-
-
-@pytest.mark.parametrize("digest", ["", "md5:abc", "sha256:../../../../etc/x", f"sha256:{'A' * 64}"])
-def test_a_digest_of_another_form_is_refused(tmp_path: Path, digest: str) -> None:
-    with pytest.raises(ValueError, match="sha256"):
-        PartialDownload(tmp_path, Remote("README.md", digest, 1))

@@ -98,10 +98,11 @@ def test_figures_are_of_the_tokens_that_came(server: ScriptedServer) -> None:
 
 
 def test_a_failed_request_is_counted_by_its_class_and_gives_no_times(server: ScriptedServer) -> None:
-    server.answer(STREAM, Failure(grpc.StatusCode.RESOURCE_EXHAUSTED))
+    server.answer(STREAM, Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "all slots are taken"))
     report = bench(server, concurrency=(2,), rounds=2, warmup=0)
     [level] = report.levels
     assert level.errors == {"ResourceExhausted": 4} and report.num_errors == 4
+    assert level.first_error == "all slots are taken"
     assert level.median.ttft_p50 is None and level.median.tokens_per_second == 0
 
 
@@ -130,3 +131,9 @@ def test_percentiles_are_interpolated(values: list[float], share: float, expecte
 def test_a_senseless_plan_is_refused_by_name(wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         BenchPlan(**wrong)
+
+
+@pytest.mark.parametrize("exponent", [-1.0, float("nan"), float("inf")])
+def test_an_exponent_that_gives_no_weights_is_refused(exponent: float) -> None:
+    with pytest.raises(ValueError, match="zipf_exponent: must be a number of at least 0"):
+        BenchPlan(zipf_exponent=exponent)

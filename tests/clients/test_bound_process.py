@@ -11,7 +11,7 @@ import pytest
 from hotshoe.clients.bound_process import bound
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
+SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"]
 
 
 def test_the_command_runs_with_its_arguments_and_its_exit_code() -> None:
@@ -25,14 +25,14 @@ def test_it_ends_when_its_parent_is_killed() -> None:
     program = (
         "import os, subprocess, sys, time; from hotshoe.clients.bound_process import bound; "
         f"child = subprocess.Popen(bound({SLEEP!r}, parent=os.getpid()), stdout=subprocess.PIPE); "
-        "child.stdout.readline(); print(child.pid, flush=True); time.sleep(60)"
+        "child.stdout.readline(); print(child.pid, flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-P", "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         os.kill(child, 0)
         parent.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
         if not _runs(child):
             return

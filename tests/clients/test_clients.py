@@ -5,7 +5,7 @@ import inspect
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ import pytest
 from scripted_server import Failure, ScriptedServer
 
 from hotshoe.clients import AsyncClient, Cancelled, Client, DeadlineExceeded
+from hotshoe.clients.transfers import Transfers
 from hotshoe.protos.v1 import generation_pb2, registry_pb2, residency_pb2
 
 DELTA = generation_pb2.StreamGenerateResponse(text_delta="a")
@@ -36,7 +37,8 @@ def test_every_call_has_a_timeout() -> None:
 
 
 def test_every_rpc_that_this_release_serves_can_be_called() -> None:
-    source = inspect.getsource(inspect.getmodule(Client))  # type: ignore[arg-type]
+    modules = {inspect.getmodule(one) for one in (*Client.__mro__[:-1], Transfers)}
+    source = "".join(map(inspect.getsource, filter(None, modules)))
     for module in (generation_pb2, registry_pb2, residency_pb2):
         for service in module.DESCRIPTOR.services_by_name.values():
             missing = {method.name for method in service.methods if f".{method.name}" not in source}
@@ -47,12 +49,25 @@ def test_importing_the_clients_is_quick_and_brings_nothing_heavy() -> None:
     statement = "from hotshoe.clients import Client, AsyncClient"
     heavy = "torch, transformers, numpy, rich, typer".split(", ")
     program = f"import sys, time; t = time.process_time(); {statement}; print(time.process_time() - t, *sys.modules)"
-    runs = [
-        subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout.split()
-        for _ in range(3)
-    ]
-    assert min(float(run[0]) for run in runs) < 0.3
-    assert not set(heavy) & set(runs[0])
+    command, seconds = [sys.executable, "-P", "-c", program], []
+    while min(seconds, default=1.0) >= 0.3 and len(seconds) < 20:  # a busy machine's caches are cold
+        took, *modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        assert not set(heavy) & set(modules)
+        seconds.append(float(took))
+    assert min(seconds) < 0.3
+
+
+def test_what_the_clients_name_is_imported_when_it_is_used() -> None:
+    program = (
+        "import sys; from hotshoe import clients; early = {'grpc', 'google.protobuf', 'asyncio'} & {*sys.modules}; "
+        "print(early, {*clients.__all__} - {*dir(clients)}, 'grpc' in sys.modules, "
+        "{getattr(clients, name).__name__ for name in clients.__all__ if name[0] != 'N'} - {*clients.__all__}, "
+        "'grpc' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["set()", "set()", "False", "set()", "True"]
+    with pytest.raises(ImportError, match="Cleint"):
+        from hotshoe.clients import Cleint  # type: ignore[attr-defined]  # noqa: F401
 
 
 def test_list_follows_the_pages(scripted: ScriptedServer) -> None:
@@ -106,13 +121,26 @@ def test_a_stream_that_is_left_is_cancelled_at_the_server(scripted: ScriptedServ
         _ = stream.final
 
 
-def test_an_asyncio_task_that_is_cancelled_stays_cancelled(scripted: ScriptedServer) -> None:
-    scripted.answer("GenerationService/Generate", lambda _: time.sleep(1) or generation_pb2.GenerateResponse())
+@pytest.fixture
+def held(scripted: ScriptedServer) -> Iterator[threading.Event]:
+    """Is set once the server has a request, which it does not answer while the test lasts."""
+    asked, over = threading.Event(), threading.Event()
 
+    def stand_still(_: list[Any]) -> generation_pb2.GenerateResponse:
+        asked.set()
+        over.wait(200)
+        return generation_pb2.GenerateResponse()
+
+    scripted.answer("GenerationService/Generate", stand_still)
+    yield asked
+    over.set()
+
+
+def test_an_asyncio_task_that_is_cancelled_stays_cancelled(scripted: ScriptedServer, held: threading.Event) -> None:
     async def cancel() -> None:
         async with AsyncClient(scripted.address) as client:
             task = asyncio.create_task(client.generate("hi"))
-            await asyncio.sleep(0.1)
+            assert await asyncio.to_thread(held.wait, 60)
             task.cancel()
             await task
 
@@ -120,8 +148,7 @@ def test_an_asyncio_task_that_is_cancelled_stays_cancelled(scripted: ScriptedSer
         asyncio.run(cancel())
 
 
-def test_a_timeout_covers_the_whole_call(scripted: ScriptedServer) -> None:
-    scripted.answer("GenerationService/Generate", lambda _: time.sleep(1) or generation_pb2.GenerateResponse())
+def test_a_timeout_covers_the_whole_call(scripted: ScriptedServer, held: threading.Event) -> None:
     with Client(scripted.address) as client, pytest.raises(DeadlineExceeded):
         client.generate("hi", timeout=0.1)
 
@@ -129,4 +156,15 @@ def test_a_timeout_covers_the_whole_call(scripted: ScriptedServer) -> None:
 def test_tls_is_spoken_when_the_address_says_so(scripted: ScriptedServer) -> None:
     scripted.answer("GenerationService/GetModelInfo", Failure(grpc.StatusCode.INTERNAL))
     with Client(f"tls://{scripted.address}") as client, pytest.raises(Exception, match="(?i)ssl|tls|handshake"):
-        client.model_info(timeout=5)
+        client.model_info(timeout=60)
+
+
+@pytest.mark.parametrize("server", ["", "host", "host:", "host:port", "host:65536", "http://host:1", "tls://host"])
+def test_what_is_no_address_is_refused_before_anything_is_sent(server: str) -> None:
+    with pytest.raises(ValueError, match="server: expected HOST:PORT"):
+        Client(server)
+
+
+@pytest.mark.parametrize("server", ["host:65535", "tls://host:1", "unix:/tmp/a.sock", "dns:host:1"])
+def test_what_may_be_an_address_is_taken(server: str) -> None:
+    Client(server).close()

@@ -15,14 +15,14 @@ METHOD = "GenerationService/GetModelInfo"
 
 def blocking_error(address: str) -> errors.CallError:
     with Client(address, retry=NO_RETRY) as client, pytest.raises(errors.CallError) as caught:
-        client.model_info(timeout=5)
+        client.model_info(timeout=60)
     return caught.value
 
 
 def asyncio_error(address: str) -> errors.CallError:
     async def ask() -> None:
         async with AsyncClient(address, retry=NO_RETRY) as client:
-            await client.model_info(timeout=5)
+            await client.model_info(timeout=60)
 
     with pytest.raises(errors.CallError) as caught:
         asyncio.run(ask())

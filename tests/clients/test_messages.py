@@ -11,9 +11,9 @@ from hotshoe.clients.messages import (
     adapter_selections,
     generate_request,
     load_request,
-    merge_request,
     score_request,
 )
+from hotshoe.clients.registry_messages import merge_request
 from hotshoe.protos.v1 import generation_pb2, residency_pb2
 
 USER = {"role": "user", "content": "hi"}

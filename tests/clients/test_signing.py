@@ -124,14 +124,14 @@ def test_a_revoked_key_ends_what_it_had_allowed_without_a_restart(client: Client
     assert answer(client, "prod/delta") == [digest]
     write_policy(root / "policy", f'revoked = ["{FIRST.public.key_id}"]\n{TEXT}', FIRST, SECOND)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 100
         with pytest.raises(FailedPrecondition, match="is revoked"):
             while time.monotonic() < deadline:
                 answer(client, "prod/delta")
                 time.sleep(0.1)
     finally:
         write_policy(root / "policy", TEXT, FIRST, SECOND)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while client.get_adapter("prod/delta").verification.problem:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -255,7 +255,8 @@ def test_the_verbs_make_a_key_sign_and_verify(guarded: LocalServer, adapters, tm
     verified = json.loads(hotshoe(*two, "--json"))
     assert verified["verified"] and len(verified["key_ids"]) == 2 and verified["digest"] == digest
     hotshoe("verify", "prod/verbs", "--policy", root / "policy" / "policy.toml", code=5)
-    assert "no signature asked for" in hotshoe("verify", "dev/birch", "--policy", root / "policy" / "policy.toml")
+    hotshoe("publish", adapters["birch"], "dev/anybody")
+    assert "no signature asked for" in hotshoe("verify", "dev/anybody", "--policy", root / "policy" / "policy.toml")
     hotshoe("verify", "prod/verbs", code=2)
     hotshoe("verify", "prod/verbs", "--key", mine, code=2)  # a private one
     hotshoe("sign", "prod/verbs", "--key", f"{mine}.pub", code=2)

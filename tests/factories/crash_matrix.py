@@ -31,7 +31,8 @@ from safetensors.numpy import save
 from store_adapters import CONFIG, WEIGHTS, lora_files, publish, small_base
 from store_children import check_whole
 
-from hotshoe.registry import export
+from hotshoe.registry import export, lease_log
+from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.errors import AdapterNotFound, RegistryError
 from hotshoe.registry.registry import AdapterRecord, Registry
 from hotshoe.registry.remotes.patience import Patience
@@ -164,6 +165,8 @@ def _small_cases(first: str, second: str) -> list[Case]:
         )
         publish(registry, "a", lora_files(2), tags=["v2"])
         publish(registry, "a", lora_files(1), tags=["live", "v1"])
+        registry.lease_durably(first, holder="before", ttl_seconds=3600)
+        (root / ".quarantine" / f"{digest_hex(first)}.damaged").write_bytes(b"other bytes")
         registry.close()
 
     def prepare_lost(root: Path) -> None:
@@ -173,6 +176,7 @@ def _small_cases(first: str, second: str) -> list[Case]:
 
     def unharmed(registry: Registry, acknowledged: bool) -> None:
         assert (registry.resolve("a:v1").digest, registry.resolve("a:v2").digest) == (first, second)
+        assert [lease.digest for lease in registry.leases("before")] == [first]
 
     def tagged(registry: Registry, acknowledged: bool) -> None:
         unharmed(registry, acknowledged)
@@ -196,6 +200,7 @@ def _small_cases(first: str, second: str) -> list[Case]:
         assert all(len(registry.adapter_files(record.digest)) == 3 for record in garbage)
         registry.collect_garbage(grace_seconds=0)
         assert registry.list(name_contains="garbage")[0] == [] and registry.stats().blobs == 2 * 3 + 2
+        assert not registry.fsck().quarantine
 
     def viewed(registry: Registry, acknowledged: bool) -> None:
         unharmed(registry, acknowledged)
@@ -208,6 +213,19 @@ def _small_cases(first: str, second: str) -> list[Case]:
         assert len(registry.referrers(first)) in ((1,) if acknowledged else (0, 1))
         attach(registry)
         assert len(registry.referrers(first)) == 1
+
+    def leased(registry: Registry, acknowledged: bool) -> None:
+        unharmed(registry, acknowledged)
+        assert len(registry.leases("after")) in ((2,) if acknowledged else (0, 1, 2))
+        assert len(registry.leases("server")) in ((0,) if acknowledged else (0, 1))
+        lease(registry)
+        assert len(registry.leases("after")) == 2 and not registry.leases("server")
+
+    def lease(registry: Registry) -> None:
+        registry.lease([first], holder="server")
+        for digest in (first, second):
+            registry.lease_durably(digest, holder="after")
+        registry.release_leases("server")
 
     def move(registry: Registry) -> None:
         registry.update_tag("a", "live", second, first)
@@ -227,8 +245,11 @@ def _small_cases(first: str, second: str) -> list[Case]:
         Case("gc", prepare, _opened(lambda registry: registry.collect_garbage(grace_seconds=0)), collected),
         Case("attach", prepare, _opened(attach), attached),
         Case("attach, exported by a thread", prepare, _exported_later(attach), attached),
+        Case("lease", prepare, _opened(lease), leased),
+        Case("lease, the log written anew", prepare, _written_anew(lease), leased),
         Case("view", prepare, _opened(view_twice), viewed),
-        Case("open", prepare, lambda root: lambda: (None, Registry(root)), unharmed),
+        Case("open", prepare, _opened_before, unharmed),
+        Case("open a copy", prepare, lambda root: lambda: (None, Registry(root)), unharmed),
         Case("rebuild", prepare_lost, lambda root: lambda: (None, Registry(root)), unharmed),
     ]
 
@@ -243,11 +264,27 @@ def _opened(run: Callable[[Registry], object]) -> Callable[[Path], Callable[[], 
     return prepare
 
 
+def _opened_before(root: Path) -> Callable[[], tuple[object, Registry]]:
+    """Opening a store that has not been copied since it was opened last."""
+    Registry(root).close()
+    return lambda: (None, Registry(root))
+
+
 def _exported_later(run: Callable[[Registry], object]) -> Callable[[Path], Callable[[], tuple[object, Registry]]]:
     """The same on a store as large as makes index.json wait."""
 
     def prepare(root: Path) -> Callable[[], tuple[object, Registry]]:
         export.SMALL_ENTRIES, export.DELAY_SECONDS = 0, 0.01  # of this child
+        return _opened(run)(root)
+
+    return prepare
+
+
+def _written_anew(run: Callable[[Registry], object]) -> Callable[[Path], Callable[[], tuple[object, Registry]]]:
+    """The same on a store whose leases.log has become too long."""
+
+    def prepare(root: Path) -> Callable[[], tuple[object, Registry]]:
+        lease_log.MAX_BYTES = 0  # of this child
         return _opened(run)(root)
 
     return prepare

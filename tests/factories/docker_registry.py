@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from free_ports import free_ports
+
+from hotshoe.clients.bound_process import bound
 
 TOOL = "docker-registry"
-START_SECONDS = 20
+START_SECONDS = 100
 
 
 class DockerRegistry:
@@ -35,7 +38,7 @@ class DockerRegistry:
     ) -> None:
         self.directory = directory
         self.data = directory / "data"
-        self.port = _free_port()
+        [self.port] = free_ports(1)
         self.host = f"127.0.0.1:{self.port}"
         self.url = f"{'https' if tls else 'http'}://{self.host}"
         config: dict[str, Any] = {
@@ -61,7 +64,8 @@ class DockerRegistry:
 
     def start(self) -> None:
         with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen([TOOL, "serve", str(self._config)], stderr=log, env=_environment())
+            command = bound([str(shutil.which(TOOL)), "serve", str(self._config)], parent=os.getpid())
+            self._process = subprocess.Popen(command, stderr=log, env=_environment())
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
@@ -93,9 +97,3 @@ def is_missing() -> bool:
 def _environment() -> dict[str, str]:
     # It panics at the start where this is set.
     return {key: value for key, value in os.environ.items() if key != "AWS_CA_BUNDLE"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

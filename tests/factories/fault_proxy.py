@@ -83,7 +83,7 @@ def _handler(proxy: FaultProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
             proxy.headers.append((f"{self.command} {self.path}", dict(self.headers)))
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             # With the client's Host, so that the registry names us in its Location.
-            connection = http.client.HTTPConnection(upstream, timeout=20)
+            connection = http.client.HTTPConnection(upstream, timeout=100)
             connection.request(self.command, self.path, body, dict(self.headers))
             response = connection.getresponse()
             content = response.read()

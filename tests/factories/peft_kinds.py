@@ -215,6 +215,9 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "gralora": lambda: of(GraloraConfig, r=8, gralora_k=4, alpha=32),
     "gralora beside a whole": lambda: of(GraloraConfig, r=4, hybrid_r=3),
     "vb-lora": lambda: of(VBLoRAConfig, r=4, num_vectors=30, vector_length=16, topk=3),
+    "vb-lora that kept its likeliest": lambda: of(
+        VBLoRAConfig, r=4, num_vectors=30, vector_length=16, topk=3, save_only_topk_weights=True
+    ),
 }
 
 # Those that turn inputs or outputs, or put something in place of what the base has.

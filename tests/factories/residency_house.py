@@ -19,7 +19,7 @@ from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.adapters.resident import AdapterSource, Tier
 from hotshoe.server.config import ResidencyConfig
 
-WAIT = 20.0  # seconds, for what takes milliseconds
+WAIT = 60.0  # seconds, for what takes milliseconds
 
 
 class Weights:

@@ -2,7 +2,8 @@
 
 import itertools
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -44,6 +45,18 @@ def make_request(
         stopping=StopCriteria(**criteria),
         adapters=tuple(adapters),
     )
+
+
+class Clock:
+    """An engine's `time`, which a test puts forward: nothing then depends on how long a step takes."""
+
+    ahead = 0.0  # seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+    def put_forward(self, seconds: float) -> None:
+        self.ahead += seconds
 
 
 @dataclass(slots=True)
@@ -119,6 +132,19 @@ class RunningEngine:
         """Waits until every answer of these requests has ended."""
         keys = [(r.request_id, index) for r in requests for index in range(len(r.choices) or r.n)]
         self.wait_until(lambda: all(self._ended(key) for key in keys), timeout_seconds=timeout_seconds)
+
+    def before_step(self, number: int, act: Callable[[], object]) -> None:
+        """Holds the engine before its step of that number from now, until another thread has done something."""
+        run, steps = self.engine._runner.run, itertools.count(1)
+
+        def act_and_run(plan: Any) -> Any:
+            if next(steps) == number:
+                actor = threading.Thread(target=act)
+                actor.start()
+                actor.join()
+            return run(plan)
+
+        self.engine._runner.run = act_and_run  # type: ignore[method-assign]
 
     def wait_until(self, condition: Any, *, timeout_seconds: float = 60.0) -> None:
         """Waits until a condition holds that only the engine's reports can change."""

@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +10,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-START_SECONDS = 60
+from free_ports import free_ports
+
+from hotshoe.clients.bound_process import bound
+
+START_SECONDS = 200
 ACCESS_KEY, SECRET_KEY = "tests", "of-remotes"
 
 
@@ -27,7 +29,7 @@ class Seaweed:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        master, volume, filer, self.port = _free_ports(4)
+        master, volume, filer, self.port = self._ports = free_ports(4)
         self.endpoint = f"http://127.0.0.1:{self.port}"
         (directory / "data").mkdir(parents=True)
         identity = {
@@ -50,7 +52,9 @@ class Seaweed:
 
     def start(self) -> None:
         with (self._directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._directory)
+            self._process = subprocess.Popen(
+                bound(self._command, parent=os.getpid()), stdout=log, stderr=log, cwd=self._directory
+            )
         deadline = time.monotonic() + START_SECONDS
         while not self._is_up():
             if time.monotonic() > deadline or self._process.poll() is not None:
@@ -62,31 +66,18 @@ class Seaweed:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        for port in self._ports:  # its sockets' names end with theirs, and those 10,000 above; it leaves them
+            for path in [
+                *Path("/tmp").glob(f"seaweedfs-*-{port}.sock"),
+                *Path("/tmp").glob(f"*-grpc-{port + 10_000}.sock"),
+            ]:
+                path.unlink(missing_ok=True)
 
     def _is_up(self) -> bool:
         try:
-            urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=1).close()
+            urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=10).close()
         except urllib.error.HTTPError:
             return True
         except OSError:
             return False
         return True
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free, as are those 10,000 above, which the server takes too."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.Random(os.urandom(4)).randrange(20_000, 30_000)
-        if port not in found and _is_free(port) and _is_free(port + 10_000):
-            found.append(port)
-    return found
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

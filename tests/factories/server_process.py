@@ -11,16 +11,18 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from hotshoe.clients.bound_process import bound
 from hotshoe.protos.v1 import generation_pb2_grpc, registry_pb2, registry_pb2_grpc, residency_pb2_grpc
 
 START_SECONDS = 240
-END_SECONDS = 45
+END_SECONDS = 120
 
 
 @dataclass
@@ -58,10 +60,15 @@ class ServerProcess:
     def get(self, path: str, accept: str = "*/*") -> tuple[int, str]:
         request = urllib.request.Request(f"http://{self.ready['http']}{path}", headers={"Accept": accept})
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+    def metric(self, name: str, *labels: str) -> float:
+        """The sum of a metric's samples that have all these values of labels."""
+        lines = [line for line in self.get("/metrics")[1].splitlines() if line.partition("{")[0] == name]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if all(f'"{label}"' in line for label in labels))
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -81,6 +88,14 @@ class ServerProcess:
                 self.process.wait()
 
 
+def until(condition: Callable[[], object], *, seconds: float = 200.0) -> None:
+    """Waits until it holds. Raises AssertionError if it does not come to that."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
 def command(base: Path | str, registry: Path, *arguments: str) -> list[str]:
     """How a server of these tests is started."""
     fixed = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", "1", "--check-every-step"]
@@ -93,7 +108,7 @@ def launch(directory: Path, arguments: list[str]) -> ServerProcess:
     log_file = directory / f"server-{time.monotonic_ns()}.log"
     with log_file.open("w") as log:
         process = subprocess.Popen(
-            arguments,
+            bound(arguments, parent=os.getpid()),
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

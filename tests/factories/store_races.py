@@ -146,7 +146,7 @@ def _check_content(registry: Registry, digest: str) -> None:
 
 
 def _read(reader: int, size: Size, registry: Registry, tally: Tally, starter: Starter) -> None:
-    """Leases what a tag names, and then finds all of it."""
+    """Leases what a tag names, and then finds all of it; and at times leases it for good."""
     choose, holder = random.Random(100 + reader), f"reader-{reader}"
     while starter.goes_on():
         try:
@@ -158,6 +158,9 @@ def _read(reader: int, size: Size, registry: Registry, tally: Tally, starter: St
             for _ in range(3):
                 _check_content(registry, digest)
             tally.add("read")
+            if choose.random() < 0.1:
+                registry.lease_durably(digest, holder="kept")
+                tally.note("kept", digest)
         except WRONG as error:
             tally.blame(f"leased {digest}: {type(error).__name__} {error}")
         registry.release_leases(holder)
@@ -217,9 +220,17 @@ def _move_one(number: int, targets: list[str], registry: Registry, tally: Tally,
 
 
 def _check(root: Path, size: Size, tally: Tally) -> None:
-    """The store after all that: every name leads to verified bytes, and the log tells what the racers do."""
+    """The store after all that, without its index: every name leads to verified bytes, what was leased is there, and
+    the log tells what the racers do.
+    """
+    for path in root.glob(".db*"):
+        path.unlink()
     registry = Registry(root)
     try:
+        kept = {lease.digest for lease in registry.leases("kept")}
+        tally.wrong += [f"lost the lease of {digest}" for digest in {*tally.lists.get("kept", [])} - kept]
+        for digest in kept:
+            _check_content(registry, digest)
         _check_creators(tally)
         _check_winners(registry, size, tally)
         report = registry.fsck()

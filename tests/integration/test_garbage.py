@@ -1,13 +1,12 @@
 """Collecting, rolling back and viewing through a real server, which keeps what it has in memory."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from model_directories import tiny_model
 from peft_adapters import write_lora, write_prefix
-from server_process import ServerProcess
+from server_process import ServerProcess, until
 from store_children import age
 
 from hotshoe.clients import AlreadyExists, Client, InvalidArgument, NotFound, ResourceExhausted
@@ -33,14 +32,6 @@ def store(tmp_path: Path) -> Path:
 
 def write(tmp_path: Path, *seeds: int) -> list[Path]:
     return [write_lora(tmp_path / f"lora-{seed}", tiny_model(), rank=4, seed=seed) for seed in seeds]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail("it did not happen")
 
 
 def test_what_was_left_by_its_tags_goes_unless_it_is_loaded(client: Client, store: Path, tmp_path: Path) -> None:
@@ -128,4 +119,4 @@ def test_a_server_collects_by_itself_when_told_to(start_server, store: Path, tmp
         age(store, 2 * DAY)
         until(lambda: len(list(client.list_adapters())) == 1)
         assert [list(adapter.tags) for adapter in client.list_adapters()] == [["latest"]]
-    assert "collect_garbage" in server.log
+    until(lambda: "collect_garbage" in server.log)

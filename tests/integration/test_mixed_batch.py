@@ -1,6 +1,7 @@
 """Sixteen requests in one step, no two alike: every kind, ranks 1 to 64, a stack, and the base alone."""
 
 import asyncio
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -43,13 +44,17 @@ def requests() -> list[Request]:
 
 def test_each_of_sixteen_mixed_requests_gets_the_tokens_that_it_gets_alone(published: ServerProcess) -> None:
     assert len(requests()) == 16
-    together, alone = asyncio.run(_together_and_alone(published.ready["grpc"]))
-    assert together == alone
-    assert len({tuple(tokens) for tokens in together[:-2]}) == 14  # each adapter shows
-    assert most_adapters_in_a_step(published.get("/metrics")[1]) >= 8
+    most = functools.partial(most_adapters_in_a_step, published)
+    rounds, alone = asyncio.run(_together_and_alone(published.ready["grpc"], most))
+    assert all(together == alone for together in rounds)
+    assert len({tuple(tokens) for tokens in alone[:-2]}) == 14  # each adapter shows
+    assert most() >= 8
 
 
-async def _together_and_alone(address: str) -> tuple[list[list[int]], list[list[int]]]:
+async def _together_and_alone(
+    address: str, most_together: Callable[[], float]
+) -> tuple[list[list[list[int]]], list[list[int]]]:
+    """What all get together, again until so many met that it shows, and what each gets alone."""
     async with AsyncClient(address) as client:
 
         async def ask(request: Request) -> list[int]:
@@ -60,14 +65,16 @@ async def _together_and_alone(address: str) -> tuple[list[list[int]], list[list[
 
         for name in (f"lora-{rank}" for rank in RANKS):
             await client.load(name)  # so that nobody waits for a load, and all run in one step
-        together = await asyncio.gather(*map(ask, requests()))
-        return together, [await ask(request) for request in requests()]
+        rounds = [await asyncio.gather(*map(ask, requests()))]
+        while most_together() < 8 and len(rounds) < 20:  # on a busy machine they come one after the other
+            rounds.append(await asyncio.gather(*map(ask, requests())))
+        return rounds, [await ask(request) for request in requests()]
 
 
-def most_adapters_in_a_step(exposition: str) -> float:
+def most_adapters_in_a_step(server: ServerProcess) -> float:
     """The lower bound of the highest bucket of hotshoe_batch_distinct_adapters that has a step."""
     pattern = r'hotshoe_batch_distinct_adapters_bucket\{.*?le="([^"]+)"\} (\S+)'
-    buckets = [(float(le), float(count)) for le, count in re.findall(pattern, exposition)]
+    buckets = [(float(le), float(count)) for le, count in re.findall(pattern, server.get("/metrics")[1])]
     assert buckets, "no such histogram"
     counts = [count - before for (_, count), (_, before) in zip(buckets, [(0.0, 0.0), *buckets], strict=False)]
     return max(lower for (lower, _), count in zip([(0.0, 0.0), *buckets], counts, strict=False) if count)

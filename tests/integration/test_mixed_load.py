@@ -11,6 +11,7 @@ import grpc
 from model_directories import tiny_model
 from peft_adapters import write_ia3, write_lora, write_prefix, write_prompt
 from server_process import ServerProcess, publish
+from soak import sums_that_differ
 
 from hotshoe.protos.v1 import (
     generation_pb2,
@@ -46,7 +47,7 @@ def _request(reference: str | None, text: str, tokens: int) -> generation_pb2.Ge
 
 
 def test_cancels_deadlines_and_churn_leave_nothing_behind(start_server: StartServer, tmp_path: Path) -> None:
-    server = start_server("--adapter-slots", "3", "--kv-tokens", "2048", "--max-running-requests", "8")
+    server = start_server("--log-json", "--adapter-slots", "3", "--kv-tokens", "2048", "--max-running-requests", "8")
     model = tiny_model()
     writers = {"lora": write_lora, "ia3": write_ia3, "prefix": write_prefix, "prompt": write_prompt, "more": write_lora}
     for name, write in writers.items():
@@ -83,26 +84,21 @@ def test_cancels_deadlines_and_churn_leave_nothing_behind(start_server: StartSer
         churning = asyncio.create_task(churn())
         await asyncio.gather(*map(ask, range(200)))
         churning.cancel()
-        watch = stubs.residency.WatchStatus(residency_pb2.WatchStatusRequest(interval_ms=50), timeout=20)
+        watch = stubs.residency.WatchStatus(residency_pb2.WatchStatusRequest(interval_ms=50), timeout=200)
         async for status in watch:
             busy = status.running_requests + status.waiting_requests + status.kv_cache_usage
             if not busy and not any(adapter.running_requests for adapter in status.adapters):
                 break
         watch.cancel()
 
-    _run(server, body, seconds=120)
+    _run(server, body, seconds=280)
     assert sum(ends.values()) == 200
     assert set(ends) <= {"OK", "CANCELLED", "DEADLINE_EXCEEDED"}
     assert min(ends.values()) > 10
     assert server.get("/health")[0] == 200
     assert "internal_error" not in server.log
     assert "Traceback" not in server.log
-    codes = Counter[str]()
-    for line in server.log.splitlines():
-        if " request request_id=" in line:
-            codes[line.partition("code=")[2].split()[0]] += 1
-    assert sum(codes.values()) <= 200
-    assert codes["OK"] >= ends["OK"]
+    assert sums_that_differ(server) == []
 
 
 async def _read_all(call: Any) -> None:

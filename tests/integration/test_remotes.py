@@ -14,7 +14,7 @@ from fault_proxy import Answer, FaultProxy
 from model_directories import tiny_model
 from peft_adapters import write_ia3, write_lora
 from prometheus_client.parser import text_string_to_metric_families
-from server_process import ServerProcess, command, launch
+from server_process import ServerProcess, command, launch, until
 from typer.testing import CliRunner
 
 from hotshoe.clients import (
@@ -169,7 +169,7 @@ def test_a_registry_that_is_down_harms_nothing_that_is_here(fleet: Fleet, direct
                 client.load(f"down/cold@{NOWHERE}")
             with pytest.raises(Unavailable):
                 client.push_to(fleet.remote, here)
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 100
     finally:
         fleet.docker.start()
 
@@ -178,20 +178,20 @@ def test_others_are_answered_while_a_fetch_stands_still(fleet: Fleet, directorie
     here = publish(fleet, directories["lora3"], "slow/here")
     expected = tokens(fleet, fleet.edge, here)
     slow = publish(fleet, directories["lora4"], "slow/cold")
-    release = threading.Event()
+    held, release = threading.Event(), threading.Event()
 
     def hold(answer: Answer) -> None:
-        release.wait(20)
+        held.set()
+        release.wait(200)
         answer.write(answer.head() + answer.body)
 
     fleet.proxy.spoil(lambda method, path: method == "GET" and "/slow/cold/blobs/" in path, hold)
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(tokens, fleet, fleet.edge, slow) for _ in range(8)]
-        time.sleep(0.3)
-        started = time.monotonic()
+        assert held.wait(100)
         for _ in range(4):
             assert tokens(fleet, fleet.edge, here) == expected
-        assert time.monotonic() - started < 10 and not any(one.done() for one in waiting)
+        assert not any(one.done() for one in waiting)
         fleet.proxy.pass_all()
         release.set()
         assert {tuple(one.result()) for one in waiting} == {tuple(tokens(fleet, fleet.publisher, slow))}
@@ -202,7 +202,7 @@ def test_a_pull_that_is_cancelled_ends_and_keeps_nothing_but_bytes(fleet: Fleet,
     release = threading.Event()
 
     def hold(answer: Answer) -> None:
-        release.wait(20)
+        release.wait(200)
         answer.write(answer.head() + answer.body)
 
     fleet.proxy.spoil(lambda method, path: method == "GET" and "/cancelled/blobs/" in path, hold)
@@ -211,10 +211,10 @@ def test_a_pull_that_is_cancelled_ends_and_keeps_nothing_but_bytes(fleet: Fleet,
     step = next(call).progress
     assert step.completed_bytes == 0 < step.total_bytes
     call.cancel()
-    time.sleep(0.2)
+    until(lambda: fleet.edge.metric("grpc_server_handled_total", "PullAdapter", "CANCELLED"))
     fleet.proxy.pass_all()
     release.set()
-    time.sleep(0.5)
+    until(lambda: fleet.edge.metric("hotshoe_remote_copies_total", "pull", "TransferEnded"))
     with fleet.client(fleet.edge) as client:
         with pytest.raises(NotFound):
             client.get_adapter("cancelled/here")
@@ -334,7 +334,8 @@ def test_the_command_line_pushes_pulls_and_mirrors(fleet: Fleet, directories: di
 
     said = hotshoe(fleet.publisher, "push", "cli/a", fleet.remote)
     assert said.startswith(f"pushed cli/a to {fleet.remote}") and said.endswith(f"{fleet.remote}//cli/a@{digest}\n")
-    hotshoe(fleet.publisher, "push", f"cli/a@{digest}", fleet.remote, "--as", "cli/a:v2")
+    again = hotshoe(fleet.publisher, "push", f"cli/a@{digest}", fleet.remote, "--as", "cli/a:v2")
+    assert again == f"cli/a@{digest} is already at {fleet.remote}\n{fleet.remote}//cli/a@{digest}\n"
     assert f'"digest": "{digest}"' in hotshoe(fleet.publisher, "push", "cli/a", fleet.remote, "--json")
     pulled = hotshoe(fleet.edge, "pull", f"{fleet.remote}//cli/a:v2", "--as", "cli/mine:now")
     assert pulled.startswith("pulled cli/mine:now  IA3")

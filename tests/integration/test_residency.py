@@ -97,7 +97,7 @@ def test_an_interval_out_of_bounds_is_invalid(server: ServerProcess, interval_ms
 
 
 def test_a_watcher_sees_requests_run_and_end(server: ServerProcess, adapters: dict[str, registry_pb2.Adapter]) -> None:
-    watch = server.residency.WatchStatus(residency_pb2.WatchStatusRequest(interval_ms=50), timeout=30)
+    watch = server.residency.WatchStatus(residency_pb2.WatchStatusRequest(interval_ms=50), timeout=200)
     assert next(watch).max_resident_adapters == 32
     request = generation_pb2.GenerateRequest(
         text="hi", adapters=[{"reference": "poet"}], stopping={"max_new_tokens": 200, "ignore_eos": True}

@@ -1,6 +1,7 @@
 """The low-rank update: every way to compute it against its formula in float64, and what a row may depend on."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,6 +190,23 @@ def test_ranks_that_nobody_has_may_hold_anything(kind: LowRankKind) -> None:
     table.b[8:UNIT_RANK] = torch.nan
     got = apply(torch.zeros(1, sum(WIDTHS)), torch.randn(1, IN_FEATURES), table, rows_of([[LOW]]), kind)
     assert got.isfinite().all()
+
+
+def test_a_folded_update_is_the_same_from_half_the_lines() -> None:
+    table, folded = random_table(), random_table()
+    for target, rank in enumerate(LOW.ranks):
+        a = table.a_of(LOW.unit, target, rank)
+        for half, place in zip(a.chunk(2), folded.folded_of(LOW.unit, target, rank), strict=True):
+            place.copy_(half)
+    folded.a[LOW.unit, IN_FEATURES // 2 :] = torch.nan
+    x, y = torch.randn(3, IN_FEATURES), torch.randn(3, sum(WIDTHS))
+    term = replace(LOW, folded=True)
+    got = apply(y, x, folded, [LowRankSegment(1, 3, (term, FULL))], "segmented")
+    want = expected(y, x, table, [LowRankSegment(1, 3, (LOW, FULL))])
+    assert (got - want).norm() / want.norm() < TOLERANCE[torch.float32]
+    for kind in ("gathered", "reference"):
+        with pytest.raises(ValueError, match="folded"):
+            plan_low_rank(rows_of([[term]]), in_features=IN_FEATURES, widths=WIDTHS, kind=kind)
 
 
 def test_a_plan_serves_every_table_of_its_shape() -> None:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -33,7 +35,7 @@ def sql(registry: Registry) -> AdapterRecord:
 def http(registry: Registry) -> Iterator[httpx.Client]:
     server = registry_http_server("127.0.0.1", 0, Distribution(registry))
     server.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
         yield client
     server.stop()
 
@@ -162,6 +164,26 @@ def test_what_is_not_there_is_told_by_the_protocol_s_codes(
     assert (response.status_code, error_code(response)) == (status, code)
 
 
+@pytest.mark.parametrize(
+    "target", ["http://[/v2/", f"/v2/_catalog?n={'1' * 5000}", "/v2/_catalog?n=-1", "/v2/%00/manifests/v1"]
+)
+def test_a_target_that_is_none_is_answered_all_the_same(registry: Registry, target: str) -> None:
+    answer = Distribution(registry).answer("GET", target)
+    assert answer.status == 400 and json.loads(answer.body)["errors"]
+
+
+@pytest.mark.parametrize("header", ["Content-Length: 45", "Transfer-Encoding: chunked"])
+def test_the_body_of_a_get_is_not_taken_for_the_next_request(http: httpx.Client, header: str) -> None:
+    hidden = "GET /v2/_catalog HTTP/1.1\r\nHost: other\r\n\r\n"
+    with socket.create_connection((http.base_url.host, http.base_url.port or 0), timeout=10) as connection:
+        connection.sendall(f"GET /v2/ HTTP/1.1\r\nHost: here\r\n{header}\r\n\r\n{hidden}".encode())
+        answered = b""
+        with suppress(ConnectionResetError):  # what was sent and not read
+            while part := connection.recv(4096):
+                answered += part
+    assert answered.count(b"HTTP/1.1 200") <= 1 and b"repositories" not in answered
+
+
 def test_nothing_is_written_by_http(http: httpx.Client, sql: AdapterRecord) -> None:
     for method in ("PUT", "POST", "PATCH", "DELETE"):
         refused = http.request(method, "/v2/team/sql/manifests/v1", content=b"x" * 1000)
@@ -204,7 +226,7 @@ def test_skopeo_pulls_from_a_registry_that_is_served_alone(
             check=True, capture_output=True, timeout=60,
         )  # fmt: skip
         served.terminate()
-        assert served.wait(10) == 0
+        assert served.wait(60) == 0
     assert json.loads(listed.stdout)["Tags"] == ["latest", "v1"]
     assert digest_of((tmp_path / "copy" / "manifest.json").read_bytes()) == sql.digest
     copied = {path.name for path in (tmp_path / "copy").iterdir()}

@@ -92,7 +92,7 @@ def test_many_commits_are_one_export_and_soon(root: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(export, "SMALL_ENTRIES", 0)
     monkeypatch.setattr(export, "DELAY_SECONDS", 0.2)
     registry = Registry(root)
-    seen = set()
+    seen, began = set(), time.monotonic()
     watching = threading.Event()
 
     def watch() -> None:
@@ -102,14 +102,14 @@ def test_many_commits_are_one_export_and_soon(root: Path, monkeypatch: pytest.Mo
     watcher = threading.Thread(target=watch)
     watcher.start()
     records = [publish(registry, "a", lora_files(seed), tags=["live"])[0] for seed in range(20)]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while exported(root) != {"a:live": records[-1].digest}:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     watching.set()
     watcher.join()
     seen.add(read_log_id((root / "index.json").read_bytes()))  # the last, if it came between two looks
-    assert 2 <= len(seen) < 20
+    assert 2 <= len(seen) <= 3 + (time.monotonic() - began) / 0.2
     registry.close()
     assert list((root / ".tmp").iterdir()) == []
 
@@ -154,7 +154,7 @@ def test_a_disk_that_refuses_the_later_export_is_asked_again(root: Path, monkeyp
 
     monkeypatch.setattr(os, "replace", refuse_at_first)
     record, _ = publish(registry, "a", lora_files(1), tags=["live"])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while exported(root) != {"a:live": record.digest}:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,3 +71,60 @@ def test_without_room_kept_aside_a_full_disk_says_so_and_harms_nothing(small_dis
     assert len(registry.collect_garbage(grace_seconds=0).adapters) >= 5
     assert registry.fsck().is_clean
     registry.close()
+
+
+def test_a_store_opens_on_a_full_disk_in_the_room_kept_aside(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = small_disk / "store"
+    registry = Registry(root, reserve_bytes=1 << 20)
+    kept, _ = publish(registry, "kept", lora_files(0), tags=["v1"])
+    lease = registry.lease_durably(kept.digest, holder="x")
+    _fill(registry, small_disk)
+    (small_disk / "crumbs").unlink()  # so that the log is written back
+    registry.close()
+    with (small_disk / "more").open("wb", buffering=0) as more, pytest.raises(OSError, match="No space left"):
+        while True:  # what its write-ahead log took until now
+            more.write(bytes(4096))
+    registry = Registry(root, reserve_bytes=1 << 20)
+    assert "in the room that was kept aside" in caplog.text
+    assert registry.resolve("kept:v1") == kept and registry.leases() == [lease]
+    assert len(registry.collect_garbage(grace_seconds=0).adapters) >= 5
+    publish(registry, "b", lora_files(1), tags=["v1"])
+    assert registry.fsck().is_clean
+    registry.close()
+
+
+def test_whatever_a_full_disk_refuses_is_said_and_harms_nothing(small_disk: Path) -> None:
+    registry = Registry(small_disk / "store")
+    kept, _ = publish(registry, "kept", lora_files(0), tags=["v1"])
+    other, _ = publish(registry, "kept", lora_files(500), tags=["other"])
+    registry.view(kept.digest)
+    registry.lease([kept.digest], holder="server")
+    leases = registry.leases()
+    _fill(registry, small_disk)
+    refused: list[Callable[[], object]] = [
+        lambda: publish(registry, "b", lora_files(1) | {"README.md": b"b" * 400_000}),
+        lambda: publish(registry, "b", lora_files(500), tags=["new"]),
+        lambda: registry.update_tag("kept", "new", kept.digest, ""),
+        lambda: registry.delete_tag("kept", "other"),
+        lambda: registry.attach(kept.digest, b"1", artifact_type="text/x", file_name="x", annotations={}),
+        lambda: registry.lease([kept.digest], holder="y"),
+        lambda: registry.lease_durably(kept.digest, holder="y"),
+        lambda: registry.renew_leases("server", ttl_seconds=99),
+        lambda: registry.release_leases("server"),
+        lambda: registry.collect_garbage(grace_seconds=0),
+    ]
+    for call in refused:
+        with pytest.raises(StoreUnavailable, match="full|No space"):
+            call()
+    assert registry.resolve("kept:v1") == kept and registry.resolve("kept:other") == other
+    assert registry.leases() == leases and registry.referrers(kept.digest) == []
+    assert len(registry.adapter_files(kept.digest)) == 3 and registry.fsck().is_clean
+    assert registry.unview(kept.digest), "what gives room back goes"
+    (small_disk / "crumbs").unlink()
+    check_whole(registry, small_disk / "store")
+    registry.close()
+    again = Registry(small_disk / "store")
+    assert again.leases() == leases and again.resolve("kept:other") == other
+    again.close()

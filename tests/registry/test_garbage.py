@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,8 +225,10 @@ def test_a_lease_keeps_what_its_holder_uses_until_it_ends_or_expires(registry: R
 def test_a_lease_of_somebody_elsewhere_is_listed_and_outlives_the_process(
     registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = SimpleNamespace(time=time.time)
+    monkeypatch.setattr(leases, "time", clock)
     record, other = (publish(registry, "a", lora_files(seed))[0] for seed in (1, 2))
-    short = registry.lease_durably(record.digest, holder="x", ttl_seconds=0.4)
+    short = registry.lease_durably(record.digest, holder="x", ttl_seconds=900)
     again = Registry(root)
     try:
         assert again.leases() == [short] == again.leases("x") and again.leases("y") == []
@@ -233,15 +236,15 @@ def test_a_lease_of_somebody_elsewhere_is_listed_and_outlives_the_process(
         assert [adapter.digest for adapter in gone] == [other.digest]
     finally:
         again.close()
-    time.sleep(0.45)
+    clock.time = lambda: time.time() + 1000
     assert registry.leases() == []
-    assert registry.lease_durably(record.digest, holder="x", ttl_seconds=60).expires > short.expires
+    assert registry.lease_durably(record.digest, holder="x", ttl_seconds=900).expires > short.expires
     monkeypatch.setattr(leases, "MAX_LEASES", 1)
     with pytest.raises(QuotaExceeded, match="1 leases already"):
-        registry.lease_durably(record.digest, holder="y", ttl_seconds=60)
-    registry.lease_durably(record.digest, holder="x", ttl_seconds=0.01)  # its own it may change
-    time.sleep(0.02)
-    registry.lease_durably(record.digest, holder="y", ttl_seconds=60)  # for x's has expired
+        registry.lease_durably(record.digest, holder="y", ttl_seconds=900)
+    registry.lease_durably(record.digest, holder="x", ttl_seconds=800)  # its own it may change
+    clock.time = lambda: time.time() + 1850
+    registry.lease_durably(record.digest, holder="y", ttl_seconds=900)  # for x's has expired
     assert registry.release_leases("y", [record.digest]) == 1 == 1 + registry.release_leases("y")
     with pytest.raises(AdapterNotFound):
         registry.lease_durably(other.digest, holder="y", ttl_seconds=60)
@@ -262,6 +265,29 @@ def test_a_lease_at_the_last_moment_counts(registry: Registry, monkeypatch: pyte
     monkeypatch.setattr(Garbage, "_live", lease_after_the_second_look)
     assert [gone.digest for gone in registry.collect_garbage(grace_seconds=0).adapters] == [stray.digest]
     assert is_there(registry, parent) and is_there(registry, child) and registry.fsck().is_clean
+
+
+def test_a_clock_that_goes_back_an_hour_and_on_again_lets_nothing_go(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry, "a", lora_files(1), tags=["live"])
+    leased, _ = publish(registry, "b", lora_files(2))
+    age(root, 2 * DAY)
+    registry.delete_tag("a", "live")
+    lease = registry.lease_durably(leased.digest, holder="x", ttl_seconds=600)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    publish(registry, "a", lora_files(3), tags=["live"])
+    registry.delete_tag("a", "live")
+    assert registry.leases() == [lease] and registry.collect_garbage(grace_seconds=3600).adapters == ()
+    registry.close()
+    (root / ".db").unlink()
+    again = Registry(root)
+    assert again.leases() == [lease] and again.collect_garbage(grace_seconds=3600).adapters == ()
+    monkeypatch.undo()
+    assert again.leases() == [lease] and again.collect_garbage().adapters == ()
+    assert [record.name for record in again.list()[0]] == ["a", "b", "a"] and again.fsck().is_clean
+    again.close()
 
 
 def test_of_two_collectors_the_second_counts_what_it_removed_itself(

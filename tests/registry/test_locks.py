@@ -1,19 +1,23 @@
 """The turnstile: publishers share, a collector excludes them and does not starve."""
 
+import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from store_adapters import descriptor, lora_files, publish, small_base, upload
+from store_children import fork
 
+from hotshoe.registry import machine
+from hotshoe.registry.errors import StoreUnavailable
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.registry import Registry
 
 
 def test_publishers_hold_the_store_together(tmp_path: Path) -> None:
-    locks, together = StoreLocks(tmp_path), threading.Barrier(4, timeout=10)
+    locks, together = StoreLocks(tmp_path), threading.Barrier(4, timeout=60)
 
     def publish() -> None:
         with locks.publishing():
@@ -44,7 +48,7 @@ def test_a_collector_and_publishers_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_a_collector_gets_its_turn_while_publishers_never_let_go(tmp_path: Path) -> None:
-    locks, collected, give_up = StoreLocks(tmp_path), threading.Event(), time.monotonic() + 20
+    locks, collected, give_up = StoreLocks(tmp_path), threading.Event(), time.monotonic() + 60
 
     def publish(offset: float) -> None:
         time.sleep(offset)
@@ -96,7 +100,7 @@ def test_whatever_changes_the_store_waits_for_its_locks(registry: Registry, root
         assert done == [] and (root / "index.json").read_bytes() == before
         assert registry.resolve("a:old") == record, "reading waits for nobody"
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert len(done) == len(changes)
     assert registry.resolve("a:v1").digest != record.digest
     assert registry.resolve(f"a@{record.digest}").tags == ("v2",)
@@ -107,5 +111,41 @@ def _run_all(functions: Sequence[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_store_is_open_on_one_machine_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_TRIES", 3)
+    monkeypatch.setattr(machine, "machine", lambda: "boot-1 east")
+    first, second = Registry(root), Registry(root)
+    first.close()
+    monkeypatch.setattr(machine, "machine", lambda: "boot-2 west")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="the machine 'east' has it open; a registry's directory is for"):
+            Registry(root)
+    second.close()
+    third = Registry(root)
+    monkeypatch.setattr(machine, "machine", lambda: "boot-1 east")
+    with pytest.raises(StoreUnavailable, match="the machine 'west' has it open"):
+        Registry(root)
+    third.close()
+    (root / ".machine").write_bytes(b"")  # as a full disk leaves it
+    fourth = Registry(root)
+    fourth.close()
+
+
+def test_processes_that_open_a_store_together_after_a_restart_all_may(root: Path) -> None:
+    Registry(root).close()
+    (root / ".machine").write_text("an-earlier-boot east")
+    children = [fork(lambda: _open(root)) for _ in range(6)]
+    for child, lines in children:
+        assert lines.read() == "opened\n"
+        lines.close()
+        os.waitpid(child, 0)
+
+
+def _open(root: Path) -> Iterator[str]:
+    registry = Registry(root)
+    yield "opened"
+    registry.close()

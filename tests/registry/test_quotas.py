@@ -15,7 +15,7 @@ def test_the_first_adapter_above_a_count_is_refused_and_nothing_of_it_is_named(r
     first, _ = publish(registry, "a", lora_files(1), tags=["live"])
     publish(registry, "b", lora_files(1))  # another name for the same bytes counts
     before = (root / "index.json").read_bytes(), (root / "tags.log").read_bytes()
-    with pytest.raises(QuotaExceeded, match="the store: 2 of at most 2 adapters"):
+    with pytest.raises(QuotaExceeded, match=r"the store: 2 of at most 2 adapters; .* more for \* in --quotas"):
         publish(registry, "a", lora_files(2), tags=["live"])
     with pytest.raises(QuotaExceeded):
         publish(registry, "a", lora_files(2), validate_only=True)
@@ -43,7 +43,10 @@ def test_one_byte_above_a_quota_is_too_much(root: Path, fits: bool) -> None:
     if fits:
         publish(registry, "team/a", lora_files(2), tags=["new"])
     else:
-        with pytest.raises(QuotaExceeded, match=rf"begin with team/: {size} of at most {limit} bytes .* has {size}"):
+        with pytest.raises(
+            QuotaExceeded,
+            match=rf"begin with team/: {size} of at most {limit} bytes .* has {size}; .*team/ in --quotas",
+        ):
             publish(registry, "team/a", lora_files(2), tags=["new"])
         with pytest.raises(AdapterNotFound):
             registry.resolve("team/a:new")

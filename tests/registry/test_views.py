@@ -10,9 +10,9 @@ import pytest
 from store_adapters import CONFIG, WEIGHTS, lora_files, publish
 from store_children import check_whole
 
-from hotshoe.registry.errors import AdapterNotFound, InvalidReference, StoreUnavailable
+from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, InvalidReference, StoreUnavailable
 from hotshoe.registry.registry import Registry
-from hotshoe.registry.views import check_file_name
+from hotshoe.registry.views import Views, check_file_name
 
 NOWHERE = f"sha256:{'0' * 64}"
 FILES = ["README.md", "adapter.card.json", CONFIG, WEIGHTS]
@@ -150,3 +150,32 @@ def test_peft_loads_a_view_as_it_would_what_was_published(registry: Registry, tm
         expected, logits, base = (model(tokens).logits for model in (published, loaded, tiny_llama().eval()))
     assert torch.equal(logits, expected) and not torch.allclose(logits, base, atol=1e-3)
     assert registry.fsck().is_clean
+
+
+def test_a_blob_that_is_found_damaged_while_it_is_linked_is_told(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, _ = publish(registry, "a", lora_files(1), tags=["v1"])
+    make = Views.make
+
+    def find_damage_first(views: Views, digest: str, files: dict[str, Path]) -> Path:
+        path = files["adapter_model.safetensors"]
+        path.chmod(0o644)
+        path.write_bytes(b"damaged")
+        assert registry.fsck().corrupt
+        return make(views, digest, files)
+
+    monkeypatch.setattr(Views, "make", find_damage_first)
+    with pytest.raises(BlobCorrupt, match="is lost; publishing its adapter again heals it"):
+        registry.view(record.digest)
+    assert list((root / ".tmp").iterdir()) == list((root / "views").iterdir()) == []
+
+
+def test_what_goes_while_blobs_are_listed_is_not_listed(registry: Registry, root: Path) -> None:
+    for seed in range(3):
+        publish(registry, "a", lora_files(seed))
+    listed = registry._blobs.scan()
+    next(listed)
+    for path in (root / "blobs" / "sha256").iterdir():
+        path.unlink()
+    assert list(listed) == []

@@ -1,5 +1,7 @@
 import json
+import resource
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hotshoe.registry.http_threads import HttpThreads, RequestHandler
 from hotshoe.server.config import Address
 from hotshoe.server.http import HttpServer
 
@@ -34,7 +37,7 @@ class Probed:
             f"http://{self.server.address}{path}", method=method, headers={"Accept": accept}
         )
         try:
-            with urllib.request.urlopen(request, timeout=5) as response:
+            with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, response.read(), response.headers["Content-Type"]
         except urllib.error.HTTPError as error:
             return error.code, error.read(), error.headers["Content-Type"]
@@ -87,12 +90,64 @@ def test_a_port_that_is_taken_is_an_error(probed: Probed) -> None:
 
 def test_idle_connections_beyond_the_limit_are_closed_and_others_served(probed: Probed) -> None:
     address = (probed.server.address.host, probed.server.address.port)
-    idle = [socket.create_connection(address, timeout=5) for _ in range(80)]
+    idle = [socket.create_connection(address, timeout=60) for _ in range(80)]
     try:
         assert idle[-1].recv(1) == b""
         for connection in idle:
             connection.close()
-        assert probed.get("/health")[0] == 200
+        assert _answered_at_last(probed)
     finally:
         for connection in idle:
             connection.close()
+
+
+def _answered_at_last(probed: Probed) -> bool:
+    """Whether there is an answer, once the server has noticed that others have gone."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            return probed.get("/health")[0] == 200
+        except OSError:
+            time.sleep(0.02)
+    return False
+
+
+def test_a_connection_waits_without_a_busy_loop_while_no_file_is_left_for_it(probed: Probed) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    listener, tries = probed.server._threads._server, []
+    accept = listener.get_request
+    listener.get_request = lambda: tries.append(1) or accept()
+    with socket.socket() as waiting:
+        waiting.settimeout(60)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (waiting.fileno() + 1, hard))
+            waiting.connect((probed.server.address.host, probed.server.address.port))
+            waiting.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            time.sleep(0.5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert waiting.recv(12) == b"HTTP/1.0 200"
+    assert len(tries) < 20
+
+
+def test_a_request_that_comes_byte_by_byte_holds_its_thread_for_so_long_and_no_longer() -> None:
+    class Hasty(RequestHandler):
+        timeout = 0.5
+
+    server = HttpThreads("127.0.0.1", 0, Hasty, name="hasty")
+    server.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as connection:
+            assert any(_is_closed_after(connection, b"G") for _ in range(600))
+    finally:
+        server.stop()
+
+
+def _is_closed_after(connection: socket.socket, data: bytes) -> bool:
+    try:
+        connection.sendall(data)
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True

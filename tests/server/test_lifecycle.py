@@ -5,6 +5,7 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Running:
         return int((await self._health.Check(health_pb2.HealthCheckRequest())).status)
 
     async def becomes(self, status: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await self.health() != status:
                 await asyncio.sleep(0.02)
 
@@ -86,7 +87,7 @@ def _run(config: ServerConfig, body: Callable[[Running], Coroutine[Any, Any, Non
         await server.stop()
 
     async def main() -> None:
-        async with asyncio.timeout(60), running() as server:
+        async with asyncio.timeout(200), running() as server:
             await body(server)
 
     asyncio.run(main())
@@ -100,10 +101,16 @@ def _reason(error: grpc.aio.AioRpcError) -> str:
 
 def test_a_stuck_engine_is_not_serving_until_it_moves_again(config: ServerConfig) -> None:
     async def body(running: Running) -> None:
-        release = threading.Event()
-        assert await running.health() == SERVING
-        running.on_forward(lambda: release.wait(30) and None)
+        reached, release = threading.Event(), threading.Event()
+        await running.becomes(SERVING)
+
+        def stick() -> None:
+            reached.set()
+            release.wait(100)
+
+        running.on_forward(stick)
         call = running.generate()
+        assert await asyncio.to_thread(reached.wait, 60)
         await running.becomes(NOT_SERVING)
         assert running.server.health.state == "stuck"
         release.set()
@@ -151,7 +158,7 @@ def test_a_step_that_fails_ends_its_requests_only(config: ServerConfig) -> None:
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "secret" not in str(caught.value)
         assert len((await running.generate()).completions[0].tokens) == 4
-        assert await running.health() == SERVING
+        await running.becomes(SERVING)
 
     _run(config, body)
 
@@ -163,7 +170,7 @@ def test_who_waits_for_an_adapter_is_seen_though_nothing_runs(config: ServerConf
         files = server.registry.adapter_files
 
         def slow_files(digest: str) -> dict[str, Path]:
-            release.wait(30)
+            release.wait(100)
             return files(digest)
 
         server.registry.adapter_files = slow_files  # type: ignore[method-assign]
@@ -171,7 +178,7 @@ def test_who_waits_for_an_adapter_is_seen_though_nothing_runs(config: ServerConf
         request.adapters.add(reference="poet")
         call = running.generation.Generate(request)
         waiting = {"model_name": server.base.name, "engine": "0"}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not server.metrics.registry.get_sample_value("vllm:num_requests_waiting", waiting):
                 await asyncio.sleep(0.02)
         assert server.dispatcher.waiting_adapters() == {("poet", record.digest): 1}
@@ -201,9 +208,11 @@ def _publish(server: Server, directory: Path) -> AdapterRecord:
 
 def test_a_drained_server_has_finished_what_it_took(config: ServerConfig) -> None:
     async def body(running: Running) -> None:
+        taken = threading.Event()
+        running.on_forward(taken.set)
         call = running.generate(50)
-        await asyncio.sleep(0.2)
-        assert await running.server.drain(20)
+        assert await asyncio.to_thread(taken.wait, 60)
+        assert await running.server.drain(100)
         assert len((await call).completions[0].tokens) == 50
         assert running.server.engine.drained()
         assert await running.health() == NOT_SERVING
@@ -211,9 +220,44 @@ def test_a_drained_server_has_finished_what_it_took(config: ServerConfig) -> Non
     _run(config, body)
 
 
-def test_a_start_that_fails_leaves_its_ports_free(config: ServerConfig) -> None:
-    from dataclasses import replace
+def test_no_request_waits_behind_prompts_that_take_long_to_tokenize(config: ServerConfig) -> None:
+    async def body(running: Running) -> None:
+        await running.becomes(SERVING)
+        reached, release = threading.Event(), threading.Event()
+        tokenizer = running.server.base.tokenizer
+        encode = type(tokenizer).encode
 
+        def slow(text: str, **options: bool) -> list[int]:
+            if len(text) > 100_000:
+                reached.set()
+                release.wait(100)
+            return encode(tokenizer, text, **options)
+
+        tokenizer.encode = slow  # type: ignore[method-assign]
+        huge = generation_pb2.GenerateRequest(text="x" * 200_000)
+        waiting = [asyncio.ensure_future(running.generation.Generate(huge)) for _ in range(4)]
+        assert await asyncio.to_thread(reached.wait, 60)
+        assert len((await running.generate()).completions[0].tokens) == 4
+        assert not any(call.done() for call in waiting)
+        release.set()
+        for call in waiting:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert _reason(caught.value) == "PROMPT_TOO_LONG"
+
+    _run(config, body)
+
+
+def test_more_memory_than_there_can_be_is_told_in_one_line(config: ServerConfig) -> None:
+    async def main() -> None:
+        server = Server(replace(config, engine=EngineConfig(kv_tokens=1 << 50)))
+        with pytest.raises(StartupError, match="no memory for what --kv-tokens"):
+            await server.start()
+
+    asyncio.run(main())
+
+
+def test_a_start_that_fails_leaves_its_ports_free(config: ServerConfig) -> None:
     async def main() -> None:
         wrong = replace(config, base="/nowhere", http=Address("127.0.0.1", 0))
         server = Server(wrong)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import grpc
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from hotshoe.clients import errors
 from hotshoe.clients.cli import failures
 from hotshoe.clients.cli.__main__ import VERBS, command_line
+from hotshoe.protos.v1 import registry_pb2
 
 GET = "RegistryService/GetAdapter"
 
@@ -52,6 +54,37 @@ def test_an_unreachable_server_ends_with_3() -> None:
     assert "Connection refused" in stderr and stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "../nowhere"])
+def test_what_can_only_be_a_path_is_not_asked_of_the_server(path: str) -> None:
+    line = f"hotshoe: {Path(path)}: no such directory\n"
+    assert hotshoe("doctor", path, "--server", "127.0.0.1:1") == (5, "", line)
+
+
+def test_a_view_is_not_made_over_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = f"hotshoe: {tmp_path}/file: is there already; expected a new name\n"
+    assert hotshoe("view", "a", str(tmp_path / "file"), "--server", "127.0.0.1:1") == (1, "", line)
+
+
+def test_a_view_is_not_made_over_another_link(scripted: ScriptedServer, tmp_path: Path) -> None:
+    scripted.answer("RegistryService/CreateView", registry_pb2.CreateViewResponse(path=str(tmp_path)))
+    (tmp_path / "link").symlink_to("elsewhere")
+    line = f"hotshoe: {tmp_path}/link: a link to elsewhere; expected a new name\n"
+    assert hotshoe("view", "a", str(tmp_path / "link"), "--server", scripted.address) == (1, "", line)
+
+
+def test_a_view_is_made_again_over_its_own_links_alone(scripted: ScriptedServer, tmp_path: Path) -> None:
+    (tmp_path / "view").mkdir()
+    (tmp_path / "view" / "adapter_config.json").touch()
+    scripted.answer("RegistryService/CreateView", registry_pb2.CreateViewResponse(path=str(tmp_path / "view")))
+    words = ("view", "a", str(tmp_path / "links"), "--server", scripted.address)
+    assert [hotshoe(*words) for _ in range(2)] == [(0, f"{tmp_path}/links\n", "")] * 2
+    (tmp_path / "links" / "adapter_config.json").unlink()
+    (tmp_path / "links" / "adapter_config.json").symlink_to(tmp_path / "another")
+    line = f"hotshoe: {tmp_path}/links: has links to something else; expected a new name\n"
+    assert hotshoe(*words) == (1, "", line)
+
+
 def test_a_deadline_is_told_in_words(scripted: ScriptedServer) -> None:
     scripted.answer(GET, Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Stream removed (Deadline Exceeded)"))
     line = "hotshoe: no answer came within the time that the call was given\n"
@@ -78,6 +111,8 @@ def test_violations_and_delays_are_part_of_the_line() -> None:
     assert failures.describe(error) == "bad request (sampling.top_p: 3 is outside (0, 1])"
     told = errors.InvalidArgument("sampling.top_p: 3 is outside (0, 1]", field_violations=[violation])
     assert failures.describe(told) == "sampling.top_p: 3 is outside (0, 1]"
+    bare = errors.InvalidArgument("3 is outside (0, 1]", field_violations=[violation])
+    assert failures.describe(bare) == "sampling.top_p: 3 is outside (0, 1]"
     assert failures.describe(errors.ResourceExhausted("full", retry_after=2.5)) == "full; try again in 2.5 s"
 
 

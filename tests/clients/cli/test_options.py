@@ -43,7 +43,7 @@ def test_a_name_without_a_tag_is_the_latest() -> None:
     assert options.name_and_tag("pirate:v2") == ("pirate", "v2")
 
 
-@pytest.mark.parametrize("text", ["", ":v2", "pirate:", "pirate@sha256:00", "pirate"])
+@pytest.mark.parametrize("text", ["", ":v2", "pirate:", "pirate@sha256:00", "pirate", "pirate:v2:v3"])
 def test_what_has_no_name_or_no_tag_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not NAME:TAG"):
         options.name_and_tag(text, default_tag=None)

@@ -59,6 +59,25 @@ def test_publish_show_ls_and_pull_agree(hotshoe: Shell, adapters: dict[str, Path
     assert (tmp_path / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
 
 
+def test_pull_spares_what_is_not_its_own(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
+    hotshoe("publish", str(adapters["amber"]), "spared:a")
+    hotshoe("publish", str(adapters["birch"]), "spared:b")
+    mine, weights = tmp_path / "mine", tmp_path / "mine" / "adapter_model.safetensors"
+    for _ in range(2):
+        hotshoe("pull", "spared:a", str(mine))
+    kept = weights.read_bytes()
+    hotshoe("pull", "spared:b", str(mine), code=1)
+    assert weights.read_bytes() == kept
+    hotshoe("pull", "spared:b", str(mine), "--overwrite")
+    assert weights.read_bytes() == (adapters["birch"] / weights.name).read_bytes()
+    hotshoe("pull", "spared:a", str(weights), code=2)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "todo.txt").write_text("ours")
+    hotshoe("pull", "spared:a", str(notes), code=1)
+    assert [path.name for path in notes.iterdir()] == ["todo.txt"]
+
+
 def test_a_report_is_kept_and_told_with_its_figures(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
     digest = hotshoe.json("publish", str(adapters["amber"]), "reported")["adapter"]["digest"]
     report = tmp_path / "harness.json"
@@ -143,19 +162,32 @@ def test_rollback_and_log_tell_where_a_tag_was(hotshoe: Shell, adapters: dict[st
 
 def test_view_links_a_directory_and_unview_ends_it(hotshoe: Shell, adapters: dict[str, Path], tmp_path: Path) -> None:
     hotshoe("publish", str(adapters["amber"]), "viewed")
-    link, weights = tmp_path / "link", "adapter_model.safetensors"
+    links, weights = tmp_path / "links", "adapter_model.safetensors"
     for _ in range(2):
-        assert hotshoe("view", "viewed", str(link)) == f"{link}\n"
-    assert (link / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
-    assert hotshoe("view", "viewed") == f"{link.readlink()}\n" == f"{hotshoe.json('view', 'viewed')['path']}\n"
+        assert hotshoe("view", "viewed", str(links)) == f"{links}\n"
+    assert (links / weights).read_bytes() == (adapters["amber"] / weights).read_bytes()
+    # As vLLM's resolver looks at it: within its own directory; and LoRAX and SGLang: one file of weights.
+    assert links.resolve() == tmp_path.resolve() / "links" and [path.name for path in links.glob("*.safetensors")] == [
+        weights
+    ]
+    view = (links / weights).readlink().parent
+    assert hotshoe("view", "viewed") == f"{view}\n" == f"{hotshoe.json('view', 'viewed')['path']}\n"
     hotshoe("view", "viewed", str(tmp_path), code=1)
-    assert hotshoe("unview", "viewed") == "removed the view of viewed\n" and link.is_symlink() and not link.exists()
-    hotshoe("view", "viewed", str(link))
+    assert hotshoe("unview", "viewed") == "removed the view of viewed\n" and links.is_dir() and not view.exists()
+    hotshoe("view", "viewed", str(links))
+    assert (links / weights).exists()
     (tmp_path / "other").symlink_to(tmp_path)
-    hotshoe("unview", "viewed", str(tmp_path / "other"), code=2)
-    assert link.exists() and (tmp_path / "other").exists()
-    assert hotshoe("unview", "viewed", str(link)) == "removed the view of viewed\n" and not link.is_symlink()
+    (links / "lora.gguf").write_bytes(b"mine")  # as llama.cpp's converter leaves it
+    for wrong in (tmp_path / "other", links, tmp_path / "nothing"):
+        hotshoe("unview", "viewed", str(wrong), code=2)
+    assert (links / weights).exists() and (tmp_path / "other").exists() and not (view / "lora.gguf").exists()
+    (links / "lora.gguf").unlink()
+    assert hotshoe("unview", "viewed", str(links)) == "removed the view of viewed\n" and not links.exists()
     assert hotshoe.json("unview", "viewed")["deleted"] is False
+    hotshoe("view", "viewed")
+    links.symlink_to(view)  # as views were linked before
+    hotshoe("view", "viewed", str(links))
+    assert hotshoe("unview", "viewed", str(links)) == "removed the view of viewed\n" and not links.is_symlink()
     hotshoe("view", "nobody", code=4)
 
 
@@ -224,6 +256,8 @@ def test_load_ps_top_and_unload_show_the_same_adapter(hotshoe: Shell, adapters: 
     assert digest in {one["digest"] for one in frame["adapters"]}
     assert digest[:19] in hotshoe("top", "--once")
     assert hotshoe("unload", "kept") == "unloaded kept\n"
+    assert hotshoe("unload", "kept") == "kept is not loaded\n"
+    assert hotshoe.json("unload", "kept") == {"reference": "kept", "found": False, "in_use": False}
 
 
 def test_a_task_is_named_behind_the_adapter(hotshoe: Shell, adapters: dict[str, Path]) -> None:
@@ -275,7 +309,10 @@ def test_the_demo_shows_what_it_promises(server: LocalServer, hotshoe: Shell, ad
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
-def test_a_demo_that_is_ended_leaves_no_server(adapters: dict[str, Path], by: signal.Signals) -> None:
+def test_a_demo_that_is_ended_leaves_no_server(
+    adapters: dict[str, Path], by: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where one that is killed leaves its directory
     program = "from hotshoe.clients.cli.__main__ import main; main()"
     demo = ["demo", "--base", str(adapters[""]), "--adapters", str(adapters["amber"].parent)]
     command = [sys.executable, "-P", "-c", program, *demo]
@@ -287,10 +324,10 @@ def test_a_demo_that_is_ended_leaves_no_server(adapters: dict[str, Path], by: si
         assert process.stdout is not None
         ready = next(line for line in process.stdout if "is ready: gRPC on " in line)
         process.send_signal(by)
-        assert process.wait(60) == (INTERRUPTED if by is signal.SIGTERM else -by)
+        assert process.wait(120) == (INTERRUPTED if by is signal.SIGTERM else -by)
     match = re.search(r"gRPC on (\S+),", ready)
     assert match is not None
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while CliRunner().invoke(command_line(), ["ls", "--server", match[1]]).exit_code != 3:
         assert time.monotonic() < deadline
 
@@ -312,4 +349,4 @@ def test_serve_becomes_the_server(adapters: dict[str, Path], tmp_path: Path) -> 
             )
         finally:
             os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0

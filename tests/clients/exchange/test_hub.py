@@ -18,20 +18,12 @@ from hub_server import HubServer, Repository
 from store_adapters import lora_files
 
 from hotshoe.clients import Client
-from hotshoe.clients.adapter_files import (
-    CARD,
-    CONFIG,
-    HUB_HEAD,
-    HUB_WEIGHTS,
-    WEIGHTS,
-    ProgressCounter,
-    TransferProgress,
-    scan_directory,
-)
+from hotshoe.clients.adapter_files import CARD, CONFIG, HUB_HEAD, HUB_WEIGHTS, WEIGHTS, scan_directory
 from hotshoe.clients.errors import HubError, HubNotFound, HubRefused, InvalidAdapterDirectory
 from hotshoe.clients.exchange.hub import LICENSES, REVISION, SOURCE, HubReference, _Listed, _Repository, fetch
 from hotshoe.clients.exchange.imports import import_adapter
 from hotshoe.clients.local_server import LocalServer
+from hotshoe.clients.progress import ProgressCounter, TransferProgress
 
 TOKEN = "hf_of_these_tests"
 FILES = lora_files(1) | {CARD: b"# one\n", "adapter_model.bin": b"a pickle", "optimizer.safetensors": b"no adapter's"}
@@ -233,7 +225,7 @@ def every(**fields: Any) -> Fault:
 
 def stalled(answer: Answer) -> None:
     answer.write(answer.head() + answer.body[:100])
-    answer.hold(60)
+    answer.hold(200)
 
 
 def garbled(answer: Answer) -> None:
@@ -296,7 +288,7 @@ def test_nothing_that_a_hub_spoils_is_given(proxy: FaultProxy, get: Callable[...
     started = time.monotonic()
     with pytest.raises(HubError, match="hf://org/one@main: ") as caught:
         get("hf://org/one", endpoint=f"http://{proxy.host}")
-    assert str(caught.value).isprintable() and time.monotonic() - started < 20
+    assert str(caught.value).isprintable() and time.monotonic() - started < 100
     assert proxy.sent_bytes < 64 << 20  # huggingface_hub reads 10 MiB before it says so, and tries again
     proxy.pass_all()
     assert get("hf://org/one", endpoint=f"http://{proxy.host}")[WEIGHTS] == FILES[WEIGHTS], "nothing spoilt was kept"
@@ -337,7 +329,7 @@ def test_a_repository_is_imported_and_its_manifest_names_the_commit(
     def hotshoe(*arguments: str, **changes: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-P", "-m", "hotshoe.clients.cli", *arguments]
         return subprocess.run(
-            command, env={**environment, **changes}, capture_output=True, text=True, timeout=120, cwd=tmp_path
+            command, env={**environment, **changes}, capture_output=True, text=True, timeout=250, cwd=tmp_path
         )
 
     done = hotshoe("import", "hf://org/amber", "hub/amber:v1", "--json")

@@ -74,7 +74,6 @@ def test_an_adapter_of_the_head_alone_has_the_head_s_rank(tmp_path):
         ({"init_lora_weights": "pissa"}, InvalidAdapter, "target_modules: selects lm_head, which no variant"),
         ({"alora_invocation_tokens": [1]}, InvalidAdapter, "target_modules: selects lm_head, which no variant"),
         ({"velora_config": vars(VeloraConfig())}, InvalidAdapter, "target_modules: selects lm_head, which no variant"),
-        ({"ensure_weight_tying": True}, InvalidAdapter, "ensure_weight_tying: expected false"),
         ({"r": 5}, InvalidAdapter, "found rank 4, expected 5"),
         ({"target_modules": ["embed_tokens", "q_proj"]}, InvalidAdapter, "by its config it does not adapt"),
         ({"target_modules": ["q_proj"]}, InvalidAdapter, "by its config it does not adapt"),

@@ -98,9 +98,14 @@ BAD_TENSORS = {
         lambda tensors: tensors.update({f"{KEY}.base_layer.bias": torch.ones(64)}),
         f"{KEY}.base_layer.bias",
     ),
-    "lm_head in full": (
-        lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.ones(128, 64)}),
+    "lm_head of another vocabulary": (
+        lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.ones(130, 64)}),
         "base_model.model.lm_head.weight",
+        True,
+    ),
+    "what modules_to_save would have kept": (
+        lambda tensors: tensors.update({"base_model.model.lm_head.original_module.weight": torch.ones(128, 64)}),
+        "base_model.model.lm_head.original_module.weight",
     ),
     "an embedding's factors": (
         lambda tensors: tensors.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(8, 128)}),

@@ -37,6 +37,10 @@ UNSLOTH = (
         r"\bq_proj\b",
         r"(a*)*b",
         UNSLOTH,
+        r"^(?!.*lm_head).*(?:q|down)_proj$",
+        r"^(model(?=\.).*\.(q_proj|down_proj))$",
+        r"(?P<part>model)\.(?P<rest>.*(?!_proj)_proj)",
+        r"(?!(?=.*\.1\.).*mlp).*_proj",
         "",
     ],
 )
@@ -48,7 +52,28 @@ def test_a_pattern_matches_the_names_that_re_matches(pattern):
 
 
 ATOMS = st.sampled_from(
-    ["a", "b", ".", r"\.", "[ab]", "[^a]", "[a-c]", r"\w", r"\W", r"\d", "1", "_", "^", "$", r"\b", "[.]", r"[\d_]"]
+    [
+        "a",
+        "b",
+        ".",
+        "(?=a)",
+        "(?!b)",
+        "(?!.*1)",
+        r"\.",
+        "[ab]",
+        "[^a]",
+        "[a-c]",
+        r"\w",
+        r"\W",
+        r"\d",
+        "1",
+        "_",
+        "^",
+        "$",
+        r"\b",
+        "[.]",
+        r"[\d_]",
+    ]
 )
 PATTERNS = st.recursive(
     ATOMS,
@@ -71,7 +96,7 @@ def test_generated_patterns_agree_with_re(pattern, name):
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.text(r"ab.1_()[]{}^$*+?|\-,:dDwWsSbB", max_size=12), st.text("ab.1_-", max_size=6))
+@given(st.text(r"ab.1_()[]{}^$*+?|\-,:=!<P>dDwWsSbB", max_size=12), st.text("ab.1_-", max_size=6))
 def test_any_text_is_refused_or_means_what_it_means_to_re(pattern, name):
     try:
         matched = ModulePattern(pattern).matches(name)
@@ -84,8 +109,28 @@ def test_any_text_is_refused_or_means_what_it_means_to_re(pattern, name):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(", ")", "[", "[]", "a**", "a*+", "*a", "^*", "(?i)a", "(?=a)", "(?P<x>a)", r"\1", "a{3,2}", "a{999}", "a{", "\\"]
-    + [r"\Z", r"\B", "(" * 40 + ")" * 40, "a" * 3_000, "[[a]]", "[b-a]", r"[\d-a]", r"[\.-a]", "{}", "a{}"],
+    [
+        "(",
+        ")",
+        "[",
+        "[]",
+        "a**",
+        "a*+",
+        "*a",
+        "^*",
+        "(?i)a",
+        "(?=a)*",
+        "(?<=a)",
+        "(?P<x>a)(?P<x>a)",
+        "(?P=x)",
+        r"\1",
+        "a{3,2}",
+        "a{999}",
+        "a{",
+        "\\",
+    ]
+    + [r"\Z", r"\B", "(" * 40 + ")" * 40, "a" * 3_000, "[[a]]", "[b-a]", r"[\d-a]", r"[\.-a]", "{}", "a{}"]
+    + ["(?=a)*", "(?<=a)", "(?P<x>a)(?P<x>a)", "(?P=x)"],
 )
 def test_what_is_not_supported_is_refused(pattern):
     with pytest.raises(ValueError):

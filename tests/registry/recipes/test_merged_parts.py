@@ -139,6 +139,9 @@ def check(merged: MergedAdapter, model: PreTrainedModel, base: Base, directory: 
         (untied, (lora(modules_to_save=["lm_head"]), tokens(*FIRST)), "LORA"),
         (tied, (lora(trainable_token_indices=FIRST, modules_to_save=["model.norm"]), tokens(*SECOND)), "LORA"),
         (tied, (norms("model.norm"), tokens(*FIRST)), "LN_TUNING"),
+        (untied, (lora(target_modules=["embed_tokens", "q_proj"]), lora(2, target_modules=["embed_tokens"])), "LORA"),
+        (untied, (lora(target_modules=["lm_head", "v_proj"]), lora(2), norms("model.norm")), "LORA"),
+        (tiny_qwen2, (lora(target_modules=["lm_head", "embed_tokens"]), beft("q_proj")), "LORA"),
     ],
 )
 @pytest.mark.parametrize("normalize", ["false", "true"])
@@ -184,6 +187,72 @@ def test_tokens_with_two_rows_are_a_conflict_unless_they_are_to_be_added(tmp_pat
     check(merged, dense(paths, [0.5, 0.7], tied), tied, tmp_path / "merged")
     same = made([paths[0], paths[0]], [0.5, 0.5], tied, "linear")  # equal rows are none
     check(same, dense([paths[0]], [1.0], tied), tied, tmp_path / "same")
+
+
+# Updates of embedding and head.
+
+
+@torch.no_grad()
+def with_tokens(paths: Sequence[Path], weights: Sequence[float], rank: int = 0) -> tuple[PreTrainedModel, float, float]:
+    """A tied model, its head apart, of which only tokens change; and what cutting keeps of how much."""
+    model, kept, size = tied(), 0.0, 0.0
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    parents = [lowered(path, tied) for path in paths]
+    for part, updates in (
+        (model.model.embed_tokens, [parent.embedding_update for parent in parents]),
+        (model.lm_head, [parent.head_update for parent in parents]),
+    ):
+        terms = [c * u.rows.double() @ u.directions.double() for u, c in zip(updates, weights, strict=True) if u]
+        values = torch.linalg.svd(sum(terms[1:], start=terms[0]), full_matrices=False)
+        most = rank or len(values.S)
+        part.weight += (values.U[:, :most] * values.S[:most] @ values.Vh[:most]).float()
+        kept, size = kept + float(values.S[:most].square().sum()), size + float(values.S.square().sum())
+    return model, kept, size
+
+
+BOTH = ["embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize(("method", "rank"), [("linear", 0), ("cat", 0), ("svd", 2), ("linear", 2)])
+def test_updates_of_tied_tokens_are_added_to_each_by_itself(
+    method: str, rank: int, is_tied: bool, tmp_path: Path
+) -> None:
+    configs = (lora(target_modules=BOTH, ensure_weight_tying=is_tied), lora(4, target_modules=["embed_tokens"]))
+    paths, weights = written(configs, tied, tmp_path), [0.8, -0.5]
+    merged = made(paths, weights, tied, method, **({"rank": str(rank)} if rank else {}))
+    model, kept, size = with_tokens(paths, weights, rank)
+    found = check(merged, model, tied, tmp_path / "merged")
+    assert merged.energy_kept == pytest.approx(kept / size, abs=1e-6) and (rank == 0) == (merged.energy_kept == 1.0)
+    assert found.rank == (rank or 7) and not found.linears
+
+
+def test_updates_of_tokens_beside_rotations_are_cut_with_them(tmp_path: Path) -> None:
+    paths, weights = written((oft("q_proj"), lora(target_modules=BOTH)), untied, tmp_path), [0.8, 0.5]
+    merged = made(paths, weights, untied, "svd", rank="64")
+    whole = dense(paths, weights, untied)
+    check(merged, whole, untied, tmp_path / "merged")
+    kept = total = 0.0
+    for name, part in whole.named_modules():
+        if name.endswith(("_proj", *BOTH)):
+            update = part.weight.detach() - untied().get_submodule(name).weight.detach()
+            squares = torch.linalg.svdvals(update.double()).square()
+            kept, total = kept + float(squares[:2].sum()), total + float(squares.sum())
+    assert made(paths, weights, untied, "svd", rank="2").energy_kept == pytest.approx(kept / total, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        (tokens(*FIRST), "change rows of some tokens beside an update of all tokens' rows"),
+        (lora(use_dora=True), "change output scales beside an update of all tokens' rows"),
+        (lora(lora_bias=True), r"add a bias to layers\.0\.q_proj, which has none, beside tokens' updates"),
+    ],
+)
+def test_what_peft_has_not_beside_updates_of_tokens_is_refused(other: PeftConfig, problem: str, tmp_path: Path) -> None:
+    paths = written((lora(target_modules=BOTH), other), untied, tmp_path)
+    with pytest.raises(InvalidAdapter, match=problem):
+        made(paths, [1.0, 1.0], untied, "linear")
 
 
 # Updates of full rank.

@@ -71,15 +71,20 @@ class Store:
 def test_leases_are_taken_once_renewed_and_ended(caplog: pytest.LogCaptureFixture) -> None:
     held: Collection[str] = {"a", "b"}
     store = Store()
-    leases = AdapterLeases(store, lambda: held, renew_seconds=0.2, settle_seconds=0.01)
+    leases = AdapterLeases(store, lambda: held)
     for digest in ("a", "b", "a"):
         leases.take(digest)
     assert store.leased == [["a"], ["b"]]
-    until(lambda: len(store.leased) >= 4)
-    assert sorted(digest for [digest] in store.leased[2:4]) == ["a", "b"]
+    leases.close()
+    assert store.released == [None]
+    leases = AdapterLeases(store, lambda: held, renew_seconds=0.05, settle_seconds=0.01)
+    for digest in ("a", "b"):
+        leases.take(digest)
+    taken = len(store.leased)
+    until(lambda: {digest for [digest] in store.leased[taken:]} == {"a", "b"})
     held = {"b", "c"}
     leases.note_departure()
-    until(lambda: store.released == [["a"]])
+    until(lambda: store.released == [None, ["a"]])
     store.error = StoreUnavailable("disk full")
     leases.take("c")  # and does not raise: reading needs no disk that takes writes
     store.error = AdapterNotFound("gone")

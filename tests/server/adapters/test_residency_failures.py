@@ -20,6 +20,7 @@ from hotshoe.server.errors import AdapterUnusable
 def test_a_failed_load_is_told_to_all_who_wait_and_may_be_tried_again(
     new_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(residency_state, "RETRY_SECONDS", 1000.0)
     house = new_house()
     digest, real = house.digests[0], house.registry.adapter_files
 

@@ -8,13 +8,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from running_engine import RunningEngine, make_request
+from residency_house import until
+from running_engine import Clock, RunningEngine, make_request
 
-from hotshoe.server.engine.engine import IDLE_SECONDS
+from hotshoe.server.engine import engine as engine_module
 from hotshoe.server.engine.request import FinishReason, Request, SamplingParams
 from hotshoe.server.errors import Draining, EngineDead, InvalidRequest, PromptTooLong, QueueFull
 
 StartEngine = Callable[..., RunningEngine]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """That of all engines."""
+    clock = Clock()
+    monkeypatch.setattr(engine_module, "time", clock)
+    return clock
 
 
 @contextmanager
@@ -23,7 +32,7 @@ def paused(running: RunningEngine) -> Iterator[None]:
     run, gate = running.engine._runner.run, threading.Event()
 
     def wait_and_run(plan: Any) -> Any:
-        assert gate.wait(30)
+        assert gate.wait(200)
         return run(plan)
 
     running.engine._runner.run = wait_and_run  # type: ignore[method-assign]
@@ -70,16 +79,17 @@ def tokens_of(running: RunningEngine, request: Request) -> int:
 
 
 def test_a_running_request_is_cancelled_within_a_step(start_engine: StartEngine) -> None:
+    request = make_request([1, 2, 3], max_new_tokens=400)
+
+    def cancel_twice() -> None:
+        for _ in range(2):
+            running.engine.cancel(request.request_id)
+
     with start_engine() as running:
-        (request,) = submitted(running, make_request([1, 2, 3], max_new_tokens=400))
-        running.wait_until(lambda: tokens_of(running, request) >= 3)
-        before = len(running.reports)
-        running.engine.cancel(request.request_id)
-        running.engine.cancel(request.request_id)
-        running.wait(request)
-        answer = running.answers[request.request_id, 0]
-        assert answer.finish_reason is FinishReason.CANCELLED and 3 <= len(answer.token_ids) < 400
-        assert len(running.reports) - before <= 3
+        running.before_step(4, cancel_twice)
+        (answer,) = running.run(request)
+        assert answer.finish_reason is FinishReason.CANCELLED
+        assert len(answer.token_ids) == 4 and len(running.reports) == 5, "the step under way was the last"
         running.engine.check_integrity()
         assert running.reports[-1].stats.kv_usage == 0.0
 
@@ -97,8 +107,9 @@ def test_cancelling_what_is_unknown_or_finished_does_nothing(start_engine: Start
 
 def test_a_waiting_request_is_cancelled_without_having_run(start_engine: StartEngine) -> None:
     with start_engine(max_running_requests=1) as running:
-        first, second = submitted(running, make_request([1], max_new_tokens=30), make_request([2]))
-        running.engine.cancel(second.request_id)
+        with paused(running):
+            first, second = submitted(running, make_request([1], max_new_tokens=30), make_request([2]))
+            running.engine.cancel(second.request_id)
         running.wait(first, second)
     answer = running.answers[second.request_id, 0]
     assert answer.finish_reason is FinishReason.CANCELLED and not answer.token_ids and answer.times is None
@@ -108,12 +119,11 @@ def test_a_waiting_request_is_cancelled_without_having_run(start_engine: StartEn
 def test_all_n_answers_are_cancelled_together(start_engine: StartEngine) -> None:
     request = make_request([1, 2], n=4, max_new_tokens=400, sampling=SamplingParams(temperature=1.0))
     with start_engine(max_running_requests=4) as running:
-        submitted(running, request)
-        running.wait_until(lambda: tokens_of(running, request) >= 2)
-        running.engine.cancel(request.request_id)
-        running.wait(request)
+        running.before_step(3, lambda: running.engine.cancel(request.request_id))
+        running.run(request)
         running.engine.check_integrity()
     answers = running.all_answers(request)
+    assert all(0 < len(answer.token_ids) < 400 for answer in answers)
     assert [answer.finish_reason for answer in answers] == [FinishReason.CANCELLED] * 4
     assert all(answer.terminals == 1 for answer in answers)
 
@@ -136,7 +146,9 @@ def test_random_cancels_and_deadlines_end_each_answer_once_and_leak_nothing(
         for _ in range(200)
     ]
     with start_engine(max_running_requests=8, max_step_tokens=24, kv_tokens=200) as running:
-        for request in requests:
+        with paused(running):  # so that there are enough at once for the cache to be too small
+            submitted(running, *requests[:20])
+        for request in requests[20:]:
             submitted(running, request)
             if rng.random() < 0.5:
                 running.engine.cancel(rng.choice(requests).request_id)
@@ -153,44 +165,44 @@ def test_random_cancels_and_deadlines_end_each_answer_once_and_leak_nothing(
     assert running.total("preemptions") > 0
 
 
-def test_a_time_limit_gives_what_there_is(start_engine: StartEngine) -> None:
+def test_a_time_limit_gives_what_there_is(start_engine: StartEngine, clock: Clock) -> None:
     with start_engine() as running:
-        slow_down(running, 0.002)
-        (answer,) = running.run(make_request([1], max_new_tokens=500, stopping={"time_limit_seconds": 0.4}))
-    assert answer.finish_reason is FinishReason.TIME_LIMIT and 0 < len(answer.token_ids) < 500
+        running.before_step(4, lambda: clock.put_forward(1000))
+        (answer,) = running.run(make_request([1], max_new_tokens=500, stopping={"time_limit_seconds": 900.0}))
+    assert answer.finish_reason is FinishReason.TIME_LIMIT and len(answer.token_ids) == 4
 
 
-def test_a_time_limit_runs_while_waiting_too(start_engine: StartEngine) -> None:
+def test_a_time_limit_runs_while_waiting_too(start_engine: StartEngine, clock: Clock) -> None:
     with start_engine(max_running_requests=1) as running:
-        slow_down(running, 0.002)
+        running.before_step(4, lambda: clock.put_forward(1000))
         long = make_request([1], max_new_tokens=100)
-        short = make_request([1], stopping={"time_limit_seconds": 0.05})
+        short = make_request([1], stopping={"time_limit_seconds": 900.0})
         running.run(long, short)
     assert running.answers[short.request_id, 0].finish_reason is FinishReason.TIME_LIMIT
     assert running.answers[short.request_id, 0].token_ids == []
     assert len(running.answers[long.request_id, 0].token_ids) == 100
 
 
-def test_nobody_waits_past_a_deadline(start_engine: StartEngine) -> None:
+def test_nobody_waits_past_a_deadline(start_engine: StartEngine, clock: Clock) -> None:
     with start_engine(max_running_requests=1) as running:
-        slow_down(running, 0.002)
+        running.before_step(4, lambda: clock.put_forward(1000))
         now = time.monotonic()
         requests = [
-            make_request([1], max_new_tokens=500, deadline=now + 0.4, stopping={"time_limit_seconds": 60.0}),
-            make_request([1], max_new_tokens=500, deadline=now + 0.5),
+            make_request([1], max_new_tokens=500, deadline=now + 900, stopping={"time_limit_seconds": 9000.0}),
+            make_request([1], max_new_tokens=500, deadline=now + 950),
             make_request([1], deadline=now - 1.0),
         ]
-        answers = running.run(*requests, timeout_seconds=5)
+        answers = running.run(*requests)
         running.engine.check_integrity()
     assert [answer.finish_reason for answer in answers] == [FinishReason.CANCELLED] * 3
-    assert answers[0].token_ids and not answers[2].token_ids
+    assert [len(answer.token_ids) for answer in answers] == [4, 0, 0]
 
 
-def test_a_deadline_ends_a_prompt_that_is_being_computed(start_engine: StartEngine) -> None:
+def test_a_deadline_ends_a_prompt_that_is_being_computed(start_engine: StartEngine, clock: Clock) -> None:
     with start_engine(max_step_tokens=16) as running:
-        slow_down(running, 0.02)
-        (answer,) = running.run(make_request([1] * 400, deadline=time.monotonic() + 0.2))
-        assert 1 <= len(running.reports) <= 12, "the work stopped within a step"
+        running.before_step(5, lambda: clock.put_forward(1000))
+        (answer,) = running.run(make_request([1] * 400, deadline=time.monotonic() + 900))
+        assert len(running.reports) == 6, "the work stopped within a step"
         running.engine.check_integrity()
     assert answer.finish_reason is FinishReason.CANCELLED and answer.token_ids == [] and answer.times is None
     assert running.reports[-1].stats.kv_usage == 0.0
@@ -222,7 +234,7 @@ def test_a_device_beyond_recovery_ends_the_engine(start_engine: StartEngine) -> 
         first, second = make_request([1], max_new_tokens=50), make_request([2], max_new_tokens=50)
         answers = running.run(first, second)
         assert all(isinstance(answer.error, EngineDead) and answer.terminals == 1 for answer in answers)
-        running.engine._thread.join(10)
+        running.engine._thread.join(60)
         assert not running.engine.alive
         with pytest.raises(EngineDead):
             running.engine.submit(make_request([1]))
@@ -233,7 +245,7 @@ def test_a_dead_engine_says_so_and_fails_everything(start_engine: StartEngine) -
         fail_step(running, 3, KeyboardInterrupt())
         requests = [make_request([1], max_new_tokens=50), make_request([2])]
         answers = running.run(*requests)
-        running.engine._thread.join(10)
+        running.engine._thread.join(60)
         assert not running.engine.alive
         age = running.engine.heartbeat_age_seconds()
         time.sleep(0.02)
@@ -250,37 +262,45 @@ def test_a_page_that_leaked_is_found_when_the_engine_falls_idle(start_engine: St
         blocks.tables[table] = 0
         blocks._table_pages[table] = 0
         running.engine._inbox.wake()
-        running.engine._thread.join(10)
+        running.engine._thread.join(60)
         assert not running.engine.alive
         with pytest.raises(AssertionError):
             running.engine.check_integrity()
         blocks.clear()
 
 
-def test_the_heart_beats_while_idle_and_stops_with_the_step(start_engine: StartEngine) -> None:
+def test_the_heart_beats_while_idle_and_stops_with_the_step(
+    start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.05)
     with start_engine() as running:
-        running.run(make_request([1]))
-        time.sleep(2.5 * IDLE_SECONDS)
-        assert running.engine.alive and running.engine.heartbeat_age_seconds() < 2 * IDLE_SECONDS
+        beats = set()
+
+        def beats_again() -> bool:
+            beats.add(running.engine._heartbeat)
+            return len(beats) > 5
+
+        until(beats_again)
+        assert running.engine.alive
         with paused(running):
             request = make_request([1])
             running.engine.submit(request)
-            time.sleep(1.0)
-            assert running.engine.heartbeat_age_seconds() > 0.8 and running.engine.alive
+            until(lambda: running.engine.heartbeat_age_seconds() > 1.0)
+            assert running.engine.alive
         running.wait(request)
-        assert running.engine.heartbeat_age_seconds() < 2 * IDLE_SECONDS
+        until(lambda: running.engine.heartbeat_age_seconds() < 0.5)
 
 
-def test_an_idle_engine_wakes_at_once(start_engine: StartEngine) -> None:
+def test_an_idle_engine_wakes_at_once(start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 1000.0)
     with start_engine() as running:
-        running.run(make_request([1]))
-        times = []
+        rest, rests = running.engine._inbox.wait, []
+        monkeypatch.setattr(running.engine._inbox, "wait", lambda seconds: rests.append(seconds) or rest(seconds))
         for _ in range(5):
-            time.sleep(0.02)
-            (answer,) = running.run(make_request([1], max_new_tokens=1))
-            assert answer.times is not None
-            times.append(answer.times.first_token)
-    assert min(times) < IDLE_SECONDS / 4
+            before = len(rests)
+            running.run(make_request([1], max_new_tokens=1))
+            until(lambda before=before: len(rests) > before)
+        assert set(rests) == {1000.0}
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(start_engine: StartEngine) -> None:
@@ -323,6 +343,7 @@ def test_draining_finishes_what_was_taken(start_engine: StartEngine) -> None:
 
 def test_stopping_fails_what_is_not_finished(start_engine: StartEngine) -> None:
     running = start_engine(max_running_requests=1)
+    slow_down(running, 0.02)  # so that it ends before they do
     running.engine.start()
     requests = submitted(running, *(make_request([i], max_new_tokens=500) for i in range(3)))
     running.wait_until(lambda: tokens_of(running, requests[0]) > 0)

@@ -98,7 +98,7 @@ def served_model(base: LoadedBase, tmp_path: Path) -> PreTrainedModel:
     return model
 
 
-def test_compiled_steps_leave_them_to_a_pass_of_their_own(
+def test_compiled_steps_take_them_beside_all_others(
     compiled_base: LoadedBase, compiled_engine: RunningEngine, registry: Registry, tmp_path: Path
 ) -> None:
     model = served_model(compiled_base, tmp_path)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder_inputs import PAGE, Chunk, decoder_input, paged_slots
+from compiled_steps import decode_step, filled_cache, relative_error
+from decoder_inputs import Chunk, decoder_input, paged_slots
 from model_directories import write_tiny_model
 from peft_adapters import adapter_files, write_ia3, write_lora
 from torch import Tensor
@@ -14,7 +15,6 @@ from hotshoe.kernels.cpu import nf4_linear
 from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
 from hotshoe.server.model.decoder_input import DecoderInput
-from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.loader import LoadedBase, load_base
 
 pytest.importorskip("numba")
@@ -82,22 +82,6 @@ def adapters(base: LoadedBase, tmp_path: Path) -> AdapterSlots:
 STACKS = (((0, 1.0),), (), ((1, 1.0),), ((2, 1.0),), ((3, 1.0),), ((0, 0.5), (3, 0.7), (2, -1.0)), (), ((1, 2.0),))
 
 
-def decode_step(contexts: tuple[int, ...], *, first_token: int = 7) -> DecoderInput:
-    chunks = [
-        Chunk([(first_token + 13 * row) % 250], context - 1, paged_slots(64, first_page=1 + 4 * row))
-        for row, context in enumerate(contexts)
-    ]
-    return decoder_input(chunks)
-
-
-def filled_cache(base: LoadedBase) -> KvCache:
-    kv = base.decoder.new_kv_cache(64 * PAGE)
-    generator = torch.Generator().manual_seed(5)
-    for layer in kv.layers:
-        layer[PAGE:] = 0.5 * torch.randn(layer[PAGE:].shape, generator=generator)
-    return kv
-
-
 def both_ways(base: LoadedBase, step: DecoderInput, batch) -> tuple[Tensor, Tensor]:
     """Logits and the cache after it, compiled and operation by operation."""
     results = []
@@ -109,10 +93,6 @@ def both_ways(base: LoadedBase, step: DecoderInput, batch) -> tuple[Tensor, Tens
         results.append(torch.cat([logits.flatten(), *(layer.flatten() for layer in kv.layers)]))
     base.decoder._compiled = compiled
     return results[0], results[1]
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
 
 
 def segments(count: int) -> list[AdapterSegment]:
@@ -174,14 +154,3 @@ def test_a_row_keeps_every_bit_when_its_neighbours_change(base: LoadedBase, adap
     second = base.decoder.forward(others, filled_cache(base), adapters.batch(mixed, count))
     assert torch.equal(first[0], second[0])
     assert not torch.equal(first[1], second[1])
-
-
-def test_rows_that_scale_a_sites_targets_apart_take_the_operations(base: LoadedBase, tmp_path: Path) -> None:
-    shape = base.weights.shape
-    apart = write_ia3(tmp_path / "apart", shape, targets=("k_proj", "v_proj"), feedforward=("v_proj",), seed=6)
-    slots = AdapterSlots.for_base(shape, num_slots=1, backend="cpu_nf4")
-    slots.place(0, lower_adapter(adapter_files(apart), base.weights))
-    batch = slots.batch([AdapterSegment(0, 1, ((0, 1.0),))], 1)
-    assert batch is not None and batch.row_terms(num_rows=1, num_layers=base.spec.num_layers) is None
-    compiled, operations = both_ways(base, decode_step((17,)), batch)
-    assert torch.equal(compiled, operations)

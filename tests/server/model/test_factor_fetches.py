@@ -69,7 +69,9 @@ def read(table: LowRankTable, slots: AdapterSlots, site: str) -> tuple[set[int],
         for target, rank in enumerate(ranks):
             b |= lines_of(table.b_of(placed.first_unit, target, rank), table.b)
         for unit in range(units_of(max(ranks, default=0))):
-            a |= lines_of(table.a[placed.first_unit + unit], table.a)
+            lines = table.a[placed.first_unit + unit]
+            a |= lines_of(lines[: len(lines) // 2] if placed.folded else lines, table.a)
+    assert [slots._placed[slot].folded for slot in (1, 2, 3)] == [True, False, False]
     return a, b
 
 

@@ -110,7 +110,7 @@ def test_an_nf4_directory_is_used_as_it_is(tmp_path: Path) -> None:
 def test_the_cached_base_is_a_bitsandbytes_model_for_transformers(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     base = load(tmp_path / "model", tmp_path)
-    cached = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    [cached] = (tmp_path / "cache").glob("*-nf4-v1")
     theirs = AutoModelForCausalLM.from_pretrained(cached, dtype=torch.float32, device_map="cpu")
     linear = theirs.model.layers[0].self_attn.q_proj
     from bitsandbytes.functional import dequantize_4bit
@@ -119,6 +119,34 @@ def test_the_cached_base_is_a_bitsandbytes_model_for_transformers(tmp_path: Path
     state.dtype = torch.float32
     dequantized = dequantize_4bit(linear.weight.data, state)
     torch.testing.assert_close(base.weights.weight(LinearId(0, "q_proj")), dequantized, rtol=1e-5, atol=1e-7)
+
+
+def test_a_template_that_is_changed_beside_the_same_weights_is_the_one_that_is_served(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    first = load(tmp_path / "model", tmp_path)
+    template = tmp_path / "model" / "chat_template.jinja"
+    assert "<|im_start|>" in template.read_text()
+    template.write_text("{{ messages[0].content }}!")
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    second = load(tmp_path / "model", tmp_path)
+    assert second.digest == first.digest  # the same weights: what was published for them fits still
+    said = [{"role": "user", "content": "a"}]
+    assert second.tokenizer.decode(second.tokenizer.render_chat(said)) == "a!"
+    assert first.tokenizer.render_chat(said) != second.tokenizer.render_chat(said)
+    assert 7 in second.tokenizer.eos_token_ids and 7 not in first.tokenizer.eos_token_ids
+
+
+@pytest.mark.parametrize(
+    "file, text", [("tokenizer.json", "{"), ("tokenizer.json", ""), ("generation_config.json", '{"eos_token_id": "x"}')]
+)
+def test_a_tokenizer_that_cannot_be_read_is_told_though_the_weights_are_known(
+    tmp_path: Path, file: str, text: str
+) -> None:
+    write_tiny_model(tmp_path / "model")
+    load(tmp_path / "model", tmp_path)
+    (tmp_path / "model" / file).write_text(text)
+    with pytest.raises(UnsupportedModel, match="tokenizer|eos_token_id"):
+        load(tmp_path / "model", tmp_path)
 
 
 def test_the_second_start_reads_the_cache_and_gives_the_same_base(

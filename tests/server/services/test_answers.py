@@ -168,5 +168,6 @@ def test_what_the_engine_gave_up_says_why() -> None:
         _end(_answers(), FinishReason.CANCELLED)
     late = _answers()
     late.request = replace(late.request, deadline=time.monotonic() - 1)
+    assert late.deadline_passed and not _answers().deadline_passed
     with pytest.raises(DeadlinePassed):
         _end(late, FinishReason.CANCELLED)

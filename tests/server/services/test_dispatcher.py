@@ -1,12 +1,13 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from hotshoe.server.engine.report import StepReport, StepStats
-from hotshoe.server.engine.request import AdapterUse, AnswerOutput, Request, SamplingParams, StopCriteria
+from hotshoe.server.engine.request import AdapterUse, AnswerOutput, FinishReason, Request, SamplingParams, StopCriteria
 from hotshoe.server.errors import EngineDead, SlowReader
 from hotshoe.server.metrics import Metrics
 from hotshoe.server.services.dispatcher import Dispatcher
@@ -26,11 +27,15 @@ def _token(token_id: int, request_id: str = "r", index: int = 0) -> AnswerOutput
     return AnswerOutput(request_id, index, token_ids=[token_id])
 
 
+def _end(index: int) -> AnswerOutput:
+    return AnswerOutput("r", index, finish_reason=FinishReason.CANCELLED)
+
+
 def _run(body: Callable[[Dispatcher], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
         metrics = Metrics()
         metrics._model = {"model_name": "tiny", "engine": "0"}
-        await asyncio.wait_for(body(Dispatcher(metrics)), 10)
+        await asyncio.wait_for(body(Dispatcher(metrics)), 100)
 
     asyncio.run(main())
 
@@ -107,6 +112,30 @@ def test_ids_under_way_are_not_given_twice() -> None:
         assert dispatcher.unused_id("r") == "r"
         with dispatcher.queue(_request("r"), limit=None), dispatcher.queue(_request("r~2"), limit=None):
             assert dispatcher.unused_id("r") == "r~3"
+        assert dispatcher.unused_id("r") == "r"
+
+    _run(body)
+
+
+def test_an_id_is_free_again_once_the_engine_has_ended_all_answers_of_who_had_it() -> None:
+    async def body(dispatcher: Dispatcher) -> None:
+        with dispatcher.queue(replace(_request("r"), n=2), limit=None) as queue:
+            queue.submitted()  # and its caller goes away
+        dispatcher.on_step(_report(_token(1), _token(2, index=1), _end(index=1)))
+        await asyncio.sleep(0.01)
+        assert dispatcher.unused_id("r") == "r~2"
+        with dispatcher.queue(_request("r~2"), limit=None) as retried:
+            dispatcher.on_step(_report(_end(index=0), _token(3, "r~2")))
+            assert [output.token_ids for output in await retried.take()] == [[3]]
+        assert dispatcher.unused_id("r") == "r"
+
+    _run(body)
+
+
+def test_an_id_that_the_engine_refused_is_free_at_once() -> None:
+    async def body(dispatcher: Dispatcher) -> None:
+        with dispatcher.queue(_request("r"), limit=None):
+            pass
         assert dispatcher.unused_id("r") == "r"
 
     _run(body)

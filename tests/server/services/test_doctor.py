@@ -1,7 +1,6 @@
 """Diagnoses give way to what decodes, and end when nobody wants them any more."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +12,24 @@ from tiny_models import TARGETS, ModelWeights, tiny_llama
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.validation import AdapterLimits
 from hotshoe.server.adapters.loader_pace import LoaderPace
+from hotshoe.server.adapters.one_core import let_others_first
 from hotshoe.server.model.spectra import Spectra
+from hotshoe.server.services import doctor as doctor_module
 from hotshoe.server.services.doctor import Doctor
 
-FOREVER_SHARE = 1e-5  # half a millisecond of work costs nearly a minute
+FOREVER_SHARE = 1e-7  # half a millisecond of work costs more than an hour
+WAIT = 100.0  # seconds, for what takes a fraction of one
 
 
 @pytest.fixture
 def pace() -> LoaderPace:
     return LoaderPace(FOREVER_SHARE)
+
+
+@pytest.fixture(autouse=True)
+def with_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long work has only idle cores otherwise, and a busy machine may have none."""
+    monkeypatch.setattr(doctor_module, "run_when_idle", let_others_first)
 
 
 @pytest.fixture
@@ -59,7 +67,7 @@ def test_a_diagnosis_waits_while_requests_decode_and_goes_on_when_they_do_not(
         await asyncio.sleep(0.3)
         assert not waiting.done()
         pace.set_decoding(False)
-        assert (await asyncio.wait_for(waiting, 10)).is_exact
+        assert (await asyncio.wait_for(waiting, WAIT)).is_exact
 
     with_doctor(test)
 
@@ -77,7 +85,7 @@ def test_a_diagnosis_that_is_given_up_makes_room_for_the_next(
         second = asyncio.create_task(doctor.diagnose(files, exact=True))
         await asyncio.sleep(0.3)
         pace.set_decoding(False)
-        assert (await asyncio.wait_for(second, 10)).is_exact
+        assert (await asyncio.wait_for(second, WAIT)).is_exact
 
     with_doctor(test)
 
@@ -89,8 +97,6 @@ def test_closing_ends_what_waits(with_doctor, pace: LoaderPace, files: dict[str,
         await asyncio.sleep(0.2)
         await doctor.close()
         with pytest.raises(Exception, match="nobody waits"):
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, WAIT)
 
-    started = time.monotonic()
     with_doctor(test)
-    assert time.monotonic() - started < 15

@@ -75,4 +75,4 @@ def test_each_service_has_the_status_and_watchers_hear_of_changes() -> None:
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         await server.stop(0)
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), 100))

@@ -20,12 +20,14 @@ class Service(registry_pb2_grpc.RegistryServiceServicer):
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.begun = asyncio.Event()
         self.release = asyncio.Event()
         self.ended = asyncio.Event()
 
     async def GetAdapter(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         context.set_trailing_metadata((("x-request-id", "r1"),))
         if request.reference == "wait":
+            self.begun.set()
             try:
                 await self.release.wait()
             finally:
@@ -55,7 +57,8 @@ class Running:
         self.metrics = metrics
         self.stub = stub
 
-    def handled(self, method: str, code: str, type: str = "unary") -> float | None:
+    async def handled(self, method: str, code: str, type: str = "unary") -> float | None:
+        await self.interceptor.wait_idle()  # an answer may be here before it is counted
         labels = {
             "grpc_type": type,
             "grpc_service": "hotshoe.v1.RegistryService",
@@ -81,7 +84,7 @@ async def _running() -> AsyncIterator[Running]:
 
 def _run(body: Callable[[Running], Any]) -> None:
     async def main() -> None:
-        async with asyncio.timeout(20), _running() as running:
+        async with asyncio.timeout(100), _running() as running:
             await body(running)
 
     asyncio.run(main())
@@ -99,7 +102,7 @@ def test_what_a_unary_handler_raises_gets_its_status_and_keeps_the_trailing_meta
         info = error_details_pb2.ErrorInfo()
         assert status.details[0].Unpack(info)
         assert info.reason == "ADAPTER_NOT_FOUND"
-        assert running.handled("GetAdapter", "NOT_FOUND") == 1
+        assert await running.handled("GetAdapter", "NOT_FOUND") == 1
 
     _run(body)
 
@@ -114,7 +117,7 @@ def test_what_a_streaming_handler_raises_comes_after_what_it_gave() -> None:
                 got.append(message.data)
         assert got == [b"1"]
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert running.handled("DownloadBlob", "RESOURCE_EXHAUSTED", "server_stream") == 1
+        assert await running.handled("DownloadBlob", "RESOURCE_EXHAUSTED", "server_stream") == 1
 
     _run(body)
 
@@ -145,7 +148,7 @@ def test_what_the_base_class_answers_is_unimplemented() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await running.stub.MergeAdapters(registry_pb2.MergeAdaptersRequest())
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert running.handled("MergeAdapters", "UNIMPLEMENTED") == 1
+        assert await running.handled("MergeAdapters", "UNIMPLEMENTED") == 1
 
     _run(body)
 
@@ -157,9 +160,9 @@ def test_success_passes_through_whole() -> None:
         assert [message.data async for message in call] == [b"1", b"2"]
         chunks = [registry_pb2.UploadBlobRequest(data=b"abc"), registry_pb2.UploadBlobRequest(data=b"de")]
         assert (await running.stub.UploadBlob(iter(chunks))).committed_bytes == 5
-        assert running.handled("GetAdapter", "OK") == 1
-        assert running.handled("DownloadBlob", "OK", "server_stream") == 1
-        assert running.handled("UploadBlob", "OK", "client_stream") == 1
+        assert await running.handled("GetAdapter", "OK") == 1
+        assert await running.handled("DownloadBlob", "OK", "server_stream") == 1
+        assert await running.handled("UploadBlob", "OK", "client_stream") == 1
 
     _run(body)
 
@@ -167,23 +170,26 @@ def test_success_passes_through_whole() -> None:
 def test_a_cancelled_call_ends_its_handler_and_counts_as_cancelled() -> None:
     async def body(running: Running) -> None:
         call = running.stub.GetAdapter(registry_pb2.GetAdapterRequest(reference="wait"))
-        await asyncio.sleep(0.1)
+        await running.service.begun.wait()
         call.cancel()
         await running.service.ended.wait()
-        await running.interceptor.wait_idle()
-        assert running.handled("GetAdapter", "CANCELLED") == 1
+        assert await running.handled("GetAdapter", "CANCELLED") == 1
 
     _run(body)
 
 
 def test_a_passed_deadline_ends_the_handler_and_counts_as_such() -> None:
     async def body(running: Running) -> None:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await running.stub.GetAdapter(registry_pb2.GetAdapterRequest(reference="wait"), timeout=0.2)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        milliseconds = 100
+        while not running.service.begun.is_set():  # on a busy machine it may have passed by then
+            milliseconds *= 2
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                # Known to the server alone: a client's own passes a moment earlier, and cancels the call.
+                deadline = (("grpc-timeout", f"{milliseconds}m"),)
+                await running.stub.GetAdapter(registry_pb2.GetAdapterRequest(reference="wait"), metadata=deadline)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await running.service.ended.wait()
-        await running.interceptor.wait_idle()
-        assert running.handled("GetAdapter", "DEADLINE_EXCEEDED") == 1
+        assert await running.handled("GetAdapter", "DEADLINE_EXCEEDED") == 1
 
     _run(body)
 
@@ -191,7 +197,7 @@ def test_a_passed_deadline_ends_the_handler_and_counts_as_such() -> None:
 def test_while_draining_new_calls_are_refused_and_old_ones_finish() -> None:
     async def body(running: Running) -> None:
         old = running.stub.GetAdapter(registry_pb2.GetAdapterRequest(reference="wait"))
-        await asyncio.sleep(0.1)
+        await running.service.begun.wait()
         running.interceptor.begin_drain()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await running.stub.GetAdapter(registry_pb2.GetAdapterRequest())

@@ -194,6 +194,8 @@ def _stopping(**fields: Any) -> dict[str, Any]:
         (_stopping(time_limit={"seconds": 0}), "stopping.time_limit"),
         (_stopping(time_limit={"seconds": -1}), "stopping.time_limit"),
         (_stopping(time_limit={"seconds": 10**9}), "stopping.time_limit"),
+        (_stopping(time_limit={"seconds": 1, "nanos": -1}), "stopping.time_limit.nanos"),
+        (_stopping(time_limit={"nanos": 1_000_000_000}), "stopping.time_limit.nanos"),
         ({"n": 0}, "n"),
         ({"n": 17}, "n"),
         ({"logprobs": 21}, "logprobs"),

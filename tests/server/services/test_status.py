@@ -1,4 +1,5 @@
 import inspect
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -6,8 +7,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from hotshoe.registry import errors as registry_errors
+from hotshoe.registry.digest import check_digest
+from hotshoe.registry.leases import check_holder
+from hotshoe.registry.reference import AdapterRef, check_name, check_tag
+from hotshoe.registry.remotes.remote_url import RemoteUrl
 from hotshoe.server import errors as server_errors
-from hotshoe.server.services.status import STATUS_TABLE, row_of, status_of
+from hotshoe.server.services.status import STATUS_TABLE, code_for, row_of, status_of
 
 BASES = {registry_errors.RegistryError, registry_errors.RemoteError, server_errors.ServerError}
 
@@ -59,6 +64,26 @@ def test_a_wrong_field_is_named() -> None:
     assert (info.domain, info.reason) == ("hotshoe", "INVALID_PARAMETER")
 
 
+@pytest.mark.parametrize(
+    "check, field",
+    [
+        (lambda: AdapterRef.parse("team/pirate:not a tag"), "reference"),
+        (lambda: AdapterRef.parse("team/pirate@sha256:00"), "reference"),
+        (lambda: check_name("Not A Name"), "name"),
+        (lambda: check_tag("not a tag"), "tag"),
+        (lambda: check_digest("sha256:00"), "digest"),
+        (lambda: RemoteUrl.parse("file:///etc"), "remote"),
+        (lambda: check_holder("two\nlines"), "holder"),
+    ],
+)
+def test_what_is_no_reference_is_named_by_what_it_was_given_as(check: Callable[[], object], field: str) -> None:
+    with pytest.raises(registry_errors.InvalidReference) as caught:
+        check()
+    status = status_of(caught.value)
+    violation = _details(status, error_details_pb2.BadRequest).field_violations[0]
+    assert (violation.field, violation.description) == (field, status.message)
+
+
 def test_a_full_queue_gives_its_own_hint_when_to_retry() -> None:
     status = status_of(server_errors.QueueFull("full", retry_after_seconds=2.5))
     assert status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
@@ -92,6 +117,7 @@ def test_a_failed_load_shows_a_cause_that_the_caller_can_act_on(cause: Exception
     error = server_errors.AdapterUnusable("poet could not be loaded")
     error.__cause__ = cause
     assert status_of(error).code == code.value[0]
+    assert code_for(error) is code  # what logs and metrics say of it
 
 
 @pytest.mark.parametrize("error", [KeyError("/secret/path"), OSError(5, "secret"), RuntimeError("secret\ntrace")])

@@ -51,7 +51,11 @@ def test_a_token_says_who_calls_and_what_they_may_do(keys: Path) -> None:
     assert caller(keys, token(iss="https://id"), issuer="https://id").subject == "ada"
 
 
-NOW = int(time.time())
+def soon(seconds: int) -> int:
+    """So many seconds from now: not from when this file was read, which in a run of all tests is long ago."""
+    return int(time.time()) + seconds
+
+
 FORGED = {
     "nobody's": lambda: token(OTHER),
     "another key under our key's name": lambda: token(OTHER, {"kid": KEY.public.key_id}),
@@ -66,14 +70,14 @@ FORGED = {
         OTHER, {"jwk": {"kty": "EC"}, "jku": "https://evil/keys", "x5u": "https://evil"}
     ),
     "extensions": lambda: token(header={"crit": ["exp"]}),
-    "over": lambda: token(iat=NOW - 700, exp=NOW - 60),
-    "not yet": lambda: token(nbf=NOW + 600),
-    "of tomorrow": lambda: token(iat=NOW + 600, exp=NOW + 900),
-    "for two days": lambda: token(exp=NOW + 2 * 86_400),
+    "over": lambda: token(iat=soon(-700), exp=soon(-60)),
+    "not yet": lambda: token(nbf=soon(600)),
+    "of tomorrow": lambda: token(iat=soon(600), exp=soon(900)),
+    "for two days": lambda: token(exp=soon(2 * 86_400)),
     "for ever": lambda: token(exp=None),
     "no issue date": lambda: token(iat=None),
     "infinite": lambda: token(exp=1e308),
-    "exp in words": lambda: token(exp=str(NOW + 60)),
+    "exp in words": lambda: token(exp=str(soon(60))),
     "other issuer": lambda: token(iss="else"),
     "no issuer": lambda: token(iss=None),
     "other audience": lambda: token(aud="else"),

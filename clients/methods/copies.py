@@ -1,0 +1,85 @@
+"""Adapters copied between the server and its remotes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hotshoe.clients import registry_messages
+from hotshoe.clients.channels import TRANSFER_SECONDS
+from hotshoe.clients.connection import Connection
+from hotshoe.clients.copies import Copy
+from hotshoe.clients.progress import Progress, ignore_progress
+from hotshoe.clients.retry import NO_RETRY, Attempts
+from hotshoe.clients.streams import ResponseStream
+from hotshoe.protos.v1 import registry_pb2 as registry
+
+
+class CopyMethods(Connection):
+    """Part of Client."""
+
+    def push_to(
+        self,
+        remote: str,
+        reference: str,
+        *,
+        name: str = "",
+        tags: Sequence[str] = (),
+        expected_digest: str | None = None,
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.Adapter:
+        """Has the server copy an adapter to a remote, one that it was started with or below it, and move tags there.
+
+        Args:
+            remote: "oci://host/prefix", "s3://bucket/prefix" or "dir:///path".
+            name: what it is called there; as here, if not given.
+            tags: there; that of `reference`, if not given.
+            expected_digest: where the tags must point there, "" for nowhere; Aborted is raised if they do not.
+        """
+        request = registry_messages.push_request(
+            reference, remote, name=name, tags=tags, expected_digest=expected_digest
+        )
+        copy: Copy[registry.PushAdapterResponse] = Copy(progress)
+        self._follow(self._registry.PushAdapter, request, copy, timeout)
+        return copy.last.adapter
+
+    def pull_from(
+        self,
+        remote: str,
+        reference: str,
+        *,
+        name: str = "",
+        tags: Sequence[str] = (),
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> registry.PullAdapterResponse:
+        """Has the server copy an adapter from such a remote, as `name`, and move `tags` to it.
+
+        They are the name and the tag of `reference`, if not given.
+        """
+        request = registry_messages.pull_request(remote, reference, name=name, tags=tags)
+        copy: Copy[registry.PullAdapterResponse] = Copy(progress)
+        self._follow(self._registry.PullAdapter, request, copy, timeout)
+        return copy.last
+
+    def mirror_from(
+        self,
+        remote: str,
+        name: str,
+        *,
+        as_name: str = "",
+        progress: Progress = ignore_progress,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> Sequence[registry.PullAdapterResponse]:
+        """Has the server copy all that a name's tags point at on such a remote, with the tags; others stay."""
+        copy: Copy[registry.PullAdapterResponse] = Copy(progress)
+        request = registry_messages.mirror_request(remote, name, as_name=as_name)
+        self._follow(self._registry.PullAdapter, request, copy, timeout)
+        return copy.done
+
+    def _follow(self, method: Any, request: Any, copy: Copy[Any], timeout: float | None) -> None:
+        # The server has tried a remote again that failed; to do so once more only takes longer.
+        stream: ResponseStream[Any]
+        message: Any
+        with ResponseStream(lambda left: method(request, timeout=left), Attempts(NO_RETRY, timeout)) as stream:
+            for message in stream:
+                copy.take(message)

@@ -1,0 +1,64 @@
+"""Adapters in the server's memory, and how it fares."""
+
+from collections.abc import Callable, Sequence
+
+from hotshoe.clients import messages
+from hotshoe.clients.channels import QUICK_SECONDS, TRANSFER_SECONDS
+from hotshoe.clients.connection import Connection
+from hotshoe.clients.streams import ResponseStream
+from hotshoe.protos.v1 import residency_pb2 as residency
+
+
+class ResidencyMethods(Connection):
+    """Part of Client."""
+
+    def load(
+        self,
+        reference: str,
+        *,
+        tier: messages.TierName = "device",
+        pin: bool = False,
+        task: int | None = None,
+        progress: Callable[[residency.LoadAdapterResponse], None] | None = None,
+        timeout: float | None = TRANSFER_SECONDS,
+    ) -> residency.ResidentAdapter:
+        """Loads an adapter, or a task of one that has tasks, ahead of its first request; waits until it is ready."""
+        request = messages.load_request(reference, tier=tier, pin=pin, task=task)
+        stream: ResponseStream[residency.LoadAdapterResponse]
+        last: residency.LoadAdapterResponse | None = None
+        with ResponseStream(*self._opening(self._residency.LoadAdapter, request, timeout)) as stream:
+            for last in stream:
+                if progress is not None:
+                    progress(last)
+        return messages.loaded_adapter(last)
+
+    def unload(
+        self, reference: str, *, task: int | None = None, timeout: float | None = QUICK_SECONDS
+    ) -> residency.UnloadAdapterResponse:
+        """Unpins an adapter and drops it once no request uses it: one of its tasks, or all that there is of it."""
+        request = residency.UnloadAdapterRequest(reference=reference, task=task)
+        response: residency.UnloadAdapterResponse = self._call(self._residency.UnloadAdapter, request, timeout)
+        return response
+
+    def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
+        """The adapters that the server holds in memory."""
+        request = residency.ListResidentAdaptersRequest()
+        response: residency.ListResidentAdaptersResponse = self._call(
+            self._residency.ListResidentAdapters, request, timeout
+        )
+        return response.adapters
+
+    def watch_status(
+        self, *, interval_seconds: float = 1.0, timeout: float | None = None
+    ) -> ResponseStream[residency.WatchStatusResponse]:
+        """The server's state once per interval, until the stream is left."""
+        request = residency.WatchStatusRequest(interval_ms=round(interval_seconds * 1000))
+        return ResponseStream(*self._opening(self._residency.WatchStatus, request, timeout))
+
+    def health(self, service: str = "", *, timeout: float | None = QUICK_SECONDS) -> str:
+        """What grpc.health.v1 says: "SERVING", "NOT_SERVING" or "UNKNOWN". Raises NotFound for an unknown service."""
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # only those who ask pay for it
+
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        response = self._call(stub.Check, health_pb2.HealthCheckRequest(service=service), timeout)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))

@@ -1,0 +1,60 @@
+"""The activations of narrow networks in compiled steps; each number's result depends on it alone."""
+
+from typing import Any
+
+import numpy as np
+
+from hotshoe.kernels.cpu.jit import compiled, exp, inlined
+from hotshoe.kernels.cpu.network_codes import GELU, GELU_TANH, LEAKY_RELU, RELU, SIGMOID, SILU, TANH
+
+_ONE, _HALF = np.float32(1.0), np.float32(0.5)
+
+
+@inlined
+def _sigmoid(x: Any) -> Any:
+    return _ONE / (_ONE + exp(min(-x, np.float32(88.0))))
+
+
+@inlined
+def _tanh(x: Any) -> Any:
+    return np.float32(2.0) * _sigmoid(np.float32(2.0) * x) - _ONE
+
+
+@inlined
+def _erf(x: Any) -> Any:
+    """To an absolute 5e-7. Source: Abramowitz and Stegun, 7.1.26."""
+    size = abs(x)
+    t = _ONE / (_ONE + np.float32(0.3275911) * size)
+    p = np.float32(1.061405429) * t - np.float32(1.453152027)
+    p = p * t + np.float32(1.421413741)
+    p = p * t - np.float32(0.284496736)
+    p = p * t + np.float32(0.254829592)
+    found = _ONE - p * t * exp(-size * size)
+    return found if x >= 0 else -found
+
+
+@compiled
+def activate(kind: int, x: Any) -> None:
+    """x = φ(x) in place, for float32 x; what is no number stays none."""
+    if kind == RELU:
+        for i in range(x.size):
+            x[i] = np.float32(0.0) if x[i] < 0 else x[i]
+    elif kind == LEAKY_RELU:
+        for i in range(x.size):
+            x[i] = np.float32(0.01) * x[i] if x[i] < 0 else x[i]
+    elif kind == SIGMOID:
+        for i in range(x.size):
+            x[i] = _sigmoid(x[i]) if x[i] == x[i] else x[i]
+    elif kind == SILU:
+        for i in range(x.size):
+            x[i] = x[i] * _sigmoid(x[i])
+    elif kind == TANH:
+        for i in range(x.size):
+            x[i] = _tanh(x[i]) if x[i] == x[i] else x[i]
+    elif kind == GELU:
+        for i in range(x.size):
+            x[i] = _HALF * x[i] * (_ONE + _erf(np.float32(0.7071067811865476) * x[i]))
+    elif kind == GELU_TANH:
+        for i in range(x.size):
+            inner = x[i] * (np.float32(0.7978845608028654) + np.float32(0.035677408136300125) * x[i] * x[i])
+            x[i] = _HALF * x[i] * (_ONE + _tanh(inner))
