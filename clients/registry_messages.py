@@ -1,7 +1,6 @@
 """Python values → the registry's messages. Shared by both clients; does no I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from hotshoe.clients.adapter_files import AdapterFile
 from hotshoe.clients.blob_messages import blob_of
@@ -52,22 +51,14 @@ def merge_request(
     """The message that asks for adapters to be merged into a new one."""
     return registry.MergeAdaptersRequest(
         sources=[
-            registry.MergeAdaptersRequest.Source(reference=reference, weight=weight)
-            for reference, weight in map(_weighted, several_adapters(sources))
+            registry.MergeAdaptersRequest.Source(reference=reference, weight=weight, task=task)
+            for reference, weight, task in map(adapter_parts, several_adapters(sources))
         ],
         method=method,
         parameters={key: _parameter(value) for key, value in parameters.items()},
         name=name,
         tags=tags,
     )
-
-
-def _weighted(adapter: Any) -> tuple[str, float | None]:
-    """Reference and weight. Raises ValueError for a task, of which a merge knows nothing."""
-    reference, weight, task = adapter_parts(adapter)
-    if task is not None:
-        raise ValueError(f"sources: {reference} was given a task, {task}; adapters that have tasks cannot be merged")
-    return reference, weight
 
 
 def _parameter(value: object) -> str:

@@ -24,8 +24,8 @@ def _shrink(rows: Tensor, table: LowRankTable, term: LowRankTerm) -> list[tuple[
     targets, count = len(table.widths), term.num_units
     if term.folded:
         half = rows.shape[1] // 2
-        both = rows.unflatten(1, (2, half)) @ table.a[term.unit, :half]  # [rows, half of the inputs, columns]
-        first, second = both.unflatten(2, (targets, 2, -1)).unbind(1)
+        both = rows.reshape(-1, 2, half) @ table.a[term.unit, :half]  # [rows, half of the inputs, columns]
+        first, second = both.view(-1, 2, targets, 2, UNIT_RANK // 2).unbind(1)
         shrunk = first[:, :, 0] + second[:, :, 1]
     elif count == 1:
         shrunk = (rows @ table.a[term.unit]).view(-1, targets, UNIT_RANK)

@@ -101,7 +101,7 @@ def _doubt(index: Index, *, layout: Layout, log: TagLog) -> str:
     if index.place in (0, layout.place()):
         return ""
     exported = layout.read_index()
-    is_complete = exported is not None and 0 <= read_log_id(exported) <= logged and layout.lease_log.exists()
+    is_complete = exported is not None and read_log_id(exported) >= 0 and logged > 0 and layout.lease_log.exists()
     return "was copied here" if is_complete else ""  # else not all came with it, and there is nothing better
 
 

@@ -1,6 +1,7 @@
 """`python -m hotshoe.server`: arguments → config → serve. One ready line on standard output, logs on standard error."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -14,9 +15,9 @@ def main() -> None:
     logs.configure(level=config.log_level, as_json=config.log_json)
     # OpenMP's threads spin for milliseconds after each product of torch's, on cores that the decode team then lacks.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from hotshoe.server.lifecycle import serve  # torch and all: not before the arguments are known to be good
-
     try:
+        from hotshoe.server.lifecycle import serve  # torch and all: not before the arguments are known to be good
+
         code = asyncio.Runner().run(serve(config))
     except KeyboardInterrupt:
         code = 130
@@ -24,7 +25,8 @@ def main() -> None:
         logs.log_event(logging.CRITICAL, "crashed", error=error)
         code = 1
     logging.shutdown()
-    sys.stdout.flush()
+    with contextlib.suppress(AttributeError, OSError):  # there is none, or nobody reads it
+        sys.stdout.flush()
     os._exit(code)  # threads that wait for a disk must not keep a server that has stopped
 
 

@@ -172,7 +172,8 @@ async def serve(config: ServerConfig) -> int:
         return 1
     _settle()
     signals = _Signals()
-    print(json.dumps({"event": "ready", **ready}), flush=True)
+    with contextlib.suppress(OSError):  # whoever started it may not care, and those who ask it do
+        print(json.dumps({"event": "ready", **ready}), flush=True)
     log_event(logging.INFO, "ready", **ready)
     await signals.first.wait()
     log_event(logging.INFO, "draining", grace_seconds=config.grace_seconds)

@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 from hotshoe.clients.cli import output
-from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_tag, weighted
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_tag, stacked
 
 
 def merge(
-    sources: Annotated[list[str], typer.Argument(metavar="REF[=WEIGHT]", help="Two adapters or more.")],
+    sources: Annotated[list[str], typer.Argument(metavar="REF[#TASK][=WEIGHT]", help="Two adapters or more.")],
     name: Annotated[str, typer.Option("--as", metavar="NAME[:TAG]", help="What to call the new one.")],
     method: Annotated[
         str,
@@ -17,8 +17,9 @@ def merge(
             metavar="METHOD",
             help="Of low-rank adapters: linear, cat (never cut), svd (cut to rank=N), slerp, nuslerp, karcher, "
             "model_stock, ties, dare_linear, dare_ties, della or breadcrumbs. Of IA3: linear, with space=geometric for "
-            "products of powers. Of DoRA, biases, norms and token rows, alone or with low-rank adapters: linear, cat "
-            "or svd. Of rotations and all else on weights: svd. Of prefixes, or of soft prompts: cat, in order.",
+            "products of powers. Of DoRA, biases, norms, token rows, embedding and head, alone or with low-rank "
+            "adapters: linear, cat or svd. Of rotations and all else on weights: svd. Of prefixes, or of soft prompts: "
+            "cat, in order.",
         ),
     ] = "linear",
     param: Annotated[
@@ -38,7 +39,7 @@ def merge(
     parameters = dict(map(_parameter, param or []))
     with Client(server) as client:
         response = client.merge_adapters(
-            [weighted(source) for source in sources], new_name, method=method, parameters=parameters, tags=[tag]
+            [stacked(source) for source in sources], new_name, method=method, parameters=parameters, tags=[tag]
         )
     if json:
         return output.print_json(response)

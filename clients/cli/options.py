@@ -48,10 +48,11 @@ BASE = "base"
 def adapter_stack(reference: str, more: list[str] | None) -> list[tuple[str, float, int | None]]:
     """(reference, weight, task) of each adapter named; "base" names none. Raises ValueError for one that is none."""
     named = [] if reference == BASE else [reference]
-    return [_stacked(text) for text in (*named, *(more or ()))]
+    return [stacked(text) for text in (*named, *(more or ()))]
 
 
-def _stacked(text: str) -> tuple[str, float, int | None]:
+def stacked(text: str) -> tuple[str, float, int | None]:
+    """Splits REF#TASK=WEIGHT, of which the reference must be there. Raises ValueError for a bad task or weight."""
     named, weight = weighted(text)
     reference, task = one_task(named)
     return reference, weight, task

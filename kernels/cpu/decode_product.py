@@ -25,31 +25,6 @@ CODE_BYTES, SCALE_BYTES = COLUMNS * BLOCK // 2, 4 * COLUMNS  # of a block of 64 
 
 @compiled
 def multiply(
-    j: Any, layer: int, site: int, thread: int, x16: int, depth: int, first: int, last: int, fields: Any, fetched: int
-) -> int:
-    """product = x16 times the weight for all rows, in some columns, whole tiles of them.
-
-    On vectors it asks meanwhile for the factors that the thread reads next, from line `fetched` of them on, and gives
-    how far it came.
-    """
-    at_once = _lines_at_once(j, layer, site, thread, (last - first) // COLUMNS * (depth // BLOCK))
-    for column in range(first, last, COLUMNS):
-        _multiply_tile(j, layer, site, thread, j.num_rows, x16, depth, column, fields, j.product, fetched, at_once)
-        fetched += at_once * (depth // BLOCK)
-    return fetched
-
-
-@compiled
-def multiply_rows(
-    j: Any, site: int, thread: int, rows: int, x16: int, depth: int, first: int, last: int, fields: Any, out: int
-) -> None:
-    """out [rows, all the site's columns] = the first rows of x16 times the weight, in some columns, whole tiles."""
-    for column in range(first, last, COLUMNS):
-        _multiply_tile(j, 0, site, thread, rows, x16, depth, column, fields, out, 0, 0)
-
-
-@compiled
-def _multiply_tile(
     j: Any,
     layer: int,
     site: int,
@@ -57,38 +32,46 @@ def _multiply_tile(
     rows: int,
     x16: int,
     depth: int,
-    column: int,
+    first: int,
+    last: int,
     fields: Any,
     out: int,
     fetched: int,
     at_once: int,
-) -> None:
-    """COLUMNS columns of a product; with each block of inputs it asks for `at_once` lines of factors more."""
+) -> int:
+    """out [rows, all columns of the site] = the first rows of x16 times the weight, in some columns, whole tiles.
+
+    On vectors it asks with each block of inputs for `at_once` lines of the factors that the thread reads next, from
+    line `fetched` of them on, and gives how far it came.
+    """
     width = site_width(j, site)
-    tiles = fields[TILES + site] + column * (depth // 2)
-    scales = fields[SCALES + site] + 4 * column * (depth // BLOCK)
-    if j.tile_config:
-        _multiply_on_tiles(j, thread, rows, x16, depth, tiles, scales, out + 4 * column, width)
-        return
-    for block in range(depth // BLOCK):
-        if at_once:
-            fetch(j, layer, site, thread, fetched + at_once * block, fetched + at_once * (block + 1))
-        _multiply_block(
-            rows,
-            block == 0,
-            x16 + 2 * BLOCK * block,
-            2 * depth,
-            tiles + CODE_BYTES * block,
-            scales + SCALE_BYTES * block,
-            out + 4 * column,
-            4 * width,
-        )
+    for column in range(first, last, COLUMNS):
+        tiles = fields[TILES + site] + column * (depth // 2)
+        scales = fields[SCALES + site] + 4 * column * (depth // BLOCK)
+        if j.tile_config:
+            _multiply_on_tiles(j, thread, rows, x16, depth, tiles, scales, out + 4 * column, width)
+            continue
+        for block in range(depth // BLOCK):
+            if at_once:
+                fetch(j, layer, site, thread, fetched, fetched + at_once)
+                fetched += at_once
+            _multiply_block(
+                rows,
+                block == 0,
+                x16 + 2 * BLOCK * block,
+                2 * depth,
+                tiles + CODE_BYTES * block,
+                scales + SCALE_BYTES * block,
+                out + 4 * column,
+                4 * width,
+            )
+    return fetched
 
 
 @compiled
-def _lines_at_once(j: Any, layer: int, site: int, thread: int, blocks: int) -> int:
-    """How many lines of factors to ask for with each of the thread's blocks."""
-    lines = lines_to_fetch(j, layer, site, thread)
+def lines_at_once(j: Any, layer: int, site: int, thread: int, columns: int, depth: int) -> int:
+    """How many lines of factors to ask for with each block of a thread's columns, of gate's in GATE_UP."""
+    lines, blocks = lines_to_fetch(j, layer, site, thread), columns // COLUMNS * (depth // BLOCK)
     if site == GATE_UP:
         blocks *= 2
     return (lines + blocks - 1) // blocks if blocks else 0

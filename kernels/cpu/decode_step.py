@@ -46,7 +46,7 @@ from hotshoe.kernels.cpu.decode_job import (
     vector_of,
 )
 from hotshoe.kernels.cpu.decode_low_rank import HALVES, expand, shrink, target_start
-from hotshoe.kernels.cpu.decode_product import multiply, multiply_rows
+from hotshoe.kernels.cpu.decode_product import lines_at_once, multiply
 from hotshoe.kernels.cpu.decode_swaps import add_partners, has_swaps, take_partners
 from hotshoe.kernels.cpu.decode_turns import has_turns, turn_inputs, turned_input
 from hotshoe.kernels.cpu.jit import compiled, exp, f32, i64, u16
@@ -108,14 +108,17 @@ def _run_site(
     """
     first, last = _start(j, site, thread, team), _start(j, site, thread + 1, team)
     second = j.intermediate_size if site == GATE_UP else 0
-    if has_turns(j, layer, site):
+    turned = has_turns(j, layer, site)
+    if turned:
         turn_inputs(j, layer, site, thread, team, x, depth)
         meeting = meet(j, team, meeting)
-        _multiply_turned(j, layer, site, thread, depth, first, last, fields)
-    else:
-        fetched = multiply(j, layer, site, thread, x16, depth, first, last, fields, 0)
-        if second:
-            multiply(j, layer, site, thread, x16, depth, second + first, second + last, fields, fetched)
+    fetched, at_once = 0, lines_at_once(j, layer, site, thread, last - first, depth)
+    for target in range(num_targets(site)):
+        begin, end = _columns_of(j, site, target, first, last)
+        own16 = turned_input(j, target, depth) if turned else x16
+        fetched = multiply(
+            j, layer, site, thread, j.num_rows, own16, depth, begin, end, fields, j.product, fetched, at_once
+        )
     terms = j.num_terms > 0 and flag_of(j.site_terms, layer, site)
     if terms:
         for task in range(thread, HALVES * j.num_blocks, team):
@@ -143,25 +146,12 @@ def _run_site(
 
 @compiled
 def _columns_of(j: Any, site: int, target: int, first: int, last: int) -> Any:
-    """Which columns of a target are a thread's, whose columns of the site, of gate, are first … last−1."""
+    """Which columns of a target are a thread's, whole tiles; first … last−1 are its columns of the site, or of gate."""
     low = target_start(j, site, target)
     if site == GATE_UP:
         return low + first, low + last
     high = target_start(j, site, target + 1) if target + 1 < num_targets(site) else site_width(j, site)
     return max(first, low), min(last, high)
-
-
-@compiled
-def _multiply_turned(
-    j: Any, layer: int, site: int, thread: int, depth: int, first: int, last: int, fields: Any
-) -> None:
-    """A thread's columns of a product whose targets have an input each; they begin at whole tiles."""
-    fetched = 0
-    for target in range(num_targets(site)):
-        begin, end = _columns_of(j, site, target, first, last)
-        if begin < end:
-            x16 = turned_input(j, target, depth)
-            fetched = multiply(j, layer, site, thread, x16, depth, begin, end, fields, fetched)
 
 
 @compiled
@@ -182,7 +172,7 @@ def _multiply_copies(
             begin, end = _columns_of(j, site, target, first, last)
             if begin < end:
                 rows, x16 = copies_to_multiply(j, count), copied_input(j, target, depth)
-                multiply_rows(j, site, thread, rows, x16, depth, begin, end, fields, j.copied)
+                multiply(j, layer, site, thread, rows, x16, depth, begin, end, fields, j.copied, 0, 0)
                 add_copies(j, thread, count, width, begin, end)
         meeting = meet(j, team, meeting)
 

@@ -21,7 +21,7 @@ class DecodeTeam:
     """
 
     def __init__(self, size: int) -> None:
-        """Starts the helpers, and compiles what is not compiled yet: some ten seconds, once an installation."""
+        """Starts the helpers, and compiles what is not compiled yet: about a minute of a core, once an installation."""
         self.size = size
         self.job: Job = np.zeros(1, JOB)
         self._counters = np.zeros(16, np.int64)  # where the team meets, and the jobs announced, a cache line apart

@@ -299,12 +299,14 @@ class DeleteTagResponse(_message.Message):
 class MergeAdaptersRequest(_message.Message):
     __slots__ = ("sources", "method", "parameters", "name", "tags")
     class Source(_message.Message):
-        __slots__ = ("reference", "weight")
+        __slots__ = ("reference", "weight", "task")
         REFERENCE_FIELD_NUMBER: _ClassVar[int]
         WEIGHT_FIELD_NUMBER: _ClassVar[int]
+        TASK_FIELD_NUMBER: _ClassVar[int]
         reference: str
         weight: float
-        def __init__(self, reference: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+        task: int
+        def __init__(self, reference: _Optional[str] = ..., weight: _Optional[float] = ..., task: _Optional[int] = ...) -> None: ...
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]

@@ -228,7 +228,7 @@ def _check_task(task: int | None, num_tasks: int) -> None:
         raise InvalidAdapter(
             "task",
             f"found {found}, expected one from 0 to {num_tasks - 1}: each of its tasks is an adapter of its own, and "
-            "only requests and loads name one",
+            "only requests, loads and merges name one",
         )
 
 

@@ -4,6 +4,7 @@ Inspecting an adapter makes its plan; lowering it makes the same plan and carrie
 is served.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODULE_PREFIX = "base_model.model."  # before a module's name in PEFT's files
+_IN_MODEL = re.compile(r"(\.lora_\w+)\.default((?:\.\w+)?)$", re.ASCII)
 _EMBEDDINGS_AND_HEAD = ("embed_tokens", "lm_head")
 
 
@@ -78,7 +80,10 @@ class Tensors:
         `check_integers` raises InvalidAdapter unless a tensor's values are from 0 to below a bound, or its row's.
         """
         self._check_integers = check_integers
-        self._entries = dict(entries)
+        self._entries = {_saved_name(name): entry for name, entry in entries.items()}
+        if len(self._entries) < len(entries):
+            twice = next(name for name, entry in entries.items() if self._entries[_saved_name(name)] is not entry)
+            raise InvalidAdapter(twice, f"expected it once, found {_saved_name(twice)} too")
         self._base = base
         self._pause = pause
         self._modules = {shape.module for shape in base.linears.values()}
@@ -152,6 +157,15 @@ class Tensors:
             name,
             f"{self._base.name} has no such module; it has {self._base.num_layers} layers of {targets_of(self._base)}",
         )
+
+
+def _saved_name(name: str) -> str:
+    """The name by which PEFT saves a tensor of LORA's layers, from that or the one that it has in a model.
+
+    A file that was written from a model's own state has the latter, with the adapter's name, and PEFT loads both.
+    """
+    name = _IN_MODEL.sub(r"\1\2", name)
+    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 
 def require_shape(entry: TensorEntry, expected: Sequence[int | None], *, of: str) -> None:

@@ -27,6 +27,7 @@ def lora_files(
     biases: "Mapping[LinearId, Tensor] | None" = None,
     token_rows: "Mapping[str, TokenRows] | None" = None,
     token_updates: Mapping[str, Factors] | None = None,
+    base_layers: "Mapping[str, Tensor] | None" = None,
 ) -> dict[str, bytes]:
     """adapter_config.json and adapter_model.safetensors of updates, float32; equal updates give equal bytes.
 
@@ -38,6 +39,7 @@ def lora_files(
         biases: in place of the base's, of all linears that have one there: PEFT's lora_only.
         token_rows: of the embedding and the head, by module; of a head that is the embedding, only by that one's.
         token_updates: of the same, [vocab_size, hidden_size]; not beside `norms`, `added_biases` or `token_rows`.
+        base_layers: whole weights in place of the base's, to which `token_updates` are added.
     """
     from safetensors.numpy import save
 
@@ -49,6 +51,7 @@ def lora_files(
     parts |= {f"{modules[linear]}.base_layer.bias": bias for linear, bias in (biases or {}).items()}
     parts |= {f"{name}.token_adapter.trainable_tokens_delta": kept.rows for name, kept in (token_rows or {}).items()}
     parts |= {f"{name}.weight": weight for name, weight in (whole or {}).items()}
+    parts |= {f"{name}.base_layer.weight": weight for name, weight in (base_layers or {}).items()}
     for name, factors in (token_updates or {}).items():
         if name == EMBEDDING:
             parts |= {f"{name}.lora_embedding_A": factors.b.T, f"{name}.lora_embedding_B": factors.a.T}

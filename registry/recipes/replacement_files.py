@@ -48,8 +48,8 @@ def replacement_files(
     """
     rows = _rows(replaced, base.shape)
     norms = {base.shape.norms[norm].module: base.norm(norm) + added for norm, added in replaced.norms.items()}
-    if token_updates:
-        _check_token_updates(replaced, row_norms)
+    if token_updates and row_norms is not None:
+        raise InvalidAdapter("sources", "change output scales, and all tokens' rows: use_dora is of linears only")
     if token_updates or row_norms is not None or any(update.a.shape[0] for update in updates.values()):
         return _lora(replaced, base, base_name, updates, row_norms, rows, norms, token_updates)
     if replaced.biases:
@@ -65,18 +65,6 @@ def replacement_files(
     tensors = {f"{MODULE_PREFIX}{module}.trainable_tokens_delta": rows[EMBEDDING].rows for module in modules}
     fields = {"token_indices": rows[EMBEDDING].token_ids.tolist()}
     return _files("TRAINABLE_TOKENS", fields, tensors, {}, base_name)
-
-
-def _check_token_updates(replaced: Replacements, row_norms: "Mapping[LinearId, Tensor] | None") -> None:
-    """Raises InvalidAdapter for what PEFT has not beside low-rank updates of the embedding or the head."""
-    for there, parts in (
-        (replaced.embedding_rows or replaced.head_rows, "rows of some tokens"),
-        (row_norms, "output scales"),
-    ):
-        if there is not None:
-            raise InvalidAdapter(
-                "sources", f"change {parts} beside an update of all tokens' rows: no PEFT kind holds both"
-            )
 
 
 def _lora(
@@ -109,17 +97,36 @@ def _lora(
             )
         biases |= {linear: biases[linear] + delta for linear, delta in replaced.biases.items()}
     is_large = rows is None or any(len(one.token_ids) > _MOST * shape.vocab_size for one in rows.values())
+    is_large |= bool(token_updates)  # beside which PEFT trains no rows
+    whole = _whole(replaced, base) if is_large else {}
+    base_layers = _base_layers(whole, replaced, token_updates, shape) if token_updates else {}
+    if base_layers:
+        whole = {} if shape.tied_head else {name: one for name, one in whole.items() if name not in base_layers}
     return lora_files(
         updates,
         shape,
         base_name=base_name,
         norms=row_norms,
-        whole={**(_whole(replaced, base) if is_large else {}), **norms} or None,
+        whole={**whole, **norms} or None,
         added_biases=added,
         biases=biases,
         token_rows=None if is_large else rows,
         token_updates=token_updates,
+        base_layers=base_layers,
     )
+
+
+def _base_layers(
+    whole: "Mapping[str, Tensor]", replaced: Replacements, token_updates: Mapping[str, Factors], base: BaseShape
+) -> "dict[str, Tensor]":
+    """Of the whole weights, those that PEFT keeps beside an update: of a tied base one, which is both modules'."""
+    if not base.tied_head or not whole:
+        return {module: weight for module, weight in whole.items() if module in token_updates}
+    if not replaced.rows_are_tied:
+        raise InvalidAdapter(
+            "sources", "change rows of a tied embedding or head alone, and all tokens' rows: no PEFT kind holds both"
+        )
+    return dict.fromkeys(token_updates, whole[EMBEDDING])
 
 
 def _of_some_rank(update: Factors | None, shape: LinearShape) -> Factors:

@@ -39,11 +39,20 @@ def run_when_idle() -> None:
 
     Where it could never be told otherwise again, it is told to let others first instead: without CAP_SYS_NICE or a
     limit on nice, as most servers run, Linux lets no thread leave SCHED_IDLE, and what it does would end at no time.
+    So it is where others than this process keep every core busy: it would be given no core for so long that the
+    engine's thread waited seconds for the interpreter's lock, which it holds as it runs Python.
     """
     _schedule(None, "SCHED_BATCH")
-    if _may_come_back():
+    if not _is_crowded() and _may_come_back():
         _schedule(None, "SCHED_IDLE")
         _floor.watch()
+
+
+def _is_crowded() -> bool:
+    """Whether twice as many threads as there are cores want one, in the mean of the last minute."""
+    with contextlib.suppress(OSError):
+        return os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
+    return False
 
 
 @functools.cache

@@ -1,17 +1,22 @@
 """Quantized bases on disk, each a directory named by its base's digest, so that the second start is quick."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import rfc8785
 
 _FORMAT = "nf4-v1"  # changes when the same base would be stored otherwise
 _CHUNK_BYTES = 1 << 22
+_TEMPORARY = ".tmp-"
+_YOUNG_SECONDS = 60.0
 
 
 class BaseCache:
@@ -46,8 +51,11 @@ class BaseCache:
 
     def add(self, digest: str, write: Callable[[Path], None], form: str = _FORMAT) -> Path:
         """Keeps what `write` puts into the directory that it is given, all of it or nothing, and returns where."""
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+        self._remove_abandoned()
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
+        lock = os.open(temporary, os.O_RDONLY)  # held as long as this process lives and writes
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             write(temporary)
             temporary.chmod(0o755)  # mkdtemp's 0o700 is for secrets
             for path in temporary.iterdir():
@@ -56,7 +64,21 @@ class BaseCache:
             self._rename(temporary, self._directory(digest, form))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
         return self._directory(digest, form)
+
+    def _remove_abandoned(self) -> None:
+        """What processes left that were killed while they wrote: gigabytes, of large bases."""
+        for path in self.root.glob(f"{_TEMPORARY}*"):
+            with suppress(OSError):  # it is locked, or gone by now
+                if time.time() - path.stat().st_mtime < _YOUNG_SECONDS:  # its writer may not have locked it yet
+                    continue
+                lock = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+                finally:
+                    os.close(lock)
 
     def _rename(self, temporary: Path, directory: Path) -> None:
         try:

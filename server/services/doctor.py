@@ -12,7 +12,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hotshoe.kernels.reference import dequantize_nf4
 from hotshoe.registry.errors import RegistryError
@@ -45,6 +45,14 @@ _PATIENCE_SECONDS = 0.2  # that a publisher waits for a diagnosis which cannot s
 _UNASKED = 0.2  # of a load's share, for what nobody waits for: it is longer slices than a load's
 _QUIET_SECONDS = 2.0  # without decoding, before spectra are computed that nobody has asked for
 _LOOK_SECONDS = 0.25  # between looks at whether requests decode
+
+
+class Part(NamedTuple):
+    """One adapter of a merge."""
+
+    files: Mapping[str, Path]
+    approximate_rank: int  # to which it is cut, or 0
+    task: int | None  # of those that it has
 
 
 class Doctor:
@@ -119,13 +127,13 @@ class Doctor:
 
     async def merge(
         self,
-        parents: Sequence[tuple[Mapping[str, Path], int]],
+        parents: Sequence[Part],
         weights: Sequence[float],
         parameters: MergeParameters,
         *,
         base_name: str,
     ) -> MergedAdapter:
-        """Merges several adapters, each its files and the rank to which it is cut, or 0. Raises as `diagnose` does."""
+        """Merges several adapters. Raises as `diagnose` does."""
         given_up = threading.Event()
         work = partial(self._merge, parents, weights, parameters, base_name=base_name, given_up=given_up)
         try:
@@ -268,7 +276,7 @@ class Doctor:
 
     def _merge(
         self,
-        parents: Sequence[tuple[Mapping[str, Path], int]],
+        parents: Sequence[Part],
         weights: Sequence[float],
         parameters: MergeParameters,
         *,
@@ -276,7 +284,7 @@ class Doctor:
         given_up: threading.Event,
     ) -> MergedAdapter:
         pause = self._begin(given_up, is_long=True)
-        lowered = [self._lower(files, rank, pause) for files, rank in parents]
+        lowered = [self._lower(part.files, part.approximate_rank, pause, task=part.task) for part in parents]
         return merged_adapter(lowered, weights, parameters, self._base, base_name=base_name, pause=pause)
 
     def _compare(

@@ -14,9 +14,11 @@ from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
 from hotshoe.server.services.diagnosis_messages import diagnosis_message
+from hotshoe.server.services.doctor import Part
 from hotshoe.server.services.registry_messages import referrer_message
 from hotshoe.server.services.registry_part import RegistryPart, check_count, file_of
 from hotshoe.server.services.relations import comparison_message, lineage_message
+from hotshoe.server.services.requests import chosen_task
 from hotshoe.server.services.rpc import Context, call
 
 
@@ -84,8 +86,13 @@ class RecipeService(RegistryPart):
             await self._resolve(f"sources[{index}].reference", source.reference)
             for index, source in enumerate(request.sources)
         ]
+        tasks = [
+            chosen_task(f"sources[{index}].task", source, parent.num_tasks)
+            for index, (source, parent) in enumerate(zip(request.sources, parents, strict=True))
+        ]
         parts = [
-            (await call(self._registry.adapter_files, parent.digest), parent.approximate_rank) for parent in parents
+            Part(await call(self._registry.adapter_files, parent.digest), parent.approximate_rank, task)
+            for parent, task in zip(parents, tasks, strict=True)
         ]
         merged = await self._doctor.merge(parts, weights, parameters, base_name=parents[0].base_model)
         files = await call(self._registry.add_files, merged.files)
@@ -93,7 +100,7 @@ class RecipeService(RegistryPart):
             await self._doctor.refuse_bad(request.name, await call(self._registry.uploaded_files, files))
         lineage = Lineage(
             tuple(Parent(parent.digest, weight) for parent, weight in zip(parents, weights, strict=True)),
-            merged.recipe,
+            merged.recipe if tasks == [None] * len(tasks) else {**merged.recipe, "tasks": tasks},
         )
         record = await self._publish_made(request, files, lineage)
         if self._publish_doctor == "warn":

@@ -121,9 +121,10 @@ def test_a_task_is_named_beside_the_adapter_or_not_at_all() -> None:
     assert not load_request("a", tier="host", pin=False).HasField("task")
 
 
-def test_a_merge_takes_no_task() -> None:
-    with pytest.raises(ValueError, match="^sources: b was given a task, 1"):
-        merge_request(["a", ("b", 0.5, 1)], "c", method="linear", parameters={}, tags=[])
+def test_a_merge_takes_a_task_of_a_source() -> None:
+    request = merge_request(["a", ("b", 0.5, 1)], "c", method="linear", parameters={}, tags=[])
+    assert [one.task if one.HasField("task") else None for one in request.sources] == [None, 1]
+    assert [one.HasField("weight") for one in request.sources] == [False, True]
 
 
 def test_adapters_are_named_in_three_ways() -> None:

@@ -41,6 +41,7 @@ class FaultProxy:
 
     def __init__(self, upstream: str) -> None:
         self.requests: Counter[str] = Counter()
+        self.counting = threading.Lock()
         self.headers: list[tuple[str, dict[str, str]]] = []
         self.sent_bytes = 0
         self._ended = threading.Event()
@@ -79,7 +80,8 @@ def _handler(proxy: FaultProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def forward(self) -> None:
-            proxy.requests[f"{self.command} {self.path}"] += 1
+            with proxy.counting:
+                proxy.requests[f"{self.command} {self.path}"] += 1
             proxy.headers.append((f"{self.command} {self.path}", dict(self.headers)))
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             # With the client's Host, so that the registry names us in its Location.

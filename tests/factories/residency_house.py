@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import canonical_adapters as canonical
@@ -13,6 +13,7 @@ from store_adapters import publish
 from torch import Tensor
 
 from hotshoe.registry.formats.base import BaseShape, LinearId
+from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency
@@ -60,6 +61,20 @@ class Observer:
         self.lookups.append(hit)
 
 
+class Shelf:
+    """A source of thousands of adapters, which are the files of one: digests and entries count here, not bytes."""
+
+    def __init__(self, registry: Registry, digest: str) -> None:
+        self._registry = registry
+        self._digest = digest
+
+    def adapter_record(self, digest: str) -> AdapterRecord:
+        return replace(self._registry.adapter_record(self._digest), digest=digest)
+
+    def adapter_files(self, digest: str) -> dict[str, Path]:
+        return self._registry.adapter_files(self._digest)
+
+
 class House:
     """A registry with adapters in it, slots, and residency over both."""
 
@@ -88,6 +103,13 @@ class House:
         )
         residency.on_change = self.changed.set
         return residency
+
+    def fill_shelf(self, count: int) -> None:
+        """Has so many adapters from now on, all of them the first."""
+        self.registry_source = Shelf(self.registry, self.digests[0])
+        self.digests = [f"sha256:{number:064x}" for number in range(count)]
+        self.residency.close()
+        self.residency = self.new_residency()
 
     def acquire(self, *digests: str) -> tuple[int, ...]:
         """As the engine does: again after every change, until the stack is there."""

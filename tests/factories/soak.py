@@ -151,8 +151,9 @@ async def check_nothing_is_left(traffic: Traffic, registry: Path) -> None:
 
 def check_growth(traffic: Traffic, states: list[dict[str, int]]) -> None:
     later = states[len(states) // 2 :]
-    for what in ("files", "threads"):
-        expect(traffic, f"{what} at the end", later[-1][what], later[0][what])
+    for what in ("files", "threads"):  # pools of threads fill when they are first needed
+        if later[-1][what] > later[0][what] + 8:
+            traffic.wrong.append(f"{what} at the end: {[state[what] for state in states]}")
     if later[-1]["rss"] - later[0]["rss"] > MAX_GROWTH:
         traffic.wrong.append(f"memory grew: {[state['rss'] for state in states]} MiB")
 

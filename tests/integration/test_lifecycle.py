@@ -311,6 +311,22 @@ def test_a_second_signal_ends_at_once(start_server: StartServer) -> None:
     assert ends.count("OK") < 20 and set(ends) <= {"OK", *CUT_OFF}
 
 
+def test_a_server_whose_ready_line_nobody_reads_serves_and_ends_well(tiny_base: Path, tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    log = tmp_path / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command(tiny_base, tmp_path / "registry"), stdout=write_end, stderr=errors)
+    os.close(write_end)
+    try:
+        until(lambda: " ready " in log.read_text() or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_an_idle_server_ends_soon_though_someone_watches_it(start_server: StartServer) -> None:
     server = start_server()
     watches = [
@@ -325,13 +341,18 @@ def test_an_idle_server_ends_soon_though_someone_watches_it(start_server: StartS
     assert list(watches[0]) == []
 
 
-def test_what_was_published_is_there_after_a_restart(start_server: StartServer, tmp_path: Path) -> None:
-    server = start_server()
+def test_what_was_published_is_there_after_a_restart_and_the_log_has_one_line_an_event(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = start_server("--log-json")
     adapter = publish(server, "poet", write_lora(tmp_path / "poet", tiny_model()))
     request = _request(8)
     request.adapters.add(reference="poet")
     before = server.generation.Generate(request)
-    server.end()
+    server.terminate()
+    assert server.wait() == 0
+    events = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+    assert {"ready", "request", "draining", "stopped"} <= {event["event"] for event in events}
     again = start_server().generation.Generate(request)
     assert again.adapters[0].digest == adapter.digest
     assert [token.token_id for token in again.completions[0].tokens] == [
@@ -358,15 +379,6 @@ def test_clients_that_vanish_leave_nothing_running(start_server: StartServer) ->
     client.kill()
     client.wait()
     assert any(not status.running_requests and not status.kv_cache_usage for status in _watch(server))
-
-
-def test_the_log_has_one_line_an_event_in_json_too(start_server: StartServer) -> None:
-    server = start_server("--log-json")
-    server.generation.Generate(_request(2))
-    server.terminate()
-    assert server.wait() == 0
-    events = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
-    assert {"ready", "request", "draining", "stopped"} <= {event["event"] for event in events}
 
 
 def _watch(server: ServerProcess) -> grpc.Call:

@@ -19,6 +19,7 @@ EVERY = ("q_proj", "v_proj", "up_proj", "down_proj")
 
 @pytest.fixture(scope="module")
 def parents(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from peft_kinds import CONFIGS
     from transformers import AutoModelForCausalLM
 
     made = {}
@@ -33,6 +34,9 @@ def parents(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             "more-norms": LNTuningConfig(target_modules=["input_layernorm", "post_attention_layernorm"]),
             "tokens": TrainableTokensConfig(token_indices=PROMPT[:2]),
             "more-tokens": TrainableTokensConfig(token_indices=PROMPT[2:4]),
+            "poly": CONFIGS["poly"](),
+            "prompts": CONFIGS["multitask prompt"](),
+            "embeddings": LoraConfig(r=3, target_modules=["embed_tokens", "lm_head", "q_proj"]),
             "rotations": OFTConfig(target_modules=["q_proj", "v_proj"], oft_block_size=8, r=0),
         }.items()
     ):
@@ -100,6 +104,23 @@ def test_every_sort_of_adapter_answers_as_its_stack_and_is_known_by_its_recipe(
     assert logprobs(client, name) == pytest.approx(stacked, abs=1e-4)
     for one, _ in sources:
         assert stacked != pytest.approx(logprobs(client, one), abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "sources, method, tasks",
+    [
+        ([("merging/poly", 0.7, 2), ("merging/first", 0.5, None), ("merging/poly", -0.3, 0)], "linear", [2, None, 0]),
+        ([("merging/prompts", 1.0, 1), ("merging/prompt", 1.0, None)], "cat", [1, None]),
+        ([("merging/embeddings", 0.7, None), ("merging/poly", 1.0, 1)], "linear", [None, 1]),
+    ],
+)
+def test_one_task_of_an_adapter_merges_as_it_stacks(
+    client: Client, sources: list[tuple[str, float, int | None]], method: str, tasks: list[int | None]
+) -> None:
+    merged = client.merge_adapters(sources, "merging/of-tasks", method=method)
+    assert json.loads(merged.adapter.recipe)["tasks"] == tasks and merged.adapter.num_tasks == 0
+    assert logprobs(client, "merging/of-tasks") == pytest.approx(logprobs(client, sources), abs=1e-4)
+    assert logprobs(client, "merging/of-tasks") != pytest.approx(logprobs(client, []), abs=1e-3)
 
 
 def test_rotations_are_cut_to_the_rank_that_is_asked_for_and_the_manifest_says_what_it_keeps(client: Client) -> None:
@@ -180,6 +201,8 @@ def test_a_sweep_is_only_other_weights_on_the_same_stack(client: Client) -> None
         (["merging/biases", "merging/dora"], {}, "add a bias to layers.0.q_proj"),
         (["merging/tokens", ("merging/tokens", 0.5)], {"method": "ties"}, "method"),
         (["merging/prefix", "merging/scales"], {}, "PREFIX_TUNING of prefixes, IA3 of scales"),
+        (["merging/first", "merging/poly"], {}, "sources[1].task: missing, expected a task from 0 to 2"),
+        ([("merging/first", 1.0, 0), "merging/second"], {}, "sources[0].task: found 0, expected none"),
     ],
 )
 def test_a_merge_that_makes_no_sense_is_refused_by_the_name_of_its_field(
@@ -202,6 +225,8 @@ def test_the_command_line_merges_and_shows_where_an_adapter_comes_from(client: C
         *("--param", "t=0.3", "--param", "rank=5"),
     )
     assert "rank 5" in made and "% of the merge kept" in made
+    hotshoe(*("merge", "merging/poly#2=0.5", "merging/first", "--as", "merging/of-tasks"))
+    assert '"tasks":[2,null]' in hotshoe("show", "merging/of-tasks")
     joined = hotshoe(*("merge", "merging/prefix", "merging/longer-prefix", "--as", "merging/joined", "--method", "cat"))
     assert "PREFIX_TUNING, " in joined and "rank" not in joined
     shown = hotshoe("show", "merging/arc:v1")

@@ -113,6 +113,8 @@ def test_what_is_of_one_update_only_refuses_an_adapter_that_has_several(served: 
     problem = "task: found none, expected one from 0 to 2: each of its tasks is an adapter of its own"
     with Client(served) as client:
         with pytest.raises(InvalidArgument, match=problem):
+            client.compare_adapters("tasks/poly", "tasks/plain")
+        with pytest.raises(InvalidArgument, match=r"sources\[0\]\.task: missing, expected a task from 0 to 2"):
             client.merge_adapters([("tasks/poly", 1.0), ("tasks/plain", 1.0)], "tasks/merged", method="linear")
 
 

@@ -1,37 +1,23 @@
-"""Runs the Triton kernels' tests in Triton's interpreter, which has to be chosen before Triton is imported."""
+"""The Triton kernels' tests, in Triton's interpreter."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from interpreter_run import InterpreterRun
 
 from hotshoe.kernels import bench
 from hotshoe.kernels.triton import KERNELS
 
 pytest.importorskip("triton")
 FOLDER = Path(__file__).with_name("triton")
-ROOT = Path(__file__).parents[2]
+INTERPRETER_RUN = InterpreterRun(FOLDER)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the interpreter is slow where other work runs beside it
 def test_every_kernel_passes_its_tests_in_the_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=880,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    summary = done.stdout.splitlines()[-1]
-    assert int(re.findall(r"(\d+) passed", summary)[0]) > 40, summary
-    assert "skipped" not in summary, summary
+    assert INTERPRETER_RUN.passed() > 40
 
 
 def test_every_kernel_has_tests() -> None:

@@ -111,8 +111,10 @@ def _refusal(call: Callable[[], object]) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-@pytest.mark.parametrize("exported_at_once", [True, False])
-@pytest.mark.parametrize("lost", [[".db"], [".db", "index.json"], ["index.json"], ["leases.log"]])
+@pytest.mark.parametrize(
+    ("lost", "exported_at_once"),
+    [([".db"], True), ([".db"], False), ([".db", "index.json"], False), (["index.json"], True), (["leases.log"], True)],
+)
 def test_a_registry_tells_the_same_after_its_index_was_lost(
     tmp_path: Path, lost: list[str], exported_at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

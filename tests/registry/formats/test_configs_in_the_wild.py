@@ -9,6 +9,7 @@ from canonical import canonical_logits
 from peft import PeftModel
 from peft_adapters import adapter_files, save_peft
 from peft_kinds import CONFIGS, DENSE_CONFIGS, ia3, lora, one_of_each_kind, tasks_of
+from safetensors.torch import load_file, save_file
 from tiny_models import ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import InvalidAdapter
@@ -69,6 +70,48 @@ def test_what_tools_write_means_what_it_means_to_peft(config, edited, tmp_path):
         save_peft(tmp_path, tiny_qwen2(), lora(target_modules=edited["target_modules"]))
     edit_config(tmp_path, **edited)
     assert_equal_to_peft(tmp_path, tiny_qwen2)
+
+
+def rename(directory, new_name):
+    path = directory / "adapter_model.safetensors"
+    save_file({new_name(name): tensor for name, tensor in load_file(path).items()}, path)
+
+
+def name_in_a_model(name):
+    if name.endswith(
+        ("lora_magnitude_vector", "lora_diag", "lora_E", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+    ):
+        return f"{name}.default"
+    module, _, last = name.rpartition(".")
+    return f"{module}.default.{last}" if ".lora_" in name else name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rank-stabilized lora with patterns", "dora with bias all", "lora with every bias", "adalora"]
+    + ["lora on the embedding", "lora on the output head", "kasa", "monteclora"],
+)
+def test_tensors_named_as_they_are_in_a_model_are_those_that_peft_finds(name, tmp_path):
+    save_peft(tmp_path, tiny_qwen2(), CONFIGS[name]())
+    of_training = ("monteclora_sampler", "lora_magnitude_vector")
+    rename(tmp_path, lambda name: name if any(part in name for part in of_training) else name_in_a_model(name))
+    assert_equal_to_peft(tmp_path, tiny_qwen2)
+
+
+@pytest.mark.parametrize("suffix", ["", ".weight", ".default.weight"])
+def test_norms_of_dora_may_be_named_as_peft_finds_them(suffix, tmp_path):
+    save_peft(tmp_path, tiny_qwen2(), CONFIGS["dora"]())
+    rename(tmp_path, lambda name: name + suffix if name.endswith("lora_magnitude_vector") else name)
+    assert_equal_to_peft(tmp_path, tiny_qwen2)
+
+
+def test_a_tensor_that_is_there_by_both_names_is_refused(tmp_path):
+    save_peft(tmp_path, tiny_qwen2(), lora())
+    path, key = tmp_path / "adapter_model.safetensors", "base_model.model.model.layers.0.self_attn.q_proj.lora_A"
+    tensors = load_file(path)
+    save_file(tensors | {f"{key}.default.weight": tensors[f"{key}.weight"].clone()}, path)
+    with pytest.raises(InvalidAdapter, match=rf"{key}\.(default\.)?weight: expected it once"):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_qwen2()))
 
 
 KINDS = {**one_of_each_kind(), **one_of_each_kind(DENSE_CONFIGS)}

@@ -122,7 +122,7 @@ BAD_TENSORS = {
     "a doubled prefix": (rename("base_model.model.", "base_model.model.base_model.model."), None, True),
     "no prefix": (rename("base_model.model.", ""), None),
     "an adapter's name in the keys": (
-        rename(".lora_A.weight", ".lora_A.default.weight"),
+        rename(".lora_A.weight", ".lora_A.mine.weight"),
         f"{KEY}.lora_A.weight",
     ),
     "lora_A of one dimension": (lambda tensors: tensors.update({A: torch.ones(8)}), A, True),

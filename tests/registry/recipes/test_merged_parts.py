@@ -142,6 +142,7 @@ def check(merged: MergedAdapter, model: PreTrainedModel, base: Base, directory: 
         (untied, (lora(target_modules=["embed_tokens", "q_proj"]), lora(2, target_modules=["embed_tokens"])), "LORA"),
         (untied, (lora(target_modules=["lm_head", "v_proj"]), lora(2), norms("model.norm")), "LORA"),
         (tiny_qwen2, (lora(target_modules=["lm_head", "embed_tokens"]), beft("q_proj")), "LORA"),
+        (untied, (lora(target_modules=["embed_tokens"]), tokens(*FIRST), lora(2, modules_to_save=["lm_head"])), "LORA"),
     ],
 )
 @pytest.mark.parametrize("normalize", ["false", "true"])
@@ -227,6 +228,27 @@ def test_updates_of_tied_tokens_are_added_to_each_by_itself(
     assert found.rank == (rank or 7) and not found.linears
 
 
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], BOTH])
+def test_rows_of_tied_tokens_are_changed_below_their_update(targets: list[str], tmp_path: Path) -> None:
+    paths = written((lora(target_modules=targets), tokens(*FIRST)), tied, tmp_path)
+    merged = made(paths, [0.8, 0.5], tied, "linear")
+    one, rows = (lowered(path, tied) for path in paths)
+    model = tied()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    with torch.no_grad():
+        for part, update in ((model.model.embed_tokens, one.embedding_update), (model.lm_head, one.head_update)):
+            if update:
+                part.weight += 0.8 * update.rows @ update.directions
+            part.weight[FIRST] += 0.5 * (rows.embedding_rows.rows - rows.embedding_rows.base)  # type: ignore[union-attr]
+    check(merged, model, tied, tmp_path / "merged")
+
+
+def test_rows_of_a_tied_head_alone_are_refused_beside_an_update(tmp_path: Path) -> None:
+    configs = (lora(target_modules=["embed_tokens"]), lora(trainable_token_indices={"lm_head": FIRST}))
+    with pytest.raises(InvalidAdapter, match="change rows of a tied embedding or head alone"):
+        made(written(configs, tied, tmp_path), [0.8, 0.5], tied, "linear")
+
+
 def test_updates_of_tokens_beside_rotations_are_cut_with_them(tmp_path: Path) -> None:
     paths, weights = written((oft("q_proj"), lora(target_modules=BOTH)), untied, tmp_path), [0.8, 0.5]
     merged = made(paths, weights, untied, "svd", rank="64")
@@ -244,8 +266,7 @@ def test_updates_of_tokens_beside_rotations_are_cut_with_them(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("other", "problem"),
     [
-        (tokens(*FIRST), "change rows of some tokens beside an update of all tokens' rows"),
-        (lora(use_dora=True), "change output scales beside an update of all tokens' rows"),
+        (lora(use_dora=True), "change output scales, and all tokens' rows"),
         (lora(lora_bias=True), r"add a bias to layers\.0\.q_proj, which has none, beside tokens' updates"),
     ],
 )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from hotshoe.server.adapters import one_core
 from hotshoe.server.adapters.one_core import run_when_idle, use_one_core
 
 WORK_SECONDS = 0.3
@@ -64,7 +65,10 @@ def busy_core() -> Iterator[int]:
         process.kill()
 
 
-def test_a_thread_that_waits_for_an_idle_core_works_on_where_none_ever_is(busy_core: int) -> None:
+def test_a_thread_that_waits_for_an_idle_core_works_on_where_none_ever_is(
+    busy_core: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     data = bytes(1 << 20)
     waiting = threading.Event()
 
@@ -99,3 +103,21 @@ print(os.sched_getscheduler(0) == os.SCHED_BATCH)
 """
     answer = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True)
     assert answer.stdout == "True\n", answer.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no such policies here")
+@pytest.mark.parametrize("load, policy", [(0.5, "SCHED_IDLE"), (2.5, "SCHED_BATCH")])
+def test_a_thread_that_may_hold_the_interpreter_is_not_starved_where_others_keep_every_core_busy(
+    load: float, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load * (os.cpu_count() or 1), 0.0, 0.0))
+    found: list[int] = []
+
+    def work() -> None:
+        run_when_idle()
+        found.append(os.sched_getscheduler(threading.get_native_id()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [getattr(os, policy if one_core._may_come_back() else "SCHED_BATCH")]

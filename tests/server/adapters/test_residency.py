@@ -5,7 +5,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import canonical_adapters as canonical
@@ -16,8 +15,6 @@ from residency_house import WAIT, House, Weights, run_threads, tiers, until
 from store_adapters import publish
 
 from hotshoe.registry.formats.base import LinearId
-from hotshoe.registry.manifest import AdapterRecord
-from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters import residency
 from hotshoe.server.adapters.resident import LoadProgress, LoadStage, Tier
 from hotshoe.server.errors import AdapterSlotsFull, AdapterUnusable, Draining
@@ -253,6 +250,7 @@ def test_a_load_runs_on_idle_cores_until_somebody_is_in_a_hurry(
         return real(digest)
 
     monkeypatch.setattr(house.registry, "adapter_files", stuck)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(residency, "PATIENCE_SECONDS", 10 * WAIT if in_a_hurry == "a request" else 0.05)
     [loader] = house.residency._threads
     assert loader.native_id is not None
@@ -314,26 +312,10 @@ def test_a_storm_of_everything_leaves_no_reference_and_no_byte(new_house: Callab
     residency.check_integrity()
 
 
-class Shelf:
-    """A source of thousands of adapters, which are the files of one: digests and entries count here, not bytes."""
-
-    def __init__(self, registry: Registry, digest: str) -> None:
-        self._registry = registry
-        self._digest = digest
-
-    def adapter_record(self, digest: str) -> AdapterRecord:
-        return replace(self._registry.adapter_record(self._digest), digest=digest)
-
-    def adapter_files(self, digest: str) -> dict[str, Path]:
-        return self._registry.adapter_files(self._digest)
-
-
 def test_two_thousand_adapters_lie_on_the_host_and_any_of_them_is_served(new_house: Callable[..., House]) -> None:
     house = new_house(adapters=1, adapter_slots=8, rank=1)
-    house.registry_source = Shelf(house.registry, house.digests[0])
-    house.digests = [f"sha256:{number:064x}" for number in range(2000)]
-    house.residency.close()
-    residency = house.residency = house.new_residency()
+    house.fill_shelf(2000)
+    residency = house.residency
     for digest in house.digests:
         residency.prefetch(digest)
     until(lambda: len(residency.residents()) == 2000, seconds=10 * WAIT)

@@ -123,7 +123,8 @@ def test_two_hundred_adapters_over_eight_slots_make_progress(
     new_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hotshoe.server.adapters.claims.LEASE_SECONDS", 1000.0)  # all who wait ask again sooner
-    house = new_house(adapters=200, adapter_slots=8)
+    house = new_house(adapters=1, adapter_slots=8)
+    house.fill_shelf(200)
     waiting, running, served = list(house.digests), [], 0
     random.Random(0).shuffle(waiting)
     for digest in waiting:

@@ -73,3 +73,21 @@ def test_the_second_of_two_writers_takes_what_the_first_wrote(tmp_path: Path) ->
 
     assert (cache.add("sha256:ab", write) / "who").read_text() == "first"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    cache = BaseCache(tmp_path)
+    abandoned, young = tmp_path / ".tmp-abandoned", tmp_path / ".tmp-young"
+    for directory in (abandoned, young):
+        directory.mkdir()
+        (directory / "half").write_text("x")
+
+    def write(directory: Path) -> None:
+        (directory / "whole").write_text("x")
+        for path in (abandoned, directory):
+            os.utime(path, (0, 0))
+        cache.add("sha256:cd", lambda path: (path / "other").write_text("y") and None)
+        assert (directory / "whole").exists() and not abandoned.exists()
+
+    cache.add("sha256:ab", write)
+    assert young.exists()
