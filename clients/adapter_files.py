@@ -1,5 +1,6 @@
 """An adapter's directory as PEFT or AdapterHub saves it: what is published of it. Knows nothing of gRPC."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -8,8 +9,8 @@ from pathlib import Path
 
 from hotshoe.clients.errors import InvalidAdapterDirectory
 from hotshoe.clients.progress import Progress, ProgressCounter, ignore_progress
+from hotshoe.protos.v1.chunks import CHUNK_BYTES
 
-CHUNK_BYTES = 1 << 20
 LARGE_BYTES = 8 << 20  # of weights that are sent while they are hashed
 _KEPT_BYTES = 32 << 20
 WEIGHTS = "adapter_model.safetensors"
@@ -37,13 +38,14 @@ class AdapterFile:
         return file_chunks(self.path, offset)
 
 
+@functools.cache
 def expect_megabytes() -> None:
-    """Has the C library keep the memory of chunks that come and go.
+    """Has the C library keep the memory of chunks that come and go, for all of the process's life.
 
-    glibc gives back what is free beyond twice the largest piece that it was ever given back itself; each megabyte
-    would be taken from the system anew, and cleared.
+    glibc gives back what is free beyond twice the largest piece that it was ever given back itself; each chunk
+    would be taken from the system anew, and cleared. The piece is zeros that nobody touches, and so no memory.
     """
-    bytearray(_KEPT_BYTES // 2)
+    bytes(_KEPT_BYTES // 2)
 
 
 def file_chunks(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:

@@ -30,6 +30,7 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.enable_http_proxy", 0),  # a proxy set for the web is not the way to a model server
     ("grpc.enable_retries", 0),  # retry.py decides; two layers would multiply
+    *chunks.WINDOW_OPTIONS,
 )
 
 

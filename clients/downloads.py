@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from hotshoe.clients.adapter_files import CHUNK_BYTES, LARGE_BYTES, expect_megabytes
+from hotshoe.clients.adapter_files import LARGE_BYTES, expect_megabytes
+from hotshoe.protos.v1.chunks import CHUNK_BYTES
 from hotshoe.registry.stream_hash import Beside, StreamHash, begin_writing
 
 PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_BEGIN_BYTES = 1 << 20  # on their way to the disk at a time
 
 
 class RemoteFile(Protocol):
@@ -90,7 +92,7 @@ class PartialDownload:
     def _append(self, data: bytes | memoryview) -> None:
         self._stream.write(data)
         self._written += len(data)
-        if self._written - self._begun >= CHUNK_BYTES:
+        if self._written - self._begun >= _BEGIN_BYTES:
             self._stream.flush()
             begin_writing(self._stream.fileno(), self._begun, self._written)
             self._begun = self._written

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from hotshoe.protos.v1 import chunks
 from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.http_server import registry_http_server
 from hotshoe.registry.http_threads import tls_context
@@ -30,6 +31,7 @@ _GRPC_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    *chunks.WINDOW_OPTIONS,
 )
 
 

@@ -16,7 +16,8 @@ from hotshoe.clients.scenarios.stage import Stage
 SERVER_ARGUMENTS = ("--doctor", "require")
 STREAMS = 8
 ROUNDS = 5
-QUIET_SECONDS = 3.0
+QUIET_SECONDS = 2.0  # before and after: answers slow down as they grow longer, and the mean of both is as the middle
+_WHILE = "while an adapter is published and examined ÷ quiet"
 _LOOK_SECONDS = 0.1  # between looks for the report
 
 
@@ -39,10 +40,18 @@ async def run(stage: Stage) -> ScenarioReport:
         report.figures |= {name: median(figures[name] for figures in each) for name in each[0]}
     report.figures["publish_seconds"] = median(seconds)
     report.errors = count_errors(answer for streams in found for answer in streams.answers if answer.ended)
-    ratios = [one.figures("publishing")["publishing_p99"] / one.figures("quiet")["quiet_p99"] for one in found]
-    promise = "inter-token p99 of streams while an adapter is published and examined ÷ quiet"
-    report.bars.append(Bar(promise, median(ratios), Sense.AT_MOST, 1.10))
+    report.bars = [
+        Bar(f"inter-token p99 of streams {_WHILE}", _ratio(found, "p99"), Sense.AT_MOST, 1.10),
+        Bar(f"their tokens/s {_WHILE}", _ratio(found, "tokens_per_second"), Sense.AT_LEAST, 0.90),
+    ]
     return report
+
+
+def _ratio(found: Sequence[Streams], figure: str) -> float:
+    """The median of the rounds' ratios to their own quiet spans."""
+    return median(
+        one.figures("publishing")[f"publishing_{figure}"] / one.figures("quiet")[f"quiet_{figure}"] for one in found
+    )
 
 
 def _write(stage: Stage, scratch: Path, number: int) -> Path:
@@ -65,5 +74,5 @@ async def _round(stage: Stage, warm: Sequence[str], directory: Path, seconds: li
                 await asyncio.sleep(_LOOK_SECONDS)
         seconds.append(time.perf_counter() - started)
         with streams.span("quiet"):
-            await asyncio.sleep(quiet_seconds / 2)
+            await asyncio.sleep(quiet_seconds)
     return streams

@@ -14,7 +14,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from hotshoe.clients.adapter_files import WEIGHTS
@@ -69,18 +72,20 @@ class _Trial:
         self._adapter = work / "adapter"
         self._serial = 0
         self.size_bytes = 0
+        self._make(1)  # connects, and imports; the chunks and windows of what is large are what is looked at
+        self._publish()
+        self._pull()
+        self._pids = (stage.server_pid, os.getpid())
+        self._began_with = [_own_bytes(pid) for pid in self._pids]
 
     def memory(self, rank: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Makes the adapter of that rank; by how many MB server and client grow as they publish and pull it."""
-        shutil.rmtree(self._adapter, ignore_errors=True)
-        write_random_lora(self._adapter, rank=rank, seed=rank, shape=self._stage.settings.shape, dtype="F32")
-        self.size_bytes = (self._adapter / WEIGHTS).stat().st_size
-        self._publish()  # the first of a process takes what all later ones use
-        self._pull()
-        self._renew()
-        with _growth(self._stage.server_pid) as published:
+        """Makes the adapter of that rank; how many MB above what they began with server and client are at the most as
+        they publish and pull it.
+        """
+        self._make(rank)
+        with self._growth() as published:
             self._publish()
-        with _growth(self._stage.server_pid) as pulled:
+        with self._growth() as pulled:
             self._pull()
         return published(), pulled()
 
@@ -90,6 +95,13 @@ class _Trial:
         times = [_seconds(self._work, act) for act in (self._copy, self._publish, self._pull)]
         self._stage.tell(f"round {number}: least {times[0]:.3f} s, publish {times[1]:.3f} s, pull {times[2]:.3f} s")
         return times[0], times[1], times[2]
+
+    def _make(self, rank: int) -> None:
+        shutil.rmtree(self._adapter, ignore_errors=True)
+        write = partial(write_random_lora, rank=rank, seed=rank, shape=self._stage.settings.shape, dtype="F32")
+        with ProcessPoolExecutor(1, get_context("spawn")) as other:  # whose memory is not looked at
+            other.submit(write, self._adapter).result()
+        self.size_bytes = (self._adapter / WEIGHTS).stat().st_size
 
     def _renew(self) -> None:
         """Makes the adapter another one, on the disk before anything is measured."""
@@ -116,6 +128,28 @@ class _Trial:
             os.fsync(target.fileno())
         path.unlink()
 
+    @contextmanager
+    def _growth(self) -> Iterator[Callable[[], tuple[float, float]]]:
+        """How many MB above what they began with server and client are in the block, without the files they map.
+
+        What a first transfer leaves to the next counts, too: else one that is kept would hide what it took.
+        """
+        most = server, client = self._began_with
+        ended = threading.Event()
+
+        def sample() -> None:
+            nonlocal most
+            while not ended.wait(_SAMPLE_SECONDS):
+                most = [max(known, _own_bytes(pid)) for known, pid in zip(most, self._pids, strict=True)]
+
+        thread = threading.Thread(target=sample)
+        thread.start()
+        try:
+            yield lambda: ((most[0] - server) / MEGABYTE, (most[1] - client) / MEGABYTE)
+        finally:
+            ended.set()
+            thread.join()
+
 
 def _seconds(work: Path, act: Callable[[], None]) -> float:
     # What a virtual machine has freed it gives back, and waits for when it wants it again: that is no part of this.
@@ -126,27 +160,6 @@ def _seconds(work: Path, act: Callable[[], None]) -> float:
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
-
-
-@contextmanager
-def _growth(server_pid: int) -> Iterator[Callable[[], tuple[float, float]]]:
-    """By how many MB server and client grew at the most in the block, without the files that they map."""
-    pids = (server_pid, os.getpid())
-    before = most = [_own_bytes(pid) for pid in pids]
-    ended = threading.Event()
-
-    def sample() -> None:
-        nonlocal most
-        while not ended.wait(_SAMPLE_SECONDS):
-            most = [max(known, _own_bytes(pid)) for known, pid in zip(most, pids, strict=True)]
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield lambda: ((most[0] - before[0]) / MEGABYTE, (most[1] - before[1]) / MEGABYTE)
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _own_bytes(pid: int) -> int:

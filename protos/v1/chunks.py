@@ -4,12 +4,23 @@ They are on the wire what registry.proto says, UploadBlobRequest with `data` and
 `data`; whoever uses the generated code understands them.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hotshoe.protos.v1 import registry_pb2
 
 UPLOAD = "/hotshoe.v1.RegistryService/UploadBlob"
 DOWNLOAD = "/hotshoe.v1.RegistryService/DownloadBlob"
+
+# Of what either end sends at a time. Smaller ones cost more steps than they save memory; a server takes up to twice it.
+CHUNK_BYTES = 512 << 10
+
+# What comes before anybody has read it waits in the receiver's memory. Left to itself, gRPC finds that a fast network
+# could hold more and more, and lets tens of megabytes wait there.
+WINDOW_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", CHUNK_BYTES),
+)
 
 # Field number and wire type, as each field begins.
 _UPLOAD_DATA = b"\x12"

@@ -22,7 +22,9 @@ from hotshoe.registry.remotes.remote_url import RemoteUrl
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta, PutMode
 
-_PART_BYTES = 8 << 20  # of one request; what is not larger is made in one, and only if nothing is there
+# Of one request; what is not larger is made in one, and only if nothing is there. No part but the last may be smaller.
+_PART_BYTES = 5 << 20
+_PARTS_AT_ONCE = 3
 _SPAN_BYTES = 32 << 20  # of a blob that comes by one request: its timeout is for all of an answer
 _STREAM_BYTES = 1 << 20
 _DIGEST_BYTES = 71
@@ -130,7 +132,7 @@ class S3Remote:
         else:  # which S3 does not do only if nothing is there; the bytes are the same, whoever is last
             key, chunks = _blob_key(blob.digest), _chunks(source, sent)
             with self._told(_described(blob)):
-                self._obstore.put(self._store, key, chunks, chunk_size=_PART_BYTES, max_concurrency=2)
+                self._obstore.put(self._store, key, chunks, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
         sent(blob.size_bytes)
 
     def put_manifest(self, name: str, manifest: bytes) -> None:

@@ -12,7 +12,7 @@ from hotshoe.server.services.chunk_writer import ChunkWriter
 from hotshoe.server.services.registry_part import RegistryPart, check_count, file_of
 from hotshoe.server.services.rpc import Context, call, call_to_its_end
 
-MAX_CHUNK_BYTES = 1 << 20
+MAX_CHUNK_BYTES = 1 << 20  # of an upload
 
 
 class BlobService(RegistryPart):
@@ -50,10 +50,10 @@ class BlobService(RegistryPart):
         if request.offset < 0:
             raise InvalidRequest("offset", f"must be 0 or more, not {request.offset}")
         file: BinaryIO = await call(self._registry.read_blob, request.digest, request.offset)
-        reading = asyncio.ensure_future(call(file.read, MAX_CHUNK_BYTES))
+        reading = asyncio.ensure_future(call(file.read, chunks.CHUNK_BYTES))
         try:
             while data := await asyncio.shield(reading):
-                reading = asyncio.ensure_future(call(file.read, MAX_CHUNK_BYTES))  # while this one is sent
+                reading = asyncio.ensure_future(call(file.read, chunks.CHUNK_BYTES))  # while this one is sent
                 yield chunks.download_chunk(data)
         finally:
             await _settled(reading)

@@ -1,6 +1,12 @@
-"""A thread that keeps to one core takes no time of any other, whatever library computes for it."""
+"""A thread that keeps to one core takes no time of any other, whatever library computes for it; one that waits for an
+idle core does not wait for ever.
+"""
 
+import contextlib
+import hashlib
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from hotshoe.server.adapters import one_core
 from hotshoe.server.adapters.one_core import run_when_idle, use_one_core
 
 WORK_SECONDS = 0.3
@@ -46,6 +53,58 @@ def test_operations_take_the_time_of_their_own_thread_alone(what: str, two_threa
     assert every[0] < 1.3 * own[0]
 
 
+@pytest.fixture
+def busy_core() -> Iterator[int]:
+    """A core on which another process always runs."""
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, {{{core}}}); print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield core
+        process.kill()
+
+
+def test_a_thread_that_waits_for_an_idle_core_works_on_where_none_ever_is(
+    busy_core: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    data = bytes(1 << 20)
+    waiting = threading.Event()
+
+    def work() -> None:
+        os.sched_setaffinity(threading.get_native_id(), {busy_core})
+        run_when_idle()
+        waiting.set()
+        began = time.thread_time()
+        while time.thread_time() - began < WORK_SECONDS / 3:  # where it has but an idle thread's share: minutes
+            hashlib.sha256(data)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    waiting.wait()
+    policies = set()
+    while thread.is_alive():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            policies.add(os.sched_getscheduler(thread.native_id or 0))
+        time.sleep(0.01)
+    assert os.SCHED_BATCH in policies
+
+
+def test_a_thread_that_ran_when_idle_is_let_back_whoever_runs_the_server() -> None:
+    told = """
+import os
+from hotshoe.server.adapters.one_core import let_others_first, run_when_idle
+if os.geteuid() == 0:
+    os.setuid(65534)  # nobody
+for become in (run_when_idle, let_others_first):
+    become()
+print(os.sched_getscheduler(0) == os.SCHED_BATCH)
+"""
+    answer = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True)
+    assert answer.stdout == "True\n", answer.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no such policies here")
 @pytest.mark.parametrize("load, policy", [(0.5, "SCHED_IDLE"), (2.5, "SCHED_BATCH")])
 def test_a_thread_that_may_hold_the_interpreter_is_not_starved_where_others_keep_every_core_busy(
@@ -61,4 +120,4 @@ def test_a_thread_that_may_hold_the_interpreter_is_not_starved_where_others_keep
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [getattr(os, policy)]
+    assert found == [getattr(os, policy if one_core._may_come_back() else "SCHED_BATCH")]
