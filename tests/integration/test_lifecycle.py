@@ -302,7 +302,7 @@ def test_past_the_grace_the_rest_is_told_and_the_server_ends(start_server: Start
 def test_a_second_signal_ends_at_once(start_server: StartServer) -> None:
     server = start_server("--grace", "200", "--max-running-requests", "1")
     calls = _twenty_long(server)
-    server.process.send_signal(signal.SIGHUP)
+    server.terminate()
     until(lambda: "draining" in server.log)
     server.process.send_signal(signal.SIGINT)
     assert server.wait() == 0

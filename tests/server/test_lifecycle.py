@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from peft_adapters import write_lora
 from hotshoe.protos.v1 import generation_pb2, generation_pb2_grpc
 from hotshoe.registry.registry import AdapterRecord, FileDescriptor
 from hotshoe.server.config import Address, EngineConfig, ServerConfig
-from hotshoe.server.lifecycle import Server, StartupError
+from hotshoe.server.lifecycle import Server, StartupError, _Signals
 from hotshoe.server.services.health import Health
 
 LIMIT_SECONDS = 0.8
@@ -268,3 +269,22 @@ def test_a_start_that_fails_leaves_its_ports_free(config: ServerConfig) -> None:
             await asyncio.open_connection("127.0.0.1", server.http.address.port)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("minded", [True, False])
+def test_a_terminal_that_closes_is_a_signal_unless_the_server_was_told_not_to_mind(minded: bool) -> None:
+    async def both_were_noticed() -> bool:
+        signals = _Signals()
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGINT)
+        async with asyncio.timeout(60):
+            await signals.first.wait()
+            if minded:
+                await signals.second.wait()
+        return signals.second.is_set()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL if minded else signal.SIG_IGN)
+    try:
+        assert asyncio.run(both_were_noticed()) is minded
+    finally:
+        signal.signal(signal.SIGHUP, before)
