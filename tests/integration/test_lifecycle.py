@@ -304,7 +304,7 @@ def test_a_second_signal_ends_at_once(start_server: StartServer) -> None:
     calls = _twenty_long(server)
     server.terminate()
     until(lambda: "draining" in server.log)
-    server.process.send_signal(signal.SIGINT)
+    server.process.send_signal(signal.SIGTERM)
     assert server.wait() == 0
     assert "at_once=true" in server.log.lower()
     ends = list(map(_end, calls))
@@ -320,7 +320,7 @@ def test_a_server_whose_ready_line_nobody_reads_serves_and_ends_well(tiny_base: 
     os.close(write_end)
     try:
         until(lambda: " ready " in log.read_text() or process.poll() is not None)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log.read_text()
     finally:
         process.kill()

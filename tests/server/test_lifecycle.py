@@ -276,7 +276,7 @@ def test_a_terminal_that_closes_is_a_signal_unless_the_server_was_told_not_to_mi
     async def both_were_noticed() -> bool:
         signals = _Signals()
         signal.raise_signal(signal.SIGHUP)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
         async with asyncio.timeout(60):
             await signals.first.wait()
             if minded:
