@@ -9,13 +9,13 @@ A file that is gone or wrong admits nobody until it is right again.
 import base64
 import binascii
 import hmac
-import os
 import re
 import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from hotshoe.registry.file_stamp import file_stamp
 from hotshoe.registry.passwords import InvalidPassword, Password, ScryptPassword, parse_password
 
 _MAX_FILE_BYTES = 1 << 20
@@ -46,7 +46,7 @@ class HttpUsers:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._read_stamp = _stamp(path)
+        self._read_stamp = file_stamp(path)
         self._users = _read(path)
         self._nobody: Password = ScryptPassword.of(secrets.token_hex())
         self._key = secrets.token_bytes(32)
@@ -83,7 +83,7 @@ class HttpUsers:
 
     def _current(self) -> Mapping[str, Password]:
         with self._mutex:
-            stamp = _stamp(self._path)
+            stamp = file_stamp(self._path)
             if stamp != self._read_stamp:
                 self._read_stamp = stamp
                 try:
@@ -124,11 +124,3 @@ def _read(path: Path) -> dict[str, Password]:
             raise InvalidUsers(f"{path}: line {number}: {ascii(name)} is there twice")
         users[name] = password
     return users
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -20,6 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from hotshoe.registry.file_stamp import file_stamp
 from hotshoe.server.errors import Unauthenticated
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.callers import Caller, Scope
@@ -68,7 +69,7 @@ class TokenVerifier:
         self._issuer = issuer
         self._audience = audience
         self._tenant_claim = tenant_claim
-        self._stamp = _stamp(keys)
+        self._stamp = file_stamp(keys)
         self._keys = _read(keys)
         self._remembered: dict[bytes, tuple[float, Caller]] = {}  # by the token's hash: until when, and whose
         self._mutex = threading.Lock()
@@ -136,7 +137,7 @@ class TokenVerifier:
 
     def _current(self) -> Mapping[str, _Key]:
         with self._mutex:
-            stamp = _stamp(self._path)
+            stamp = file_stamp(self._path)
             if stamp != self._stamp:
                 self._stamp = stamp
                 self._remembered.clear()
@@ -223,11 +224,3 @@ def _usable(where: str, key: object) -> _Key:
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= _MIN_RSA_BITS:
         return _Key(key, "RS256")
     raise InvalidKeys(f"{where}: expected a public key: P-256, Ed25519, or RSA of {_MIN_RSA_BITS} bits or more")
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns
