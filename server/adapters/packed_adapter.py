@@ -76,33 +76,11 @@ def pack_adapter(
     sites = _by_site(adapter, shapes)
     ranks = {site: tuple(linear.rank for linear in linears) for site, linears in sites.items()}
     layout = factor_layout(tuple((site, shapes[site], found) for site, found in ranks.items() if any(found)))
-    # numpy asks for large pages, which are filled in a third of the time.
-    factors = torch.from_numpy(np.empty(layout.num_elements, f"i{dtype.itemsize}")).view(dtype)
-    for site, pairs in layout.by_site(factors):
-        linears = [linear for linear in sites[site] if linear.rank]
-        targets = [tensor for pair in pairs for tensor in (pair.a, pair.b)]
-        torch._foreach_copy_(targets, [tensor.t() for linear in linears for tensor in (linear.a, linear.b)])  # type: ignore[union-attr]
-        pause()
+    factors = _packed_factors(sites, layout, dtype, pause)
     vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
     rotations = {site: found for site, linears in sites.items() if (found := _site_rotations(linears, shapes[site]))}
     copies = {site: found for site, linears in sites.items() if (found := _site_copies(linears, shapes[site]))}
-    beyond: dict[Beyond, object] = {
-        "bottlenecks": adapter.bottlenecks,
-        "norms": adapter.norms,
-        "gated_prompts": adapter.gated_prompts,
-        "rotations": rotations,
-        "copies": copies,
-    }
-    sequence_terms = SequenceTerms(
-        kv_prefix=adapter.kv_prefix,
-        prompt_embeddings=adapter.prompt_embeddings,
-        embedding_rows=adapter.embedding_rows,
-        head_rows=adapter.head_rows,
-        embedding_update=adapter.embedding_update,
-        head_update=adapter.head_update,
-        invocation=adapter.invocation,
-        beyond=frozenset(name for name, found in beyond.items() if found),
-    )
+    sequence_terms = _sequence_terms(adapter, rotations, copies)
     parts = (*vectors.values(), *rotations.values(), *copies.values(), *adapter.bottlenecks.values())
     others = [tensor for found in parts for tensor in found.tensors()]
     prompts = [tensor for one in adapter.gated_prompts.values() for tensor in (one.keys, one.values)]
@@ -121,6 +99,43 @@ def pack_adapter(
         sequence_terms=own(sequence_terms),
         size_bytes=factors.nbytes + other_bytes,
         device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,
+    )
+
+
+def _packed_factors(
+    sites: Mapping[SiteId, Sequence[LoweredLinear]], layout: FactorLayout, dtype: torch.dtype, pause: Pause
+) -> Tensor:
+    """The factors of all sites, flat, as `layout` has them."""
+    # numpy asks for large pages, which are filled in a third of the time.
+    factors = torch.from_numpy(np.empty(layout.num_elements, f"i{dtype.itemsize}")).view(dtype)
+    for site, pairs in layout.by_site(factors):
+        linears = [linear for linear in sites[site] if linear.rank]
+        targets = [tensor for pair in pairs for tensor in (pair.a, pair.b)]
+        torch._foreach_copy_(targets, [tensor.t() for linear in linears for tensor in (linear.a, linear.b)])  # type: ignore[union-attr]
+        pause()
+    return factors
+
+
+def _sequence_terms(
+    adapter: LoweredAdapter, rotations: Mapping[SiteId, SiteRotations], copies: Mapping[SiteId, SiteCopies]
+) -> SequenceTerms:
+    """What is not a linear's, and which of its parts are beyond the low-rank tables."""
+    beyond: dict[Beyond, object] = {
+        "bottlenecks": adapter.bottlenecks,
+        "norms": adapter.norms,
+        "gated_prompts": adapter.gated_prompts,
+        "rotations": rotations,
+        "copies": copies,
+    }
+    return SequenceTerms(
+        kv_prefix=adapter.kv_prefix,
+        prompt_embeddings=adapter.prompt_embeddings,
+        embedding_rows=adapter.embedding_rows,
+        head_rows=adapter.head_rows,
+        embedding_update=adapter.embedding_update,
+        head_update=adapter.head_update,
+        invocation=adapter.invocation,
+        beyond=frozenset(name for name, found in beyond.items() if found),
     )
 
 
