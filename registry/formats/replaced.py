@@ -221,6 +221,7 @@ def chosen_norms(field: str, is_chosen: Callable[[str], bool], base: BaseShape) 
 
 
 def take_norms(norms: Sequence[NormId], suffix: str, tensors: Tensors, base: BaseShape) -> dict[NormId, TensorEntry]:
+    """Each norm's weights, from the tensor of its module's name and `suffix`. Raises InvalidAdapter, with the name."""
     found = {}
     for norm in norms:
         shape = base.norms[norm]

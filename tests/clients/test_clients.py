@@ -167,4 +167,5 @@ def test_what_is_no_address_is_refused_before_anything_is_sent(server: str) -> N
 
 @pytest.mark.parametrize("server", ["host:65535", "tls://host:1", "unix:/tmp/a.sock", "dns:host:1"])
 def test_what_may_be_an_address_is_taken(server: str) -> None:
-    Client(server).close()
+    with Client(server) as client:
+        assert client.server == server
