@@ -241,14 +241,14 @@ def test_a_transfer_that_nobody_waits_for_ends_and_goes_on_the_next_time(
 
     def give_up(step: TransferProgress) -> None:
         if step.blob.file_name == "README.md" and step.completed_bytes > 200_000:
-            raise Enough
+            raise Enough(step.completed_bytes)
 
-    with pytest.raises(Enough):
+    with pytest.raises(Enough) as given_up:
         pull(other, remote, "v1", name="given-up", progress=give_up)
     assert other.list() == ([], "")
     [blob] = [file for file in record.files if file.file_name == "README.md"]
     with other.open_upload(blob) as upload:
-        assert 200_000 < upload.committed_bytes < len(readme)
+        assert upload.committed_bytes == given_up.value.args[0]  # a fast machine reads the whole file at once
     assert pull(other, remote, "v1", name="given-up").created and other.fsck().is_clean
     with pytest.raises(Enough):
         push(registry, record, remote, name="given-up/too", progress=give_up)
