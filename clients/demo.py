@@ -23,6 +23,7 @@ STEP_METRIC = "hotshoe_batch_distinct_adapters"
 NEW_TOKENS = 48
 LONG_TOKENS = 320  # of the stream under which the tag moves
 MOVES = 8  # until it moves before the stream has ended
+ROUNDS = 4  # until streams of several adapters meet in a step
 MIN_STREAMS = 8
 
 
@@ -139,12 +140,21 @@ def plan_streams(adapters: Sequence[Published]) -> list[Stream]:
     return streams
 
 
-async def answer_all(client: AsyncClient, report: DemoReport) -> None:
-    """Runs all the report's streams at once, and keeps the time."""
-    started = time.perf_counter()
-    await asyncio.gather(*(answer(client, stream, seed=seed) for seed, stream in enumerate(report.streams)))
-    report.seconds = time.perf_counter() - started
-    report.tokens = sum(stream.tokens for stream in report.streams)
+async def answer_all(client: AsyncClient, report: DemoReport, http: str) -> StepProof:
+    """Runs all streams at once, and keeps the time; what http://`http`/metrics says of their steps.
+
+    Streams that have ended before the next one's adapter was loaded show nothing: a busy machine runs them again.
+    """
+    for _ in range(ROUNDS):
+        report.streams = plan_streams(report.adapters)
+        before, started = read_steps(http), time.perf_counter()
+        await asyncio.gather(*(answer(client, stream, seed=seed) for seed, stream in enumerate(report.streams)))
+        report.seconds = time.perf_counter() - started
+        report.tokens = sum(stream.tokens for stream in report.streams)
+        report.proof = proof = step_proof(before, read_steps(http))
+        if proof.steps_with_several:
+            break
+    return proof
 
 
 async def answer(

@@ -174,17 +174,15 @@ async def _show(server: str, http: str, directories: list[Path], say: Narrator) 
             size, digest = output.human_bytes(adapter.size_bytes), output.short_digest(adapter.digest)
             say.line(f"{adapter.name:12} {adapter.kind:14} {size:>9}  {digest}")
 
-        report.streams = steps.plan_streams(report.adapters)
-        say.heading(f"{len(report.streams)} streams at once in one batch: “{steps.QUESTION}”")
-        before = steps.read_steps(http)
+        streams = len(steps.plan_streams(report.adapters))
+        say.heading(f"{streams} streams at once in one batch: “{steps.QUESTION}”")
         with _answers_shown(report, say):
-            await steps.answer_all(client, report)
-        report.proof = steps.step_proof(before, steps.read_steps(http))
+            proof = await steps.answer_all(client, report, http)
         rate = f"{report.tokens_per_second:.0f} tokens/s"
         say.line(f"{report.tokens} tokens in {report.seconds:.1f} s, each adapter's first load included: {rate}")
         say.line(
-            f"http://{http}/metrics: {report.proof.steps} steps, {report.proof.steps_with_several} with several "
-            f"adapters; one held {report.proof.most_adapters_at_least} or more"
+            f"http://{http}/metrics: {proof.steps} steps, {proof.steps_with_several} with several adapters; "
+            f"one held {proof.most_adapters_at_least} or more"
         )
 
         say.heading("A tag moves while a stream runs on it")

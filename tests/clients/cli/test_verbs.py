@@ -303,7 +303,7 @@ def test_the_demo_shows_what_it_promises(server: LocalServer, hotshoe: Shell, ad
     assert report["failures"] == []
     assert [one["name"] for one in report["adapters"]] == ["amber", "birch", "cedar", "delta"]
     assert len(report["streams"]) == 10 and report["tokens"] > 0
-    assert report["proof"]["most_adapters_at_least"] >= 3
+    assert report["proof"]["steps_with_several"] > 0
     text = hotshoe("demo", "--server", server.grpc, "--http", server.http, "--adapters", str(adapters["amber"].parent))
     assert "Everything was as it should be." in text
 
