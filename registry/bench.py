@@ -24,7 +24,7 @@ from hotshoe.registry.bench_adapters import bench_base, lora_config, lora_tensor
 from hotshoe.registry.digest import digest_hex, digest_of
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowering import AdapterSummary
-from hotshoe.registry.index import IndexEntry
+from hotshoe.registry.index_rows import IndexEntry
 from hotshoe.registry.large_bench import measure_large
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, Artifact, FileDescriptor, build_artifact, build_index

@@ -22,7 +22,7 @@ from hotshoe.registry.digest import check_digest, digest_of, is_digest
 from hotshoe.registry.errors import InvalidReference
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowered import Approximation
-from hotshoe.registry.index import IndexEntry, ReferrerRow
+from hotshoe.registry.index_rows import IndexEntry, ReferrerRow
 from hotshoe.registry.reference import check_name, check_tag
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.digest import digest_of
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
 from hotshoe.registry.export import index_document
-from hotshoe.registry.index import Index, IndexDamaged, IndexEntry, ReferrerRow, StoredManifest
+from hotshoe.registry.index import Index, IndexDamaged
+from hotshoe.registry.index_rows import IndexEntry, ReferrerRow, StoredManifest
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.lease_log import LeaseLog
 from hotshoe.registry.locks import StoreLocks

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.index import Lease
+from hotshoe.registry.index_rows import Lease
 from hotshoe.registry.registry import FsckProgress, FsckReport, GarbageReport, LoggedMove, Referrer
 from hotshoe.registry.remotes.transfer import TransferProgress
 from hotshoe.registry.signing.policy import Mode

@@ -11,7 +11,7 @@ from store_adapters import lora_files, publish
 
 from hotshoe.registry import lease_log
 from hotshoe.registry.errors import AdapterNotFound, StoreUnavailable
-from hotshoe.registry.index import Lease
+from hotshoe.registry.index_rows import Lease
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.lease_log import LeaseLog
 from hotshoe.registry.registry import AdapterRecord, Registry

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_adapters import ia3_files, lora_files, publish, small_base
 
-from hotshoe.registry.index import IndexEntry, ReferrerRow
+from hotshoe.registry.index_rows import IndexEntry, ReferrerRow
 from hotshoe.registry.manifest import NotAnAdapter, build_index, canonical_json, read_index, read_log_id, read_manifest
 from hotshoe.registry.registry import Registry
 
