@@ -107,9 +107,8 @@ class Export:
 
 def index_document(index: Index, log: TagLog) -> tuple[int, bytes]:
     """index.json as the index has it at one moment, and the id of the log's last entry that is in it."""
-    logged = (
-        log.last_id()
-    )  # before: if the index knows of no entry, there has been none since it was rebuilt from these
+    # Before the snapshot: an index that knows of no entry was rebuilt from the log as it is now.
+    logged = log.last_id()
     snapshot = index.snapshot()
     log_id = snapshot.last_move or logged
     return log_id, build_index(snapshot.entries, snapshot.referrers, log_id=log_id)
