@@ -12,9 +12,9 @@ import time
 
 from hotshoe.registry.errors import StoreUnavailable
 from hotshoe.registry.index import Index
+from hotshoe.registry.index_json import build_index, read_log_id
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
-from hotshoe.registry.manifest import build_index, read_log_id
 from hotshoe.registry.tag_log import TagLog
 
 # What is built, written and synced in a few milliseconds.
