@@ -9,11 +9,11 @@ import sys
 import threading
 from pathlib import Path
 
-from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import InvalidReference, RemoteError, StoreUnavailable
-from hotshoe.registry.http_server import registry_http_server
-from hotshoe.registry.http_threads import tls_context
-from hotshoe.registry.http_users import HttpUsers, InvalidUsers, user_line
+from hotshoe.registry.http.distribution import Distribution
+from hotshoe.registry.http.server import registry_http_server
+from hotshoe.registry.http.threads import tls_context
+from hotshoe.registry.http.users import HttpUsers, InvalidUsers, user_line
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.blob_source import BlobsOfRemotes
 

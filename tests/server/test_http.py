@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hotshoe.registry.http_threads import HttpThreads, RequestHandler
+from hotshoe.registry.http.threads import HttpThreads, RequestHandler
 from hotshoe.server.config import Address
 from hotshoe.server.http import HttpServer
 

@@ -12,7 +12,6 @@ from docker_registry import DockerRegistry
 from signing_policies import rule, write_policy
 from store_adapters import ia3_files, lora_files, publish, small_base
 
-from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import (
     AdapterNotFound,
     InvalidAdapter,
@@ -21,7 +20,8 @@ from hotshoe.registry.errors import (
     RemoteUnavailable,
     SignaturesMissing,
 )
-from hotshoe.registry.http_server import registry_http_server
+from hotshoe.registry.http.distribution import Distribution
+from hotshoe.registry.http.server import registry_http_server
 from hotshoe.registry.manifest import INDEX_TYPE, FileDescriptor, blob_descriptors
 from hotshoe.registry.registry import AdapterRecord, Registry
 from hotshoe.registry.remotes.oci import OciRemote

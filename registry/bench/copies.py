@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from hotshoe.registry.bench_adapters import bench_base, lora_config, lora_tensors
+from hotshoe.registry.bench.adapters import bench_base, lora_config, lora_tensors
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.remote import parse_remote
