@@ -51,6 +51,7 @@ from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, re
 from hotshoe.registry.tag_log import LoggedMove, TagLog
 from hotshoe.registry.tag_policy import TagPolicy
 from hotshoe.registry.tags import Tags
+from hotshoe.registry.upload_parts import Parts
 from hotshoe.registry.uploads import Upload, Uploads
 from hotshoe.registry.writer import StoreWriter
 
@@ -125,9 +126,8 @@ class Registry(StoreKeeper):
         super().__init__(layout, locks=locks, index=index, commits=commits, log=log, reserve_bytes=reserve_bytes)
         policy = TagPolicy(mutable=mutable_tags)
         self._tags = Tags(locks=locks, index=index, commits=commits, log=log, policy=policy)
-        self._uploads = Uploads(
-            layout, blobs=self._blobs, locks=locks, max_blob_bytes=max_blob_bytes, ttl_seconds=upload_ttl_seconds
-        )
+        self._parts = Parts(layout, blobs=self._blobs, locks=locks, ttl_seconds=upload_ttl_seconds)
+        self._uploads = Uploads(self._parts, blobs=self._blobs, max_blob_bytes=max_blob_bytes)
         self._writer = StoreWriter(
             layout,
             locks=locks,
@@ -138,7 +138,7 @@ class Registry(StoreKeeper):
             quotas=Quotas(quotas or {}, self._stored_size),
         )
         with disk("removing old uploads"):
-            self._uploads.reap()
+            self._parts.reap()
 
     def _recover(self, layout: Layout, locks: StoreLocks, log: TagLog) -> Index:
         try:
@@ -421,7 +421,7 @@ class Registry(StoreKeeper):
         with disk("counting"):
             adapters, tags = self._index.counts()
             sizes = [size for _, size in self._blobs.scan()]
-            return StoreStats(adapters, tags, len(sizes), sum(sizes), self._uploads.count())
+            return StoreStats(adapters, tags, len(sizes), sum(sizes), self._parts.count())
 
 
 def _distinct_tags(tags: Sequence[str]) -> list[str]:
