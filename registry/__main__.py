@@ -31,13 +31,10 @@ def _check(arguments: argparse.Namespace) -> int:
     if not (arguments.registry / "oci-layout").is_file():
         return _fail(f"--registry: {arguments.registry} holds no registry")
     try:
-        registry = Registry(arguments.registry)
-        try:
+        with Registry(arguments.registry) as registry:
             source = BlobsOfRemotes(registry, arguments.remote, docker_config=arguments.docker_config)
             registry.heal_from(source)
             report = registry.fsck(heal=bool(arguments.remote))
-        finally:
-            registry.close()
     except (InvalidReference, RemoteError, StoreUnavailable) as error:
         return _fail(str(error))
     for failure in source.failures:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from hotshoe.registry.adoption import Approve, approve_all, check_contents, check_manifest, check_referrer
 from hotshoe.registry.attachment import check_attachment
@@ -26,8 +27,6 @@ from hotshoe.registry.export import Export
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.formats.lowering import inspect_adapter
-from hotshoe.registry.fsck import FsckProgress, FsckReport
-from hotshoe.registry.garbage import CollectedAdapter, GarbageReport
 from hotshoe.registry.index import Index
 from hotshoe.registry.keeper import StoreKeeper
 from hotshoe.registry.layout import Layout, disk
@@ -44,7 +43,7 @@ from hotshoe.registry.manifest import (
 )
 from hotshoe.registry.publication import base_model_name, check_annotations, check_files
 from hotshoe.registry.quotas import Quota, Quotas
-from hotshoe.registry.reader import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from hotshoe.registry.reader import MAX_PAGE_SIZE
 from hotshoe.registry.recovery import recover
 from hotshoe.registry.reference import check_name, check_tag, given_as
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
@@ -54,23 +53,6 @@ from hotshoe.registry.tags import Tags
 from hotshoe.registry.upload_parts import Parts
 from hotshoe.registry.uploads import Upload, Uploads
 from hotshoe.registry.writer import StoreWriter
-
-__all__ = [
-    "DEFAULT_PAGE_SIZE",
-    "MAX_PAGE_SIZE",
-    "AdapterRecord",
-    "CollectedAdapter",
-    "FileDescriptor",
-    "FsckProgress",
-    "FsckReport",
-    "GarbageReport",
-    "LoggedMove",
-    "Quota",
-    "Referrer",
-    "Registry",
-    "StoreStats",
-    "Upload",
-]
 
 MAX_TAGS_PER_PUBLISH = 32
 
@@ -87,8 +69,9 @@ class StoreStats:
 
 
 class Registry(StoreKeeper):
-    """An open store. Every method is synchronous and may be called from any thread; several processes may have one
-    store open. Wants a local disk: the locks and SQLite's log are not safe on network file systems.
+    """An open store; `close` it, or leave its `with` block. Every method is synchronous and may be called from any
+    thread; several processes may have one store open. Wants a local disk: the locks and SQLite's log are not safe on
+    network file systems.
 
     Args:
         root: the store's directory; made if it is missing, recovered if it was left in the middle of something.
@@ -146,6 +129,12 @@ class Registry(StoreKeeper):
         except BaseException:
             self._machine.release()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Lets go of the index. Uploads that were interrupted stay for a later `open_upload`."""

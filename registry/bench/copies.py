@@ -96,13 +96,8 @@ def _growth_of_pull(url: str, name: str, root: Path) -> int:
     return growth()
 
 
-@contextmanager
-def _store(root: Path) -> Iterator[Registry]:
-    store = Registry(root, max_blob_bytes=_MAX_BYTES)
-    try:
-        yield store
-    finally:
-        store.close()
+def _store(root: Path) -> Registry:
+    return Registry(root, max_blob_bytes=_MAX_BYTES)
 
 
 def _publish(store: Registry, size_bytes: int) -> AdapterRecord:

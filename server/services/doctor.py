@@ -25,8 +25,8 @@ from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_o
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.recipes.merged_adapter import MergedAdapter, merged_adapter
 from hotshoe.registry.recipes.mitigation import Mitigation, mitigate
-from hotshoe.registry.referrer import DIAGNOSIS_TYPE
-from hotshoe.registry.registry import Referrer, Registry
+from hotshoe.registry.referrer import DIAGNOSIS_TYPE, Referrer
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.validation import AdapterLimits, Pause
 from hotshoe.server.adapters.adapter_key import adapter_key
 from hotshoe.server.adapters.adapter_reader import check_finite

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.manifest import Lineage, Parent
+from hotshoe.registry.manifest import AdapterRecord, FileDescriptor, Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.reference import given_as
-from hotshoe.registry.registry import AdapterRecord, FileDescriptor
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message

@@ -14,7 +14,8 @@ from typing import Any, TextIO
 import pytest
 from store_adapters import lora_files, publish
 
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
 
 # Every call of ours that changes the disk; SQLite's own are behind its own tests.
 MUTATIONS = ("fsync", "link", "replace", "rename", "unlink", "truncate", "utime", "chmod", "open")

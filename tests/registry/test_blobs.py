@@ -10,7 +10,8 @@ import pytest
 from store_adapters import WEIGHTS, descriptors, lora_files, publish, small_base, upload
 
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
 
 Damage = Callable[[Path], None]
 

@@ -18,8 +18,8 @@ from store_adapters import ia3_files, lora_files, publish, small_base
 from hotshoe.registry.errors import AdapterNotFound, RegistryError, RemoteDamaged, RemoteError
 from hotshoe.registry.http.distribution import Distribution
 from hotshoe.registry.http.server import registry_http_server
-from hotshoe.registry.manifest import blob_descriptors
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord, blob_descriptors
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.oci import OciRemote
 from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote import parse_remote

@@ -22,8 +22,8 @@ from hotshoe.registry.errors import (
 )
 from hotshoe.registry.http.distribution import Distribution
 from hotshoe.registry.http.server import registry_http_server
-from hotshoe.registry.manifest import INDEX_TYPE, FileDescriptor, blob_descriptors
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import INDEX_TYPE, AdapterRecord, FileDescriptor, blob_descriptors
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.oci import OciRemote
 from hotshoe.registry.remotes.transfer import TransferProgress, mirror, pull, push
 from hotshoe.registry.signing.bundle import ANNOTATIONS, BUNDLE_FILE, BUNDLE_TYPE, sign
