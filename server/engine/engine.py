@@ -22,8 +22,9 @@ from hotshoe.server.engine.outcome import Outcome, read_result
 from hotshoe.server.engine.report import StepReport, step_stats
 from hotshoe.server.engine.request import AnswerOutput, FinishReason, Request, RequestTimes
 from hotshoe.server.engine.runner import new_runner
-from hotshoe.server.engine.scheduler import Chunk, Scheduler, StepPlan
+from hotshoe.server.engine.scheduler import Scheduler
 from hotshoe.server.engine.sequence import Sequence, SequenceStatus
+from hotshoe.server.engine.step_plan import Chunk, StepPlan
 from hotshoe.server.errors import AdapterUnusable, Draining, EngineDead, InvalidRequest, QueueFull
 
 if TYPE_CHECKING:
