@@ -14,7 +14,7 @@ from hotshoe.registry.validation import AdapterLimits
 from hotshoe.server.adapters.loader_pace import LoaderPace
 from hotshoe.server.adapters.one_core import let_others_first
 from hotshoe.server.model.spectra import Spectra
-from hotshoe.server.services import doctor as doctor_module
+from hotshoe.server.services import paced_work
 from hotshoe.server.services.doctor import Doctor
 
 FOREVER_SHARE = 1e-7  # half a millisecond of work costs more than an hour
@@ -29,7 +29,7 @@ def pace() -> LoaderPace:
 @pytest.fixture(autouse=True)
 def with_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long work has only idle cores otherwise, and a busy machine may have none."""
-    monkeypatch.setattr(doctor_module, "run_when_idle", let_others_first)
+    monkeypatch.setattr(paced_work, "run_when_idle", let_others_first)
 
 
 @pytest.fixture
