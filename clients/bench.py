@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from itertools import count, pairwise
 from typing import Any
@@ -262,9 +262,8 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 
 
 def _level_report(concurrency: int, rounds: Sequence[_Round]) -> LevelReport:
-    names = ("tokens_per_second", "ttft_p50", "ttft_p99", "inter_token_p50", "inter_token_p99", "client_cpu")
     figures = [one.figures for one in rounds]
-    medians = {name: _median(getattr(one, name) for one in figures) for name in names}
+    medians = {name.name: _median(getattr(one, name.name) for one in figures) for name in fields(Figures)}
     return LevelReport(
         concurrency=concurrency,
         median=Figures(**medians),  # type: ignore[arg-type]

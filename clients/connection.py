@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 import grpc
@@ -37,15 +36,29 @@ async def call_aio(method: Any, request: Any, attempts: Attempts) -> Any:
 
 
 class _Stubs:
-    """The services of a channel, and what a call of them needs."""
+    """A channel, the services behind it, and what a call of them needs."""
 
-    def __init__(self, channel: Any, server: str, retry: RetryPolicy) -> None:
-        self._channel = channel
+    _open_channel: Callable[..., Any]
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        token: Token | None = None,
+    ) -> None:
+        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port".
+
+        `token`, or what gives one for each call, says who calls; without it the environment's HOTSHOE_TOKEN, or the
+        file that HOTSHOE_TOKEN_FILE names. Raises ValueError where it would go to another machine in the clear.
+        """
+        self._channel = self._open_channel(server, credentials, token)
         self.server = server
         self._retry = retry
-        self._generation: Any = GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
-        self._registry: Any = registry_stub(channel)
-        self._residency: Any = ResidencyServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._registry: Any = registry_stub(self._channel)
+        self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def _opening(
         self, method: Any, request: Any, timeout: float | None
@@ -57,20 +70,7 @@ class _Stubs:
 class Connection(_Stubs):
     """What the blocking client's methods call."""
 
-    def __init__(
-        self,
-        server: str = DEFAULT_SERVER,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        retry: RetryPolicy = DEFAULT_RETRY,
-        token: Token | None = None,
-    ) -> None:
-        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port".
-
-        `token`, or what gives one for each call, says who calls; without it the environment's HOTSHOE_TOKEN, or the
-        file that HOTSHOE_TOKEN_FILE names. Raises ValueError where it would go to another machine in the clear.
-        """
-        super().__init__(open_channel(server, credentials, token), server, retry)
+    _open_channel = staticmethod(open_channel)
 
     def close(self) -> None:
         """Ends what is under way and closes the connection."""
@@ -79,9 +79,7 @@ class Connection(_Stubs):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def _call(self, method: Any, request: Any, timeout: float | None, *, idempotent: bool = True) -> Any:
@@ -91,20 +89,7 @@ class Connection(_Stubs):
 class AsyncConnection(_Stubs):
     """What the asyncio client's methods call."""
 
-    def __init__(
-        self,
-        server: str = DEFAULT_SERVER,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        retry: RetryPolicy = DEFAULT_RETRY,
-        token: Token | None = None,
-    ) -> None:
-        """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port".
-
-        `token`, or what gives one for each call, says who calls; without it the environment's HOTSHOE_TOKEN, or the
-        file that HOTSHOE_TOKEN_FILE names. Raises ValueError where it would go to another machine in the clear.
-        """
-        super().__init__(open_aio_channel(server, credentials, token), server, retry)
+    _open_channel = staticmethod(open_aio_channel)
 
     async def close(self) -> None:
         """Ends what is under way and closes the connection."""
@@ -113,9 +98,7 @@ class AsyncConnection(_Stubs):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     async def _call(self, method: Any, request: Any, timeout: float | None, *, idempotent: bool = True) -> Any:

@@ -9,11 +9,11 @@ import sys
 import threading
 from pathlib import Path
 
-from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import InvalidReference, RemoteError, StoreUnavailable
-from hotshoe.registry.http_server import registry_http_server
-from hotshoe.registry.http_threads import tls_context
-from hotshoe.registry.http_users import HttpUsers, InvalidUsers, user_line
+from hotshoe.registry.http.distribution import Distribution
+from hotshoe.registry.http.server import registry_http_server
+from hotshoe.registry.http.threads import tls_context
+from hotshoe.registry.http.users import HttpUsers, InvalidUsers, user_line
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.blob_source import BlobsOfRemotes
 
@@ -31,13 +31,10 @@ def _check(arguments: argparse.Namespace) -> int:
     if not (arguments.registry / "oci-layout").is_file():
         return _fail(f"--registry: {arguments.registry} holds no registry")
     try:
-        registry = Registry(arguments.registry)
-        try:
+        with Registry(arguments.registry) as registry:
             source = BlobsOfRemotes(registry, arguments.remote, docker_config=arguments.docker_config)
             registry.heal_from(source)
             report = registry.fsck(heal=bool(arguments.remote))
-        finally:
-            registry.close()
     except (InvalidReference, RemoteError, StoreUnavailable) as error:
         return _fail(str(error))
     for failure in source.failures:

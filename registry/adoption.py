@@ -87,8 +87,7 @@ def check_contents(content: AdapterContent, paths: Mapping[str, Path], base: Bas
     """
     files = {file.file_name: paths[file.file_name] for file in content.files if file.file_name in _READ}
     if base is not None and base.digest == content.base_digest:
-        rank = content.approximation.rank if content.approximation else 0
-        summary = inspect_adapter(files, base, approximate_rank=rank)
+        summary = inspect_adapter(files, base, approximate_rank=content.approximate_rank)
         found = (summary.kind, summary.rank, summary.virtual_tokens, summary.num_tasks, summary.target_modules)
         said = (content.kind, content.rank, content.virtual_tokens, content.num_tasks, content.target_modules)
         if found != said:

@@ -16,7 +16,8 @@ from typing import BinaryIO
 
 from hotshoe.registry.digest import digest_hex, digest_of, digest_of_stream, is_digest
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound
-from hotshoe.registry.index import Fingerprint, Index, is_io_error
+from hotshoe.registry.index import Index, is_io_error
+from hotshoe.registry.index_rows import Fingerprint
 from hotshoe.registry.layout import Layout, write_synced
 from hotshoe.registry.quarantine import Quarantine
 

@@ -4,7 +4,9 @@ import sqlite3
 from collections.abc import Callable, Sequence
 
 from hotshoe.registry.export import Export
-from hotshoe.registry.index import Index, ReferrerRow, Transaction, is_io_error
+from hotshoe.registry.index import Index, is_io_error
+from hotshoe.registry.index_rows import ReferrerRow
+from hotshoe.registry.index_transaction import Transaction
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.tag_log import Move, TagLog, log_line

@@ -12,9 +12,9 @@ import time
 
 from hotshoe.registry.errors import StoreUnavailable
 from hotshoe.registry.index import Index
+from hotshoe.registry.index_json import build_index, read_log_id
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
-from hotshoe.registry.manifest import build_index, read_log_id
 from hotshoe.registry.tag_log import TagLog
 
 # What is built, written and synced in a few milliseconds.
@@ -107,9 +107,8 @@ class Export:
 
 def index_document(index: Index, log: TagLog) -> tuple[int, bytes]:
     """index.json as the index has it at one moment, and the id of the log's last entry that is in it."""
-    logged = (
-        log.last_id()
-    )  # before: if the index knows of no entry, there has been none since it was rebuilt from these
+    # Before the snapshot: an index that knows of no entry was rebuilt from the log as it is now.
+    logged = log.last_id()
     snapshot = index.snapshot()
     log_id = snapshot.last_move or logged
     return log_id, build_index(snapshot.entries, snapshot.referrers, log_id=log_id)

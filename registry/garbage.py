@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.commits import Commits
 from hotshoe.registry.digest import is_digest
-from hotshoe.registry.index import Index, Transaction
+from hotshoe.registry.index import Index
+from hotshoe.registry.index_transaction import Transaction
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import PARENTS, NotAnAdapter, read_manifest

@@ -8,7 +8,8 @@ from hotshoe.registry.digest import check_digest
 from hotshoe.registry.errors import AdapterNotFound
 from hotshoe.registry.fsck import FsckProgress, FsckReport, check_blobs
 from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, Garbage, GarbageReport
-from hotshoe.registry.index import Index, Lease
+from hotshoe.registry.index import Index
+from hotshoe.registry.index_rows import Lease
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Leases
 from hotshoe.registry.locks import StoreLocks
@@ -81,9 +82,8 @@ class StoreKeeper(StoreReader):
         with disk("making a view"):
             try:
                 return self._make_view(digest)
-            except (
-                FileNotFoundError
-            ):  # a blob was found damaged and set aside since it was verified: it is told, or healed
+            except FileNotFoundError:
+                # A blob was found damaged and set aside since it was verified: that is told now, or healed.
                 return self._make_view(digest)
 
     def _make_view(self, digest: str) -> Path:

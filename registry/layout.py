@@ -142,16 +142,12 @@ class Layout:
         with open(fd, "rb") as file:
             return file.read(_MAX_INDEX_BYTES)
 
-    def export_index(self, data: bytes) -> None:
-        """Replaces index.json, durably."""
-        self.replace_file("index.json", data)
-
     def confirm_index(self, data: bytes) -> None:
         """Makes sure that index.json is `data`, durably, whoever wrote it."""
         if self.read_index() == data:
             self.sync_directory(self.root)  # another process may have died between its rename and its sync
         else:
-            self.export_index(data)
+            self.replace_file("index.json", data)
 
     def sync_blobs(self) -> None:
         """Makes every linked blob's name durable."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from hotshoe.registry.digest import is_digest
-from hotshoe.registry.index import Lease
+from hotshoe.registry.index_rows import Lease
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.manifest import canonical_json
 

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 from hotshoe.registry.digest import check_digest
 from hotshoe.registry.errors import AdapterNotFound, InvalidReference, QuotaExceeded, StoreUnavailable
-from hotshoe.registry.index import Lease, connect, file_identity, is_io_error
+from hotshoe.registry.index import connect, file_identity, is_io_error
+from hotshoe.registry.index_rows import Lease
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.lease_log import LeaseChange, LeaseLog
 

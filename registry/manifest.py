@@ -10,20 +10,16 @@ annotations have an equal digest under every name.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Self
 
 import rfc8785
 
-from hotshoe.registry.digest import check_digest, digest_of, is_digest
-from hotshoe.registry.errors import InvalidReference
+from hotshoe.registry.digest import digest_of, is_digest
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowered import Approximation
-from hotshoe.registry.index import IndexEntry, ReferrerRow
-from hotshoe.registry.reference import check_name, check_tag
 
 if TYPE_CHECKING:
     from hotshoe.registry.formats.lowering import AdapterSummary
@@ -61,12 +57,8 @@ PARENTS = ANNOTATION_PREFIX + "parents"
 _RECIPE = ANNOTATION_PREFIX + "recipe"
 _APPROXIMATION = ANNOTATION_PREFIX + "approximation"
 _TASKS = ANNOTATION_PREFIX + "tasks"  # how many, of adapters that have some
-_NAME = ANNOTATION_PREFIX + "name"  # in index.json, of adapters without a tag
-_SUBJECT = "dev.hotshoe.subject"  # in index.json, of referrers
-_LOG_ID = "dev.hotshoe.log.id"  # of index.json itself
 _FILE_PATH = "org.cncf.model.filepath"
 FILE_TITLE = "org.opencontainers.image.title"
-_REF_NAME = "org.opencontainers.image.ref.name"
 
 # What reading a JSON document of the wrong form raises.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -117,6 +109,11 @@ class AdapterContent:
     num_tasks: int = 0  # of which a request names one; 0 if it has none
 
     @property
+    def approximate_rank(self) -> int:
+        """What `lower_adapter` is to be told."""
+        return self.approximation.rank if self.approximation else 0
+
+    @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
@@ -126,52 +123,17 @@ class AdapterContent:
         return (self.config_digest, *(file.digest for file in self.files))
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterRecord:
-    """One adapter under one name, with the tags that point at it now."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRecord(AdapterContent):
+    """One adapter under one name, with the tags that point at it now, sorted."""
 
     name: str
-    digest: str
     tags: tuple[str, ...]
-    kind: str
-    base_model: str
-    base_digest: str
-    rank: int
-    virtual_tokens: int
-    target_modules: tuple[str, ...]
-    files: tuple[FileDescriptor, ...]
-    annotations: Mapping[str, str]
-    size_bytes: int
-    parents: tuple[Parent, ...] = ()
-    recipe: str = ""
-    approximation: Approximation | None = None
-    num_tasks: int = 0
-
-    @property
-    def approximate_rank(self) -> int:
-        """What `lower_adapter` is to be told."""
-        return self.approximation.rank if self.approximation else 0
 
     @classmethod
-    def of(cls, content: AdapterContent, *, name: str, tags: Sequence[str]) -> "AdapterRecord":
-        return cls(
-            name=name,
-            digest=content.digest,
-            tags=tuple(sorted(tags)),
-            kind=content.kind,
-            base_model=content.base_model,
-            base_digest=content.base_digest,
-            rank=content.rank,
-            virtual_tokens=content.virtual_tokens,
-            target_modules=content.target_modules,
-            files=content.files,
-            annotations=content.annotations,
-            size_bytes=content.size_bytes,
-            parents=content.parents,
-            recipe=content.recipe,
-            approximation=content.approximation,
-            num_tasks=content.num_tasks,
-        )
+    def of(cls, content: AdapterContent, *, name: str, tags: Sequence[str]) -> Self:
+        said = {field.name: getattr(content, field.name) for field in fields(AdapterContent)}
+        return cls(**said, name=name, tags=tuple(sorted(tags)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,48 +251,6 @@ def blob_descriptors(document: bytes) -> list[FileDescriptor]:
     return [FileDescriptor("config", config["digest"], int(config["size"])), *layers]
 
 
-class IndexListing(NamedTuple):
-    """What index.json lists. `log_id` is the entry of tags.log up to which it does; None if it does not say."""
-
-    entries: list[IndexEntry]
-    referrers: list[ReferrerRow]
-    log_id: int | None
-
-
-def build_index(entries: Iterable[IndexEntry], referrers: Iterable[ReferrerRow] = (), *, log_id: int = 0) -> bytes:
-    """index.json, in the order given: one descriptor a tag, with ref.name "name:tag", then one a referrer.
-
-    Referrers are listed because ordinary tools' garbage collection removes what index.json does not name.
-    """
-    listed = (canonical_json(_referrer_descriptor(row)).decode() for row in referrers)
-    manifests = ",".join((*map(_index_descriptor, entries), *listed))
-    head = f'{{"annotations":{{"{_LOG_ID}":"{log_id}"}},"manifests":['
-    return f'{head}{manifests}],"mediaType":"{INDEX_TYPE}","schemaVersion":2}}'.encode()
-
-
-def read_index(document: bytes) -> IndexListing | None:
-    """What index.json lists; None if it is torn, or not one that `build_index` made."""
-    entries: list[IndexEntry] = []
-    referrers: list[ReferrerRow] = []
-    try:
-        index = json.loads(document)
-        for descriptor in index["manifests"]:
-            if _SUBJECT in descriptor["annotations"]:
-                referrers.append(_referrer_row(descriptor))
-            else:
-                entries.append(_index_entry(descriptor))
-        log_id = index.get("annotations", {}).get(_LOG_ID)
-        return IndexListing(entries, referrers, None if log_id is None else int(log_id))
-    except (*MALFORMED, InvalidReference):
-        return None
-
-
-def read_log_id(document: bytes) -> int:
-    """The `log_id` that `build_index` wrote, from the beginning of what it made; -1 if that is not there."""
-    match = re.match(rb'\{"annotations":\{"%s":"(\d+)"\}' % re.escape(_LOG_ID).encode(), document)
-    return int(match[1]) if match else -1
-
-
 def canonical_json(value: Any) -> bytes:
     """RFC 8785: the one serialization of a value."""
     return rfc8785.dumps(value)
@@ -421,38 +341,3 @@ def _file(layer: Mapping[str, Any]) -> FileDescriptor:
     if name not in LAYER_TYPES:
         raise NotAnAdapter(f"it has a layer {str(name)[:80]!r}")
     return FileDescriptor(name, layer["digest"], int(layer["size"]))
-
-
-def _index_descriptor(entry: IndexEntry) -> str:
-    # Canonical JSON by hand, twenty times as fast; nothing in it needs escaping.
-    key, value = (_NAME, entry.name) if entry.tag is None else (_REF_NAME, f"{entry.name}:{entry.tag}")
-    return (
-        f'{{"annotations":{{"{key}":"{value}"}},"artifactType":"{ARTIFACT_TYPE}","digest":"{entry.digest}",'
-        f'"mediaType":"{MANIFEST_TYPE}","size":{entry.size_bytes}}}'
-    )
-
-
-def _index_entry(descriptor: Mapping[str, Any]) -> IndexEntry:
-    annotations = descriptor["annotations"]
-    name, tag = annotations.get(_NAME), None
-    if name is None:
-        name, _, tag = annotations[_REF_NAME].rpartition(":")
-        check_tag(tag)
-    return IndexEntry(check_name(name), tag, check_digest(descriptor["digest"]), int(descriptor["size"]))
-
-
-def _referrer_descriptor(row: ReferrerRow) -> dict[str, Any]:
-    return {
-        "mediaType": MANIFEST_TYPE,
-        "artifactType": row.artifact_type,
-        "digest": row.digest,
-        "size": row.size_bytes,
-        "annotations": {_SUBJECT: row.subject},
-    }
-
-
-def _referrer_row(descriptor: Mapping[str, Any]) -> ReferrerRow:
-    subject, artifact_type = descriptor["annotations"][_SUBJECT], str(descriptor["artifactType"])
-    return ReferrerRow(
-        check_digest(descriptor["digest"]), check_digest(subject), artifact_type, int(descriptor["size"])
-    )

@@ -10,7 +10,8 @@ from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.digest import check_digest, digest_of
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, BlobNotFound, InvalidReference
 from hotshoe.registry.healing import BlobSource, Healing
-from hotshoe.registry.index import AdapterRow, Index
+from hotshoe.registry.index import Index
+from hotshoe.registry.index_rows import AdapterRow
 from hotshoe.registry.layout import Layout, disk
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import AdapterContent, AdapterRecord, NotAnAdapter, read_manifest
@@ -185,7 +186,7 @@ class StoreReader:
             InvalidReference: that is no digest.
         """
         with disk("looking for children"):
-            rows = self._index.that_name(check_digest(digest))
+            rows = self._index.naming(check_digest(digest))
         records = self._records(rows)
         return [record for record in records if digest in {parent.digest for parent in record.parents}]
 

@@ -17,11 +17,13 @@ from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.digest import digest_of
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
 from hotshoe.registry.export import index_document
-from hotshoe.registry.index import Index, IndexDamaged, IndexEntry, ReferrerRow, StoredManifest
+from hotshoe.registry.index import Index, IndexDamaged
+from hotshoe.registry.index_json import IndexListing, read_index, read_log_id
+from hotshoe.registry.index_rows import IndexEntry, ReferrerRow, StoredManifest
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.lease_log import LeaseLog
 from hotshoe.registry.locks import StoreLocks
-from hotshoe.registry.manifest import IndexListing, NotAnAdapter, read_index, read_log_id, read_manifest
+from hotshoe.registry.manifest import NotAnAdapter, read_manifest
 from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.referrer import NotAReferrer, Referrer, read_referrer
 from hotshoe.registry.reserve import Reserve, is_full

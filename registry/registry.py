@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from hotshoe.registry.adoption import Approve, approve_all, check_contents, check_manifest, check_referrer
 from hotshoe.registry.attachment import check_attachment
@@ -26,8 +27,6 @@ from hotshoe.registry.export import Export
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.formats.lowering import inspect_adapter
-from hotshoe.registry.fsck import FsckProgress, FsckReport
-from hotshoe.registry.garbage import CollectedAdapter, GarbageReport
 from hotshoe.registry.index import Index
 from hotshoe.registry.keeper import StoreKeeper
 from hotshoe.registry.layout import Layout, disk
@@ -44,32 +43,16 @@ from hotshoe.registry.manifest import (
 )
 from hotshoe.registry.publication import base_model_name, check_annotations, check_files
 from hotshoe.registry.quotas import Quota, Quotas
-from hotshoe.registry.reader import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from hotshoe.registry.reader import MAX_PAGE_SIZE
 from hotshoe.registry.recovery import recover
 from hotshoe.registry.reference import check_name, check_tag, given_as
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
 from hotshoe.registry.tag_log import LoggedMove, TagLog
 from hotshoe.registry.tag_policy import TagPolicy
 from hotshoe.registry.tags import Tags
+from hotshoe.registry.upload_parts import Parts
 from hotshoe.registry.uploads import Upload, Uploads
 from hotshoe.registry.writer import StoreWriter
-
-__all__ = [
-    "DEFAULT_PAGE_SIZE",
-    "MAX_PAGE_SIZE",
-    "AdapterRecord",
-    "CollectedAdapter",
-    "FileDescriptor",
-    "FsckProgress",
-    "FsckReport",
-    "GarbageReport",
-    "LoggedMove",
-    "Quota",
-    "Referrer",
-    "Registry",
-    "StoreStats",
-    "Upload",
-]
 
 MAX_TAGS_PER_PUBLISH = 32
 
@@ -86,8 +69,9 @@ class StoreStats:
 
 
 class Registry(StoreKeeper):
-    """An open store. Every method is synchronous and may be called from any thread; several processes may have one
-    store open. Wants a local disk: the locks and SQLite's log are not safe on network file systems.
+    """An open store; `close` it, or leave its `with` block. Every method is synchronous and may be called from any
+    thread; several processes may have one store open. Wants a local disk: the locks and SQLite's log are not safe on
+    network file systems.
 
     Args:
         root: the store's directory; made if it is missing, recovered if it was left in the middle of something.
@@ -125,9 +109,8 @@ class Registry(StoreKeeper):
         super().__init__(layout, locks=locks, index=index, commits=commits, log=log, reserve_bytes=reserve_bytes)
         policy = TagPolicy(mutable=mutable_tags)
         self._tags = Tags(locks=locks, index=index, commits=commits, log=log, policy=policy)
-        self._uploads = Uploads(
-            layout, blobs=self._blobs, locks=locks, max_blob_bytes=max_blob_bytes, ttl_seconds=upload_ttl_seconds
-        )
+        self._parts = Parts(layout, blobs=self._blobs, locks=locks, ttl_seconds=upload_ttl_seconds)
+        self._uploads = Uploads(self._parts, blobs=self._blobs, max_blob_bytes=max_blob_bytes)
         self._writer = StoreWriter(
             layout,
             locks=locks,
@@ -138,7 +121,7 @@ class Registry(StoreKeeper):
             quotas=Quotas(quotas or {}, self._stored_size),
         )
         with disk("removing old uploads"):
-            self._uploads.reap()
+            self._parts.reap()
 
     def _recover(self, layout: Layout, locks: StoreLocks, log: TagLog) -> Index:
         try:
@@ -146,6 +129,12 @@ class Registry(StoreKeeper):
         except BaseException:
             self._machine.release()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Lets go of the index. Uploads that were interrupted stay for a later `open_upload`."""
@@ -421,7 +410,7 @@ class Registry(StoreKeeper):
         with disk("counting"):
             adapters, tags = self._index.counts()
             sizes = [size for _, size in self._blobs.scan()]
-            return StoreStats(adapters, tags, len(sizes), sum(sizes), self._uploads.count())
+            return StoreStats(adapters, tags, len(sizes), sum(sizes), self._parts.count())
 
 
 def _distinct_tags(tags: Sequence[str]) -> list[str]:

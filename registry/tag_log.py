@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import BinaryIO, NamedTuple
 
-from hotshoe.registry.index import ReferrerRow
+from hotshoe.registry.index_rows import ReferrerRow
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.manifest import canonical_json
 

@@ -3,7 +3,9 @@
 from hotshoe.registry.commits import Commits, move_tags
 from hotshoe.registry.digest import check_digest
 from hotshoe.registry.errors import AdapterNotFound, TagMoved
-from hotshoe.registry.index import AdapterRow, Index, Transaction
+from hotshoe.registry.index import Index
+from hotshoe.registry.index_rows import AdapterRow
+from hotshoe.registry.index_transaction import Transaction
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.reference import check_name, check_tag
 from hotshoe.registry.tag_log import LoggedMove, Move, TagLog

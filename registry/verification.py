@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, SignaturesMissing
-from hotshoe.registry.registry import Referrer, Registry
+from hotshoe.registry.referrer import Referrer
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.signing.bundle import BUNDLE_TYPE, MAX_BUNDLE_BYTES
 from hotshoe.registry.signing.errors import InvalidBundle
 from hotshoe.registry.signing.policy import Mode, Policy, PolicyFile, Rule

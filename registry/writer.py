@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.commits import Commits, move_tags
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, BlobNotFound, InvalidUpload
-from hotshoe.registry.index import Index, ReferrerRow, StoredManifest, Transaction
+from hotshoe.registry.index import Index
+from hotshoe.registry.index_rows import ReferrerRow, StoredManifest
+from hotshoe.registry.index_transaction import Transaction
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import AdapterContent, AdapterRecord, Artifact, FileDescriptor

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from hotshoe.registry.http_threads import HttpThreads, RequestHandler
+from hotshoe.registry.http.threads import HttpThreads, RequestHandler
 from hotshoe.server.config import Address
 from hotshoe.server.logs import log_event
 

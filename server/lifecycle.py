@@ -212,9 +212,8 @@ class _Signals:
         self.second = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if (
-                signal.getsignal(number) is not signal.SIG_IGN
-            ):  # as nohup, and a script for its background jobs, have it
+            # nohup, and a script for its background jobs, have it ignored; so it stays.
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._note)
 
     def _note(self) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import grpc
 
 from hotshoe.protos.v1 import chunks
-from hotshoe.registry.distribution import Distribution
-from hotshoe.registry.http_server import registry_http_server
-from hotshoe.registry.http_threads import tls_context
-from hotshoe.registry.http_users import HttpUsers, InvalidUsers
+from hotshoe.registry.http.distribution import Distribution
+from hotshoe.registry.http.server import registry_http_server
+from hotshoe.registry.http.threads import tls_context
+from hotshoe.registry.http.users import HttpUsers, InvalidUsers
 from hotshoe.registry.registry import Registry
 from hotshoe.server.config import Address, ServerConfig
 from hotshoe.server.http import HttpServer

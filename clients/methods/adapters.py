@@ -60,8 +60,7 @@ class AdapterMethods(Connection):
         attempts = Attempts(self._retry, timeout)
         request = registry.AdoptAdapterRequest(name=name, tags=registry_messages.several(tags), manifest=manifest)
         Transfers(self._registry, attempts, progress).upload_missing(files)
-        response: registry.AdoptAdapterResponse = self._call(self._registry.AdoptAdapter, request, attempts.remaining())
-        return response
+        return self._call(self._registry.AdoptAdapter, request, attempts.remaining())
 
     def pull(
         self,

@@ -60,10 +60,7 @@ class AsyncAdapterMethods(AsyncConnection):
         attempts = Attempts(self._retry, timeout)
         request = registry.AdoptAdapterRequest(name=name, tags=registry_messages.several(tags), manifest=manifest)
         await AsyncTransfers(self._registry, attempts, progress).upload_missing(files)
-        response: registry.AdoptAdapterResponse = await self._call(
-            self._registry.AdoptAdapter, request, attempts.remaining()
-        )
-        return response
+        return await self._call(self._registry.AdoptAdapter, request, attempts.remaining())
 
     async def pull(
         self,

@@ -33,8 +33,7 @@ class AsyncDocumentMethods(AsyncAdapterMethods):
         request = registry_messages.attach_request(
             reference, document, artifact_type=artifact_type, file_name=file_name, annotations=annotations or {}
         )
-        response: registry.AttachReferrerResponse = await self._call(self._registry.AttachReferrer, request, timeout)
-        return response
+        return await self._call(self._registry.AttachReferrer, request, timeout)
 
     async def report(
         self,
@@ -50,16 +49,14 @@ class AsyncDocumentMethods(AsyncAdapterMethods):
         are its summary. Raises ValueError where it is no JSON object.
         """
         request = evaluations.report_request(reference, report, file_name=file_name)
-        response: registry.AttachReferrerResponse = await self._call(self._registry.AttachReferrer, request, timeout)
-        return response
+        return await self._call(self._registry.AttachReferrer, request, timeout)
 
     async def adopt_referrer(
         self, manifest: bytes, document: bytes, *, timeout: float | None = QUICK_SECONDS
     ) -> registry.AdoptReferrerResponse:
         """Keeps a document about an adapter that is here as it was attached elsewhere: its manifest byte for byte."""
         request = registry.AdoptReferrerRequest(manifest=manifest, document=document)
-        response: registry.AdoptReferrerResponse = await self._call(self._registry.AdoptReferrer, request, timeout)
-        return response
+        return await self._call(self._registry.AdoptReferrer, request, timeout)
 
     async def read_blob(
         self, digest: str, *, max_bytes: int = MAX_SMALL_BLOB_BYTES, timeout: float | None = QUICK_SECONDS
@@ -81,10 +78,7 @@ class AsyncDocumentMethods(AsyncAdapterMethods):
         attempts = Attempts(self._retry, timeout)
         adapter = await self.get_adapter(reference, timeout=attempts.remaining())
         request = signatures.sign_request(adapter, key)
-        response: registry.AttachReferrerResponse = await self._call(
-            self._registry.AttachReferrer, request, attempts.remaining()
-        )
-        return response
+        return await self._call(self._registry.AttachReferrer, request, attempts.remaining())
 
     async def verify(self, reference: str, policy: "Policy", *, timeout: float | None = QUICK_SECONDS) -> "Verdict":
         """Whose signatures a policy counts for an adapter, checked here: the server is not taken at its word.

@@ -22,8 +22,7 @@ class AsyncGenerationMethods(AsyncConnection):
     ) -> generation.GenerateResponse:
         """Whole answers to `prompt`: text, token ids or chat messages. The options are GenerateOptions'."""
         request = messages.generate_request(prompt, options)
-        response: generation.GenerateResponse = await self._call(self._generation.Generate, request, timeout)
-        return response
+        return await self._call(self._generation.Generate, request, timeout)
 
     def stream(
         self,
@@ -50,19 +49,16 @@ class AsyncGenerationMethods(AsyncConnection):
         request = messages.score_request(
             prompt, choices, adapters=adapters, length_normalized=length_normalized, request_id=request_id
         )
-        response: generation.ScoreResponse = await self._call(self._generation.Score, request, timeout)
-        return response
+        return await self._call(self._generation.Score, request, timeout)
 
     async def tokenize(
         self, text: str, *, add_special_tokens: bool = False, timeout: float | None = QUICK_SECONDS
     ) -> generation.TokenizeResponse:
         """`text` as the base model's tokens."""
         request = generation.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
-        response: generation.TokenizeResponse = await self._call(self._generation.Tokenize, request, timeout)
-        return response
+        return await self._call(self._generation.Tokenize, request, timeout)
 
     async def model_info(self, *, timeout: float | None = QUICK_SECONDS) -> generation.GetModelInfoResponse:
         """The base model's identity and limits, and the server's capacity."""
         request = generation.GetModelInfoRequest()
-        response: generation.GetModelInfoResponse = await self._call(self._generation.GetModelInfo, request, timeout)
-        return response
+        return await self._call(self._generation.GetModelInfo, request, timeout)

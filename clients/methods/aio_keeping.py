@@ -18,8 +18,7 @@ class AsyncKeepingMethods(AsyncConnection):
         It is there, and the adapter is not collected, until `unview`.
         """
         request = registry.CreateViewRequest(reference=reference)
-        response: registry.CreateViewResponse = await self._call(self._registry.CreateView, request, timeout)
-        return response
+        return await self._call(self._registry.CreateView, request, timeout)
 
     async def unview(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> bool:
         """Removes an adapter's view; whether there was one."""
@@ -64,8 +63,7 @@ class AsyncKeepingMethods(AsyncConnection):
     ) -> registry.CollectGarbageResponse:
         """Removes what no tag, lease or view reaches and nobody touched within the grace, a day if it is not given."""
         request = registry.CollectGarbageRequest(dry_run=dry_run, grace_seconds=grace_seconds)
-        response: registry.CollectGarbageResponse = await self._call(self._registry.CollectGarbage, request, timeout)
-        return response
+        return await self._call(self._registry.CollectGarbage, request, timeout)
 
     async def check_store(
         self,

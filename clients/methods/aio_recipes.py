@@ -22,8 +22,7 @@ class AsyncRecipeMethods(AsyncConnection):
     ) -> registry.DiagnoseAdapterResponse:
         """Examines a published adapter, and keeps the report with it. With `exact`, intruder dimensions are counted."""
         request = registry.DiagnoseAdapterRequest(reference=reference, exact=exact)
-        response: registry.DiagnoseAdapterResponse = await self._call(self._registry.DiagnoseAdapter, request, timeout)
-        return response
+        return await self._call(self._registry.DiagnoseAdapter, request, timeout)
 
     async def diagnose_directory(
         self,
@@ -57,8 +56,7 @@ class AsyncRecipeMethods(AsyncConnection):
     ) -> registry.MitigateAdapterResponse:
         """Publishes an adapter as `name` anew, its intruder dimensions shrunk to `keep` of their strength, 0 to 1."""
         request = registry.MitigateAdapterRequest(reference=reference, keep=keep, name=name, tags=tags)
-        response: registry.MitigateAdapterResponse = await self._call(self._registry.MitigateAdapter, request, timeout)
-        return response
+        return await self._call(self._registry.MitigateAdapter, request, timeout)
 
     async def merge_adapters(
         self,
@@ -75,19 +73,16 @@ class AsyncRecipeMethods(AsyncConnection):
         The README has the methods and their parameters; the server names them where it is asked for others.
         """
         request = registry_messages.merge_request(sources, name, method=method, parameters=parameters or {}, tags=tags)
-        response: registry.MergeAdaptersResponse = await self._call(self._registry.MergeAdapters, request, timeout)
-        return response
+        return await self._call(self._registry.MergeAdapters, request, timeout)
 
     async def lineage(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.GetLineageResponse:
         """What an adapter was made from, back to the trained ones, and what was made from it."""
         request = registry.GetLineageRequest(reference=reference)
-        response: registry.GetLineageResponse = await self._call(self._registry.GetLineage, request, timeout)
-        return response
+        return await self._call(self._registry.GetLineage, request, timeout)
 
     async def compare_adapters(
         self, first: str, second: str, *, timeout: float | None = TRANSFER_SECONDS
     ) -> registry.CompareAdaptersResponse:
         """How two adapters differ, in their configs and in what they do to each of the base's weights."""
         request = registry.CompareAdaptersRequest(first=first, second=second)
-        response: registry.CompareAdaptersResponse = await self._call(self._registry.CompareAdapters, request, timeout)
-        return response
+        return await self._call(self._registry.CompareAdapters, request, timeout)

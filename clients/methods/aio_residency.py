@@ -37,8 +37,7 @@ class AsyncResidencyMethods(AsyncConnection):
     ) -> residency.UnloadAdapterResponse:
         """Unpins an adapter and drops it once no request uses it: one of its tasks, or all that there is of it."""
         request = residency.UnloadAdapterRequest(reference=reference, task=task)
-        response: residency.UnloadAdapterResponse = await self._call(self._residency.UnloadAdapter, request, timeout)
-        return response
+        return await self._call(self._residency.UnloadAdapter, request, timeout)
 
     async def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
         """The adapters that the server holds in memory."""

@@ -36,10 +36,7 @@ class AsyncTagMethods(AsyncConnection):
         Not tried again when the answer was lost: read the tag then.
         """
         request = registry.RollBackTagRequest(name=name, tag=tag)
-        response: registry.RollBackTagResponse = await self._call(
-            self._registry.RollBackTag, request, timeout, idempotent=False
-        )
-        return response
+        return await self._call(self._registry.RollBackTag, request, timeout, idempotent=False)
 
     async def list_tag_moves(
         self, name: str, tag: str = "", *, limit: int = 0, timeout: float | None = QUICK_SECONDS

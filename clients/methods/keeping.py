@@ -18,8 +18,7 @@ class KeepingMethods(Connection):
         It is there, and the adapter is not collected, until `unview`.
         """
         request = registry.CreateViewRequest(reference=reference)
-        response: registry.CreateViewResponse = self._call(self._registry.CreateView, request, timeout)
-        return response
+        return self._call(self._registry.CreateView, request, timeout)
 
     def unview(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> bool:
         """Removes an adapter's view; whether there was one."""
@@ -64,8 +63,7 @@ class KeepingMethods(Connection):
     ) -> registry.CollectGarbageResponse:
         """Removes what no tag, lease or view reaches and nobody touched within the grace, a day if it is not given."""
         request = registry.CollectGarbageRequest(dry_run=dry_run, grace_seconds=grace_seconds)
-        response: registry.CollectGarbageResponse = self._call(self._registry.CollectGarbage, request, timeout)
-        return response
+        return self._call(self._registry.CollectGarbage, request, timeout)
 
     def check_store(
         self,

@@ -21,8 +21,7 @@ class RecipeMethods(Connection):
     ) -> registry.DiagnoseAdapterResponse:
         """Examines a published adapter, and keeps the report with it. With `exact`, intruder dimensions are counted."""
         request = registry.DiagnoseAdapterRequest(reference=reference, exact=exact)
-        response: registry.DiagnoseAdapterResponse = self._call(self._registry.DiagnoseAdapter, request, timeout)
-        return response
+        return self._call(self._registry.DiagnoseAdapter, request, timeout)
 
     def diagnose_directory(
         self,
@@ -56,8 +55,7 @@ class RecipeMethods(Connection):
     ) -> registry.MitigateAdapterResponse:
         """Publishes an adapter as `name` anew, its intruder dimensions shrunk to `keep` of their strength, 0 to 1."""
         request = registry.MitigateAdapterRequest(reference=reference, keep=keep, name=name, tags=tags)
-        response: registry.MitigateAdapterResponse = self._call(self._registry.MitigateAdapter, request, timeout)
-        return response
+        return self._call(self._registry.MitigateAdapter, request, timeout)
 
     def merge_adapters(
         self,
@@ -74,19 +72,16 @@ class RecipeMethods(Connection):
         The README has the methods and their parameters; the server names them where it is asked for others.
         """
         request = registry_messages.merge_request(sources, name, method=method, parameters=parameters or {}, tags=tags)
-        response: registry.MergeAdaptersResponse = self._call(self._registry.MergeAdapters, request, timeout)
-        return response
+        return self._call(self._registry.MergeAdapters, request, timeout)
 
     def lineage(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.GetLineageResponse:
         """What an adapter was made from, back to the trained ones, and what was made from it."""
         request = registry.GetLineageRequest(reference=reference)
-        response: registry.GetLineageResponse = self._call(self._registry.GetLineage, request, timeout)
-        return response
+        return self._call(self._registry.GetLineage, request, timeout)
 
     def compare_adapters(
         self, first: str, second: str, *, timeout: float | None = TRANSFER_SECONDS
     ) -> registry.CompareAdaptersResponse:
         """How two adapters differ, in their configs and in what they do to each of the base's weights."""
         request = registry.CompareAdaptersRequest(first=first, second=second)
-        response: registry.CompareAdaptersResponse = self._call(self._registry.CompareAdapters, request, timeout)
-        return response
+        return self._call(self._registry.CompareAdapters, request, timeout)

@@ -37,8 +37,7 @@ class ResidencyMethods(Connection):
     ) -> residency.UnloadAdapterResponse:
         """Unpins an adapter and drops it once no request uses it: one of its tasks, or all that there is of it."""
         request = residency.UnloadAdapterRequest(reference=reference, task=task)
-        response: residency.UnloadAdapterResponse = self._call(self._residency.UnloadAdapter, request, timeout)
-        return response
+        return self._call(self._residency.UnloadAdapter, request, timeout)
 
     def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
         """The adapters that the server holds in memory."""

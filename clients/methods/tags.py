@@ -34,10 +34,7 @@ class TagMethods(Connection):
         Not tried again when the answer was lost: read the tag then.
         """
         request = registry.RollBackTagRequest(name=name, tag=tag)
-        response: registry.RollBackTagResponse = self._call(
-            self._registry.RollBackTag, request, timeout, idempotent=False
-        )
-        return response
+        return self._call(self._registry.RollBackTag, request, timeout, idempotent=False)
 
     def list_tag_moves(
         self, name: str, tag: str = "", *, limit: int = 0, timeout: float | None = QUICK_SECONDS

@@ -9,9 +9,8 @@ from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 if TYPE_CHECKING:
     from torch import Tensor
 
-OF_WEIGHT = frozenset(
-    {"input_scale", "input_rotation", "output_scale", "output_swap", "copies"}
-)  # what acts on W itself
+# What acts on W itself.
+OF_WEIGHT = frozenset({"input_scale", "input_rotation", "output_scale", "output_swap", "copies"})
 _FACTORS = frozenset({"a", "b", "scale"})
 _LOW_RANK = frozenset({"a", "b", "bias_delta", "scale"})
 _OF_ADAPTER = frozenset({"kind", "linears", "approximation"})

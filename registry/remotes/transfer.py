@@ -21,8 +21,9 @@ from hotshoe.registry.errors import (
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.manifest import AdapterRecord, FileDescriptor, blob_descriptors
 from hotshoe.registry.reference import check_name, check_tag
-from hotshoe.registry.registry import Registry, Upload
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.remote import Remote
+from hotshoe.registry.uploads import Upload
 
 
 @dataclass(frozen=True, slots=True)

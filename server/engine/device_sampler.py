@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.server.engine.sampler import CANDIDATES, uniform
-from hotshoe.server.engine.scheduler import Chunk
+from hotshoe.server.engine.step_plan import Chunk
 
 NUM_RIDERS = 5  # temperature, top_k, top_p, temperature · log(min_p), uniform
 _IDLE = (1.0, 0.0, 1.0, -math.inf, 0.0)

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING
 from hotshoe.server.config import EngineConfig
 from hotshoe.server.engine.admission import check_request
 from hotshoe.server.engine.inbox import Inbox
+from hotshoe.server.engine.intake import Intake
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.live_requests import LiveRequests, new_output
 from hotshoe.server.engine.outcome import Outcome, read_result
 from hotshoe.server.engine.report import StepReport, step_stats
 from hotshoe.server.engine.request import AnswerOutput, FinishReason, Request, RequestTimes
 from hotshoe.server.engine.runner import new_runner
-from hotshoe.server.engine.scheduler import Chunk, Scheduler, StepPlan
+from hotshoe.server.engine.scheduler import Scheduler
 from hotshoe.server.engine.sequence import Sequence, SequenceStatus
-from hotshoe.server.errors import AdapterUnusable, Draining, EngineDead, InvalidRequest, QueueFull
+from hotshoe.server.engine.step_plan import Chunk, StepPlan
+from hotshoe.server.errors import AdapterUnusable, Draining, EngineDead
 
 if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_slots import AdapterSlots
@@ -83,17 +85,13 @@ class Engine:
             tenant_weights=tenant_weights,
         )
         self._runner = new_runner(decoder, adapter_slots=slots, blocks=blocks)
-        self._live = LiveRequests(self._scheduler, eos_token_ids=eos_token_ids, on_finished=self._forget)
-
         self._inbox = Inbox()
-        self._request_ids: set[str] = set()  # not finished; guarded by the inbox's lock, as are the next three
-        self._draining = False
+        self._intake = Intake(self._inbox, capacity=config.max_running_requests + config.max_waiting_requests)
+        self._live = LiveRequests(self._scheduler, eos_token_ids=eos_token_ids, on_finished=self._intake.forget)
         self._stopping = False
-        self._death: BaseException | None = None
-
+        self._is_dead = False
         self._waiting_told = 0  # sequences, by the latest report
-        self._seconds_per_finish = 1.0  # a running mean
-        self._last_finish = self._heartbeat = time.monotonic()
+        self._heartbeat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         residency.on_change = self._note_residency_change
 
@@ -104,8 +102,8 @@ class Engine:
 
     def stop(self, timeout_seconds: float = 30.0) -> None:
         """Ends the thread after the step under way; what is not finished fails with Draining. May be called twice."""
-        with self._inbox.lock:
-            self._stopping = self._draining = True
+        self.begin_drain()
+        self._stopping = True
         self._inbox.wake()
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
@@ -127,19 +125,7 @@ class Engine:
             max_sequence_length=self._spec.max_sequence_length,
             adapter_slots=self._slots.num_slots,
         )
-        capacity = self.config.max_running_requests + self.config.max_waiting_requests
-        with self._inbox.lock:
-            if self._death is not None:
-                raise EngineDead("the engine has ended")
-            if self._draining:
-                raise Draining("the server is shutting down")
-            if request.request_id in self._request_ids:
-                raise InvalidRequest("request_id", "is in use by a request that is not finished")
-            if len(self._request_ids) >= capacity:
-                retry_after = min(max(self._seconds_per_finish, 0.1), 30.0)
-                raise QueueFull(f"{capacity} requests are under way", retry_after)
-            self._request_ids.add(request.request_id)
-            self._inbox.put(partial(self._live.accept, request))
+        self._intake.take(request.request_id, partial(self._live.accept, request))
         for use in request.adapters:
             self._residency.prefetch(use.key)
 
@@ -148,24 +134,21 @@ class Engine:
 
         Unknown ids are ignored.
         """
-        with self._inbox.lock:
-            if request_id in self._request_ids:
-                self._inbox.put(partial(self._live.end, request_id, FinishReason.CANCELLED, index=index))
+        self._intake.put(request_id, partial(self._live.end, request_id, FinishReason.CANCELLED, index=index))
 
     def begin_drain(self) -> None:
         """Takes no new requests from now on; those that were taken run to their end."""
-        with self._inbox.lock:
-            self._draining = True
+        if not self._is_dead:
+            self._intake.refuse(lambda: Draining("the server is shutting down"))
 
     def drained(self) -> bool:
         """Whether every request that was taken has ended."""
-        with self._inbox.lock:
-            return not self._request_ids
+        return self._intake.is_empty
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs: false before `start`, after `stop`, and once an error has ended it."""
-        return self._thread.is_alive() and self._death is None
+        return self._thread.is_alive() and not self._is_dead
 
     def heartbeat_age_seconds(self) -> float:
         """How long ago the thread last began a turn: the length of a step, or up to half a second when idle."""
@@ -186,10 +169,11 @@ class Engine:
             while not self._stopping:
                 if not self._turn():
                     self._rest()
-        except BaseException as death:
+        except BaseException:
             logger.exception("the engine's thread ends")
-            self._death = death
+            self._is_dead = True
             error = EngineDead("the engine has ended")
+            self._intake.refuse(lambda: EngineDead("the engine has ended"))
         self._end_everything(error)
 
     def _turn(self) -> bool:
@@ -289,8 +273,7 @@ class Engine:
 
     def _end_everything(self, error: Exception) -> None:
         """Takes the last messages, fails all that has not ended, and says so."""
-        with self._inbox.lock:
-            self._draining = True
+        self.begin_drain()
         outputs = self._take_messages() + self._live.fail_all(error)
         if outputs:
             self._report(StepPlan(), outputs, time.monotonic())
@@ -314,14 +297,6 @@ class Engine:
             self._on_step(StepReport(outputs, stats))
         except Exception:
             logger.exception("the report of a step was not taken; %d outputs are lost", len(outputs))
-
-    def _forget(self, request_id: str) -> None:
-        """A request has ended."""
-        now = time.monotonic()
-        self._seconds_per_finish += 0.1 * (min(now - self._last_finish, 60.0) - self._seconds_per_finish)
-        self._last_finish = now
-        with self._inbox.lock:
-            self._request_ids.discard(request_id)
 
     def _note_residency_change(self) -> None:
         self._inbox.put(self._retry_waiting)

@@ -10,7 +10,7 @@ from hotshoe.server.engine.logprobs import token_logprobs
 from hotshoe.server.engine.request import TokenLogprob
 from hotshoe.server.engine.runner import StepResult
 from hotshoe.server.engine.sampler import SamplingState, sample
-from hotshoe.server.engine.scheduler import Chunk
+from hotshoe.server.engine.step_plan import Chunk
 
 
 @dataclass(slots=True)

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hotshoe.server.engine.request import AnswerOutput
-from hotshoe.server.engine.scheduler import Scheduler, StepPlan
+from hotshoe.server.engine.scheduler import Scheduler
 from hotshoe.server.engine.sequence import Sequence
+from hotshoe.server.engine.step_plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,6 @@ class StepStats:
     prefix_queries: int  # tokens looked up in the prefix cache
     prefix_hits: int  # tokens found there
     seconds: float  # the whole step took
-    running_adapters: tuple[str, ...]  # keys in use by running sequences
     waiting_adapters: tuple[str, ...]  # keys that waiting sequences want
 
 
@@ -46,15 +46,14 @@ def step_stats(plan: StepPlan, scheduler: Scheduler, *, seconds: float) -> StepS
         rows=rows,
         prefill_tokens=rows - decode_tokens,
         decode_tokens=decode_tokens,
-        distinct_adapters=len(_digests(chunk.sequence for chunk in plan.chunks)),
+        distinct_adapters=len(_adapter_keys(chunk.sequence for chunk in plan.chunks)),
         preemptions=plan.num_preemptions,
         prefix_queries=plan.prefix_queries,
         prefix_hits=plan.prefix_hits,
         seconds=seconds,
-        running_adapters=_digests(scheduler.running),
-        waiting_adapters=_digests(scheduler.waiting),
+        waiting_adapters=_adapter_keys(scheduler.waiting),
     )
 
 
-def _digests(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+def _adapter_keys(sequences: Iterable[Sequence]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for sequence in sequences for key in sequence.adapter_keys))

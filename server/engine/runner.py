@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hotshoe.server.engine.device_sampler import NUM_RIDERS, Draw, draw_rows, sampling_riders
 from hotshoe.server.engine.kv_blocks import KvBlocks
-from hotshoe.server.engine.scheduler import Chunk, PrefixWrite, StepPlan, TailCopy
 from hotshoe.server.engine.step_batch import build_step_batch, by_pages, by_slots, page_slots, position_slots
+from hotshoe.server.engine.step_plan import Chunk, PrefixWrite, StepPlan, TailCopy
 
 if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_slots import AdapterSlots

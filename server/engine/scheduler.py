@@ -6,14 +6,15 @@ Knows sequences, pages and which adapters are on the device; knows nothing of te
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hotshoe.server.config import EngineConfig
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.prompt_budget import PromptBudget
 from hotshoe.server.engine.sequence import Sequence, SequenceStatus
+from hotshoe.server.engine.sequence_pages import SequencePages
 from hotshoe.server.engine.slot_line import SlotLine
+from hotshoe.server.engine.step_plan import Chunk, PrefixWrite, StepPlan, TailCopy
 from hotshoe.server.engine.tenant_shares import TenantShares
 from hotshoe.server.engine.waiting_queue import WaitingQueue
 from hotshoe.server.errors import PromptTooLong, ServerError
@@ -23,60 +24,6 @@ if TYPE_CHECKING:
     from hotshoe.server.adapters.residency import AdapterResidency
 
 MAX_LOGIT_ROWS = 256  # of one step: a row of logits is a whole vocabulary of floats
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Positions start … end−1 of one sequence, computed in one step; logits are wanted for the last `num_logits`.
-
-    Every chunk wants one at least: numbers that are not finite show there, and never reach the prefix cache.
-    """
-
-    sequence: Sequence
-    start: int
-    end: int
-    num_logits: int
-    draws: bool  # the last row's logits are for a token that is not known yet
-    decodes: bool  # its one row is the token that the step before drew
-
-    @property
-    def num_rows(self) -> int:
-        return self.end - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixWrite:
-    """Learned keys and values to put into positions start … end−1 of a sequence before the step."""
-
-    sequence: Sequence
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class TailCopy:
-    """Positions start … end−1 of a sequence are in that page of the cache, to be copied before the step."""
-
-    sequence: Sequence
-    page: int
-    start: int
-    end: int
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """What one step does: copy tails, then write learned prefixes, then compute the chunks."""
-
-    tail_copies: list[TailCopy] = field(default_factory=list)  # their pages may be other sequences' by now
-    prefix_writes: list[PrefixWrite] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)  # those of one row first
-    failed: list[tuple[Sequence, ServerError]] = field(default_factory=list)  # could not start, and never will
-    num_rows: int = 0
-    num_decodes: int = 0  # rows that `_plan_decodes` planned
-    num_logits: int = 0
-    num_preemptions: int = 0
-    prefix_queries: int = 0  # tokens looked up in the prefix cache
-    prefix_hits: int = 0  # tokens found there
 
 
 class Scheduler:
@@ -107,8 +54,7 @@ class Scheduler:
         self._config = config
         self._residency = residency
         self._adapter_slots = adapter_slots
-        self._base_digest = base_digest
-        self._scope = "" if config.share_prefixes else None  # of cached prefixes; None: the request's tenant
+        self._pages = SequencePages(blocks, base_digest=base_digest, shared=config.share_prefixes)
         self._max_sequence_length = max_sequence_length
         self._prompt_budget = PromptBudget(
             max_rows=config.max_prefill_tokens_with_decodes, max_stretch=config.max_step_stretch
@@ -148,19 +94,12 @@ class Scheduler:
     def commit(self, chunk: Chunk) -> None:
         """Takes note that a chunk was computed and its numbers are finite; its full pages may be shared from now on."""
         sequence = chunk.sequence
-        assert sequence.table is not None, "only running sequences are computed"
         sequence.computed = chunk.end
         if chunk.end >= sequence.virtual_tokens + sequence.num_prompt:
             sequence.prompt_computed = True
-        full = chunk.end // self.blocks.page_tokens
-        if full > sequence.offered_pages:
-            keys = self._page_keys(sequence, full)
-            pages = self.blocks.pages(sequence.table)[:full].tolist()
-            for page in range(sequence.offered_pages, full):
-                self.blocks.cache.insert(keys[page], pages[page])
-            sequence.offered_pages = full
+        self._pages.offer(sequence)
         if sequence.has_siblings and sequence.leader is None and chunk.start < sequence.shared_positions <= chunk.end:
-            self._offer_tail(sequence)
+            self._pages.offer_tail(sequence)
 
     def reset(self) -> None:
         """After a step that failed: every running sequence waits again, every page is free, nothing is cached."""
@@ -259,17 +198,15 @@ class Scheduler:
 
     def _open_table(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Takes cached pages for its beginning and free ones for the rest; False, and nothing taken, if too few."""
-        blocks, page_tokens = self.blocks, self.blocks.page_tokens
-        reusable = sequence.shared_positions // page_tokens
-        cached = blocks.cache.find(self._page_keys(sequence, reusable))
-        tail = self._find_tail(sequence) if len(cached) == reusable and sequence.has_siblings else None
+        blocks = self.blocks
+        cached, tail = self._pages.find(sequence)
         table = blocks.open_table(cached)
         spare = len(self.running)  # a page for the next token of each that runs: else it might be preempted at once
         missing = blocks.pages_for(sequence.target) - len(cached)
         if missing + spare > blocks.num_available or not blocks.grow(table, sequence.target):
             blocks.close_table(table)
             return False
-        sequence.table, sequence.offered_pages, sequence.computed = table, len(cached), len(cached) * page_tokens
+        sequence.table, sequence.offered_pages, sequence.computed = table, len(cached), len(cached) * blocks.page_tokens
         if tail is not None:
             plan.tail_copies.append(TailCopy(sequence, tail, sequence.computed, sequence.shared_positions))
             sequence.computed = sequence.shared_positions
@@ -282,33 +219,6 @@ class Scheduler:
         if sequence.started is None:  # preempted ones would find pages of their own
             sequence.cached_prompt_tokens = min(hits, sequence.num_prompt)
         return True
-
-    def _page_keys(self, sequence: Sequence, count: int) -> list[bytes]:
-        return sequence.page_keys(
-            count, page_tokens=self.blocks.page_tokens, base_digest=self._base_digest, scope=self._scope
-        )
-
-    def _tail_key(self, sequence: Sequence) -> bytes | None:
-        """The key of what siblings share behind their full pages; None if there is nothing."""
-        page_tokens, end = self.blocks.page_tokens, sequence.shared_positions
-        if end % page_tokens == 0:
-            return None
-        keys = self._page_keys(sequence, end // page_tokens)
-        return sequence.tail_key(keys, end, page_tokens=page_tokens, base_digest=self._base_digest, scope=self._scope)
-
-    def _offer_tail(self, sequence: Sequence) -> None:
-        """A leader has computed what its siblings share."""
-        key = self._tail_key(sequence)
-        if key is not None:
-            assert sequence.table is not None
-            page = self.blocks.pages(sequence.table)[sequence.shared_positions // self.blocks.page_tokens]
-            self.blocks.cache.insert_tail(key, int(page))
-
-    def _find_tail(self, sequence: Sequence) -> int | None:
-        """The page in which a leader left what this sequence needs."""
-        key = self._tail_key(sequence)
-        found = [] if key is None else self.blocks.cache.find([key])
-        return found[0] if found else None
 
     def _grow(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Makes room for its next position, if need be by preempting the newest; False if that is itself."""

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from hotshoe.registry.formats.lowered import TokenFactors
 from hotshoe.server.adapters.placed_adapter import Beyond, SequenceTerms
-from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN, chain_seed, joined_key, page_key
+from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN
 from hotshoe.server.engine.replaced_rows import CombinedRows, combined_rows
-from hotshoe.server.engine.request import AdapterUse, Request, TokenLogprob
+from hotshoe.server.engine.request import Request, TokenLogprob
 from hotshoe.server.engine.sampler import SamplingState
 
 WeightedFactors = tuple[TokenFactors, float]
@@ -67,6 +67,7 @@ class Sequence:
 
         self.table: int | None = None
         self.computed = 0
+        self.page_keys: list[bytes] = []  # the prefix cache's, of its first pages, as far as they were asked for
         self.offered_pages = 0  # leading pages that were taken from, or given to, the prefix cache
         self.stack: tuple[tuple[int, float], ...] = ()
         self.starts: tuple[float, ...] = (0,) * len(self.adapter_keys)
@@ -92,7 +93,6 @@ class Sequence:
         self.started: float | None = None  # time.monotonic() seconds
         self.first_token: float | None = None
         self.cached_prompt_tokens = 0
-        self._keys: list[bytes] = []
 
     @property
     def scores(self) -> bool:
@@ -192,41 +192,6 @@ class Sequence:
         if virtual <= 0:
             return self.tokens[start - self.virtual_tokens : end - self.virtual_tokens]
         return [VIRTUAL_TOKEN] * virtual + self.tokens[: max(0, end - self.virtual_tokens)]
-
-    def page_keys(self, count: int, *, page_tokens: int, base_digest: str, scope: str | None = None) -> list[bytes]:
-        """The prefix cache's keys of its first `count` pages, which must be full.
-
-        `scope`: who may share them, its tenant if not given. All calls must agree.
-        """
-        while len(self._keys) < count:
-            page = len(self._keys)
-            start, end = page * page_tokens, (page + 1) * page_tokens
-            previous = self._previous(self._keys, start, end, base_digest, scope)
-            self._keys.append(page_key(previous, self.tokens_at(start, end)))
-        return self._keys[:count]
-
-    def tail_key(
-        self, page_keys: Items[bytes], end: int, *, page_tokens: int, base_digest: str, scope: str | None
-    ) -> bytes:
-        """The prefix cache's key of what follows its first full pages, up to position `end`, in the next page."""
-        start = len(page_keys) * page_tokens
-        previous = self._previous(page_keys, start, end, base_digest, scope)
-        return page_key(previous, self.tokens_at(start, end))
-
-    def _previous(self, keys: Items[bytes], start: int, end: int, base_digest: str, scope: str | None) -> bytes:
-        """What the key of positions start … end−1 is chained to: the pages before, and who begins to act in them."""
-        if not keys:
-            acting = [(use.key, use.weight) for use, begin in self._uses() if begin == 0]
-            previous = chain_seed(base_digest, acting, self.request.tenant if scope is None else scope)
-        else:
-            previous = keys[-1]
-        for use, begin in self._uses():
-            if max(start, 1) <= begin < end:
-                previous = joined_key(previous, use.key, use.weight, int(begin))
-        return previous
-
-    def _uses(self) -> Iterator[tuple[AdapterUse, float]]:
-        return zip(self.request.adapters, self.starts, strict=True)
 
     def _last_place_of(self, token_ids: Items[int]) -> float:
         """The position where these tokens stand in the prompt for the last time, infinite if they do not."""

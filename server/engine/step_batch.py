@@ -13,7 +13,7 @@ from hotshoe.server.adapters.adapter_slots import AdapterSegment
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN
 from hotshoe.server.engine.replaced_rows import found_rows
-from hotshoe.server.engine.scheduler import Chunk
+from hotshoe.server.engine.step_plan import Chunk
 from hotshoe.server.model.decoder_input import DecoderInput, HeadRows, HeadUpdate
 
 

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,34 +25,34 @@ from hotshoe.registry.recipes.doctor import Diagnosis, Grade, diagnose, report_o
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.recipes.merged_adapter import MergedAdapter, merged_adapter
 from hotshoe.registry.recipes.mitigation import Mitigation, mitigate
-from hotshoe.registry.referrer import DIAGNOSIS_TYPE
-from hotshoe.registry.registry import Referrer, Registry
+from hotshoe.registry.referrer import DIAGNOSIS_TYPE, Referrer
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.validation import AdapterLimits, Pause
 from hotshoe.server.adapters.adapter_key import adapter_key
 from hotshoe.server.adapters.adapter_reader import check_finite
 from hotshoe.server.adapters.loader_pace import LoaderPace
 from hotshoe.server.adapters.lowered_cache import LoweredCache
-from hotshoe.server.adapters.one_core import let_others_first, run_when_idle, use_one_core
-from hotshoe.server.errors import AdapterRefused, Draining, ServerError
+from hotshoe.server.adapters.one_core import run_when_idle, use_one_core
+from hotshoe.server.errors import AdapterRefused, ServerError
 from hotshoe.server.logs import log_event
 from hotshoe.server.model.quantize import quantize_nf4
 from hotshoe.server.model.spectra import Spectra
+from hotshoe.server.services.paced_work import PacedWork
 from hotshoe.server.services.rpc import call
 
 REPORT_FILE = "doctor.json"
 ANNOTATION_PREFIX = "dev.hotshoe.doctor."
 _PATIENCE_SECONDS = 0.2  # that a publisher waits for a diagnosis which cannot stop him
-_UNASKED = 0.2  # of a load's share, for what nobody waits for: it is longer slices than a load's
 _QUIET_SECONDS = 2.0  # without decoding, before spectra are computed that nobody has asked for
 _LOOK_SECONDS = 0.25  # between looks at whether requests decode
 
 
 class Part(NamedTuple):
-    """One adapter of a merge."""
+    """One adapter that others are made of, or that is held against another."""
 
     files: Mapping[str, Path]
     approximate_rank: int  # to which it is cut, or 0
-    task: int | None  # of those that it has
+    task: int | None = None  # of those that it has
 
 
 class Doctor:
@@ -82,7 +82,7 @@ class Doctor:
         self._spectra = spectra
         self._limits = limits
         self._loaders = pace
-        self._closed = threading.Event()
+        self._work = PacedWork(pace)
         self._screens = ThreadPoolExecutor(1, "doctor", initializer=use_one_core)
         self._counts = ThreadPoolExecutor(1, "doctor-exact", initializer=use_one_core)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -94,66 +94,33 @@ class Doctor:
             RegistryError: they are no adapter of this base.
             Draining: the server is shutting down.
         """
-        executor: Executor = self._counts if exact else self._screens
-        given_up = threading.Event()
-        work = partial(self._diagnose, files, exact=exact, approximate_rank=approximate_rank, given_up=given_up)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(executor, work)
-        finally:
-            given_up.set()
+        executor = self._counts if exact else self._screens
+        work = partial(self._diagnose, files, exact=exact, approximate_rank=approximate_rank)
+        return await self._work.on(executor, work)
 
     async def approximate(self, files: Mapping[str, Path], *, rank: int) -> LoweredAdapter:
         """Files whose update is of full rank, cut to a rank, and what they keep of it. Raises as `diagnose` does."""
-        given_up = threading.Event()
-        work = partial(self._approximate, files, rank=rank, given_up=given_up)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._counts, work)
-        finally:
-            given_up.set()
+        return await self._work.on(self._counts, partial(self._approximate, files, rank=rank))
 
     def keep(self, record: AdapterRecord, lowered: LoweredAdapter) -> None:
         """Keeps what `approximate` gave of an adapter that is published now. Blocks on the disk."""
         if self._cache is not None:
             self._cache.add(record.digest, self._base.shape.digest, lowered)
 
-    async def mitigate(self, files: Mapping[str, Path], *, keep: float, approximate_rank: int = 0) -> Mitigation:
-        """Shrinks the intruders of an adapter's files to `keep` of their strength. Raises as `diagnose` does."""
-        given_up = threading.Event()
-        work = partial(self._mitigate, files, keep=keep, approximate_rank=approximate_rank, given_up=given_up)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._counts, work)
-        finally:
-            given_up.set()
+    async def mitigate(self, part: Part, *, keep: float) -> Mitigation:
+        """Shrinks the intruders of an adapter to `keep` of their strength. Raises as `diagnose` does."""
+        return await self._work.on(self._counts, partial(self._mitigate, part, keep=keep))
 
     async def merge(
-        self,
-        parents: Sequence[Part],
-        weights: Sequence[float],
-        parameters: MergeParameters,
-        *,
-        base_name: str,
+        self, parents: Sequence[Part], weights: Sequence[float], parameters: MergeParameters, *, base_name: str
     ) -> MergedAdapter:
         """Merges several adapters. Raises as `diagnose` does."""
-        given_up = threading.Event()
-        work = partial(self._merge, parents, weights, parameters, base_name=base_name, given_up=given_up)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._counts, work)
-        finally:
-            given_up.set()
+        work = partial(self._merge, parents, weights, parameters, base_name=base_name)
+        return await self._work.on(self._counts, work)
 
-    async def compare(
-        self, first: tuple[Mapping[str, Path], int], second: tuple[Mapping[str, Path], int]
-    ) -> Comparison:
-        """Holds two adapters against each other, each its files and the rank to which it is cut, or 0.
-
-        Raises as `diagnose` does.
-        """
-        given_up = threading.Event()
-        try:
-            work = partial(self._compare, first, second, given_up=given_up)
-            return await asyncio.get_running_loop().run_in_executor(self._counts, work)
-        finally:
-            given_up.set()
+    async def compare(self, first: Part, second: Part) -> Comparison:
+        """Holds two adapters against each other. Raises as `diagnose` does."""
+        return await self._work.on(self._counts, partial(self._compare, first, second))
 
     async def refuse_bad(
         self, name: str, files: Mapping[str, Path], *, exact: bool = False, approximate_rank: int = 0
@@ -197,7 +164,7 @@ class Doctor:
 
     async def close(self) -> None:
         """Ends what runs, at its next linear."""
-        self._closed.set()
+        self._work.closed.set()
         for task in list(self._tasks):
             task.cancel()
         for executor in (self._screens, self._counts):
@@ -209,23 +176,15 @@ class Doctor:
             if await call(self._registry.referrers, record.digest, DIAGNOSIS_TYPE):
                 return None
             files = await call(self._registry.adapter_files, record.digest)
-            rank = record.approximate_rank
-            digest = record.digest
-            work = partial(self._diagnose, files, exact=False, approximate_rank=rank, given_up=None, digest=digest)
+            work = partial(self._diagnose, files, approximate_rank=record.approximate_rank, digest=record.digest)
             diagnosis = await loop.run_in_executor(self._screens, work)
             await loop.run_in_executor(None, self.attach, record, diagnosis)
         except (RegistryError, ServerError, OSError) as error:
             log_event(logging.WARNING, "not_examined", name=record.name, digest=record.digest, reason=str(error))
             return None
         level = logging.INFO if diagnosis.grade in (Grade.OK, Grade.UNKNOWN) else logging.WARNING
-        log_event(
-            level,
-            "diagnosis",
-            name=record.name,
-            digest=record.digest,
-            grade=diagnosis.grade,
-            headline=diagnosis.headline,
-        )
+        grade, headline = diagnosis.grade, diagnosis.headline
+        log_event(level, "diagnosis", name=record.name, digest=record.digest, grade=grade, headline=headline)
         return diagnosis
 
     # The doctor's threads.
@@ -234,18 +193,17 @@ class Doctor:
         self,
         files: Mapping[str, Path],
         *,
-        exact: bool,
         approximate_rank: int,
-        given_up: threading.Event | None,
+        exact: bool = False,
+        given_up: threading.Event | None = None,
         digest: str = "",
     ) -> Diagnosis:
-        """`digest`: of the adapter, if it is published."""
-        pause = self._begin(given_up, is_long=exact)
-        rank = approximate_rank
-        tasks = tasks_of(files, self._base.shape, self._limits, approximate_rank=rank, pause=pause)
+        """`digest`: of the adapter, if it is published; without `given_up` nobody waits."""
+        pause = self._work.begin(given_up, is_long=exact)
+        tasks = tasks_of(files, self._base.shape, self._limits, approximate_rank=approximate_rank, pause=pause)
 
         def of_task(task: int | None) -> Diagnosis:
-            lowered = self._kept(digest, task, pause) or self._lower(files, rank, pause, task=task)
+            lowered = self._kept(digest, task, pause) or self._lower(Part(files, approximate_rank, task), pause)
             whole = (self._base, _requantized) if exact else (None, None)
             found = diagnose(lowered, self._spectra.of, base=whole[0], requantize=whole[1], pause=pause)
             return replace(found, task=task)
@@ -257,22 +215,18 @@ class Doctor:
             return None
         return self._cache.find(adapter_key(digest, task), self._base.shape.digest, pause=pause)
 
-    def _lower(
-        self, files: Mapping[str, Path], approximate_rank: int, pause: Pause, *, task: int | None = None
-    ) -> LoweredAdapter:
-        rank = approximate_rank
+    def _lower(self, part: Part, pause: Pause) -> LoweredAdapter:
+        files, rank, task = part
         return lower_adapter(files, self._base, self._limits, approximate_rank=rank, task=task, pause=pause)
 
     def _approximate(self, files: Mapping[str, Path], *, rank: int, given_up: threading.Event) -> LoweredAdapter:
-        lowered = self._lower(files, rank, self._begin(given_up, is_long=True))
+        lowered = self._lower(Part(files, rank), self._work.begin(given_up, is_long=True))
         check_finite(lowered)
         return lowered
 
-    def _mitigate(
-        self, files: Mapping[str, Path], *, keep: float, approximate_rank: int, given_up: threading.Event
-    ) -> Mitigation:
-        pause = self._begin(given_up, is_long=True)
-        return mitigate(self._lower(files, approximate_rank, pause), self._base, keep=keep, pause=pause)
+    def _mitigate(self, part: Part, *, keep: float, given_up: threading.Event) -> Mitigation:
+        pause = self._work.begin(given_up, is_long=True)
+        return mitigate(self._lower(part, pause), self._base, keep=keep, pause=pause)
 
     def _merge(
         self,
@@ -283,52 +237,23 @@ class Doctor:
         base_name: str,
         given_up: threading.Event,
     ) -> MergedAdapter:
-        pause = self._begin(given_up, is_long=True)
-        lowered = [self._lower(part.files, part.approximate_rank, pause, task=part.task) for part in parents]
+        pause = self._work.begin(given_up, is_long=True)
+        lowered = [self._lower(part, pause) for part in parents]
         return merged_adapter(lowered, weights, parameters, self._base, base_name=base_name, pause=pause)
 
-    def _compare(
-        self,
-        first: tuple[Mapping[str, Path], int],
-        second: tuple[Mapping[str, Path], int],
-        *,
-        given_up: threading.Event,
-    ) -> Comparison:
-        pause = self._begin(given_up, is_long=True)
-        one, two = (self._lower(files, rank, pause) for files, rank in (first, second))
-        return compare(one, two, self._base, pause=pause)
-
-    def _begin(self, given_up: threading.Event | None, *, is_long: bool = False) -> Pause:
-        """Begins a piece of work; gives what it calls between its parts. Without `given_up` nobody waits for it.
-
-        What is long has decompositions of whole weights in it: each is one operation that no pause divides, and so it
-        runs where a core is idle, whoever waits.
-        """
-        let_others_first() if given_up and not is_long else run_when_idle()
-
-        def is_over() -> bool:
-            return self._closed.is_set() or (given_up is not None and given_up.is_set())
-
-        share = self._loaders.share * (1.0 if given_up else _UNASKED)
-        pace = LoaderPace(share, decoding=lambda: self._loaders.decoding and not is_over())
-        pace.begin()
-
-        def pause() -> None:
-            pace.pause()
-            if is_over():
-                raise Draining("nobody waits for this any more")
-
-        return pause
+    def _compare(self, first: Part, second: Part, *, given_up: threading.Event) -> Comparison:
+        pause = self._work.begin(given_up, is_long=True)
+        return compare(self._lower(first, pause), self._lower(second, pause), self._base, pause=pause)
 
     def _warm(self) -> None:
         use_one_core()
         run_when_idle()
         start = time.monotonic() + _QUIET_SECONDS
-        while not self._closed.is_set() and (linear := self._spectra.next_unknown()) is not None:
+        while not self._work.closed.is_set() and (linear := self._spectra.next_unknown()) is not None:
             if self._loaders.decoding:
                 start = time.monotonic() + _QUIET_SECONDS
             if time.monotonic() < start:
-                self._closed.wait(_LOOK_SECONDS)
+                self._work.closed.wait(_LOOK_SECONDS)
             else:
                 self._spectra.of(linear)
 

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.manifest import Lineage, Parent
+from hotshoe.registry.manifest import AdapterRecord, FileDescriptor, Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
 from hotshoe.registry.reference import given_as
-from hotshoe.registry.registry import AdapterRecord, FileDescriptor
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
@@ -18,8 +17,8 @@ from hotshoe.server.services.doctor import Part
 from hotshoe.server.services.registry_messages import referrer_message
 from hotshoe.server.services.registry_part import RegistryPart, check_count, file_of
 from hotshoe.server.services.relations import comparison_message, lineage_message
-from hotshoe.server.services.requests import chosen_task
 from hotshoe.server.services.rpc import Context, call
+from hotshoe.server.services.task_choice import chosen_task
 
 
 class RecipeService(RegistryPart):
@@ -54,9 +53,8 @@ class RecipeService(RegistryPart):
         if not 0 <= request.keep < 1:
             raise InvalidRequest("keep", f"expected a number from 0 to below 1, not {request.keep}")
         parent = await call(self._registry.resolve, request.reference)
-        parts = await call(self._registry.adapter_files, parent.digest)
-        rank = parent.approximate_rank
-        mitigation = await self._doctor.mitigate(parts, keep=request.keep, approximate_rank=rank)
+        part = Part(await call(self._registry.adapter_files, parent.digest), parent.approximate_rank)
+        mitigation = await self._doctor.mitigate(part, keep=request.keep)
         made = lora_files(mitigation.updates, self._base, base_name=parent.base_model)
         files = await call(self._registry.add_files, made)
         paths = await call(self._registry.uploaded_files, files)
@@ -119,7 +117,8 @@ class RecipeService(RegistryPart):
         first = await self._resolve("first", request.first)
         second = await self._resolve("second", request.second)
         files = [await call(self._registry.adapter_files, record.digest) for record in (first, second)]
-        found = await self._doctor.compare((files[0], first.approximate_rank), (files[1], second.approximate_rank))
+        parts = [Part(of_one, record.approximate_rank) for of_one, record in zip(files, (first, second), strict=True)]
+        found = await self._doctor.compare(*parts)
         return await call(comparison_message, (first, second), (files[0], files[1]), found)
 
     async def _resolve(self, field: str, reference: str) -> AdapterRecord:

@@ -5,7 +5,8 @@ from concurrent.futures import Executor
 from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
 from hotshoe.registry.attachment import MAX_DOCUMENT_BYTES
 from hotshoe.registry.formats.base import BaseShape
-from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Registry
+from hotshoe.registry.manifest import AdapterRecord, FileDescriptor
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.verification import Verifier
 from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.errors import InvalidRequest

@@ -12,12 +12,13 @@ import secrets
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from hotshoe.protos.v1 import generation_pb2
 from hotshoe.registry.reference import given_as
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams, StopCriteria
 from hotshoe.server.errors import InvalidRequest, OnlyMergedServed, PromptTooLong
+from hotshoe.server.services.task_choice import chosen_task
 
 DEFAULT_MAX_NEW_TOKENS = 256
 MAX_ADAPTERS = 8
@@ -259,26 +260,6 @@ class RequestMapper:
     def _check_id(self, field: str, token: int) -> None:
         if token >= self.vocab_size:
             raise InvalidRequest(field, f"token id {token} is not below the vocabulary's {self.vocab_size}")
-
-
-class NamesTask(Protocol):
-    """A message that may name a task of an adapter."""
-
-    task: int
-
-    def HasField(self, name: Literal["task"], /) -> bool: ...
-
-
-def chosen_task(field: str, message: NamesTask, num_tasks: int) -> int | None:
-    """The task that a message names, of an adapter that has so many. Raises InvalidRequest if it must, or must not."""
-    task = message.task if message.HasField("task") else None
-    if num_tasks == 0:
-        if task is not None:
-            raise InvalidRequest(field, f"found {task}, expected none: the adapter has no tasks")
-    elif task is None or task >= num_tasks:
-        found = "missing" if task is None else f"found {task}"
-        raise InvalidRequest(field, f"{found}, expected a task from 0 to {num_tasks - 1}: the adapter has {num_tasks}")
-    return task
 
 
 def request_id_of(given: str) -> str:

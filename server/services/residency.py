@@ -20,8 +20,8 @@ from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.pull_through import PullThrough
-from hotshoe.server.services.requests import chosen_task
 from hotshoe.server.services.rpc import Context, call
+from hotshoe.server.services.task_choice import chosen_task
 
 DEFAULT_INTERVAL_MS = 1000
 MIN_INTERVAL_MS = 50

@@ -4,7 +4,7 @@ import logging
 from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.registry import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from hotshoe.registry.reader import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message

@@ -148,7 +148,7 @@ class Transfers:
 
         def approve(content: AdapterContent, files: Mapping[str, Path]) -> None:
             if self._refuse_bad is not None and content.base_digest == self._base.digest:
-                self._refuse_bad(name, files, content.approximation.rank if content.approximation else 0)
+                self._refuse_bad(name, files, content.approximate_rank)
 
         return approve
 

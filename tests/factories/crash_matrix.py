@@ -34,7 +34,8 @@ from store_children import check_whole
 from hotshoe.registry import export, lease_log
 from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.errors import AdapterNotFound, RegistryError
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote import parse_remote
 from hotshoe.registry.remotes.transfer import pull

@@ -12,8 +12,9 @@ from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
 from hotshoe.server.config import EngineConfig, ResidencyConfig
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams, StopCriteria
-from hotshoe.server.engine.scheduler import Scheduler, StepPlan
+from hotshoe.server.engine.scheduler import Scheduler
 from hotshoe.server.engine.sequence import Sequence as Answer
+from hotshoe.server.engine.step_plan import StepPlan
 
 
 class SteppedResidency:

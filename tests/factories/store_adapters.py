@@ -8,7 +8,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape
-from hotshoe.registry.registry import AdapterRecord, FileDescriptor, Registry
+from hotshoe.registry.manifest import AdapterRecord, FileDescriptor
+from hotshoe.registry.registry import Registry
 
 HIDDEN = 8
 CONFIG = "adapter_config.json"

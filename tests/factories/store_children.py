@@ -14,7 +14,8 @@ from typing import Any, TextIO
 import pytest
 from store_adapters import lora_files, publish
 
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
 
 # Every call of ours that changes the disk; SQLite's own are behind its own tests.
 MUTATIONS = ("fsync", "link", "replace", "rename", "unlink", "truncate", "utime", "chmod", "open")
@@ -86,7 +87,7 @@ def faults(fault: str, stop: int) -> Iterator[Callable[[], bool]]:
 
 
 def overwrite(path: Path, data: bytes) -> None:
-    """Writes into a blob's file, as no publisher would. Its time is another then, though no tick of the clock passed."""
+    """Writes into a blob's file, as no publisher would; its time is another then, though the clock did not tick."""
     written = path.stat().st_mtime_ns
     path.chmod(0o644)
     path.write_bytes(data)

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_process import ServerProcess, command, publish, until
 
 from hotshoe.protos.v1 import generation_pb2, generation_pb2_grpc, registry_pb2, residency_pb2
-from hotshoe.registry.http_users import user_line
+from hotshoe.registry.http.users import user_line
 from hotshoe.server.metric_table import METRICS, Kind
 
 StartServer = Callable[..., ServerProcess]

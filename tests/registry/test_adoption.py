@@ -22,8 +22,8 @@ from hotshoe.registry.errors import (
     InvalidUpload,
     StoreUnavailable,
 )
-from hotshoe.registry.manifest import FileDescriptor, blob_descriptors
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord, FileDescriptor, blob_descriptors
+from hotshoe.registry.registry import Registry
 
 OTHER_BASE = f"sha256:{'0b' * 32}"
 

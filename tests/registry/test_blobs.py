@@ -11,7 +11,8 @@ from store_adapters import WEIGHTS, descriptors, lora_files, publish, small_base
 from store_children import overwrite
 
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
 
 Damage = Callable[[Path], None]
 

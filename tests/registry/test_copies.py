@@ -13,7 +13,8 @@ import pytest
 from store_adapters import lora_files, publish
 from store_children import check_whole
 
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
 
 
 @pytest.fixture

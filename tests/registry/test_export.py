@@ -13,7 +13,7 @@ from store_adapters import lora_files, publish
 from store_children import check_whole, fork
 
 from hotshoe.registry import export
-from hotshoe.registry.manifest import read_log_id
+from hotshoe.registry.index_json import read_log_id
 from hotshoe.registry.registry import Registry
 
 

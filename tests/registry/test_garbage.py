@@ -17,9 +17,9 @@ from store_children import age, check_whole, faults, fork
 from hotshoe.registry import leases
 from hotshoe.registry import registry as registry_module
 from hotshoe.registry.errors import AdapterNotFound, BlobNotFound, QuotaExceeded, StoreUnavailable
-from hotshoe.registry.garbage import Garbage
-from hotshoe.registry.manifest import Lineage, Parent
-from hotshoe.registry.registry import AdapterRecord, CollectedAdapter, Registry
+from hotshoe.registry.garbage import CollectedAdapter, Garbage
+from hotshoe.registry.manifest import AdapterRecord, Lineage, Parent
+from hotshoe.registry.registry import Registry
 
 DAY = 24 * 3600.0
 

@@ -11,10 +11,11 @@ from store_adapters import lora_files, publish
 
 from hotshoe.registry import lease_log
 from hotshoe.registry.errors import AdapterNotFound, StoreUnavailable
-from hotshoe.registry.index import Lease
+from hotshoe.registry.index_rows import Lease
 from hotshoe.registry.layout import Layout
 from hotshoe.registry.lease_log import LeaseLog
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
 
 
 def with_leases(registry: Registry) -> tuple[list[AdapterRecord], list[Lease]]:

@@ -11,8 +11,9 @@ from store_children import age, check_whole
 
 from hotshoe.registry import export
 from hotshoe.registry.errors import RegistryError
-from hotshoe.registry.manifest import Lineage, Parent
-from hotshoe.registry.registry import AdapterRecord, Quota, Registry
+from hotshoe.registry.manifest import AdapterRecord, Lineage, Parent
+from hotshoe.registry.quotas import Quota
+from hotshoe.registry.registry import Registry
 
 DAY = 24 * 3600.0
 QUOTAS = {"*": Quota(1 << 20, 20), "team/": Quota(1 << 20, 2)}

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_adapters import ia3_files, lora_files, publish, small_base
 
-from hotshoe.registry.index import IndexEntry, ReferrerRow
-from hotshoe.registry.manifest import NotAnAdapter, build_index, canonical_json, read_index, read_log_id, read_manifest
+from hotshoe.registry.index_json import build_index, read_index, read_log_id
+from hotshoe.registry.index_rows import IndexEntry, ReferrerRow
+from hotshoe.registry.manifest import NotAnAdapter, canonical_json, read_manifest
 from hotshoe.registry.registry import Registry
 
 # The keys that ModelPack's config schema allows; each object there says additionalProperties: false.

@@ -13,8 +13,9 @@ from store_children import faults, fork, overwrite
 from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.errors import BlobCorrupt, StoreUnavailable
 from hotshoe.registry.garbage import Garbage
+from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.quarantine import DamagedFile
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.registry import Registry
 
 DAY = 24 * 3600.0
 

@@ -7,7 +7,8 @@ from store_adapters import lora_files, publish, upload
 from store_children import check_whole
 
 from hotshoe.registry.errors import AdapterNotFound, QuotaExceeded
-from hotshoe.registry.registry import Quota, Registry
+from hotshoe.registry.quotas import Quota
+from hotshoe.registry.registry import Registry
 
 
 def test_the_first_adapter_above_a_count_is_refused_and_nothing_of_it_is_named(root: Path) -> None:

@@ -17,7 +17,8 @@ from store_adapters import lora_files, publish
 from store_children import check_whole, fork, make_store
 
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, RegistryError, StoreUnavailable
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.registry import Registry
 
 
 @pytest.mark.parametrize("lost", [[".db"], [".db", ".db-wal"], [".db", ".db-wal", ".db-shm"]])

@@ -13,8 +13,8 @@ from store_adapters import lora_files, publish
 from store_children import check_whole, faults, fork, make_store
 
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, InvalidReference, StoreUnavailable
-from hotshoe.registry.referrer import DIAGNOSIS_TYPE
-from hotshoe.registry.registry import Referrer, Registry
+from hotshoe.registry.referrer import DIAGNOSIS_TYPE, Referrer
+from hotshoe.registry.registry import Registry
 
 NOWHERE = f"sha256:{'0' * 64}"
 

@@ -21,7 +21,8 @@ from hotshoe.registry.errors import (
     RegistryError,
     TagMoved,
 )
-from hotshoe.registry.registry import FileDescriptor, Registry
+from hotshoe.registry.manifest import FileDescriptor
+from hotshoe.registry.registry import Registry
 
 NOWHERE = f"sha256:{'0' * 64}"
 

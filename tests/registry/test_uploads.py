@@ -15,7 +15,8 @@ from store_adapters import descriptor, lora_files, publish
 
 from hotshoe.registry import uploads
 from hotshoe.registry.errors import InvalidReference, InvalidUpload, StoreUnavailable
-from hotshoe.registry.registry import FileDescriptor, Registry
+from hotshoe.registry.manifest import FileDescriptor
+from hotshoe.registry.registry import Registry
 
 DATA = bytes(range(256)) * 40
 BLOB = descriptor(DATA)

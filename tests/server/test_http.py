@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hotshoe.registry import http_threads
-from hotshoe.registry.http_threads import HttpThreads, RequestHandler
+from hotshoe.registry.http import threads as http_threads
+from hotshoe.registry.http.threads import HttpThreads, RequestHandler
 from hotshoe.server.config import Address
 from hotshoe.server.http import HttpServer
 

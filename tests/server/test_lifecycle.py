@@ -19,7 +19,7 @@ from model_directories import tiny_model, write_tiny_model
 from peft_adapters import write_lora
 
 from hotshoe.protos.v1 import generation_pb2, generation_pb2_grpc
-from hotshoe.registry.registry import AdapterRecord, FileDescriptor
+from hotshoe.registry.manifest import AdapterRecord, FileDescriptor
 from hotshoe.server.config import Address, EngineConfig, ServerConfig
 from hotshoe.server.lifecycle import Server, StartupError, _Signals
 from hotshoe.server.services.health import Health

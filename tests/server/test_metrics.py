@@ -76,7 +76,6 @@ def _stats(**changed: object) -> StepStats:
         "prefix_queries": 64,
         "prefix_hits": 32,
         "seconds": 0.01,
-        "running_adapters": (),
         "waiting_adapters": (),
     }
     return StepStats(**{**values, **changed})

@@ -16,11 +16,11 @@ from docker_registry import DockerRegistry
 from fault_proxy import Answer, Fault, FaultProxy, endless, position_of
 from store_adapters import ia3_files, lora_files, publish, small_base
 
-from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import AdapterNotFound, RegistryError, RemoteDamaged, RemoteError
-from hotshoe.registry.http_server import registry_http_server
-from hotshoe.registry.manifest import blob_descriptors
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.http.distribution import Distribution
+from hotshoe.registry.http.server import registry_http_server
+from hotshoe.registry.manifest import AdapterRecord, blob_descriptors
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes import connections
 from hotshoe.registry.remotes.oci import OciRemote
 from hotshoe.registry.remotes.patience import Patience

@@ -13,7 +13,6 @@ from signing_policies import rule, write_policy
 from store_adapters import ia3_files, lora_files, publish, small_base
 from store_children import overwrite
 
-from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import (
     AdapterNotFound,
     InvalidAdapter,
@@ -22,9 +21,10 @@ from hotshoe.registry.errors import (
     RemoteUnavailable,
     SignaturesMissing,
 )
-from hotshoe.registry.http_server import registry_http_server
-from hotshoe.registry.manifest import INDEX_TYPE, FileDescriptor, blob_descriptors
-from hotshoe.registry.registry import AdapterRecord, Registry
+from hotshoe.registry.http.distribution import Distribution
+from hotshoe.registry.http.server import registry_http_server
+from hotshoe.registry.manifest import INDEX_TYPE, AdapterRecord, FileDescriptor, blob_descriptors
+from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.oci import OciRemote
 from hotshoe.registry.remotes.transfer import TransferProgress, mirror, pull, push
 from hotshoe.registry.signing.bundle import ANNOTATIONS, BUNDLE_FILE, BUNDLE_TYPE, sign

@@ -13,7 +13,8 @@ from tiny_models import base_shape
 from transformers import PreTrainedModel
 
 from hotshoe.registry.formats.base import BaseShape, BaseWeights
-from hotshoe.registry.registry import FileDescriptor, Registry
+from hotshoe.registry.manifest import FileDescriptor
+from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.config import ResidencyConfig

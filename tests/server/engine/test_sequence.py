@@ -7,9 +7,11 @@ from running_engine import make_request
 
 from hotshoe.registry.formats.lowered import KvPrefix
 from hotshoe.server.adapters.adapter_slots import SequenceTerms
+from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN
 from hotshoe.server.engine.request import AdapterUse, Request
 from hotshoe.server.engine.sequence import Sequence, SequenceStatus
+from hotshoe.server.engine.sequence_pages import SequencePages
 
 USES = (AdapterUse("a", "a", "sha256:1"), AdapterUse("b", "b", "sha256:2", weight=0.5))
 SOFT = (
@@ -23,7 +25,8 @@ def make_sequence(request: Request, *, index: int = 0, leader: Sequence | None =
 
 
 def keys(sequence: Sequence, count: int = 2) -> list[bytes]:
-    return sequence.page_keys(count, page_tokens=2, base_digest="sha256:b")
+    blocks = KvBlocks(num_pages=1, page_tokens=2, max_sequences=1, max_table_pages=1)
+    return SequencePages(blocks, base_digest="sha256:b", shared=False).keys(sequence, count)
 
 
 def test_positions_are_counted_from_the_first_virtual_token() -> None:

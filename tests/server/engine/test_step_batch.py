@@ -7,9 +7,9 @@ from hotshoe.registry.formats.lowered import KvPrefix
 from hotshoe.server.adapters.adapter_slots import SequenceTerms
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.request import AdapterUse
-from hotshoe.server.engine.scheduler import Chunk
 from hotshoe.server.engine.sequence import Sequence
 from hotshoe.server.engine.step_batch import build_step_batch, by_slots, page_slots, position_slots
+from hotshoe.server.engine.step_plan import Chunk
 
 PAGE = 4
 

@@ -11,7 +11,7 @@ from hotshoe.kernels.triton.logit_stats import logit_stats
 from hotshoe.server.engine.device_sampler import draw_candidates, draw_rows, sampling_riders
 from hotshoe.server.engine.request import SamplingParams
 from hotshoe.server.engine.sampler import SamplingState, sample
-from hotshoe.server.engine.scheduler import Chunk
+from hotshoe.server.engine.step_plan import Chunk
 
 PARAMS: dict[str, dict[str, Any]] = {
     "plain": {},

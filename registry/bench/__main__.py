@@ -20,16 +20,17 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from hotshoe.registry.bench_adapters import bench_base, lora_config, lora_tensors
+from hotshoe.registry.bench.adapters import bench_base, lora_config, lora_tensors
+from hotshoe.registry.bench.copies import copies
+from hotshoe.registry.bench.large import measure_large
 from hotshoe.registry.digest import digest_hex, digest_of
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowering import AdapterSummary
-from hotshoe.registry.index import IndexEntry
-from hotshoe.registry.large_bench import measure_large
+from hotshoe.registry.index_json import build_index
+from hotshoe.registry.index_rows import IndexEntry
 from hotshoe.registry.layout import Layout
-from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, Artifact, FileDescriptor, build_artifact, build_index
+from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, Artifact, FileDescriptor, build_artifact
 from hotshoe.registry.registry import Registry
-from hotshoe.registry.transfer_bench import copies
 
 _HIDDEN = 16
 _RANK = 4

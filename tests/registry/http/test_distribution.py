@@ -17,8 +17,8 @@ from store_adapters import ia3_files, lora_files, publish
 from store_children import overwrite
 
 from hotshoe.registry.digest import digest_of
-from hotshoe.registry.distribution import Distribution
-from hotshoe.registry.http_server import registry_http_server
+from hotshoe.registry.http.distribution import Distribution
+from hotshoe.registry.http.server import registry_http_server
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.signing.bundle import ANNOTATIONS, BUNDLE_FILE, BUNDLE_TYPE, sign, verify

@@ -2,9 +2,9 @@
 
 import ssl
 
-from hotshoe.registry.distribution import Distribution, unauthorized
-from hotshoe.registry.http_threads import HttpThreads, RequestHandler
-from hotshoe.registry.http_users import HttpUsers
+from hotshoe.registry.http.distribution import Distribution, unauthorized
+from hotshoe.registry.http.threads import HttpThreads, RequestHandler
+from hotshoe.registry.http.users import HttpUsers
 
 _IDLE_SECONDS = 30.0  # a connection that has not said in that time what it wants, or takes nothing, is closed
 

@@ -18,13 +18,13 @@ from certificates import needs_openssl, self_signed
 from store_adapters import lora_files, publish
 
 from hotshoe.registry.digest import digest_of
-from hotshoe.registry.distribution import Distribution
 from hotshoe.registry.errors import RemoteRefused, RemoteUnavailable
-from hotshoe.registry.http_server import registry_http_server
-from hotshoe.registry.http_threads import HttpThreads, tls_context
-from hotshoe.registry.http_users import HttpUsers, InvalidUsers, user_line
+from hotshoe.registry.http.distribution import Distribution
+from hotshoe.registry.http.passwords import BcryptPassword
+from hotshoe.registry.http.server import registry_http_server
+from hotshoe.registry.http.threads import HttpThreads, tls_context
+from hotshoe.registry.http.users import HttpUsers, InvalidUsers, user_line
 from hotshoe.registry.manifest import AdapterRecord
-from hotshoe.registry.passwords import BcryptPassword
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.remote import parse_remote
@@ -267,7 +267,7 @@ def test_a_client_that_does_not_finish_its_handshake_keeps_no_one_waiting(
     sql: AdapterRecord,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hotshoe.registry.http_threads._HANDSHAKE_SECONDS", 100.0)
+    monkeypatch.setattr("hotshoe.registry.http.threads._HANDSHAKE_SECONDS", 100.0)
     server = serve(tls=tls_context(*certificate))
     address = ("127.0.0.1", server.port)
     silent = [socket.create_connection(address) for _ in range(8)]

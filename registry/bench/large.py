@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from hotshoe.registry.bench_adapters import bench_base, lora_config, lora_tensors
+from hotshoe.registry.bench.adapters import bench_base, lora_config, lora_tensors
 from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, FileDescriptor

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hotshoe.registry.file_stamp import file_stamp
-from hotshoe.registry.passwords import InvalidPassword, Password, ScryptPassword, parse_password
+from hotshoe.registry.http.passwords import InvalidPassword, Password, ScryptPassword, parse_password
 
 _MAX_FILE_BYTES = 1 << 20
 _MAX_HEADER = 4096

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from hotshoe.registry.bench_adapters import bench_base, lora_config, lora_tensors
+from hotshoe.registry.bench.adapters import bench_base, lora_config, lora_tensors
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.remote import parse_remote
@@ -96,13 +96,8 @@ def _growth_of_pull(url: str, name: str, root: Path) -> int:
     return growth()
 
 
-@contextmanager
-def _store(root: Path) -> Iterator[Registry]:
-    store = Registry(root, max_blob_bytes=_MAX_BYTES)
-    try:
-        yield store
-    finally:
-        store.close()
+def _store(root: Path) -> Registry:
+    return Registry(root, max_blob_bytes=_MAX_BYTES)
 
 
 def _publish(store: Registry, size_bytes: int) -> AdapterRecord:
