@@ -277,7 +277,8 @@ def test_a_task_is_named_behind_the_adapter(hotshoe: Shell, adapters: dict[str, 
     assert "skilled" not in hotshoe("ps")
 
 
-def test_version_tells_both_sides(hotshoe: Shell) -> None:
+def test_version_tells_both_sides(hotshoe: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotshoe.clients.cli.version.PATIENCE_SECONDS", 200.0)
     version = hotshoe.json("version")
     assert re.fullmatch(r"\d+\.\d+.*", version["client"]) and version["server"]["base_digest"].startswith("sha256:")
 
