@@ -103,8 +103,9 @@ def test_doctor_examines_adapters_and_directories(hotshoe: Shell, adapters: dict
     found = hotshoe.json("doctor", "patient", "--exact")
     assert (found["exact"], len(found["linears"])) == (True, 4) and found["linears"][0]["scale"] == 2.0
     assert all(line.startswith("doctor: ") for line in published[2:])  # none if the server took its time
-    [report] = [line for line in hotshoe("show", "patient").splitlines() if line.startswith("doctor ")][:1]
-    assert f"{found['grade'].upper()}, {found['headline']}" in report
+    # The server's own report may be there, or still to come.
+    kept = [line for line in hotshoe("show", "patient").splitlines() if line.startswith("doctor ")]
+    assert any(f"{found['grade'].upper()}, {found['headline']}" in report for report in kept)
     assert len(hotshoe.json("show", "patient")["referrers"]) >= 1
     chart = tmp_path / "heat.png"
     table = hotshoe("doctor", str(adapters["birch"]), "--all", "--png", str(chart)).splitlines()
@@ -221,7 +222,7 @@ def test_run_streams_text_and_tells_where_it_came_from(hotshoe: Shell, adapters:
 
 def test_sampling_flags_reach_the_server(hotshoe: Shell) -> None:
     flags = "--temperature 1 --top-p 0.9 --top-k 50 --min-p 0.01 --repetition-penalty 1.1 --presence-penalty 0.1"
-    more = "--frequency-penalty 0.1 --seed 11 --stop zzz --time-limit 20 --max-new-tokens 8 --ignore-eos"
+    more = "--frequency-penalty 0.1 --seed 11 --stop zzz --time-limit 300 --max-new-tokens 8 --ignore-eos"
     asked = ("run", "base", "hi", *flags.split(), *more.split())
     first, second = hotshoe.json(*asked), hotshoe.json(*asked)
     assert first["completions"] == second["completions"] and first["completions"][0]["seed"] == 11
@@ -276,7 +277,8 @@ def test_a_task_is_named_behind_the_adapter(hotshoe: Shell, adapters: dict[str, 
     assert "skilled" not in hotshoe("ps")
 
 
-def test_version_tells_both_sides(hotshoe: Shell) -> None:
+def test_version_tells_both_sides(hotshoe: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotshoe.clients.cli.version.PATIENCE_SECONDS", 200.0)
     version = hotshoe.json("version")
     assert re.fullmatch(r"\d+\.\d+.*", version["client"]) and version["server"]["base_digest"].startswith("sha256:")
 
