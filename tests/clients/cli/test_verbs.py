@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -246,6 +247,36 @@ def test_chat_keeps_the_conversation_and_can_forget_it(hotshoe: Shell, adapters:
     assert prompts[0] < prompts[1] < prompts[2] and prompts[3] == prompts[0]
     used = [[one["digest"] for one in answer["adapters"]] for answer in answers]
     assert used == [[], [], [digest], []]
+
+
+def typed(server: LocalServer, reference: str, lines: str) -> subprocess.CompletedProcess[str]:
+    """`hotshoe chat` with somebody at a terminal, who types these lines."""
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, lines.encode())
+        verb = ["chat", reference, "--max-new-tokens", "4", "--server", server.grpc]
+        command = [sys.executable, "-m", "hotshoe.clients.cli", *verb]
+        return subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=120)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_chat_tells_of_a_missing_adapter_before_it_asks(server: LocalServer) -> None:
+    told = typed(server, "nowhere", "hello\n")
+    assert (told.returncode, told.stdout) == (4, "")
+    assert told.stderr.startswith("hotshoe: ") and "nowhere" in told.stderr
+
+
+def test_chat_goes_on_with_what_it_had_when_another_adapter_is_missing(
+    server: LocalServer, hotshoe: Shell, adapters: dict[str, Path]
+) -> None:
+    hotshoe("publish", str(adapters["amber"]), "talks")
+    told = typed(server, "talks", "/adapter nowhere\nhello\n/adapter base\n/quit\n")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.partition("\n")[0].endswith(f"with talks at {server.grpc}. /help lists the commands.")
+    [line] = [line for line in told.stderr.splitlines() if "hotshoe: " in line]
+    assert "nowhere" in line
 
 
 def test_load_ps_top_and_unload_show_the_same_adapter(hotshoe: Shell, adapters: dict[str, Path]) -> None:
