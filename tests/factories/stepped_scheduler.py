@@ -8,7 +8,8 @@ from typing import Any, cast
 from hotshoe.server.adapters.adapter_slots import AdapterSlots, SequenceTerms
 from hotshoe.server.adapters.load_queue import LoadQueue
 from hotshoe.server.adapters.residency import AdapterResidency
-from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
+from hotshoe.server.adapters.residency_entry import Entry, Phase
+from hotshoe.server.adapters.residency_state import ResidencyState
 from hotshoe.server.config import EngineConfig, ResidencyConfig
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams, StopCriteria
