@@ -235,8 +235,7 @@ class Registry(StoreKeeper):
         paths = self.uploaded_files(files)
         with disk("publishing"):
             try:
-                rank = approximation.rank if approximation else 0
-                summary = inspect_adapter(paths, base, approximate_rank=rank)
+                summary = inspect_adapter(paths, base, approximate_rank=approximation.rank if approximation else 0)
             except InvalidAdapter:
                 self._writer.verify(files)  # if they were collected while they were read, they are not invalid
                 raise
