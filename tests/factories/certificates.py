@@ -16,6 +16,6 @@ def self_signed(directory: Path, name: str = "cert") -> tuple[Path, Path]:
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, *files],
-        check=True, capture_output=True, timeout=30,
+        check=True, capture_output=True, timeout=200,
     )  # fmt: skip
     return certificate, key

@@ -87,7 +87,7 @@ class DockerRegistry:
         subprocess.run(command, check=True, capture_output=True, timeout=60, env=_environment())
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", trust_env=False, **options)
+        return httpx.get(f"{self.url}{path}", trust_env=False, timeout=100, **options)
 
 
 def is_missing() -> bool:

@@ -5,7 +5,7 @@ import multiprocessing
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _FORK = multiprocessing.get_context("fork")
@@ -53,6 +53,12 @@ class Starter:
 
     def goes_on(self) -> bool:
         return time.monotonic() < self._end.value
+
+    def turns(self) -> Iterator[None]:
+        """One at least, however late this process comes to it."""
+        yield
+        while self.goes_on():
+            yield
 
     def _set_end(self) -> None:
         self._end.value = time.monotonic() + self._seconds

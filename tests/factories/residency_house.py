@@ -120,6 +120,11 @@ class House:
             self.changed.clear()
         return slots
 
+    def heard(self) -> Observer:
+        """The observer, once it was told all: loaders tell it after who waits for them may have gone on. Ends them."""
+        self.residency.close()
+        return self.observer
+
     def close(self) -> None:
         self.residency.check_integrity()
         self.residency.close()

@@ -116,7 +116,7 @@ def _publish(publisher: int, registry: Registry, tally: Tally, starter: Starter)
     """Moves a tag of its own: what it leaves is garbage at once, and soon wanted again."""
     choose = random.Random(publisher)
     name = f"p{publisher}"
-    while starter.goes_on():
+    for _ in starter.turns():
         try:
             record = _publish_surely(registry, name, ["live"], choose.randrange(CONTENTS))
             tally.add("published")
@@ -149,10 +149,10 @@ def _check_content(registry: Registry, digest: str) -> None:
 def _read(reader: int, size: Size, registry: Registry, tally: Tally, starter: Starter) -> None:
     """Leases what a tag names, and then finds all of it; and at times leases it for good."""
     choose, holder = random.Random(100 + reader), f"reader-{reader}"
-    while starter.goes_on():
+    for _ in starter.turns():
         try:
             digest = registry.resolve(f"p{choose.randrange(size.publishers)}:live").digest
-            registry.lease([digest], holder=holder, ttl_seconds=60)
+            registry.lease([digest], holder=holder, ttl_seconds=3600)
         except AdapterNotFound:  # not yet published; or moved on, and collected before it was leased
             continue
         try:
@@ -168,7 +168,7 @@ def _read(reader: int, size: Size, registry: Registry, tally: Tally, starter: St
 
 
 def _collect(registry: Registry, tally: Tally, starter: Starter) -> None:
-    while starter.goes_on():
+    for _ in starter.turns():
         try:
             tally.add("collected", registry.collect_garbage(grace_seconds=0).blobs)
             tally.add("collections")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from store_adapters import WEIGHTS, descriptors, lora_files, publish, small_base, upload
+from store_children import overwrite
 
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreUnavailable
 from hotshoe.registry.manifest import AdapterRecord
@@ -23,15 +24,12 @@ def _flip_a_bit(path: Path) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    path.unlink()
+    path.rename(path.parent.parent / "replaced")  # and not removed: another file may get its inode
     path.write_bytes(data)
 
 
 def _write_in_place(path: Path) -> None:
-    os.chmod(path, 0o644)
-    with open(path, "r+b") as file:
-        file.write(b"\xff")
-    os.utime(path)
+    overwrite(path, b"\xff" + path.read_bytes()[1:])
 
 
 def _plant_symlink(path: Path) -> None:

@@ -92,7 +92,7 @@ def test_many_commits_are_one_export_and_soon(root: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(export, "SMALL_ENTRIES", 0)
     monkeypatch.setattr(export, "DELAY_SECONDS", 0.2)
     registry = Registry(root)
-    seen, began = set(), time.monotonic()
+    seen, began = {read_log_id((root / "index.json").read_bytes())}, time.monotonic()
     watching = threading.Event()
 
     def watch() -> None:

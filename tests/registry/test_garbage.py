@@ -206,8 +206,8 @@ def test_what_is_collected_while_it_is_published_is_to_be_sent_again(
 
 def test_a_lease_keeps_what_its_holder_uses_until_it_ends_or_expires(registry: Registry) -> None:
     one, two, three = (publish(registry, "a", lora_files(seed))[0] for seed in range(3))
-    registry.lease([one.digest, two.digest], holder="server-1", ttl_seconds=60)
-    registry.lease([two.digest], holder="server-2", ttl_seconds=60)
+    registry.lease([one.digest, two.digest], holder="server-1", ttl_seconds=3600)
+    registry.lease([two.digest], holder="server-2", ttl_seconds=3600)
     registry.lease([three.digest], holder="server-3", ttl_seconds=0.05)
     time.sleep(0.1)
     assert [gone.digest for gone in registry.collect_garbage(grace_seconds=0).adapters] == [three.digest]
@@ -313,7 +313,7 @@ def test_of_two_collectors_the_second_counts_what_it_removed_itself(
 def test_a_lease_survives_another_open_of_the_store_and_protects_parents(registry: Registry, root: Path) -> None:
     parent, _ = publish(registry, "a", lora_files(1))
     child = derive(registry, 2, parent)
-    registry.lease([child.digest], holder="server", ttl_seconds=60)
+    registry.lease([child.digest], holder="server", ttl_seconds=3600)
     other = Registry(root)
     assert other.collect_garbage(grace_seconds=0).adapters == ()
     other.close()

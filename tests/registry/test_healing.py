@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from store_adapters import WEIGHTS, lora_files, publish
+from store_children import overwrite
 
 from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, RemoteUnavailable
@@ -65,8 +66,7 @@ def flip(root: Path, digest: str, *, at: int = -1) -> None:
     path = root / "blobs" / "sha256" / digest_hex(digest)
     data = bytearray(path.read_bytes())
     data[at] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
+    overwrite(path, bytes(data))
 
 
 def test_readers_of_a_damaged_blob_get_it_from_elsewhere_in_one_fetch(

@@ -57,7 +57,7 @@ def test_a_damaged_index_gets_its_leases_back_while_their_holders_run(registry: 
     other = Registry(root)
     assert other.leases() == leases == registry.leases()
     registry.release_leases("trainer")
-    registry.lease([two.digest], holder="server-1", ttl_seconds=60)
+    registry.lease([two.digest], holder="server-1", ttl_seconds=600)
     assert [lease.digest for lease in other.leases()] == [two.digest, one.digest]
     other.close()
     (root / ".db").unlink()
@@ -71,10 +71,10 @@ def test_what_a_crash_or_a_person_did_to_the_log_harms_no_other_line(registry: R
     log = root / "leases.log"
     with log.open("ab") as file:
         file.write(b'{"digest":"sha256:')
-    expected = registry.lease_durably(one.digest, holder="later", ttl_seconds=60)
+    expected = registry.lease_durably(one.digest, holder="later", ttl_seconds=3600)
     wrong = [b"\0" * 100, b"[]", b"\xff", b"5", b'{"holder":5,"expires":9e9}', b'{"holder":"a"}', b'{"expires":9e9}']
     wrong += [b'{"holder":"a","expires":9e9,"digest":"sha"}', b'{"holder":"a","expires":1e999,"digest":null}', b"{" * 9]
-    nobody = {"holder": "a", "expires": time.time() + 60, "digest": f"sha256:{'0' * 64}"}
+    nobody = {"holder": "a", "expires": time.time() + 3600, "digest": f"sha256:{'0' * 64}"}
     with log.open("ab") as file:
         file.write(b"\n".join([*wrong, json.dumps(nobody).encode(), b""]))
     before = registry.leases()
@@ -92,7 +92,7 @@ def test_a_log_that_has_grown_or_is_gone_is_written_anew(
     (one, two, _), _ = with_leases(registry)
     log = root / "leases.log"
     log.unlink()
-    registry.lease([two.digest], holder="new", ttl_seconds=60)
+    registry.lease([two.digest], holder="new", ttl_seconds=3600)
     assert len(log.read_text().split()) == len(registry.leases()) == 4
     monkeypatch.setattr(lease_log, "MAX_BYTES", 5000)
     registry.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from store_adapters import WEIGHTS, lora_files, publish
-from store_children import faults, fork
+from store_children import faults, fork, overwrite
 
 from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.errors import BlobCorrupt, StoreUnavailable
@@ -28,8 +28,7 @@ def damage(registry: Registry, root: Path, record: AdapterRecord) -> bytes:
     """One byte of an adapter's weights becomes another, and a reader finds it; what is in quarantine then."""
     path = root / "blobs" / "sha256" / digest_hex(weights_of(record))
     damaged = path.read_bytes()[:-1] + b"?"
-    path.chmod(0o644)
-    path.write_bytes(damaged)
+    overwrite(path, damaged)
     with pytest.raises(BlobCorrupt):
         registry.adapter_files(record.digest)
     return damaged

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from signing_policies import rule, write_policy
 from store_adapters import lora_files, publish
+from store_children import overwrite
 
 from hotshoe.registry.errors import InvalidDocument, SignaturesMissing
 from hotshoe.registry.registry import Registry
@@ -111,9 +112,7 @@ def test_a_lost_or_rotten_bundle_counts_for_nothing_and_can_be_healed(
     verifier = Verifier(registry, PolicyFile(policy()))
     lost, rotten = registry.referrers(digest, BUNDLE_TYPE)
     (root / "blobs" / "sha256" / lost.document.digest.removeprefix("sha256:")).unlink()
-    path = root / "blobs" / "sha256" / rotten.document.digest.removeprefix("sha256:")
-    path.chmod(0o644)
-    path.write_bytes(sign(digest, STRANGER))
+    overwrite(root / "blobs" / "sha256" / rotten.document.digest.removeprefix("sha256:"), sign(digest, STRANGER))
     with pytest.raises(SignaturesMissing, match="none there; one does not count: blob"):
         verifier.check("prod/a", digest)
     for key in (FIRST, SECOND):

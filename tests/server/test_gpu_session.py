@@ -1,6 +1,7 @@
 """The command for a session on a GPU, dry: every part, what it writes, and that one that hangs loses only itself."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,11 @@ def test_a_dry_run_measures_everything_and_says_so_last(tmp_path: Path, capsys: 
     assert (tmp_path / "results.csv").read_text().count("\n") == len(rows) + 1
 
 
-def test_a_part_that_takes_too_long_is_ended_and_the_others_keep_what_they_wrote(tmp_path: Path) -> None:
+def test_a_part_that_takes_too_long_is_ended_and_the_others_keep_what_they_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, hangs = session._start, [sys.executable, "-c", "import time; time.sleep(1000)"]
+    monkeypatch.setattr(session, "_start", lambda command, log, *, dry_run: start(hangs, log, dry_run=dry_run))
     row = {"system": "x", "what": "decode", "rows": 1, "adapters": 0, "ms": 1.0, "worst_ms": 2.0}
     (tmp_path / "peft.jsonl").write_text(json.dumps(row) + "\n")
     assert not session.run_process("ours", tmp_path, 0, dry_run=True)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from modelpack_client import ModelPackClient
 from store_adapters import ia3_files, lora_files, publish
+from store_children import overwrite
 
 from hotshoe.registry.digest import digest_of
 from hotshoe.registry.http.distribution import Distribution
@@ -175,7 +176,7 @@ def test_a_target_that_is_none_is_answered_all_the_same(registry: Registry, targ
 @pytest.mark.parametrize("header", ["Content-Length: 45", "Transfer-Encoding: chunked"])
 def test_the_body_of_a_get_is_not_taken_for_the_next_request(http: httpx.Client, header: str) -> None:
     hidden = "GET /v2/_catalog HTTP/1.1\r\nHost: other\r\n\r\n"
-    with socket.create_connection((http.base_url.host, http.base_url.port or 0), timeout=10) as connection:
+    with socket.create_connection((http.base_url.host, http.base_url.port or 0), timeout=100) as connection:
         connection.sendall(f"GET /v2/ HTTP/1.1\r\nHost: here\r\n{header}\r\n\r\n{hidden}".encode())
         answered = b""
         with suppress(ConnectionResetError):  # what was sent and not read
@@ -194,9 +195,7 @@ def test_nothing_is_written_by_http(http: httpx.Client, sql: AdapterRecord) -> N
 def test_a_damaged_blob_is_not_sent(http: httpx.Client, root: Path, sql: AdapterRecord) -> None:
     blob = sql.files[0].digest
     path = root / "blobs" / "sha256" / blob.removeprefix("sha256:")
-    damaged = bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]
-    path.unlink()
-    path.write_bytes(damaged)
+    overwrite(path, bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     assert http.get(f"/v2/team/sql/blobs/{blob}").status_code == 503
 
 

@@ -189,7 +189,7 @@ def test_what_is_no_user_makes_no_line(name: str, password: str) -> None:
 
 def test_whoever_is_no_user_is_told_nothing(serve: Callable[..., HttpThreads], users: Path, sql: AdapterRecord) -> None:
     server = serve(users=HttpUsers(users))
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=100) as http:
         for path in ("/v2/", "/v2/_catalog", "/v2/team/sql/tags/list", "/v2/team/none/tags/list", "/etc/passwd"):
             for method in ("GET", "HEAD", "PUT"):
                 refused = http.request(method, path, auth=(USER, "guess"))

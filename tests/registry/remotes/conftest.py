@@ -16,7 +16,9 @@ from hotshoe.registry.remotes.remote_url import RemoteUrl
 from hotshoe.registry.remotes.s3 import S3Remote
 
 # Tests fail, and do not hang; but a busy machine is no broken registry.
-PATIENCE = Patience(connect_seconds=5.0, silence_seconds=10.0, exchange_seconds=20.0, attempts=2, backoff_seconds=0.01)
+PATIENCE = Patience(
+    connect_seconds=60.0, silence_seconds=60.0, exchange_seconds=120.0, attempts=2, backoff_seconds=0.01
+)
 OpenRemote = Callable[..., OciRemote]
 
 
@@ -51,12 +53,12 @@ def own_docker(tmp_path: Path) -> Iterator[Callable[..., DockerRegistry]]:
 
 @pytest.fixture
 def oci() -> Iterator[OpenRemote]:
-    """Opens remotes of a host, and closes them."""
+    """Opens remotes of a host, patient ones unless told otherwise, and closes them."""
     opened: list[OciRemote] = []
 
-    def open_remote(host: str, prefix: str = "pre", *, patience: Patience = PATIENCE, **options: object) -> OciRemote:
-        url = host if "://" in host else f"oci://{host}/{prefix}"
-        remote = OciRemote(RemoteUrl.parse(url), patience=patience, **options)  # type: ignore[arg-type]
+    def open_remote(host: str, *, patience: Patience | None = None, **options: object) -> OciRemote:
+        url = host if "://" in host else f"oci://{host}/pre"
+        remote = OciRemote(RemoteUrl.parse(url), patience=patience or PATIENCE, **options)  # type: ignore[arg-type]
         opened.append(remote)
         return remote
 

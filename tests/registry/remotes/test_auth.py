@@ -163,7 +163,7 @@ def test_redirects_lead_by_tls_and_not_from_the_world_into_this_network(
 class TokenServer:
     """Gives tokens that docker-registry trusts, as https://distribution.github.io/distribution/spec/auth/jwt/ says."""
 
-    def __init__(self, directory: Path, key: Path, *, seconds: int = 60) -> None:
+    def __init__(self, directory: Path, key: Path, *, seconds: int = 300) -> None:
         self.asked: list[tuple[str, dict[str, list[str]], str | None]] = []
         self.seconds = seconds
         self._key = key
@@ -349,7 +349,7 @@ def _certificate(directory: Path) -> tuple[Path, Path]:
 
 
 def _openssl(*arguments: str, data: bytes = b"") -> bytes:
-    return subprocess.run(["openssl", *arguments], input=data, check=True, capture_output=True, timeout=30).stdout
+    return subprocess.run(["openssl", *arguments], input=data, check=True, capture_output=True, timeout=200).stdout
 
 
 def _b64(data: bytes) -> str:

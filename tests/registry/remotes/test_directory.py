@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from store_adapters import lora_files, publish
+from store_children import overwrite
 
 from hotshoe.registry.errors import AdapterNotFound, RemoteDamaged, RemoteUnavailable, TagMoved
 from hotshoe.registry.registry import Registry
@@ -43,8 +44,7 @@ def test_damage_is_told_and_not_carried_on(registry: Registry, other: Registry, 
     record, _ = publish(registry, "a", lora_files(1))
     push(registry, record, stick, tags=["v1"])
     blob = tmp_path / "stick" / "blobs" / "sha256" / record.files[0].digest.removeprefix("sha256:")
-    blob.chmod(0o644)
-    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    overwrite(blob, blob.read_bytes()[:-1] + b"?")
     with pytest.raises(RemoteDamaged, match="dir:///.*stored bytes have digest"):
         pull(other, parse_remote(str(stick.url)), "v1", name="a")
     assert other.list() == ([], "") and other.fsck().is_clean

@@ -11,6 +11,7 @@ import pytest
 from docker_registry import DockerRegistry
 from signing_policies import rule, write_policy
 from store_adapters import ia3_files, lora_files, publish, small_base
+from store_children import overwrite
 
 from hotshoe.registry.errors import (
     AdapterNotFound,
@@ -311,10 +312,10 @@ def test_what_rots_here_is_healed_by_pulling_it_again(
     push(registry, record, remote, tags=["v1"])
     pull(other, remote, "v1", name="rot", tags=["v1"])
     blob = tmp_path / "other" / "blobs" / "sha256" / record.files[0].digest.removeprefix("sha256:")
-    data = blob.read_bytes()
-    blob.unlink()
-    if damage != "gone":
-        blob.write_bytes(data[:-1] + b"?" if damage == "flipped" else b"")
+    if damage == "gone":
+        blob.unlink()
+    else:
+        overwrite(blob, blob.read_bytes()[:-1] + b"?" if damage == "flipped" else b"")
     pull(other, remote, "v1", name="rot")  # which finds the damage, too
     assert other.adapter_files(record.digest) and other.fsck().is_clean
 

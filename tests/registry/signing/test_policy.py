@@ -136,7 +136,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.sampled_from(["names", "mode", "keys", "threshold"]), VALUES)
 def test_a_field_of_any_type_is_read_or_refused(tmp_path: Path, field: str, value: Any) -> None:
     fields = {"names": '"*"', "mode": '"require"', field: json.dumps(value)}
@@ -166,7 +166,8 @@ def test_a_running_policy_follows_its_files(tmp_path: Path, monkeypatch: pytest.
     assert judged(file.current()) == (True, ())
 
 
-def test_a_running_policy_is_not_read_at_every_look(tmp_path: Path) -> None:
+def test_a_running_policy_is_not_read_at_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "RELOAD_SECONDS", 3600.0)
     path = write_policy(tmp_path, rule("*", "require"), FIRST)
     file = PolicyFile(path)
     before = file.current()

@@ -45,7 +45,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def verified(program: Path, bundle: object, pem: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        ["node", program], input=json.dumps({"bundle": bundle, "key": pem}), capture_output=True, text=True, timeout=30
+        ["node", program], input=json.dumps({"bundle": bundle, "key": pem}), capture_output=True, text=True, timeout=100
     )
 
 

@@ -2,7 +2,6 @@
 idle core does not wait for ever.
 """
 
-import contextlib
 import hashlib
 import os
 import subprocess
@@ -36,21 +35,21 @@ def test_operations_take_the_time_of_their_own_thread_alone(what: str, two_threa
         "product": lambda: square @ square,
         "decomposition": lambda: torch.linalg.eigvalsh(square),
     }
-    own: list[float] = []
-    every: list[float] = []
+    ratios: list[float] = []  # of the time of all threads to that of its own
 
     def work() -> None:
         use_one_core()
-        began, began_all = time.thread_time(), time.process_time()
-        while time.thread_time() - began < WORK_SECONDS:
-            operations[what]()
-        own.append(time.thread_time() - began)
-        every.append(time.process_time() - began_all)
+        # A second thread would work in every round; what other tests have left behind works in some.
+        while len(ratios) < 20 and min(ratios, default=2.0) >= 1.3:
+            began, began_all = time.thread_time(), time.process_time()
+            while time.thread_time() - began < WORK_SECONDS:
+                operations[what]()
+            ratios.append((time.process_time() - began_all) / (time.thread_time() - began))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert every[0] < 1.3 * own[0]
+    assert min(ratios) < 1.3
 
 
 @pytest.fixture
@@ -69,26 +68,31 @@ def test_a_thread_that_waits_for_an_idle_core_works_on_where_none_ever_is(
     busy_core: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    data = bytes(1 << 20)
-    waiting = threading.Event()
+    schedule, data = one_core._schedule, bytes(1 << 20)
+    let_in = threading.Event()
+    if not one_core._may_come_back():  # then it never waits for an idle core
+        let_in.set()
+
+    def note_who_is_let_in(number: int | None, policy: str) -> bool:
+        done = schedule(number, policy)
+        if number == thread.native_id and policy == "SCHED_BATCH" and done:
+            let_in.set()
+        return done
 
     def work() -> None:
         os.sched_setaffinity(threading.get_native_id(), {busy_core})
         run_when_idle()
-        waiting.set()
+        while not let_in.is_set():
+            hashlib.sha256(data)
         began = time.thread_time()
         while time.thread_time() - began < WORK_SECONDS / 3:  # where it has but an idle thread's share: minutes
             hashlib.sha256(data)
 
-    thread = threading.Thread(target=work)
+    monkeypatch.setattr(one_core, "_schedule", note_who_is_let_in)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    waiting.wait()
-    policies = set()
-    while thread.is_alive():
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            policies.add(os.sched_getscheduler(thread.native_id or 0))
-        time.sleep(0.01)
-    assert os.SCHED_BATCH in policies
+    thread.join(60)
+    assert let_in.is_set() and not thread.is_alive()
 
 
 def test_a_thread_that_ran_when_idle_is_let_back_whoever_runs_the_server() -> None:
@@ -111,6 +115,7 @@ def test_a_thread_that_may_hold_the_interpreter_is_not_starved_where_others_keep
     load: float, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load * (os.cpu_count() or 1), 0.0, 0.0))
+    monkeypatch.setattr(one_core._floor, "watch", lambda: None)  # it lets a thread in that has no core for a while
     found: list[int] = []
 
     def work() -> None:

@@ -1,5 +1,6 @@
 """Adapters on demand: one load for all who wait, pins, unloading, and many threads at once."""
 
+import itertools
 import os
 import random
 import threading
@@ -15,7 +16,7 @@ from residency_house import WAIT, House, Weights, run_threads, tiers, until
 from store_adapters import publish
 
 from hotshoe.registry.formats.base import LinearId
-from hotshoe.server.adapters import residency
+from hotshoe.server.adapters import one_core, residency
 from hotshoe.server.adapters.resident import LoadProgress, LoadStage, Tier
 from hotshoe.server.errors import AdapterSlotsFull, AdapterUnusable, Draining
 
@@ -33,11 +34,12 @@ def test_a_cold_adapter_is_loaded_once_and_then_found(new_house: Callable[..., H
     assert (resident.name, resident.kind, resident.tier) == ("adapter-0", "LORA", Tier.DEVICE)
     assert resident.running == 2 and not resident.pinned and resident.size_bytes == batch_slot_bytes
     assert abs(resident.last_use - time.time()) < 60
-    assert house.observer.loads == [(digest, "disk")]
-    assert house.observer.stages == [{"verify", "lower", "place"}]
-    assert house.observer.lookups == [False, True]
     assert 0 < house.residency.adapter_load_seconds(digest) < WAIT
     house.residency.release([digest, digest])
+    observer = house.heard()
+    assert observer.loads == [(digest, "disk")]
+    assert observer.stages == [{"verify", "lower", "place"}]
+    assert observer.lookups == [False, True]
 
 
 def test_what_is_placed_is_what_was_published(new_house: Callable[..., House]) -> None:
@@ -68,15 +70,15 @@ def test_a_herd_on_one_cold_adapter_makes_one_load(new_house: Callable[..., Hous
 
     run_threads([one_of_many] * 64)
     assert len(got) == 64 and len(set(got)) == 1
-    assert len(house.observer.loads) == 1
     assert house.residency.residents()[0].running == 64
     house.residency.release(house.digests[:1] * 64)
+    assert len(house.heard().loads) == 1
 
 
 def test_loads_of_one_adapter_by_many_callers_are_one(new_house: Callable[..., House]) -> None:
     house = new_house()
     run_threads([lambda: house.residency.load(house.digests[0])] * 16)
-    assert len(house.observer.loads) == 1
+    assert len(house.heard().loads) == 1
 
 
 def test_prefetching_brings_an_adapter_before_it_is_asked_for(new_house: Callable[..., House]) -> None:
@@ -101,14 +103,14 @@ def test_progress_goes_through_the_stages_and_ends_ready(new_house: Callable[...
 
 
 def test_an_adapter_may_be_brought_to_the_host_only(new_house: Callable[..., House]) -> None:
-    house = new_house()
+    house = new_house(loader_threads=1)
     info = house.residency.load(house.digests[0], tier=Tier.HOST)
     assert info.tier is Tier.HOST and info.size_bytes > 0
     house.acquire(house.digests[0])
-    assert house.observer.loads == [(house.digests[0], "disk"), (house.digests[0], "host")]
     house.residency.release(house.digests[:1])
     with pytest.raises(ValueError, match="tier"):
         house.residency.load(house.digests[0], tier=Tier.DISK)
+    assert house.heard().loads == [(house.digests[0], "disk"), (house.digests[0], "host")]
 
 
 def test_a_stack_takes_all_its_slots_or_none(new_house: Callable[..., House]) -> None:
@@ -179,6 +181,7 @@ def test_an_adapter_pinned_to_the_host_survives_its_budget(new_house: Callable[.
 def test_a_load_that_waits_for_a_slot_gives_up_in_time(new_house: Callable[..., House]) -> None:
     house = new_house(adapter_slots=1)
     house.acquire(house.digests[0])
+    house.residency.load(house.digests[1], tier=Tier.HOST)  # else it might not have been read in time either
     with pytest.raises(AdapterSlotsFull, match="no adapter slot became free in time"):
         house.residency.load(house.digests[1], timeout_seconds=0.2)
     house.residency.release(house.digests[:1])
@@ -258,7 +261,9 @@ def test_a_load_runs_on_idle_cores_until_somebody_is_in_a_hurry(
     waiter.start()
     assert reached.wait(WAIT)
     if in_a_hurry == "a request":
-        assert os.sched_getscheduler(loader.native_id) == os.SCHED_IDLE
+        # Not at once where every core is busy: until it has come to wait, it may have been let into the others' queue.
+        idle = os.SCHED_IDLE if one_core._may_come_back() else os.SCHED_BATCH
+        until(lambda: os.sched_getscheduler(loader.native_id or 0) == idle)
         assert house.residency.acquire(house.digests[:1]) is None
         assert os.sched_getscheduler(loader.native_id) == os.SCHED_BATCH
     until(lambda: os.sched_getscheduler(loader.native_id or 0) == os.SCHED_BATCH)
@@ -275,8 +280,10 @@ def test_a_storm_of_everything_leaves_no_reference_and_no_byte(new_house: Callab
     residency, served = house.residency, [0] * 16
 
     def storm(number: int) -> None:
-        draw = random.Random(number)
-        for _ in range(200):
+        draw, deadline = random.Random(number), time.monotonic() + WAIT
+        for turn in itertools.count():
+            if turn >= 200 and (served[number] or time.monotonic() > deadline):  # loaders may be slower than all turns
+                return
             digest, action = draw.choice(house.digests), draw.random()
             stack = [digest] if draw.random() < 0.8 else draw.sample(house.digests, 2)
             if action < 0.7:
@@ -300,7 +307,7 @@ def test_a_storm_of_everything_leaves_no_reference_and_no_byte(new_house: Callab
 
     run_threads([lambda number=number: storm(number) for number in range(16)])
     residency.check_integrity()
-    assert sum(served) > 0
+    assert all(served)
     assert sum(resident.running for resident in residency.residents()) == 0
     assert not house.observer.failures
     for digest in house.digests:
@@ -319,6 +326,7 @@ def test_two_thousand_adapters_lie_on_the_host_and_any_of_them_is_served(new_hou
     for digest in house.digests:
         residency.prefetch(digest)
     until(lambda: len(residency.residents()) == 2000, seconds=10 * WAIT)
+    until(lambda: len(house.observer.loads) >= 2000)
     assert len(house.observer.loads) == 2000, "each is read once"
     weights = [1 / rank for rank in range(1, 2001)]
     for digest in random.Random(5).choices(house.digests, weights, k=300):

@@ -63,7 +63,7 @@ def test_byte_budgets_hold_on_device_and_host(new_house: Callable[..., House]) -
         residents = house.residency.residents()
         assert sum(r.size_bytes for r in residents if r.tier is Tier.DEVICE) <= 2 * size
         assert len(residents) <= 3
-    assert {tier for _, tier, _ in house.observer.evictions} == {"device", "host"}
+    assert {tier for _, tier, _ in house.heard().evictions} == {"device", "host"}
 
 
 def test_an_adapter_that_the_host_cannot_keep_is_served_all_the_same(new_house: Callable[..., House]) -> None:
@@ -72,7 +72,7 @@ def test_an_adapter_that_the_host_cannot_keep_is_served_all_the_same(new_house: 
         house.acquire(digest)
         assert tiers(house)[digest] is Tier.DEVICE
         house.residency.release([digest])
-    assert [source for _, source in house.observer.loads] == ["disk"] * 6
+    assert [source for _, source in house.heard().loads] == ["disk"] * 6
 
 
 def test_what_was_loaded_for_a_request_is_kept_until_it_comes(
@@ -143,4 +143,4 @@ def test_two_hundred_adapters_over_eight_slots_make_progress(
         house.changed.wait(0.02)
         house.changed.clear()
     assert served == 200
-    assert len(house.observer.loads) < 400, "loads that nobody took"
+    assert len(house.heard().loads) < 400, "loads that nobody took"

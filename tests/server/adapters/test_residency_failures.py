@@ -7,7 +7,7 @@ from pathlib import Path
 import canonical_adapters as canonical
 import pytest
 import torch
-from residency_house import House, run_threads
+from residency_house import House, run_threads, until
 
 from hotshoe.registry.errors import BlobCorrupt, IncompatibleAdapter, InvalidAdapter
 from hotshoe.server.adapters import adapter_reader, residency_state
@@ -40,6 +40,7 @@ def test_a_failed_load_is_told_to_all_who_wait_and_may_be_tried_again(
     assert all(isinstance(error.__cause__, BlobCorrupt) for error in errors) and len(errors) == 8
     with pytest.raises(AdapterUnusable):
         house.residency.load(digest)
+    until(lambda: bool(house.observer.failures))  # it is told after those who wait
     assert [failed for failed, _ in house.observer.failures] == [digest]
     assert house.residency.residents() == []
     monkeypatch.setattr(house.registry, "adapter_files", real)

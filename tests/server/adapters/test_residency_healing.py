@@ -86,13 +86,14 @@ def test_loads_of_others_go_on_while_a_remote_stands_still(new_house: Callable[.
     house.acquire(hurt)
     house.residency.release([hurt])
     until(lambda: second in {resident.key for resident in house.residency.residents()})
-    assert len(source.fetches) == len(set(source.fetches)) == 2 and house.observer.failures == []
+    assert len(source.fetches) == len(set(source.fetches)) == 2 and house.heard().failures == []
 
 
 @pytest.mark.parametrize("failure", [RemoteUnavailable("oci://x", "it is down"), None])
 def test_what_cannot_be_healed_fails_all_who_wait_and_may_be_tried_again(
     new_house: Callable[..., House], failure: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(residency_state, "RETRY_SECONDS", 1000.0)
     house = new_house(loader_threads=1)
     hurt = house.digests[0]
     source = stall(house, hurt)
@@ -104,6 +105,7 @@ def test_what_cannot_be_healed_fails_all_who_wait_and_may_be_tried_again(
             house.acquire(hurt)
 
     run_threads([ask] * 4)
+    until(lambda: bool(house.observer.failures))  # it is told after those who wait
     assert len(source.fetches) == 1 and [failed for failed, _ in house.observer.failures] == [hurt]
     source._blobs, source.failure = blobs, None
     monkeypatch.setattr(residency_state, "RETRY_SECONDS", 0.0)

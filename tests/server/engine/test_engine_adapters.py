@@ -69,6 +69,8 @@ def test_all_kinds_in_one_batch_give_peft_s_tokens(
     requests = [make_request(prompt, max_new_tokens=12, adapters=[uses[name]]) for name, prompt in cases]
     bases = [make_request(prompt, max_new_tokens=12) for prompt in PROMPTS]
     with start_engine(**config) as running:
+        for use in uses.values():
+            running.engine._residency.load(use.digest)  # else the first might have ended before the others are read
         running.run(*requests, *bases)
     for (name, prompt), request in zip(cases, requests, strict=True):
         answer = running.answers[request.request_id, 0]
@@ -363,6 +365,7 @@ def test_an_adapter_in_constant_use_does_not_keep_another_out(
     requests = [make_request([1], max_new_tokens=5, adapters=stack) for stack in stacks]
     with start_engine(adapter_slots=1, max_running_requests=2, max_overtakes=2) as running:
         running.engine._residency.load(hot.digest)  # else whichever was read first would have the slot
+        running.engine._residency.load(rare.digest, tier=Tier.HOST)  # it is in line for a slot once it was read
         running.run(*requests)
     ends = [o.request_id for report in running.reports for o in report.outputs if o.finish_reason is not None]
     order = [ends.index(request.request_id) for request in requests]

@@ -43,15 +43,16 @@ def paused(running: RunningEngine) -> Iterator[None]:
         gate.set()
 
 
-def slow_down(running: RunningEngine, seconds: float) -> None:
-    """Lets each step take that much longer."""
-    run = running.engine._runner.run
+def stay_in_step(running: RunningEngine, number: int) -> None:
+    """Lets the step with that number from now take until the engine is stopped."""
+    run, steps = running.engine._runner.run, iter(range(1, 10**9))
 
-    def sleep_and_run(plan: Any) -> Any:
-        time.sleep(seconds)
+    def wait_and_run(plan: Any) -> Any:
+        if next(steps) == number:
+            until(lambda: running.engine._stopping)
         return run(plan)
 
-    running.engine._runner.run = sleep_and_run  # type: ignore[method-assign]
+    running.engine._runner.run = wait_and_run  # type: ignore[method-assign]
 
 
 def fail_step(running: RunningEngine, number: int, error: BaseException) -> None:
@@ -133,21 +134,28 @@ def test_random_cancels_and_deadlines_end_each_answer_once_and_leak_nothing(
     start_engine: StartEngine, seed: int
 ) -> None:
     rng = random.Random(seed)
-    requests = [
-        make_request(
-            [rng.randrange(4) for _ in range(rng.randint(1, 30))],
-            max_new_tokens=rng.randint(1, 30),
+
+    def draw(length: int, max_new_tokens: int, limit: float | None = None, deadline: float | None = None) -> Request:
+        return make_request(
+            [rng.randrange(4) for _ in range(length)],
+            max_new_tokens=max_new_tokens,
             n=rng.choice([1, 1, 1, 3]),
             tenant=rng.choice("ab"),
             sampling=SamplingParams(temperature=rng.choice([0.0, 1.0]), seed=rng.randrange(99)),
-            stopping={"time_limit_seconds": rng.choice([None, None, 0.05, 1.0])},
-            deadline=rng.choice([None, None, None, time.monotonic() + 1.5 * rng.random()]),
+            stopping={"time_limit_seconds": limit},
+            deadline=deadline,
         )
-        for _ in range(200)
-    ]
+
+    requests = [draw(25, 30) for _ in range(20)]  # of which the cache holds three
+    for _ in range(180):
+        limit = rng.choice([None, None, 0.05, 1.0])
+        deadline = rng.choice([None, None, None, time.monotonic() + 1.5 * rng.random()])
+        requests.append(draw(rng.randint(1, 30), rng.randint(1, 30), limit, deadline))
     with start_engine(max_running_requests=8, max_step_tokens=24, kv_tokens=200) as running:
-        with paused(running):  # so that there are enough at once for the cache to be too small
+        with paused(running):
             submitted(running, *requests[:20])
+            running.engine.cancel(requests[3].request_id)
+        running.wait_until(lambda: running.total("preemptions") > 0)
         for request in requests[20:]:
             submitted(running, request)
             if rng.random() < 0.5:
@@ -162,7 +170,6 @@ def test_random_cancels_and_deadlines_end_each_answer_once_and_leak_nothing(
     reasons = {answer.finish_reason for answer in running.answers.values()}
     assert {FinishReason.CANCELLED, FinishReason.LENGTH} <= reasons
     assert running.reports[-1].stats.running == running.reports[-1].stats.waiting == 0
-    assert running.total("preemptions") > 0
 
 
 def test_a_time_limit_gives_what_there_is(start_engine: StartEngine, clock: Clock) -> None:
@@ -327,7 +334,8 @@ def test_bad_requests_are_refused_before_they_are_queued(start_engine: StartEngi
                 running.engine.submit(make_request([1], request_id=request.request_id))
         running.wait(request)
         running.run(make_request([1], request_id=request.request_id))
-    assert running.answers[request.request_id, 0].terminals == 2
+        running.wait_until(lambda: running.answers[request.request_id, 0].terminals == 2)
+    assert running.answers[request.request_id, 0].finish_reason is FinishReason.LENGTH
 
 
 def test_draining_finishes_what_was_taken(start_engine: StartEngine) -> None:
@@ -343,7 +351,7 @@ def test_draining_finishes_what_was_taken(start_engine: StartEngine) -> None:
 
 def test_stopping_fails_what_is_not_finished(start_engine: StartEngine) -> None:
     running = start_engine(max_running_requests=1)
-    slow_down(running, 0.02)  # so that it ends before they do
+    stay_in_step(running, 2)  # so that it ends before they do
     running.engine.start()
     requests = submitted(running, *(make_request([i], max_new_tokens=500) for i in range(3)))
     running.wait_until(lambda: tokens_of(running, requests[0]) > 0)

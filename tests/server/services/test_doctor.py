@@ -1,6 +1,8 @@
 """Diagnoses give way to what decodes, and end when nobody wants them any more."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +13,7 @@ from tiny_models import TARGETS, ModelWeights, tiny_llama
 
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.validation import AdapterLimits
+from hotshoe.server.adapters import loader_pace
 from hotshoe.server.adapters.loader_pace import LoaderPace
 from hotshoe.server.adapters.one_core import let_others_first
 from hotshoe.server.model.spectra import Spectra
@@ -26,10 +29,48 @@ def pace() -> LoaderPace:
     return LoaderPace(FOREVER_SHARE)
 
 
+class Clock:
+    """A pace's `time`. What is worked costs a thousand times as much: a fast machine too has something to pay for."""
+
+    def __init__(self) -> None:
+        self.asleep = threading.Event()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def thread_time(self) -> float:
+        return 1000 * time.thread_time()
+
+    def sleep(self, seconds: float) -> None:
+        self.asleep.set()
+        time.sleep(seconds)
+
+
 @pytest.fixture(autouse=True)
-def with_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long work has only idle cores otherwise, and a busy machine may have none."""
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(loader_pace, "time", clock)
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def begun(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Counts the pieces of work that threads of a doctor have begun."""
+    begin, begun = paced_work.PacedWork.begin, threading.Semaphore(0)
+
+    def begin_and_say_so(*args, **options):
+        pause = begin(*args, **options)
+        begun.release()
+        return pause
+
+    monkeypatch.setattr(paced_work.PacedWork, "begin", begin_and_say_so)
+    # Long work has only idle cores otherwise, and a busy machine may have none.
     monkeypatch.setattr(paced_work, "run_when_idle", let_others_first)
+    return begun
+
+
+async def happens(wait: Callable[..., bool]) -> None:
+    assert await asyncio.to_thread(wait, timeout=WAIT)
 
 
 @pytest.fixture
@@ -58,13 +99,13 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_a_diagnosis_waits_while_requests_decode_and_goes_on_when_they_do_not(
-    with_doctor, pace: LoaderPace, files: dict[str, Path]
+    with_doctor, pace: LoaderPace, files: dict[str, Path], clock: Clock
 ) -> None:
     async def test(doctor: Doctor) -> None:
         assert len((await doctor.diagnose(files)).linears) == 14
         pace.set_decoding(True)
         waiting = asyncio.create_task(doctor.diagnose(files, exact=True))
-        await asyncio.sleep(0.3)
+        await happens(clock.asleep.wait)
         assert not waiting.done()
         pace.set_decoding(False)
         assert (await asyncio.wait_for(waiting, WAIT)).is_exact
@@ -73,28 +114,30 @@ def test_a_diagnosis_waits_while_requests_decode_and_goes_on_when_they_do_not(
 
 
 def test_a_diagnosis_that_is_given_up_makes_room_for_the_next(
-    with_doctor, pace: LoaderPace, files: dict[str, Path]
+    with_doctor, pace: LoaderPace, files: dict[str, Path], begun: threading.Semaphore
 ) -> None:
     async def test(doctor: Doctor) -> None:
         pace.set_decoding(True)
         first = asyncio.create_task(doctor.diagnose(files, exact=True))
-        await asyncio.sleep(0.3)
+        await happens(begun.acquire)
         first.cancel()
         with suppress(asyncio.CancelledError):
             await first
         second = asyncio.create_task(doctor.diagnose(files, exact=True))
-        await asyncio.sleep(0.3)
+        await happens(begun.acquire)
         pace.set_decoding(False)
         assert (await asyncio.wait_for(second, WAIT)).is_exact
 
     with_doctor(test)
 
 
-def test_closing_ends_what_waits(with_doctor, pace: LoaderPace, files: dict[str, Path]) -> None:
+def test_closing_ends_what_waits(
+    with_doctor, pace: LoaderPace, files: dict[str, Path], begun: threading.Semaphore
+) -> None:
     async def test(doctor: Doctor) -> None:
         pace.set_decoding(True)
         waiting = asyncio.create_task(doctor.diagnose(files, exact=True))
-        await asyncio.sleep(0.2)
+        await happens(begun.acquire)
         await doctor.close()
         with pytest.raises(Exception, match="nobody waits"):
             await asyncio.wait_for(waiting, WAIT)
