@@ -83,7 +83,9 @@ class AdapterBatch:
 
     def bottlenecks(self, block: BlockId) -> Iterator[tuple[int, int, Bottleneck, float]]:
         """Rows start … end−1 that have a narrow network beside a block, with its weight; one after the other's."""
-        for start, end, found, weight in self._parts(lambda adapter: adapter.bottlenecks.get(block)):
+        parts: Iterator[tuple[int, int, Bottleneck | PackedBottleneck, float]]
+        parts = self._parts(lambda adapter: adapter.bottlenecks.get(block))
+        for start, end, found, weight in parts:
             yield start, end, found.network if isinstance(found, PackedBottleneck) else found, weight
 
     def norm_rows(self, norm: NormId) -> Iterator[tuple[int, int, Tensor]]:

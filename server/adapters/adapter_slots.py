@@ -19,12 +19,10 @@ from hotshoe.server.adapters.factor_layout import FactorLayout, pieces_of, place
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
 from hotshoe.server.adapters.packed_bottleneck import PackedBottleneck, pack_bottleneck
-from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter
 from hotshoe.server.adapters.rank_units import RankUnits
 from hotshoe.server.adapters.row_group import RowGroup, Stack
 from hotshoe.server.adapters.sites import SiteId
-
-__all__ = ["AdapterSegment", "AdapterSlots", "SequenceTerms"]
 
 _FIRST_CAPACITY = 8  # units that a table has at first, where untouched memory costs something
 

@@ -5,14 +5,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.healing import BlobBeingHealed, healing_elsewhere
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.server.adapters.adapter_key import digest_of
 from hotshoe.server.adapters.adapter_leases import AdapterLeases
+from hotshoe.server.adapters.adapter_places import AdapterPlaces
 from hotshoe.server.adapters.adapter_reader import AdapterReader
-from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_board import LoadBoard
 from hotshoe.server.adapters.loader_pace import LoaderPace
 from hotshoe.server.adapters.one_core import let_others_first, run_when_idle, use_one_core
@@ -40,7 +41,7 @@ class Loaders:
         board: LoadBoard,
         *,
         reader: AdapterReader,
-        slots: AdapterSlots,
+        slots: AdapterPlaces[Any],
         config: ResidencyConfig,
         leases: AdapterLeases | None,
         on_turn_end: Callable[[], None],

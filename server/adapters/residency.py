@@ -7,12 +7,13 @@ The engine's thread asks with `acquire` and never waits; a request whose adapter
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.server.adapters.adapter_key import digest_of, is_part_of
 from hotshoe.server.adapters.adapter_leases import AdapterLeases, LeaseStore
+from hotshoe.server.adapters.adapter_places import AdapterPlaces
 from hotshoe.server.adapters.adapter_reader import AdapterReader
-from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_board import LoadBoard
 from hotshoe.server.adapters.loaders import Loaders, hurry
 from hotshoe.server.adapters.lowered_cache import LoweredCache
@@ -46,7 +47,7 @@ class AdapterResidency:
         *,
         registry: AdapterSource,
         base: BaseWeights,
-        slots: AdapterSlots,
+        slots: AdapterPlaces[Any],
         config: ResidencyConfig,
         observer: ResidencyObserver | None = None,
         leases: LeaseStore | None = None,

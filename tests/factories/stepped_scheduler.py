@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from hotshoe.server.adapters.adapter_slots import AdapterSlots, SequenceTerms
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_queue import LoadQueue
+from hotshoe.server.adapters.placed_adapter import SequenceTerms
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.adapters.residency_entry import Entry, Phase
 from hotshoe.server.adapters.residency_state import ResidencyState
