@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hotshoe.registry.file_stamp import file_stamp
+
 Token = str | Callable[[], str]
 
 _BEARER = re.compile(r"[A-Za-z0-9._~+/=-]+")
@@ -40,13 +42,12 @@ class _TokenFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp: tuple[int, ...] = ()
+        self._stamp: tuple[int, ...] | None = None
         self._token = ""
 
     def read(self) -> str:
         """Raises OSError, or ValueError: what it has is no token."""
-        status = self._path.stat()
-        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+        stamp = file_stamp(self._path)
         if stamp != self._stamp:
             self._token = _checked(self._path.read_text("utf-8").strip(), str(self._path))
             self._stamp = stamp

@@ -76,7 +76,7 @@ def build_admission(config: ServerConfig, core: Core) -> Admission | None:
             tenant_claim=config.auth_tenant_claim,
         )
     except (InvalidKeys, OSError) as error:
-        raise StartupError(f"auth_keys: {error}") from error
+        raise StartupError(f"--auth-keys: {error}") from error
     return Admission(verifier, lambda digest: core.registry.adapter_names(digest))
 
 

@@ -77,7 +77,7 @@ class Server:
                 self._interceptor.admit_by(admission)
             server, address = bind_grpc(self.config, self._interceptor)
             if self.config.openai:
-                check_free(self.config.openai)
+                check_free("--openai", self.config.openai)
             self.http = start_http(self.config, self.health, self.metrics, self._cleanup)
             await asyncio.to_thread(self._core.open)
             self.registry_http = start_registry_http(self.config, self.registry, self._cleanup)

@@ -35,16 +35,27 @@ _GRPC_OPTIONS = (
 )
 
 
-def check_free(address: Address) -> None:
-    """Raises StartupError if a port is taken, which gRPC would say in two lines, and not why in the second."""
-    for family, kind, _, _, place in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+def check_free(flag: str, address: Address) -> None:
+    """Raises StartupError if a port is taken, which gRPC would say in two lines, and not why in the second; or if there
+    is no such host.
+    """
+    try:
+        places = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise _cannot_listen(flag, address, error) from error
+    for family, kind, _, _, place in places:
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(place)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    raise StartupError(f"cannot listen on {address}: {error.strerror}") from error
+                    raise _cannot_listen(flag, address, error) from error
+
+
+def _cannot_listen(flag: str, address: Address, error: Exception) -> StartupError:
+    reason = getattr(error, "strerror", None) or error
+    return StartupError(f"{flag}: cannot listen on {address}: {reason}")
 
 
 def bind_grpc(config: ServerConfig, interceptor: RpcInterceptor) -> tuple[grpc.aio.Server, Address]:
@@ -54,15 +65,18 @@ def bind_grpc(config: ServerConfig, interceptor: RpcInterceptor) -> tuple[grpc.a
     """
     server = grpc.aio.server(interceptors=(interceptor,), options=_GRPC_OPTIONS)
     address = config.listen
+    check_free("--listen", address)
     try:
-        check_free(address)
         credentials = _credentials(config)
+    except OSError as error:
+        raise StartupError(f"--tls-cert: {error}") from error
+    try:
         if credentials is None:
             port = server.add_insecure_port(str(address))
         else:
             port = server.add_secure_port(str(address), credentials)
     except (RuntimeError, OSError) as error:
-        raise StartupError(f"cannot listen on {address}: {error}") from error
+        raise _cannot_listen("--listen", address, error) from error
     return server, address.with_port(port)
 
 
@@ -75,7 +89,7 @@ def start_http(
     try:
         server = HttpServer(config.http, health=health.report, metrics=metrics.scrape)
     except OSError as error:
-        raise StartupError(f"cannot listen on {config.http}: {error.strerror or error}") from error
+        raise _cannot_listen("--http", config.http, error) from error
     cleanup.callback(server.stop)
     server.start()
     return server
@@ -89,13 +103,16 @@ def start_registry_http(config: ServerConfig, registry: Registry, cleanup: conte
     certificate, key = config.registry_http_tls_cert, config.registry_http_tls_key
     try:
         tls = tls_context(certificate, key) if certificate and key else None
+    except OSError as error:
+        raise StartupError(f"--registry-http-tls-cert: {error}") from error
+    try:
         users = HttpUsers(config.registry_http_users) if config.registry_http_users else None
     except (InvalidUsers, OSError) as error:
-        raise StartupError(f"registry_http: {error}") from error
+        raise StartupError(f"--registry-http-users: {error}") from error
     try:
         server = registry_http_server(address.host, address.port, Distribution(registry), tls=tls, users=users)
     except OSError as error:
-        raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from error
+        raise _cannot_listen("--registry-http", address, error) from error
     cleanup.callback(server.stop)
     server.start()
     return address.with_port(server.port)
@@ -111,13 +128,13 @@ async def start_openai(
     try:
         from hotshoe.server.openai.listener import listen
     except ModuleNotFoundError as error:
-        raise StartupError(f"openai: {error}; pip install 'hotshoe[openai]'") from error
+        raise StartupError(f"--openai: {error}; pip install 'hotshoe[openai]'") from error
     certificate, key = config.tls_cert, config.tls_key
     tls = tls_context(certificate, key) if certificate and key else None
     try:
         port, stop = await listen(application(), address.host, address.port, tls)
     except OSError as error:
-        raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from error
+        raise _cannot_listen("--openai", address, error) from error
     cleanup.push_async_callback(stop)
     return address.with_port(port)
 

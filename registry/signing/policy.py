@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hotshoe.registry.file_stamp import file_stamp
 from hotshoe.registry.signing.errors import InvalidPolicy
 from hotshoe.registry.signing.keys import PublicKey, read_public_keys
 
@@ -132,17 +133,9 @@ class PolicyFile:
 
 
 def _stamp(path: Path, key_directory: Path | None) -> list[object]:
-    """What is another one once a file has changed."""
+    """What is another one once the policy's file or one of its keys has changed."""
     paths = [path, *sorted(key_directory.glob("*.pem"))] if key_directory else [path]
-    return [(str(one), *_identity(one)) for one in paths]
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return [(str(one), *file_stamp(one)) for one in paths]
 
 
 def _policy(document: Mapping[str, Any], beside: Path) -> Policy:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hotshoe.server.errors import UnsupportedModel
+from hotshoe.server.model.config_fields import integer
 from hotshoe.server.model.spec import RopeSpec
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -99,7 +100,8 @@ class GgufFile:
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in self._tensors
         if "tokenizer.ggml.eos_token_id" in self.fields:
             config["eos_token_id"] = self.fields["tokenizer.ggml.eos_token_id"]
-        head_dim = config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+        each = integer(config, "hidden_size") // integer(config, "num_attention_heads")
+        head_dim = config.setdefault("head_dim", each)
         for name in ("rope.dimension_count", "attention.value_length"):
             if own.get(name, head_dim) != head_dim:
                 raise UnsupportedModel(f"{name}: expected the head's length, {head_dim}, not {own[name]}")
@@ -107,13 +109,14 @@ class GgufFile:
             config["rope_scaling"] = scaling
         return config
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(int(size) for size in reversed(self._find(name).shape))
+
     def tensor(self, name: str) -> Tensor:
         """float32, in Hugging Face's row order."""
         from gguf import dequantize
 
-        if name not in self._stored:
-            raise UnsupportedModel(f"{name}: missing from {self.path.name}")
-        stored = self._tensors[self._stored[name]]
+        stored = self._find(name)
         try:
             tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy())
         except NotImplementedError as error:
@@ -125,6 +128,11 @@ class GgufFile:
 
     def linear(self, module: str) -> Tensor:
         return self.tensor(f"{module}.weight")
+
+    def _find(self, name: str) -> Any:
+        if name not in self._stored:
+            raise UnsupportedModel(f"{name}: missing from {self.path.name}")
+        return self._tensors[self._stored[name]]
 
     def _own_fields(self) -> dict[str, Any]:
         """The architecture's fields; those that could change the arithmetic unseen are refused."""

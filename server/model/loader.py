@@ -21,6 +21,7 @@ from hotshoe.server.model.families import spec_from_config
 from hotshoe.server.model.gguf_file import GgufFile
 from hotshoe.server.model.gguf_tokenizer import read_tokenizer
 from hotshoe.server.model.merged_checkpoint import MergedCheckpoint, MergeReport
+from hotshoe.server.model.model_sizes import read_spec
 from hotshoe.server.model.quantize import write_quantized
 from hotshoe.server.model.spec import ModelSpec
 from hotshoe.server.model.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ def open_base(source: str, *, cache: Path) -> OpenBase:
     """Finds a base, and quantizes it if that is new. Raises UnsupportedModel as `load_base` does."""
     prepared = _prepare(source, BaseCache(cache))
     checkpoint = DirectoryCheckpoint(prepared.directory)
-    spec = spec_from_config(checkpoint.config)
+    spec = read_spec(checkpoint)
     return OpenBase(
         name=prepared.name,
         digest=prepared.digest,
@@ -151,8 +152,9 @@ def _prepare(source: str, cache: BaseCache) -> _Prepared:
 
 
 def _prepare_directory(path: Path, cache: BaseCache) -> _Prepared:
-    spec = spec_from_config(read_json(path / "config.json"))
+    spec_from_config(read_json(path / "config.json"))  # what is of no known family is told before its files are opened
     checkpoint = DirectoryCheckpoint(path)
+    spec = read_spec(checkpoint)
     name = path.resolve().name
     digest = cache.base_digest(path, [*checkpoint.weight_files, path / "config.json"])
     if checkpoint.quantized:
@@ -179,7 +181,7 @@ def _prepare_gguf(path: Path, cache: BaseCache) -> _Prepared:
 
     def write(directory: Path) -> None:
         file = GgufFile(path)
-        write_quantized(file, spec_from_config(file.config), directory)
+        write_quantized(file, read_spec(file), directory)
         read_tokenizer(file).save(directory)
 
     directory = _cached(digest, cache, write)

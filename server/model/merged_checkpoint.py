@@ -55,6 +55,9 @@ class MergedCheckpoint:
         """Of the linears that have been read."""
         return MergeReport(self._merged, self._served.kept, self._as_nf4.kept)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (self._biases[name][1],) if name in self._biases else self._checkpoint.shape(name)
+
     def tensor(self, name: str) -> Tensor:
         if name not in self._biases:
             return self._checkpoint.tensor(name)

@@ -33,7 +33,8 @@ class Tokenizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:  # whatever its class does with what the files say
-            raise UnsupportedModel(f"{directory}: its tokenizer cannot be read: {error}") from error
+            reason = " ".join(str(error).split())
+            raise UnsupportedModel(f"{directory}: its tokenizer cannot be read: {reason}") from error
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise UnsupportedModel(f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer")
         return cls(tokenizer, eos_token_ids=_eos_token_ids(directory))

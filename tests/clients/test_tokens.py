@@ -51,3 +51,15 @@ def test_a_token_is_not_sent_in_the_clear_to_another_machine(server: str) -> Non
 def test_this_machine_may_be_told_in_the_clear(server: str) -> None:
     with Client(server, token="secret") as client:
         assert client.server == server
+
+
+def test_a_token_file_that_is_not_there_is_told_and_read_once_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    source = token_source(None, {"HOTSHOE_TOKEN_FILE": str(file)})
+    assert source is not None
+    for text in ("one", "two"):
+        with pytest.raises(FileNotFoundError):
+            source()
+        file.write_text(text)
+        assert source() == text
+        file.unlink()

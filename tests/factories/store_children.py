@@ -87,7 +87,7 @@ def faults(fault: str, stop: int) -> Iterator[Callable[[], bool]]:
 
 
 def overwrite(path: Path, data: bytes) -> None:
-    """Writes into a blob's file, as no publisher would. Its time is another then, though no tick passed."""
+    """Writes into a blob's file, as no publisher would; its time is another then, though the clock did not tick."""
     written = path.stat().st_mtime_ns
     path.chmod(0o644)
     path.write_bytes(data)

@@ -145,5 +145,5 @@ def test_the_command_line_makes_tokens_and_carries_them(guarded: ServerProcess, 
 
 def test_a_server_does_not_start_with_keys_that_are_none(tiny_base: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(KEY.pem())
-    with pytest.raises(AssertionError, match="auth_keys: .*expected public keys in PEM"):
+    with pytest.raises(AssertionError, match="--auth-keys: .*expected public keys in PEM"):
         launch(tmp_path, command(tiny_base, tmp_path / "registry", "--auth-keys", str(tmp_path / "keys")))

@@ -156,7 +156,7 @@ def test_a_second_server_on_the_same_ports_fails_with_one_line(
         code, error = _fails([*command(tiny_base, tmp_path / "registry"), flag, port], tmp_path)
         assert code == 1
         [line] = error.splitlines()
-        assert f"cannot listen on {port}: Address already in use" in line
+        assert f"{flag}: cannot listen on {port}: Address already in use" in line
     assert server.generation.Generate(_request(2)).completions
 
 

@@ -199,6 +199,24 @@ def test_a_partial_rotation_is_refused(tmp_path: Path) -> None:
         spec_from_config(GgufFile(path).config)
 
 
+@pytest.mark.parametrize("field", ["num_hidden_layers", "hidden_size", "intermediate_size"])
+@pytest.mark.parametrize("size", [10_000, 2**32 - 1])
+def test_a_size_that_its_tensors_do_not_have_is_refused_by_name(field: str, size: int, tmp_path: Path) -> None:
+    model = tiny_model("qwen3")
+    setattr(model.config, field, size)
+    path = write_gguf(tmp_path / "model.gguf", model)
+    with pytest.raises(UnsupportedModel, match=f"{field}: "):
+        load_base(str(path), cache=tmp_path / "cache")
+
+
+def test_no_attention_heads_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("qwen3")
+    model.config.num_attention_heads = 0
+    path = write_gguf(tmp_path / "model.gguf", model)
+    with pytest.raises(UnsupportedModel, match="num_attention_heads: expected an integer from 1"):
+        load_base(str(path), cache=tmp_path / "cache")
+
+
 def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones(tmp_path: Path) -> None:
     model = tiny_model()
     model.config.model_type = "mamba"

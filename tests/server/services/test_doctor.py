@@ -19,6 +19,7 @@ from hotshoe.server.adapters.one_core import let_others_first
 from hotshoe.server.model.spectra import Spectra
 from hotshoe.server.services import paced_work
 from hotshoe.server.services.doctor import Doctor
+from hotshoe.server.services.paced_work import PacedWork
 
 FOREVER_SHARE = 1e-7  # half a millisecond of work costs more than an hour
 WAIT = 100.0  # seconds, for what takes a fraction of one
@@ -56,14 +57,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture(autouse=True)
 def begun(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Counts the pieces of work that threads of a doctor have begun."""
-    begin, begun = paced_work.PacedWork.begin, threading.Semaphore(0)
+    begin, begun = PacedWork.begin, threading.Semaphore(0)
 
     def begin_and_say_so(*args, **options):
         pause = begin(*args, **options)
         begun.release()
         return pause
 
-    monkeypatch.setattr(paced_work.PacedWork, "begin", begin_and_say_so)
+    monkeypatch.setattr(PacedWork, "begin", begin_and_say_so)
     # Long work has only idle cores otherwise, and a busy machine may have none.
     monkeypatch.setattr(paced_work, "run_when_idle", let_others_first)
     return begun
