@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from hotshoe.kernels import bnb_linear, sdpa_attention, segmented_low_rank
 from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment
-from hotshoe.kernels.kernel_tasks import TASKS, Draw, random_nf4
+from hotshoe.kernels.kernel_task import Draw
+from hotshoe.kernels.kernel_tasks import TASKS, random_nf4
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankSegment, LowRankTable, LowRankTerm
 from hotshoe.kernels.site_updates import plan_updates
 from hotshoe.kernels.triton import KERNELS

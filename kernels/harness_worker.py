@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction, KernelInterface
 
-from hotshoe.kernels.kernel_tasks import TASKS, TOLERANCE, Draw, Inputs, KernelTask
+from hotshoe.kernels.kernel_task import TOLERANCE, Draw, Inputs, KernelTask
+from hotshoe.kernels.kernel_tasks import TASKS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TRITON_TYPES = {

@@ -1,7 +1,6 @@
-"""What a kernel is asked to do: fresh random inputs, what is true in float64, and what a user would run instead."""
+"""The operations that kernels are judged on: random inputs, what is true in float64, what a user would run instead."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,46 +9,11 @@ from torch import Tensor
 
 from hotshoe.kernels import reference, reference_low_rank
 from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment
+from hotshoe.kernels.kernel_task import Draw, Inputs, KernelTask
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankSegment, LowRankTable, LowRankTerm
 from hotshoe.kernels.row_tiles import RowTiles, tile_rows
 from hotshoe.kernels.site_updates import HAS_INPUT, UpdateVectors
 from hotshoe.kernels.weights import BLOCK, NESTED_BLOCK, NF4_VALUES, Nf4Weight
-
-Inputs = dict[str, Any]
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of the output's largest value
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """Where random inputs come from. Small ones are for the interpreter, the others for timing."""
-
-    generator: torch.Generator
-    device: torch.device
-    dtype: torch.dtype
-    small: bool
-
-    def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
-        values = torch.randn(shape, generator=self.generator) * scale
-        return values.to(self.device, self.dtype if dtype is None else dtype)
-
-    def bytes(self, count: int) -> Tensor:
-        return torch.randint(0, 256, (count,), generator=self.generator, dtype=torch.uint8).to(self.device)
-
-    def integer(self, low: int, high: int) -> int:
-        """low ≤ value < high"""
-        return int(torch.randint(low, high, (), generator=self.generator))
-
-
-@dataclass(frozen=True, slots=True)
-class KernelTask:
-    """An operation: `name` is also the function that a kernel file defines; it takes the inputs as keywords."""
-
-    name: str
-    inputs: Callable[[Draw], Inputs]
-    expected: Callable[[Inputs], tuple[Tensor, ...]]  # in float64: what it returns, then what it writes
-    alternative: str  # what the speed is measured against, in words
-    run_alternative: Callable[[Inputs], object]
-    writes: tuple[str, ...] = ()  # inputs that it changes in place
 
 
 def _rms_norm_inputs(draw: Draw) -> Inputs:

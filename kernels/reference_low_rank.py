@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hotshoe.kernels.low_rank_table import LowRankSegment, LowRankTable
@@ -9,7 +10,7 @@ from hotshoe.kernels.low_rank_table import LowRankSegment, LowRankTable
 
 def add_low_rank(y: Tensor, x: Tensor, table: LowRankTable, segments: Sequence[LowRankSegment]) -> None:
     """Segment by segment, term by term, target by target, in float32 (float64 if y is)."""
-    exact = y.double().dtype if y.dtype.itemsize == 8 else y.float().dtype
+    exact = torch.float64 if y.dtype == torch.float64 else torch.float32
     for segment in segments:
         rows = x[segment.start : segment.end].to(exact)
         for term in segment.terms:

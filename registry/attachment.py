@@ -5,12 +5,12 @@ import re
 from collections.abc import Mapping
 
 from hotshoe.registry.errors import InvalidDocument
+from hotshoe.registry.foreign_words import check_printable, shown_text
 from hotshoe.registry.referrer import EVALUATION_TYPE
 from hotshoe.registry.signing.bundle import BUNDLE_TYPE, read_bundle
 from hotshoe.registry.signing.errors import InvalidBundle
 
 MAX_DOCUMENT_BYTES = 1 << 20
-MAX_ANNOTATION_BYTES = 4 << 10
 # RFC 6838's names, with the "+json" and the parameters that media types have.
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -28,28 +28,16 @@ def check_attachment(
         InvalidDocument: `field` names what is wrong.
     """
     if not _MEDIA_TYPE.fullmatch(artifact_type):
-        raise InvalidDocument("artifact_type", f"expected a media type, not '{_shown(artifact_type)}'")
+        raise InvalidDocument("artifact_type", f"expected a media type, not '{shown_text(artifact_type)}'")
     if not _FILE_NAME.fullmatch(file_name):
-        raise InvalidDocument("file_name", f"expected a plain file name, not '{_shown(file_name)}'")
+        raise InvalidDocument("file_name", f"expected a plain file name, not '{shown_text(file_name)}'")
     if not 1 <= len(document) <= MAX_DOCUMENT_BYTES:
         raise InvalidDocument("document", f"expected 1 to {MAX_DOCUMENT_BYTES} bytes, not {len(document)}")
-    _check_annotations(annotations)
+    check_printable(annotations, InvalidDocument)
     if artifact_type == BUNDLE_TYPE:
         _check_bundle(subject, document)
     if artifact_type == EVALUATION_TYPE:
         _check_evaluation(document)
-
-
-def _check_annotations(annotations: Mapping[str, str]) -> None:
-    total = sum(len(text.encode(errors="replace")) for pair in annotations.items() for text in pair)
-    if total >= MAX_ANNOTATION_BYTES:
-        raise InvalidDocument("annotations", f"have {total} bytes; expected fewer than {MAX_ANNOTATION_BYTES}")
-    for key, value in annotations.items():
-        field = f"annotations[{_shown(key)}]"
-        if not (key.isascii() and key.isprintable() and key and " " not in key):
-            raise InvalidDocument(field, "expected a key of printable ASCII without spaces")
-        if not value.isprintable():
-            raise InvalidDocument(field, "expected printable text on one line")
 
 
 def _check_bundle(subject: str, document: bytes) -> None:
@@ -69,8 +57,3 @@ def _check_evaluation(document: bytes) -> None:
         report = None
     if not isinstance(report, dict):
         raise InvalidDocument("document", "expected a JSON object, as an evaluation is")
-
-
-def _shown(text: str) -> str:
-    """Text from outside, fit for a message."""
-    return ascii(text[:80])[1:-1]

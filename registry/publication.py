@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from hotshoe.registry.digest import digest_hex, is_digest
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
+from hotshoe.registry.foreign_words import annotation_field, check_printable, shown_text
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.manifest import (
     ANNOTATION_PREFIX,
@@ -21,7 +22,6 @@ from hotshoe.registry.manifest import (
 )
 
 MAX_README_BYTES = 1 << 20
-MAX_ANNOTATION_BYTES = 4 << 10
 MAX_BASE_NAME_LENGTH = 512
 
 
@@ -39,7 +39,7 @@ def check_files(files: Sequence[FileDescriptor]) -> None:
         if name == CARD_FILE:
             raise InvalidAdapter(name, "is made by the registry; do not send it")
         if name not in accepted:
-            raise InvalidAdapter(_shown(name), f"is not a file of an adapter; expected {', '.join(accepted)}")
+            raise InvalidAdapter(shown_text(name), f"is not a file of an adapter; expected {', '.join(accepted)}")
         if name in seen:
             raise InvalidAdapter(name, "is named twice")
         seen.add(name)
@@ -62,19 +62,11 @@ def check_annotations(annotations: Mapping[str, str], base: BaseShape) -> None:
         InvalidAdapter: one is not; `field` names it.
         IncompatibleAdapter: the adapter was published for another base model.
     """
-    total = sum(
-        len(key.encode(errors="replace")) + len(value.encode(errors="replace")) for key, value in annotations.items()
-    )
-    if total >= MAX_ANNOTATION_BYTES:
-        raise InvalidAdapter("annotations", f"have {total} bytes; expected fewer than {MAX_ANNOTATION_BYTES}")
-    for key, value in annotations.items():
-        field = f"annotations[{_shown(key)}]"
-        if not (key.isascii() and key.isprintable() and key and " " not in key):
-            raise InvalidAdapter(field, "expected a key of printable ASCII without spaces")
-        if not value.isprintable():
-            raise InvalidAdapter(field, "expected printable text on one line")
+    check_printable(annotations, InvalidAdapter)
+    for key in annotations:
         if key.startswith(ANNOTATION_PREFIX) and key not in (BASE_DIGEST, BASE_NAME):
-            raise InvalidAdapter(field, f"keys that begin with {ANNOTATION_PREFIX} are made by the registry")
+            problem = f"keys that begin with {ANNOTATION_PREFIX} are made by the registry"
+            raise InvalidAdapter(annotation_field(key), problem)
     _check_base(annotations, base)
 
 
@@ -86,7 +78,7 @@ def base_model_name(annotations: Mapping[str, str], *, configured: str, base: Ba
     """
     name = annotations.get(BASE_NAME) or configured or base.name
     if len(name) > MAX_BASE_NAME_LENGTH or not name.isprintable():
-        problem = f"expected at most {MAX_BASE_NAME_LENGTH} printable characters, not '{_shown(name)}'"
+        problem = f"expected at most {MAX_BASE_NAME_LENGTH} printable characters, not '{shown_text(name)}'"
         raise InvalidAdapter("base_model_name_or_path", problem)
     return name
 
@@ -95,15 +87,10 @@ def _check_base(annotations: Mapping[str, str], base: BaseShape) -> None:
     wanted = annotations.get(BASE_DIGEST)
     if wanted is None:
         return
-    field = f"annotations[{BASE_DIGEST}]"
+    field = annotation_field(BASE_DIGEST)
     if not is_digest(wanted):
-        raise InvalidAdapter(field, f"{_shown(wanted)}: expected sha256: and 64 lower-case hex digits")
+        raise InvalidAdapter(field, f"{shown_text(wanted)}: expected sha256: and 64 lower-case hex digits")
     if wanted != base.digest:
         raise IncompatibleAdapter(
             field, f"the adapter is for {wanted}; the base model here, {base.name}, is {base.digest}"
         )
-
-
-def _shown(text: str) -> str:
-    """Text from outside, fit for a message."""
-    return ascii(text[:80])[1:-1]

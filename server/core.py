@@ -5,6 +5,7 @@ import contextlib
 import math
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from hotshoe.registry.errors import RegistryError, StoreUnavailable
 from hotshoe.registry.formats.base import BaseWeights
@@ -12,6 +13,7 @@ from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.signing.policy import PolicyFile
 from hotshoe.registry.verification import Verifier
+from hotshoe.server.adapters.adapter_places import AdapterPlaces
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.lowered_cache import LoweredCache
@@ -135,7 +137,7 @@ class Core:
         reader = AdapterReader(self.gate, weights, self.config.residency, cache=self.lowered_cache())
         return reader.read(record.digest, lambda stage, record: None)[1]
 
-    def _build_residency(self, slots: AdapterSlots) -> None:
+    def _build_residency(self, slots: AdapterPlaces[Any]) -> None:
         self.residency = AdapterResidency(
             registry=self.gate,
             base=self.base.weights,

@@ -24,10 +24,10 @@ from hotshoe.server.errors import ServerError, UnsupportedModel
 from hotshoe.server.flags import default_base_cache
 from hotshoe.server.model.backends import dequantized
 from hotshoe.server.model.checkpoints import Checkpoint, DirectoryCheckpoint
-from hotshoe.server.model.decoder_reader import EMBEDDING, HEAD, check_tensors, tensor_shapes
+from hotshoe.server.model.decoder_reader import check_tensors, tensor_shapes
 from hotshoe.server.model.families import spec_from_config
 from hotshoe.server.model.loader import OpenBase, open_base
-from hotshoe.server.model.spec import ModelSpec
+from hotshoe.server.model.spec import EMBEDDING, HEAD, ModelSpec
 from hotshoe.server.probe import probe_logits, probe_loss
 
 MOST_PROBE_TOKENS = 512

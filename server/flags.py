@@ -103,7 +103,8 @@ def _described(parse: Callable[[str], Any]) -> Callable[[str], Any]:
         try:
             return parse(text)
         except ValueError as error:
-            expected = {int: "a whole number", float: "a number"}.get(parse)
+            words: Mapping[object, str] = {int: "a whole number", float: "a number"}
+            expected = words.get(parse)
             raise argparse.ArgumentTypeError(f"expected {expected}, not {text!r}" if expected else str(error)) from None
 
     return described

@@ -18,7 +18,8 @@ from hotshoe.clients.cli.failures import EXIT_CODES, told_clearly
 from hotshoe.clients.cli.fsck import fsck
 from hotshoe.clients.cli.gc import gc
 from hotshoe.clients.cli.import_ import import_
-from hotshoe.clients.cli.key import key, new
+from hotshoe.clients.cli.key import key
+from hotshoe.clients.cli.key import new as new_key
 from hotshoe.clients.cli.key import show as show_keys
 from hotshoe.clients.cli.lease import lease, leases, unlease
 from hotshoe.clients.cli.lineage import lineage
@@ -92,6 +93,13 @@ VERBS = (
     demo,
     version,
 )
+# Verbs that have others below them.
+BELOW: Mapping[object, Mapping[str, Callable[..., None]]] = {
+    bench: {"compare": compare, "scenario": scenario},
+    key: {"new": new_key, "show": show_keys},
+    token: {"new": new_token, "show": show_token},
+}
+PASS_ON = (serve, registry)  # they read their own arguments, --help too
 
 
 class Verbs(TyperGroup):
@@ -117,33 +125,22 @@ def command_line() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for verb in VERBS:
-        if verb is bench:  # a verb of its own, with others below it
-            app.add_typer(_bench_verbs(), name="bench")
+        if verb in BELOW:
+            app.add_typer(_group(verb), name=verb.__name__)
             continue
-        if verb is key:
-            app.add_typer(_verbs(key, {"new": new, "show": show_keys}), name="key")
-            continue
-        if verb is token:
-            app.add_typer(_verbs(token, {"new": new_token, "show": show_token}), name="token")
-            continue
-        passes_on = verb in (serve, registry)  # which read their own arguments, --help too
+        passes_on = verb in PASS_ON
         settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
         app.command(context_settings=settings if passes_on else None, add_help_option=not passes_on)(verb)
     return app
 
 
-def _bench_verbs() -> typer.Typer:
-    verbs = typer.Typer(callback=bench, invoke_without_command=True, rich_markup_mode=None)
-    verbs.command()(compare)
-    verbs.command()(scenario)
-    return verbs
-
-
-def _verbs(above: Callable[[], None], below: Mapping[str, Callable[..., None]]) -> typer.Typer:
-    verbs = typer.Typer(callback=above, no_args_is_help=True, rich_markup_mode=None)
-    for name, verb in below.items():
-        verbs.command(name)(verb)
-    return verbs
+def _group(above: Callable[..., None]) -> typer.Typer:
+    """A verb with those below it. Only bench does something by itself."""
+    alone = above is bench
+    group = typer.Typer(callback=above, invoke_without_command=alone, no_args_is_help=not alone, rich_markup_mode=None)
+    for name, verb in BELOW[above].items():
+        group.command(name)(verb)
+    return group
 
 
 def main() -> None:

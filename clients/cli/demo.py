@@ -18,7 +18,7 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, Json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hotshoe.clients.demo import DemoReport, Merged, Published, TagMove
+    from hotshoe.clients.demo_report import DemoReport, Merged, Published, TagMove
     from hotshoe.clients.local_server import LocalServer
 
 FREE_PORT = "127.0.0.1:0"
@@ -164,8 +164,9 @@ async def _show(server: str, http: str, directories: list[Path], say: Narrator) 
     """Every step of the demo, told as it happens."""
     from hotshoe.clients import AsyncClient
     from hotshoe.clients import demo as steps
+    from hotshoe.clients.demo_report import DemoReport, shortcomings
 
-    report = steps.DemoReport()
+    report = DemoReport()
     async with AsyncClient(server) as client:
         report.base_model = (await client.model_info()).base_model
         say.heading(f"{len(directories)} adapters, published over gRPC")
@@ -197,7 +198,7 @@ async def _show(server: str, http: str, directories: list[Path], say: Narrator) 
         await steps.answer_through_merged(client, report)
         if report.merged is not None:
             _tell_merged(report.merged, say)
-    report.failures = list(steps.shortcomings(report))
+    report.failures = list(shortcomings(report))
     return report
 
 

@@ -25,8 +25,9 @@ from safetensors.numpy import save
 from hotshoe.registry.bench.adapters import bench_base, lora_config, lora_tensors
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, AdapterRecord
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.pull import pull
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote import parse_remote
-from hotshoe.registry.remotes.transfer import pull, push
 
 _HIDDEN = 4096
 _RANK = 128

@@ -7,9 +7,9 @@ from pathlib import Path
 from hotshoe.registry.errors import AdapterNotFound, RemoteError
 from hotshoe.registry.manifest import FileDescriptor
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.pull import pull_blob
 from hotshoe.registry.remotes.remote import parse_remote
 from hotshoe.registry.remotes.remote_url import RemoteUrl
-from hotshoe.registry.remotes.transfer import pull_blob
 
 
 class BlobsOfRemotes:

@@ -13,17 +13,16 @@ from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
 from hotshoe.registry.formats.base import BaseShape, BlockId
 from hotshoe.registry.formats.lowered import Bottleneck
 from hotshoe.registry.validation import Pause
-from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
+from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment
 from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
 from hotshoe.server.adapters.factor_layout import FactorLayout, pieces_of, places_of
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
 from hotshoe.server.adapters.packed_bottleneck import PackedBottleneck, pack_bottleneck
-from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms
+from hotshoe.server.adapters.placed_adapter import PlacedAdapter
 from hotshoe.server.adapters.rank_units import RankUnits
+from hotshoe.server.adapters.row_group import RowGroup, Stack
 from hotshoe.server.adapters.sites import SiteId
-
-__all__ = ["AdapterSegment", "AdapterSlots", "SequenceTerms"]
 
 _FIRST_CAPACITY = 8  # units that a table has at first, where untouched memory costs something
 

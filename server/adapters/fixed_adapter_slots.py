@@ -15,11 +15,12 @@ from hotshoe.kernels.site_updates import SiteUpdates
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.validation import Pause, go_on
-from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment, RowGroup, Stack
+from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment
 from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
 from hotshoe.server.adapters.placed_adapter import PlacedAdapter, SequenceTerms, SiteVectors
 from hotshoe.server.adapters.rank_units import RankUnits
+from hotshoe.server.adapters.row_group import RowGroup, Stack
 from hotshoe.server.adapters.slot_tables import SlotTables, unit_bytes
 
 

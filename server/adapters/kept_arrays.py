@@ -1,8 +1,10 @@
 """Arrays that compiled code reads by their addresses."""
 
+from typing import Any
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
 
@@ -16,9 +18,9 @@ class KeptArrays:
         """Keeps what owns memory whose address is known already."""
         self._kept.append(thing)
 
-    def address(self, array: NDArray[np.generic] | list[int], dtype: type = np.int64) -> int:
+    def address(self, array: ArrayLike, dtype: DTypeLike = np.int64) -> int:
         """The address of the array as contiguous numbers of that type."""
-        kept = np.ascontiguousarray(array, dtype)
+        kept: NDArray[Any] = np.ascontiguousarray(array, dtype)
         self._kept.append(kept)
         return kept.ctypes.data
 

@@ -2,7 +2,8 @@
 
 import time
 
-from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
+from hotshoe.server.adapters.residency_entry import Entry, Phase
+from hotshoe.server.adapters.residency_state import ResidencyState
 
 ASK_SECONDS = 0.5  # how often waiting requests are asked whether they still want what is kept for them
 

@@ -1,30 +1,23 @@
-"""Which adapters are in memory: from the registry to the host to the device, on demand, by a few loader threads.
+"""Which adapters are in memory: from the registry to the host to the device, on demand, by `Loaders`.
 
 The engine's thread asks with `acquire` and never waits; a request whose adapters are not there asks again after
-`on_change`. One lock guards the bookkeeping; no file is read and no tensor copied while it is held.
+`on_change`.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from typing import Any
 
-from hotshoe.registry.errors import RegistryError
 from hotshoe.registry.formats.base import BaseWeights
-from hotshoe.registry.healing import BlobBeingHealed, healing_elsewhere
-from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.server.adapters.adapter_key import digest_of, is_part_of
 from hotshoe.server.adapters.adapter_leases import AdapterLeases, LeaseStore
+from hotshoe.server.adapters.adapter_places import AdapterPlaces
 from hotshoe.server.adapters.adapter_reader import AdapterReader
-from hotshoe.server.adapters.adapter_slots import AdapterSlots
-from hotshoe.server.adapters.load_queue import LoadQueue
-from hotshoe.server.adapters.loader_pace import LoaderPace
+from hotshoe.server.adapters.load_board import LoadBoard
+from hotshoe.server.adapters.loaders import Loaders, hurry
 from hotshoe.server.adapters.lowered_cache import LoweredCache
-from hotshoe.server.adapters.observer_events import ObserverEvents
-from hotshoe.server.adapters.one_core import let_others_first, run_when_idle, use_one_core
-from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
+from hotshoe.server.adapters.residency_entry import Entry, Phase
 from hotshoe.server.adapters.resident import (
     AdapterSource,
     LoadProgress,
@@ -54,7 +47,7 @@ class AdapterResidency:
         *,
         registry: AdapterSource,
         base: BaseWeights,
-        slots: AdapterSlots,
+        slots: AdapterPlaces[Any],
         config: ResidencyConfig,
         observer: ResidencyObserver | None = None,
         leases: LeaseStore | None = None,
@@ -63,28 +56,23 @@ class AdapterResidency:
         if slots.num_slots != config.adapter_slots:
             raise ValueError(f"adapter_slots: {config.adapter_slots}, but the device has {slots.num_slots}")
         self.on_change: Callable[[], None] = lambda: None
-        self._reader = AdapterReader(registry, base, config, cache=cache)
         self._slots = slots
-        self._config = config
-        self._events = ObserverEvents(observer)
-        self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)  # loaders wait for something to do
-        self._progress = threading.Condition(self._lock)  # load() waits for loaders
         self._leases = AdapterLeases(leases, self._held) if leases is not None else None
         left = self._leases.note_departure if self._leases is not None else lambda: None
-        self._state = ResidencyState(config, clear=slots.clear, evicted=self._events.evicted, left=left)
-        self._queue = LoadQueue(self._state)
-        # The engine tells it whether requests decode.
-        self.pace = LoaderPace(config.loader_share, backlog=lambda: self._queue.num_unread)
+        self._board = LoadBoard(config, clear=slots.clear, observer=observer, left=left)
+        self._state = self._board.state
         self._quarantined: dict[str, str] = {}  # key → why
         self._merged: set[str] = set()
-        self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run_loader, name=f"adapter-loader-{i}", daemon=True)
-            for i in range(config.loader_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._loaders = Loaders(
+            self._board,
+            reader=AdapterReader(registry, base, config, cache=cache),
+            slots=slots,
+            config=config,
+            leases=self._leases,
+            on_turn_end=self._tell_engine,
+        )
+        self.pace = self._loaders.pace  # the engine tells it whether requests decode
+        self._loaders.start()
 
     # The engine's thread.
 
@@ -97,7 +85,7 @@ class AdapterResidency:
             AdapterUnusable: a load failed, and not long ago; the cause is kept. Or it is in quarantine.
             AdapterSlotsFull: pinned adapters leave too few slots, or bytes, for the stack ever to fit.
         """
-        with self._locked():
+        with self._board.locked():
             for key in keys:
                 self._check_quarantine(key)
             entries = [self._state.entry(key) for key in keys]
@@ -111,7 +99,7 @@ class AdapterResidency:
 
     def release(self, keys: Sequence[str]) -> None:
         """Gives back what `acquire` took."""
-        with self._locked():
+        with self._board.locked():
             for key in keys:
                 if (entry := self._state.find(key)) is None or not entry.references:
                     raise AssertionError(f"{key} is released more often than acquired")
@@ -119,22 +107,22 @@ class AdapterResidency:
                 self._state.touch(entry)
                 if entry.drop_when_idle and entry.is_free:
                     self._state.drop(entry, "unload")
-            self._work.notify()
+            self._board.work.notify()
 
     def waits_for_room(self, keys: Sequence[str]) -> bool:
         """Whether a stack's load stands still until the device has room: what is there is in use, or kept."""
-        with self._lock:
+        with self._board.lock:
             return any((e := self._state.find(key)) is not None and e.phase is Phase.AWAITING_SLOT for key in keys)
 
     def quarantine(self, key: str, reason: str) -> None:
         """Refuses an adapter from now on, until it is unloaded; who has it already keeps it."""
         _log.warning("adapter %s is in quarantine: %s", key, reason)
-        with self._lock:
+        with self._board.lock:
             self._quarantined[key] = reason
 
     def adapter_load_seconds(self, key: str, *, since: float = 0.0) -> float:
         """How long its latest load took, from the first to ask; 0 if none ended since then, in monotonic seconds."""
-        with self._lock:
+        with self._board.lock:
             entry = self._state.find(key)
             return entry.load_seconds if entry and entry.load_started + entry.load_seconds >= since else 0.0
 
@@ -145,13 +133,13 @@ class AdapterResidency:
 
         Else to the host only, so that a long queue does not drive out what runs; `acquire` brings it further.
         """
-        with self._locked():
-            if self._closed or key in self._quarantined:
+        with self._board.locked():
+            if self._board.closed or key in self._quarantined:
                 return
             entry = self._state.entry(key)
             if not entry.has_reached(Tier.HOST) and entry.failure is None:
                 entry.prefetched = True
-                self._hurry(entry)
+                hurry(entry)
                 self._start(entry, Tier.HOST)
 
     def load(
@@ -175,25 +163,25 @@ class AdapterResidency:
         if tier is Tier.DISK:
             raise ValueError("tier: expected host or device; on disk is where adapters are")
         deadline = time.monotonic() + timeout_seconds
-        with self._locked():
+        with self._board.locked():
             self._check_quarantine(key)
             entry = self._state.entry(key)
             entry.waiters += 1
         try:
             reported: LoadProgress | None = None
             while reported is None or reported.stage is not LoadStage.READY:
-                with self._locked():
+                with self._board.locked():
                     step = self._await_progress(entry, reported, tier=tier, pin=pin, deadline=deadline)
                 progress(step)
                 reported = step
         finally:
-            with self._locked():
+            with self._board.locked():
                 entry.waiters -= 1
                 self._state.claims.end_load(key, requested=entry.missed)
                 if entry.drop_when_idle and entry.is_free:  # it was unloaded just as this ended
                     self._state.drop(entry, "unload")
                 self._state.forget_if_gone(entry)
-                self._work.notify()
+                self._board.work.notify()
         if pin:
             self._tell_engine()  # who waits may never fit now
         assert reported.adapter is not None, "READY comes with the adapter"
@@ -204,7 +192,7 @@ class AdapterResidency:
 
         The key of an adapter that has tasks stands for all of them.
         """
-        with self._locked():
+        with self._board.locked():
             quarantined = [other for other in self._quarantined if is_part_of(other, key)]
             for other in quarantined:
                 del self._quarantined[other]
@@ -216,7 +204,7 @@ class AdapterResidency:
                 entry.drop_when_idle = True
                 if entry.is_free:
                     self._state.drop(entry, "unload")
-                self._work.notify()
+                self._board.work.notify()
         self._tell_engine()  # there may be room
         return Unloaded(found, in_use)
 
@@ -226,30 +214,26 @@ class AdapterResidency:
         Raises:
             AdapterNotFound: it is not in the registry any more.
         """
-        with self._lock:
+        with self._board.lock:
             self._merged.add(digest)
         if self._leases is not None:
             self._leases.take(digest)
 
     def residents(self) -> list[ResidentInfo]:
         """Every adapter in memory, under the fastest tier that it is in."""
-        with self._lock:
+        with self._board.lock:
             return [entry.info() for entry in self._state.residents()]
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless slots, bytes and references add up."""
-        with self._lock:
+        with self._board.lock:
             self._state.check_integrity(self._slots.slot_bytes)
-            self._queue.check_integrity()
+            self._board.queue.check_integrity()
 
     def close(self) -> None:
         """Ends the loaders, after what they are at. Nothing is loaded any more; who waits in `load` gets Draining."""
-        with self._lock:
-            self._closed = True
-            self._work.notify_all()
-            self._progress.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._board.close()
+        self._loaders.join()
         if self._leases is not None:
             self._leases.close()
 
@@ -259,7 +243,7 @@ class AdapterResidency:
         entry.references += 1
         self._state.touch(entry)
         if not entry.missed:  # else it was counted when it was not there
-            self._events.lookup(True)
+            self._board.events.lookup(True)
         entry.missed = False
 
     def _miss(self, entries: Sequence[Entry]) -> None:
@@ -278,11 +262,11 @@ class AdapterResidency:
         for entry in entries:
             if not entry.on_device and not entry.missed:
                 entry.missed = True
-                self._hurry(entry)
-                self._events.lookup(False)
+                hurry(entry)
+                self._board.events.lookup(False)
             self._start(entry, Tier.DEVICE)
         if is_new:  # else nothing has changed for the loaders: they would only ask the engine again
-            self._work.notify()
+            self._board.work.notify()
 
     def _start(self, entry: Entry, tier: Tier) -> None:
         """Has an adapter loaded, unless it is there, or on its way."""
@@ -294,8 +278,8 @@ class AdapterResidency:
         entry.healed.clear()
         entry.target = tier
         entry.stage = LoadStage.RESOLVING if entry.host is None else LoadStage.LOADING
-        self._queue.put(entry, Phase.QUEUED if entry.host is None else Phase.AWAITING_SLOT)
-        self._work.notify()
+        self._board.queue.put(entry, Phase.QUEUED if entry.host is None else Phase.AWAITING_SLOT)
+        self._board.work.notify()
 
     def _await_progress(
         self, entry: Entry, reported: LoadProgress | None, *, tier: Tier, pin: bool, deadline: float
@@ -318,13 +302,13 @@ class AdapterResidency:
                 raise AdapterSlotsFull(f"adapter {entry.key}: no adapter slot became free in time")
             if remaining <= 0:
                 raise AdapterUnusable(f"adapter {entry.key}: not loaded in time")
-            self._progress.wait(min(remaining, PATIENCE_SECONDS))
+            self._board.progress.wait(min(remaining, PATIENCE_SECONDS))
             if time.monotonic() - entry.load_started > PATIENCE_SECONDS:
-                self._hurry(entry)
+                hurry(entry)
 
     def _finish_wait(self, entry: Entry, *, tier: Tier, pin: bool) -> LoadProgress:
         if pin:
-            self._progress.notify_all()  # other loads may never fit now
+            self._board.progress.notify_all()  # other loads may never fit now
             self._state.pin(entry, tier)
         entry.drop_when_idle = False
         self._state.touch(entry)
@@ -335,147 +319,12 @@ class AdapterResidency:
             raise AdapterUnusable(f"adapter {key}: {reason}; it is refused until it is unloaded")
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._board.closed:
             raise Draining("the server is shutting down")
 
-    def _locked(self) -> AbstractContextManager[None]:
-        """Holds the lock; then tells the observer what happened."""
-        return self._events.told_after(self._lock)
-
     def _held(self) -> list[str]:
-        with self._lock:
+        with self._board.lock:
             return [*map(digest_of, self._state.held()), *self._merged]
-
-    # Loader threads.
-
-    def _run_loader(self) -> None:
-        use_one_core()
-        let_others_first()
-        while (entry := self._next_job()) is not None:
-            self._take_turn(entry)
-            self.pace.begin()
-            try:
-                self._read(entry) if entry.phase is Phase.READING else self._place(entry)
-            except BlobBeingHealed as blob:
-                self._await_healing(entry, blob)
-            except Exception as error:
-                self._fail(entry, error)
-            self._end_turn(entry)
-            self._tell_engine()
-
-    def _take_turn(self, entry: Entry) -> None:
-        """A load that no request waits for leaves the cores to those who decode, until it takes too long for that."""
-        with self._lock:
-            if not (entry.missed or entry.prefetched):
-                run_when_idle()
-                entry.loader = threading.get_native_id()
-
-    def _end_turn(self, entry: Entry) -> None:
-        with self._lock:
-            self._hurry(entry)
-
-    def _hurry(self, entry: Entry) -> None:
-        """Whoever works on this load gets a core beside those who decode. Under the lock."""
-        if entry.loader is not None:
-            let_others_first(entry.loader)
-            entry.loader = None
-
-    def _next_job(self) -> Entry | None:
-        """Waits for a load that can go on, the oldest request's first; None after `close`."""
-        while True:
-            with self._locked():
-                while not self._closed and (entry := self._queue.take()) is None:
-                    if (pause := self._queue.seconds_until_asking()) == 0.0:
-                        break
-                    if pause is None and (entry := self._queue.take()) is not None:
-                        break  # the last lease lapsed between the two looks, and nobody would say so
-                    self._work.wait(pause)
-                if self._closed:
-                    return None
-                if entry is not None:
-                    self._work.notify()  # there may be more to do
-                    return entry
-                self._queue.note_asking()
-            self._tell_engine()  # requests that still wait for what is kept for them ask again, which renews the lease
-
-    def _read(self, entry: Entry) -> None:
-        """Registry → host; and on to the device, if it is prefetched and nobody must go for it."""
-
-        def on_stage(stage: LoadStage, record: AdapterRecord) -> None:
-            with self._lock:
-                entry.stage, entry.record = stage, record
-                self._progress.notify_all()
-
-        if self._leases is not None:
-            self._leases.take(digest_of(entry.key))
-        with healing_elsewhere(entry.healed):
-            record, lowered, seconds = self._reader.read(entry.key, on_stage, pause=self.pace.pause)
-        started = time.perf_counter()
-        packed = self._slots.pack(lowered, pause=self.pace.pause)
-        seconds["lower"] += time.perf_counter() - started
-        if packed.device_bytes > self._config.device_bytes:
-            raise AdapterUnusable(f"takes {packed.device_bytes} bytes of the device's {self._config.device_bytes}")
-        with self._locked():
-            entry.record, entry.read_seconds = record, seconds
-            self._state.keep_on_host(entry, packed)
-            if entry.target is Tier.DEVICE:
-                self._queue.put(entry, Phase.AWAITING_SLOT)
-                self._state.trim_host()
-                self._work.notify()
-                return
-            if not (entry.prefetched and self._state.has_room(entry) and self._state.reserve(entry)):
-                self._finish(entry, "disk", seconds)
-                return
-        self._place(entry)
-
-    def _place(self, entry: Entry) -> None:
-        """Host → device, where every load has ended."""
-        assert entry.slot is not None and entry.host is not None
-        started = time.perf_counter()
-        self._slots.place_packed(entry.slot, entry.host, pause=self.pace.pause)
-        seconds = {**entry.read_seconds, "place": time.perf_counter() - started}
-        with self._locked():
-            self._finish(entry, "disk" if entry.read_seconds else "host", seconds)
-
-    def _finish(self, entry: Entry, source: str, seconds: dict[str, float]) -> None:
-        entry.phase, entry.prefetched, entry.read_seconds = Phase.IDLE, False, {}
-        entry.load_seconds = time.monotonic() - entry.load_started
-        self._state.claims.extend(entry.key)
-        self._state.touch(entry)
-        self._events.loaded(entry.key, source, seconds)
-        if entry.drop_when_idle and entry.is_free and not entry.missed:
-            self._state.drop(entry, "unload")
-        self._state.trim_host()
-        self._progress.notify_all()
-        self._work.notify()
-
-    def _await_healing(self, entry: Entry, blob: BlobBeingHealed) -> None:
-        """Has an adapter read again once a blob of it is whole; this loader goes on with others."""
-        with self._locked():
-            entry.phase = Phase.HEALING
-            entry.healed[blob.digest] = blob.damage
-        blob.healed.add_done_callback(lambda healed: self._end_healing(entry, healed))
-
-    def _end_healing(self, entry: Entry, healed: "Future[bool]") -> None:
-        if healed.cancelled():  # by whoever closes the registry
-            return
-        if isinstance(error := healed.exception(), Exception):
-            self._fail(entry, error)
-            self._tell_engine()
-            return
-        with self._locked():
-            self._queue.put(entry, Phase.QUEUED)
-            self._work.notify()
-
-    def _fail(self, entry: Entry, error: Exception) -> None:
-        known = isinstance(error, RegistryError | AdapterUnusable | OSError | ValueError | MemoryError)
-        _log.warning("adapter %s cannot be loaded: %s", entry.key, error, exc_info=None if known else error)
-        error.__traceback__ = None  # it would keep the frames, and their tensors, alive
-        with self._locked():
-            self._state.fail(entry, error)
-            self._events.load_failed(entry.key, error)
-            self._progress.notify_all()
-            self._work.notify()
 
     def _tell_engine(self) -> None:
         try:

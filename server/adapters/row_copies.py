@@ -8,9 +8,8 @@ from hotshoe.server.adapters.kept_arrays import KeptArrays
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES
 from hotshoe.server.adapters.term_blocks import Segment
 
-_FIELDS = (
-    4  # how many copies, where their outputs' scales are, how many inputs and outputs; then inputs' of each target
-)
+# How many copies, where their outputs' scales are, how many inputs and outputs; then inputs' of each target.
+_FIELDS = 4
 
 
 def copy_addresses(segments: Sequence[Segment], num_layers: int, kept: KeptArrays) -> dict[str, int]:

@@ -90,8 +90,9 @@ class SlotTables:
                     targets += (table.a_of(unit, pair.target, rank), table.b_of(unit, pair.target, rank))
                     sources += (pair.a[:, first : first + rank], pair.b[first : first + rank])
         flags = torch.zeros(self._num_layers, len(SITES), dtype=torch.int32)
-        for (layer, site), found in adapter.vectors.items():
-            flags[layer, SITE_INDEX[site]] = self._pair_vectors(slot, (layer, site), found, targets, sources)
+        for place, vectors in adapter.vectors.items():
+            layer, name = place
+            flags[layer, SITE_INDEX[name]] = self._pair_vectors(slot, place, vectors, targets, sources)
         ranks = torch.from_numpy(adapter.layout.rank_table(self._num_layers)).int()
         own_units = torch.zeros(self._units.shape[1], dtype=torch.int32)
         own_units[: len(units)] = torch.tensor(units, dtype=torch.int32)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hotshoe.server.config import EngineConfig
 from hotshoe.server.engine.admission import check_request
@@ -29,7 +29,7 @@ from hotshoe.server.engine.step_plan import Chunk, StepPlan
 from hotshoe.server.errors import AdapterUnusable, Draining, EngineDead
 
 if TYPE_CHECKING:
-    from hotshoe.server.adapters.adapter_slots import AdapterSlots
+    from hotshoe.server.adapters.adapter_places import AdapterPlaces
     from hotshoe.server.adapters.residency import AdapterResidency
     from hotshoe.server.model.decoder import Decoder
 
@@ -49,7 +49,7 @@ class Engine:
         self,
         *,
         decoder: "Decoder",
-        slots: "AdapterSlots",
+        slots: "AdapterPlaces[Any]",
         residency: "AdapterResidency",
         config: EngineConfig,
         base_digest: str,

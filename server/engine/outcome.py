@@ -58,8 +58,9 @@ def _draw(
     chunks: Sequence[Chunk], result: StepResult, draws: Sequence[tuple[int, int]], outcomes: Sequence[Outcome]
 ) -> None:
     sequences = {row: chunks[index].sequence for row, index in draws}
-    tokens = {row: _device_token(result, row, sequence.sampling) for row, sequence in sequences.items()}
-    left = [row for row, token in tokens.items() if token is None]
+    drawn = {row: _device_token(result, row, sequence.sampling) for row, sequence in sequences.items()}
+    tokens = {row: token for row, token in drawn.items() if token is not None}
+    left = [row for row in sequences if row not in tokens]
     if left:
         selected = result.logits if len(left) == result.logits.shape[0] else result.logits[left]
         tokens |= zip(left, sample(selected, [sequences[row].sampling for row in left]), strict=True)

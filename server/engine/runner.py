@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from hotshoe.server.engine.step_batch import build_step_batch, by_pages, by_slot
 from hotshoe.server.engine.step_plan import Chunk, PrefixWrite, StepPlan, TailCopy
 
 if TYPE_CHECKING:
-    from hotshoe.server.adapters.adapter_slots import AdapterSlots
+    from hotshoe.server.adapters.adapter_places import AdapterPlaces
     from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
     from hotshoe.server.adapters.placed_adapter import Beyond
     from hotshoe.server.model.decoder import Decoder
@@ -33,7 +33,7 @@ class StepResult:
 class Runner:
     """The decoder, its key-value cache and the adapters' tables, driven step by step."""
 
-    def __init__(self, decoder: "Decoder", *, adapter_slots: "AdapterSlots", blocks: KvBlocks) -> None:
+    def __init__(self, decoder: "Decoder", *, adapter_slots: "AdapterPlaces[Any]", blocks: KvBlocks) -> None:
         self._decoder = decoder
         self._adapter_slots = adapter_slots
         self._blocks = blocks
@@ -148,7 +148,9 @@ def _read(logits: Tensor) -> list[Draw]:
     return [Draw(row.isfinite().all().item(), int(row.argmax()), None) for row in logits]
 
 
-def new_runner(decoder: "Decoder", *, adapter_slots: "AdapterSlots", blocks: KvBlocks) -> Runner:
+def new_runner(decoder: "Decoder", *, adapter_slots: "AdapterPlaces[Any]", blocks: KvBlocks) -> Runner:
     """The runner of a decoder's backend."""
-    kind = Runner if decoder.backend.ops is None else DeviceRunner
-    return kind(decoder, adapter_slots=adapter_slots, blocks=blocks)
+    if decoder.backend.ops is None:
+        return Runner(decoder, adapter_slots=adapter_slots, blocks=blocks)
+    fixed = cast("FixedAdapterSlots", adapter_slots)
+    return DeviceRunner(cast("TritonDecoder", decoder), adapter_slots=fixed, blocks=blocks)

@@ -6,7 +6,7 @@ Knows sequences, pages and which adapters are on the device; knows nothing of te
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hotshoe.server.config import EngineConfig
 from hotshoe.server.engine.kv_blocks import KvBlocks
@@ -20,7 +20,7 @@ from hotshoe.server.engine.waiting_queue import WaitingQueue
 from hotshoe.server.errors import PromptTooLong, ServerError
 
 if TYPE_CHECKING:
-    from hotshoe.server.adapters.adapter_slots import AdapterSlots
+    from hotshoe.server.adapters.adapter_places import AdapterPlaces
     from hotshoe.server.adapters.residency import AdapterResidency
 
 MAX_LOGIT_ROWS = 256  # of one step: a row of logits is a whole vocabulary of floats
@@ -40,7 +40,7 @@ class Scheduler:
         config: EngineConfig,
         blocks: KvBlocks,
         residency: "AdapterResidency",
-        adapter_slots: "AdapterSlots",
+        adapter_slots: "AdapterPlaces[Any]",
         base_digest: str,
         max_sequence_length: int,
         tenant_weights: Mapping[str, float] | None = None,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.kernels.attention_batch import AttentionBatch, PagedBatch, PrefillSegment
-from hotshoe.server.adapters.adapter_slots import AdapterSegment
+from hotshoe.server.adapters.adapter_batch import AdapterSegment
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.prefix_cache import VIRTUAL_TOKEN
 from hotshoe.server.engine.replaced_rows import found_rows

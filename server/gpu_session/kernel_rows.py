@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hotshoe.kernels import bench
-from hotshoe.kernels.kernel_tasks import Draw
+from hotshoe.kernels.kernel_task import Draw
 from hotshoe.server.gpu_session.ours import Row
 from hotshoe.server.gpu_session.sizes import SessionSizes
 

@@ -228,7 +228,8 @@ class CompiledLayers:
 
 def _by_tile(scales: Tensor) -> Tensor:
     """Scales [blocks, out_features] as they are read: [tiles, blocks, _TILE]."""
-    return scales.unflatten(1, (-1, _TILE)).transpose(0, 1)
+    tiles: Tensor = scales.unflatten(1, (-1, _TILE))
+    return tiles.transpose(0, 1)
 
 
 def _contexts(attention: AttentionBatch) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,10 +46,12 @@ def compile_steps(
     if matrix_tiles is None:
         matrix_tiles = amx.available()
     tiles = head.tiles if isinstance(head, PackedHead) else None
-    if tiles is None and not can_compile(spec, layers):
+    has_layers = can_compile(spec, layers)
+    if tiles is None and not has_layers:
         return None
     team = DecodeTeam(threads)
-    return CompiledSteps(
-        layers=CompiledLayers(spec, layers, team, matrix_tiles=matrix_tiles) if can_compile(spec, layers) else None,
-        head=None if tiles is None else CompiledHead(team, norm=norm, eps=spec.norm_eps, rows=head.rows, tiles=tiles),
-    )
+    compiled_head = None
+    if isinstance(head, PackedHead) and tiles is not None:
+        compiled_head = CompiledHead(team, norm=norm, eps=spec.norm_eps, rows=head.rows, tiles=tiles)
+    compiled_layers = CompiledLayers(spec, layers, team, matrix_tiles=matrix_tiles) if has_layers else None
+    return CompiledSteps(compiled_layers, compiled_head)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hotshoe.kernels import ops
-from hotshoe.kernels.attention_batch import AttentionBatch
+from hotshoe.kernels.attention_batch import AttentionBatch, PagedBatch
 from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.server.model.backends import Backend
 from hotshoe.server.model.bottlenecks import add_block
-from hotshoe.server.model.decoder_input import DecoderInput
+from hotshoe.server.model.decoder_input import DecoderInput, HeadRows, HeadUpdate
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.linear import SiteLinear
 from hotshoe.server.model.spec import ModelSpec
@@ -128,7 +128,7 @@ class Decoder:
         """Runs a step in compiled code, where there is some and it pays; says whether it did."""
         rows = hidden.shape[0]
         layers = self._compiled.layers if self._compiled else None
-        if layers is None or not rows or _attended_positions(inputs.attention) > _COMPILED_POSITIONS:
+        if layers is None or not rows or _attended_positions(_by_slots(inputs.attention)) > _COMPILED_POSITIONS:
             return False
         terms = None if adapters is None else adapters.row_terms(num_rows=rows, num_layers=self.spec.num_layers)
         angles = inputs.positions[:, None].float() * self._frequencies
@@ -186,7 +186,7 @@ class Decoder:
     def _plan_attention(self, inputs: DecoderInput) -> Mapping[int | None, Any]:
         return {
             window: ops.plan_attention(
-                inputs.attention,
+                _by_slots(inputs.attention),
                 self.backend.attention,
                 window=window,
                 device=self.backend.device,
@@ -293,12 +293,18 @@ def with_own_heads(logits: StepLogits, normed: Tensor, inputs: DecoderInput) -> 
         x = normed[update.start : update.end].float()
         for factors, weight in update.factors:
             values[update.start : update.end].addmm_(x @ factors.directions.T, factors.rows.T, alpha=weight)
-    for start, end in {(part.start, part.end) for part in (*inputs.head_rows, *inputs.head_updates)}:
+    changed: tuple[HeadRows | HeadUpdate, ...] = (*inputs.head_rows, *inputs.head_updates)
+    for start, end in {(part.start, part.end) for part in changed}:
         rows = slice(start, end)
         if likeliest is not None and finite is not None:
             likeliest[rows] = values[rows].argmax(1).tolist()
             finite[rows] = values[rows].isfinite().all(1).tolist()
     return StepLogits(values, finite, likeliest)
+
+
+def _by_slots(attention: AttentionBatch | PagedBatch) -> AttentionBatch:
+    assert isinstance(attention, AttentionBatch), "pages are for a TritonDecoder"
+    return attention
 
 
 def _attended_positions(attention: AttentionBatch) -> int:

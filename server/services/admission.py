@@ -1,7 +1,7 @@
 """Who comes in: each call's token, and each message against what its caller may do."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from hotshoe.server.errors import NotPermitted
@@ -23,7 +23,7 @@ class Admission:
         self._names_of = names_of
         self._demands = demands_by_path()
 
-    def admit(self, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
+    def admit(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
         """Who calls. Raises Unauthenticated."""
         return self._verifier.caller(metadata)
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from hotshoe.protos.v1 import registry_pb2
 from hotshoe.registry.reference import AdapterRef, check_name, given_as
-from hotshoe.registry.remotes.transfer import TransferProgress
+from hotshoe.registry.remotes.progress import TransferProgress
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.adapter_messages import adapter_message
 from hotshoe.server.services.registry_messages import progress_message

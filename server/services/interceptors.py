@@ -101,7 +101,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         decode = _DECODERS.get(path, handler.request_deserializer)
         behaviour = self._reading(method, getattr(handler, slot), decode, streams=handler.request_streaming)
         guard = self._guard_stream if handler.response_streaming else self._guard_unary
-        guarded = {slot: guard(method, behaviour), "request_deserializer": None}
+        guarded: dict[str, Any] = {slot: guard(method, behaviour), "request_deserializer": None}
         if path in _ENCODERS:
             guarded["response_serializer"] = _ENCODERS[path]
         replaced: Handler = handler._replace(**guarded)  # type: ignore[attr-defined]

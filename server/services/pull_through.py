@@ -13,7 +13,7 @@ from functools import partial
 from hotshoe.registry.errors import AdapterNotFound, InvalidReference, RegistryError, RemoteError
 from hotshoe.registry.reference import AdapterRef
 from hotshoe.registry.registry import Registry
-from hotshoe.registry.remotes.transfer import TransferProgress
+from hotshoe.registry.remotes.progress import TransferProgress
 from hotshoe.server.errors import QueueFull
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.transfers import CopyObserver, Transfers, sparse, total

@@ -7,7 +7,7 @@ from hotshoe.registry.fsck import FsckProgress, FsckReport
 from hotshoe.registry.garbage import GarbageReport
 from hotshoe.registry.index_rows import Lease
 from hotshoe.registry.referrer import Referrer
-from hotshoe.registry.remotes.transfer import TransferProgress
+from hotshoe.registry.remotes.progress import TransferProgress
 from hotshoe.registry.signing.policy import Mode
 from hotshoe.registry.signing.verdict import Verdict
 from hotshoe.registry.tag_log import LoggedMove

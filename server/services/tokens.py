@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -74,7 +74,7 @@ class TokenVerifier:
         self._remembered: dict[bytes, tuple[float, Caller]] = {}  # by the token's hash: until when, and whose
         self._mutex = threading.Lock()
 
-    def caller(self, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
+    def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
         """Who sent an RPC with that metadata.
 
         Raises:

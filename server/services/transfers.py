@@ -16,18 +16,11 @@ from hotshoe.registry.manifest import AdapterContent, AdapterRecord, FileDescrip
 from hotshoe.registry.reference import AdapterRef
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.progress import Progress, TransferProgress, ignore_progress
+from hotshoe.registry.remotes.pull import Pulled, mirror, pull, pull_blob
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote import Remote, parse_remote
 from hotshoe.registry.remotes.remote_url import RemoteUrl
-from hotshoe.registry.remotes.transfer import (
-    Progress,
-    Pulled,
-    TransferProgress,
-    ignore_progress,
-    mirror,
-    pull,
-    pull_blob,
-    push,
-)
 
 _STEP_BYTES = 1 << 20  # between two messages about one blob
 # With what a request waits for: it fails sooner than a transfer that was asked for.
@@ -86,7 +79,7 @@ class Transfers:
     def push(
         self, record: AdapterRecord, remote: str, *, name: str, tags: Sequence[str], expected: str | None
     ) -> Steps:
-        """Copies an adapter there. Raises what `transfer.push` raises."""
+        """Copies an adapter there. Raises what `remotes.push` raises."""
 
         def work(progress: Progress, _: Callable[[Pulled], None]) -> None:
             with self._opened("push", remote, progress) as (opened, progress):
@@ -95,7 +88,7 @@ class Transfers:
         return self._running(work)
 
     def pull(self, remote: str, ref: AdapterRef, *, name: str, tags: Sequence[str]) -> Steps:
-        """Copies an adapter here, and yields it at last. Raises what `transfer.pull` raises."""
+        """Copies an adapter here, and yields it at last. Raises what `remotes.pull` raises."""
 
         def work(progress: Progress, done: Callable[[Pulled], None]) -> None:
             with self._opened("pull", remote, progress) as (opened, progress):
@@ -124,7 +117,7 @@ class Transfers:
                 return self._pull(remote, ref, name="", tags=(), progress=progress)
 
     def fetch_blob(self, url: RemoteUrl, blob: FileDescriptor, name: str) -> None:
-        """Copies one blob of an adapter here; on the caller's thread. Raises what `transfer.pull_blob` raises."""
+        """Copies one blob of an adapter here; on the caller's thread. Raises what `pull_blob` raises."""
         with self._counted("heal", url, ignore_progress) as progress:
             opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
             with contextlib.closing(opened) as remote:

@@ -6,21 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hotshoe.clients.demo import (
-    MIN_STREAMS,
-    DemoFailed,
-    DemoReport,
-    Merged,
-    Published,
-    Stack,
-    StepProof,
-    TagMove,
-    demo_directories,
-    plan_streams,
-    shortcomings,
-    stacks_of,
-    step_proof,
-)
+from hotshoe.clients.demo import MIN_STREAMS, DemoFailed, demo_directories, plan_streams, stacks_of, step_proof
+from hotshoe.clients.demo_report import DemoReport, Merged, Published, Stack, StepProof, TagMove, shortcomings
 
 PIRATE, JSON, EMOJI, FRENCH = (
     Published("pirate", "LORA", "sha256:1", 10),

@@ -36,8 +36,8 @@ from hotshoe.registry.errors import AdapterNotFound, RegistryError
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.pull import pull
 from hotshoe.registry.remotes.remote import parse_remote
-from hotshoe.registry.remotes.transfer import pull
 
 CALLS = (
     "openat write pwrite64 ftruncate fsync fdatasync link linkat rename renameat renameat2 unlink unlinkat rmdir mkdir "

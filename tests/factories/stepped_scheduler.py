@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from hotshoe.server.adapters.adapter_slots import AdapterSlots, SequenceTerms
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_queue import LoadQueue
+from hotshoe.server.adapters.placed_adapter import SequenceTerms
 from hotshoe.server.adapters.residency import AdapterResidency
-from hotshoe.server.adapters.residency_state import Entry, Phase, ResidencyState
+from hotshoe.server.adapters.residency_entry import Entry, Phase
+from hotshoe.server.adapters.residency_state import ResidencyState
 from hotshoe.server.config import EngineConfig, ResidencyConfig
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams, StopCriteria

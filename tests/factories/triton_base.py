@@ -15,8 +15,9 @@ from hotshoe.kernels.attention_batch import PagedBatch
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.formats.lowering import lower_adapter
+from hotshoe.server.adapters.adapter_batch import AdapterSegment
 from hotshoe.server.adapters.adapter_places import AdapterPlaces
-from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.model.backends import reference_backend, triton_backend
 from hotshoe.server.model.base_weights import CheckpointWeights
 from hotshoe.server.model.checkpoints import DirectoryCheckpoint

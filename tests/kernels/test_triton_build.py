@@ -15,7 +15,8 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from hotshoe.kernels import harness_worker  # noqa: E402
 from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment  # noqa: E402
-from hotshoe.kernels.kernel_tasks import TASKS, Draw, random_nf4  # noqa: E402
+from hotshoe.kernels.kernel_task import Draw
+from hotshoe.kernels.kernel_tasks import TASKS, random_nf4
 from hotshoe.kernels.low_rank_table import LowRankSegment, LowRankTable, LowRankTerm  # noqa: E402
 from hotshoe.kernels.site_updates import UpdateVectors, plan_updates  # noqa: E402
 from hotshoe.kernels.triton import (  # noqa: E402

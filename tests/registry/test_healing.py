@@ -17,8 +17,9 @@ from hotshoe.registry.fsck import FsckProgress
 from hotshoe.registry.manifest import FileDescriptor
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.directory import DirectoryRemote
+from hotshoe.registry.remotes.pull import pull_blob
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote_url import RemoteUrl
-from hotshoe.registry.remotes.transfer import pull_blob, push
 
 FILES = lora_files(1)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hotshoe.kernels import bench
 from hotshoe.kernels.bench import Case, Sizes, cases
-from hotshoe.kernels.kernel_tasks import Draw
+from hotshoe.kernels.kernel_task import Draw
 from hotshoe.kernels.triton import KERNELS
 
 SMALL = Sizes(

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hotshoe.kernels.kernel_tasks import TASKS, Draw, Inputs, low_rank_expected
+from hotshoe.kernels.kernel_task import Draw, Inputs
+from hotshoe.kernels.kernel_tasks import TASKS, low_rank_expected
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankSegment, LowRankTerm
 from hotshoe.kernels.row_tiles import RowTiles
 from hotshoe.kernels.site_updates import plan_updates

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hotshoe.kernels import reference
-from hotshoe.kernels.kernel_tasks import Draw, random_nf4
+from hotshoe.kernels.kernel_task import Draw
+from hotshoe.kernels.kernel_tasks import random_nf4
 from hotshoe.kernels.triton.dequantize_nf4 import dequantize_nf4
 from hotshoe.kernels.triton.nf4_linear import pack
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from hotshoe.kernels.kernel_tasks import Draw, Inputs, logit_stats_inputs
+from hotshoe.kernels.kernel_task import Draw, Inputs
 from hotshoe.kernels.kernel_tasks import logit_stats as expected
+from hotshoe.kernels.kernel_tasks import logit_stats_inputs
 from hotshoe.kernels.triton.logit_stats import logit_stats
 
 

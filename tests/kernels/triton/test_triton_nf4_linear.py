@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hotshoe.kernels import reference
-from hotshoe.kernels.kernel_tasks import Draw, low_rank_expected, random_nf4
+from hotshoe.kernels.kernel_task import Draw
+from hotshoe.kernels.kernel_tasks import low_rank_expected, random_nf4
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankSegment, LowRankTable, LowRankTerm
 from hotshoe.kernels.site_updates import HAS_BIAS, HAS_OUTPUT, UpdateVectors, plan_updates
 from hotshoe.kernels.triton import epilogue

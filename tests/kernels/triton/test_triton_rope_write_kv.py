@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hotshoe.kernels.kernel_tasks import TASKS, Draw, Inputs
+from hotshoe.kernels.kernel_task import Draw, Inputs
+from hotshoe.kernels.kernel_tasks import TASKS
 from hotshoe.kernels.kernel_tasks import rope_write_kv as expected
 from hotshoe.kernels.triton.rope_write_kv import rope_write_kv
 

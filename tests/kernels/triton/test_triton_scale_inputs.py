@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from hotshoe.kernels.kernel_tasks import TASKS, Draw, Inputs
+from hotshoe.kernels.kernel_task import Draw, Inputs
+from hotshoe.kernels.kernel_tasks import TASKS
 from hotshoe.kernels.kernel_tasks import scale_inputs as expected
 from hotshoe.kernels.triton.scale_inputs import scale_inputs
 

@@ -27,8 +27,8 @@ from hotshoe.registry.http.users import HttpUsers, InvalidUsers, user_line
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.pull import pull
 from hotshoe.registry.remotes.remote import parse_remote
-from hotshoe.registry.remotes.transfer import pull
 
 USER, PASSWORD = "reader", "pässword: with a colon"
 LINE = user_line(USER, PASSWORD)

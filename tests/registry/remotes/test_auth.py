@@ -23,8 +23,9 @@ from hotshoe.registry.errors import RemoteRefused, RemoteUnavailable
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.oci import OciRemote
 from hotshoe.registry.remotes.oci_auth import Challenge, Credentials, DockerConfig, parse_challenges
+from hotshoe.registry.remotes.pull import pull
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote import parse_remote
-from hotshoe.registry.remotes.transfer import pull, push
 
 USER, PASSWORD = "hotshoe", "s3cret-adapters"
 # bcrypt of PASSWORD, with five rounds

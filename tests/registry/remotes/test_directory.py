@@ -8,8 +8,9 @@ from store_children import overwrite
 
 from hotshoe.registry.errors import AdapterNotFound, RemoteDamaged, RemoteUnavailable, TagMoved
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.remotes.pull import mirror, pull
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote import Remote, parse_remote
-from hotshoe.registry.remotes.transfer import mirror, pull, push
 
 
 @pytest.fixture

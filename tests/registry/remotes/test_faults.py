@@ -24,8 +24,9 @@ from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes import connections
 from hotshoe.registry.remotes.oci import OciRemote
 from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.pull import pull
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote import parse_remote
-from hotshoe.registry.remotes.transfer import pull, push
 
 NAME = "victim"
 HURRY = Patience(

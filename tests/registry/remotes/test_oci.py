@@ -26,7 +26,9 @@ from hotshoe.registry.http.server import registry_http_server
 from hotshoe.registry.manifest import INDEX_TYPE, AdapterRecord, FileDescriptor, blob_descriptors
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.oci import OciRemote
-from hotshoe.registry.remotes.transfer import TransferProgress, mirror, pull, push
+from hotshoe.registry.remotes.progress import TransferProgress
+from hotshoe.registry.remotes.pull import mirror, pull
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.signing.bundle import ANNOTATIONS, BUNDLE_FILE, BUNDLE_TYPE, sign
 from hotshoe.registry.signing.keys import PrivateKey
 from hotshoe.registry.signing.policy import PolicyFile

@@ -21,9 +21,10 @@ from hotshoe.registry.errors import (
 )
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
+from hotshoe.registry.remotes.pull import mirror, pull
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 from hotshoe.registry.remotes.s3 import S3Remote
-from hotshoe.registry.remotes.transfer import mirror, pull, push
 
 NOWHERE = f"sha256:{'0' * 64}"
 HURRY = Patience(silence_seconds=0.3, exchange_seconds=2.0, attempts=2, backoff_seconds=0.01)

@@ -17,7 +17,8 @@ from hotshoe.registry.formats.lowered import (
     TokenFactors,
     TokenRows,
 )
-from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
+from hotshoe.server.adapters.adapter_batch import AdapterSegment
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales
 from hotshoe.server.adapters.sites import SITE_INDEX, SITES
 from hotshoe.server.adapters.slot_tables import unit_bytes

@@ -268,7 +268,7 @@ def test_a_load_runs_on_idle_cores_until_somebody_is_in_a_hurry(
     monkeypatch.setattr(house.registry, "adapter_files", stuck)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(residency, "PATIENCE_SECONDS", 10 * WAIT if in_a_hurry == "a request" else 0.05)
-    [loader] = house.residency._threads
+    [loader] = house.residency._loaders._threads
     assert loader.native_id is not None
     waiter = threading.Thread(target=lambda: house.residency.load(house.digests[0]))
     waiter.start()

@@ -4,7 +4,7 @@ import torch
 from running_engine import make_request
 
 from hotshoe.registry.formats.lowered import KvPrefix
-from hotshoe.server.adapters.adapter_slots import SequenceTerms
+from hotshoe.server.adapters.placed_adapter import SequenceTerms
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.request import AdapterUse
 from hotshoe.server.engine.sequence import Sequence

@@ -21,7 +21,8 @@ from hotshoe.registry.formats.lowered import (
     OutputSwap,
     ScaledCopies,
 )
-from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
+from hotshoe.server.adapters.adapter_batch import AdapterSegment
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.model.loader import LoadedBase, load_base
 
 pytest.importorskip("numba")

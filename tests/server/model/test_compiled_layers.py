@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hotshoe.kernels.cpu import nf4_linear
 from hotshoe.registry.formats.lowering import lower_adapter
-from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
+from hotshoe.server.adapters.adapter_batch import AdapterSegment
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.model.decoder_input import DecoderInput
 from hotshoe.server.model.loader import LoadedBase, load_base
 

@@ -11,7 +11,8 @@ from torch import Tensor
 pytest.importorskip("numba")
 from hotshoe.kernels.cpu.factor_fetch import LINE
 from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable, units_of
-from hotshoe.server.adapters.adapter_slots import AdapterSegment, AdapterSlots
+from hotshoe.server.adapters.adapter_batch import AdapterSegment
+from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.sites import SITES, site_shapes
 from hotshoe.server.model import factor_fetches
 from hotshoe.server.model.factor_fetches import FactorFetches

@@ -12,7 +12,7 @@ from hotshoe.server.errors import EngineDead, SlowReader
 from hotshoe.server.metrics import Metrics
 from hotshoe.server.services.dispatcher import Dispatcher
 
-STATS = StepStats(1, 0, 0.0, 1, 0, 1, 0, 0, 0, 0, 0.0, (), ("sha256:1",))
+STATS = StepStats(1, 0, 0.0, 1, 0, 1, 0, 0, 0, 0, 0.0, ("sha256:1",))
 
 
 def _request(request_id: str = "r", *adapters: AdapterUse) -> Request:

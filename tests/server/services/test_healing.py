@@ -8,8 +8,8 @@ from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.errors import BlobCorrupt, RemoteUnavailable
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.directory import DirectoryRemote
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote_url import RemoteUrl
-from hotshoe.registry.remotes.transfer import push
 from hotshoe.server.metrics import Metrics
 from hotshoe.server.services import healing
 from hotshoe.server.services.healing import RemoteBlobs
