@@ -38,6 +38,7 @@ def directories(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "several": write_lora(root / "several", model, rank=4, scale=0.3, seed=7),
         "good": write_lora(root / "good", model, rank=4, scale=0.02),
         "scales": write_ia3(root / "scales", model, scale=0.1),
+        "counted": write_ia3(root / "counted", model, scale=0.1, seed=5),
         "prefix": write_prefix(root / "prefix", model),
     }
 
@@ -82,10 +83,10 @@ def test_a_publisher_is_warned_and_the_report_is_kept(
 def test_a_published_adapter_is_counted_on_request(
     server: ServerProcess, client: Client, directories: dict[str, Path]
 ) -> None:
-    client.publish_directory(directories["scales"], "doctor/scales")
-    [screened] = reports(server, "doctor/scales")
-    response = client.diagnose("doctor/scales", exact=True)
-    assert reports(server, "doctor/scales") == [response.referrer, screened]
+    client.publish_directory(directories["counted"], "doctor/counted")
+    [screened] = reports(server, "doctor/counted")
+    response = client.diagnose("doctor/counted", exact=True)
+    assert reports(server, "doctor/counted") == [response.referrer, screened]
     found = response.diagnosis
     assert found.exact and len(found.linears) == 6 and grade(found) == "OK"
     assert all(one.exact == 0 and one.HasField("nf4_kept") and not one.HasField("predicted") for one in found.linears)

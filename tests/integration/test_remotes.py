@@ -76,7 +76,7 @@ def fleet(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root, model = tmp_path_factory.mktemp("directories"), tiny_model()
     writers = {
-        f"lora{seed}": lambda path, seed=seed: write_lora(path, model, seed=seed, scale=0.02) for seed in range(7)
+        f"lora{seed}": lambda path, seed=seed: write_lora(path, model, seed=seed, scale=0.02) for seed in range(8)
     }
     made = {name: write(root / name) for name, write in writers.items()}
     made["ia3"] = write_ia3(root / "ia3", model, seed=9, scale=0.1)
@@ -254,7 +254,7 @@ def test_copies_are_in_the_metrics_by_what_became_of_them(fleet: Fleet, director
         return {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
 
     publisher, edge = counted(fleet.publisher), counted(fleet.edge)
-    reference = publish(fleet, directories["lora6"], "metered")
+    reference = publish(fleet, directories["lora7"], "metered")
     with fleet.client(fleet.edge) as client:
         size = client.pull_from(fleet.remote, "metered").adapter.size_bytes
         for _ in range(2):

@@ -85,7 +85,7 @@ import asyncio
 kept, create = [], asyncio.Event.__init__
 def create_and_keep(self):
     create(self)
-    kept.append(b"x" * 1_000_000)
+    kept.append(b"x" * 1_500_000)
 asyncio.Event.__init__ = create_and_keep
 """
 
