@@ -62,9 +62,9 @@ class HubServer:
     def __init__(self, repositories: Mapping[str, Repository]) -> None:
         self.repositories = dict(repositories)
         self.requests: Counter[str] = Counter()
+        self.counting = threading.Lock()
         self.tokens: dict[str, str] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
         self.endpoint = f"http://{self.host}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -79,13 +79,19 @@ class HubServer:
         return next((data for data in contents if hashlib.sha256(data).hexdigest() == sha256), None)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256  # a download's files are asked for at once
+
+
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path) if "/revision/" not in self.path else urlsplit(self.path).path
-            hub.requests[f"{self.command} {path}"] += 1
+            with hub.counting:
+                hub.requests[f"{self.command} {path}"] += 1
             self._token = self.headers.get("Authorization", "").removeprefix("Bearer ")
             hub.tokens[f"{self.command} {path}"] = self._token
             if found := _REVISION.fullmatch(path):

@@ -8,7 +8,7 @@ from hotshoe.kernels.cpu import dense_linear
 
 
 @pytest.mark.parametrize("rows", [1, 7, 40])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 def test_the_prepacked_kernel_equals_the_reference(rows: int, dtype: torch.dtype, tolerance: float) -> None:
     weight = torch.randn(70, 50) * 0.1
     x = torch.randn(rows, 50)

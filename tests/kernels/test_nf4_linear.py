@@ -47,7 +47,7 @@ def test_the_cpu_kernel_equals_the_reference(rows: int, dtype: torch.dtype) -> N
     x = torch.randn(rows, 192).to(dtype)
     y = ops.linear(x, nf4_linear.pack([weight]))
     assert y.dtype == dtype
-    assert relative_error(y, reference.nf4_linear(x.double(), weight)) < 6e-3
+    assert relative_error(y, reference.nf4_linear(x.double(), weight)) < 1e-2
 
 
 @needs_kernel
@@ -85,7 +85,7 @@ def test_many_rows_run_on_the_dense_copy(rows: int) -> None:
     x = torch.randn(rows, 128)
     y = ops.linear(x, nf4_linear.pack([weight], dense=dense))
     assert torch.equal(y, ops.linear(x, dense)) == (rows >= nf4_linear.DENSE_ROWS)
-    assert relative_error(y, reference.nf4_linear(x.double(), weight)) < 6e-3
+    assert relative_error(y, reference.nf4_linear(x.double(), weight)) < 1e-2
     with pytest.raises(ValueError, match=r"dense: expected \[32, 128\]"):
         nf4_linear.pack([random_weight(32, 128, 8)], dense=dense)
 
@@ -105,7 +105,7 @@ def test_the_bitsandbytes_kernel_equals_the_reference(rows: int) -> None:
     x = torch.randn(rows, 128).bfloat16()
     y = ops.linear(x, bnb_linear.pack(parts, torch.device("cpu")))
     expected = torch.cat([reference.nf4_linear(x.double(), part) for part in parts], dim=1)
-    assert relative_error(y, expected) < 6e-3
+    assert relative_error(y, expected) < 1e-2
 
 
 def test_inputs_of_another_width_are_refused() -> None:

@@ -16,7 +16,7 @@ def test_the_likeliest_logits_are_exact_and_the_others_close(rows: int, vocab: i
     logits = ops.linear(x, output_head.pack(weight))
     expected = reference.dense_linear(x.double(), weight)
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits.double(), expected, rtol=2e-2, atol=0.3)
+    torch.testing.assert_close(logits.double(), expected, rtol=2e-2, atol=0.4)
     likeliest = expected.topk(output_head.REFINED // 2, dim=1).indices
     torch.testing.assert_close(logits.double().gather(1, likeliest), expected.gather(1, likeliest), rtol=0, atol=1e-4)
 

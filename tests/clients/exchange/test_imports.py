@@ -261,7 +261,7 @@ def put(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
     return value
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(path=st.sampled_from(INDEX_PATHS), value=JSON)
 def test_any_index_is_read_or_refused(layout: Path, tmp_path: Path, path: tuple[str | int, ...], value: Any) -> None:
     source = Memory(layout)
@@ -269,7 +269,7 @@ def test_any_index_is_read_or_refused(layout: Path, tmp_path: Path, path: tuple[
     read_or_refused(source, tmp_path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(path=st.sampled_from(MANIFEST_PATHS), value=JSON)
 def test_any_manifest_is_read_or_refused(layout: Path, tmp_path: Path, path: tuple[str | int, ...], value: Any) -> None:
     source = Memory(layout)
@@ -277,7 +277,7 @@ def test_any_manifest_is_read_or_refused(layout: Path, tmp_path: Path, path: tup
     read_or_refused(source, tmp_path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(path=st.sampled_from(DOCUMENT_PATHS), value=JSON)
 def test_any_document_about_it_is_read_or_refused(
     layout: Path, tmp_path: Path, path: tuple[str | int, ...], value: Any
@@ -410,7 +410,7 @@ def test_an_archive_cut_anywhere_is_refused(layout: Path, tmp_path: Path) -> Non
             read(ArchiveSource(io.BytesIO(data[:length])), tmp_path / "out")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(at=st.integers(0, 4000), flip=st.integers(1, 255))
 def test_a_changed_byte_of_an_archive_never_fails_otherwise(layout: Path, tmp_path: Path, at: int, flip: int) -> None:
     if not (tmp_path / "layout.tar").exists():
