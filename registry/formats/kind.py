@@ -116,7 +116,9 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "MULTITASK_PROMPT_TUNING": AdapterKind(
         plan_multitask, _EMBEDDINGS, "–", 1e-6, "of the task that a request names", wraps_modules=False
     ),
-    "OFT": AdapterKind(plan_oft, "rotation of input blocks", "–", 2e-6, "`block_share`, Cayley or its Neumann series"),
+    "OFT": AdapterKind(
+        plan_oft, "rotation of input blocks", "–", 2e-6, "`block_share`, `coft`, Cayley or its Neumann series"
+    ),
     "PEANUT": AdapterKind(plan_peanut, "low-rank update", "r", 1e-6, "of the served W; any `depth`, six `act_fn`"),
     "POLY": AdapterKind(plan_poly, "low-rank update", "r", 1e-6, "of the task that a request names"),
     "PREFIX_TUNING": AdapterKind(plan_prefix_tuning, _PAGES, "–", 0.0, "", wraps_modules=False),

@@ -119,6 +119,8 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "oft by the cayley transform": lambda: of(OFTConfig, oft_block_size=16, use_cayley_neumann=False),
     "oft of few terms": lambda: of(OFTConfig, oft_block_size=32, num_cayley_neumann_terms=3),
     "oft of two terms": lambda: of(OFTConfig, oft_block_size=4, num_cayley_neumann_terms=2),
+    "constrained oft": lambda: of(OFTConfig, oft_block_size=8, coft=True, eps=1.5),
+    "constrained oft of shared blocks": lambda: of(OFTConfig, oft_block_size=16, block_share=True, coft=True, eps=0.8),
     "boft": lambda: of(BOFTConfig, boft_block_size=4),
     "boft of few blocks": lambda: of(BOFTConfig, boft_block_num=2, boft_block_size=0, target_modules=["v_proj"]),
     "road": lambda: of(RoadConfig, group_size=16),

@@ -171,6 +171,24 @@ def test_an_oft_whose_series_was_another_is_refused(version, tmp_path):
     inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))  # the transform itself was always the same
 
 
+def test_a_negative_bound_of_a_constrained_oft_is_refused(tmp_path):
+    save_peft(tmp_path, tiny_llama(), CONFIGS["constrained oft"]())
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eps": -1}))
+    with pytest.raises(InvalidAdapter, match="eps: expected a number of at least 0 with coft, found -1"):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
+
+
+@pytest.mark.parametrize(("eps", "size"), [(0.0, 0.0), (100.0, 0.7)])
+def test_a_constrained_oft_is_shortened_to_its_bound_and_not_lengthened(eps, size, tmp_path):
+    config = CONFIGS["constrained oft"]()
+    config.eps = eps
+    save_peft(tmp_path, tiny_llama(), config)
+    for linear in lower_adapter(adapter_files(tmp_path), ModelWeights(tiny_llama())).linears.values():
+        turned = linear.input_rotation - torch.eye(8)
+        assert (turned.norm(dim=(1, 2)) > size).all() if size else not turned.any()
+
+
 def test_the_readme_s_tables_of_kinds_are_those_of_the_code():
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     assert all(table() in readme for table in (kind_table, adapterhub_table, dense_table)), (
