@@ -19,6 +19,7 @@ from peft_adapters import (
     write_prompt,
 )
 from peft_kinds import CONFIGS, DENSE_CONFIGS, lora, one_of_each_kind, suits, tasks_of
+from safetensors.torch import load_file, save_file
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
@@ -71,6 +72,20 @@ def test_adapters_stored_in_16_bits_give_pefts_logits(write, dtype, tmp_path):
     assert inspect_adapter(files, base_shape(base)).dtype == {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
     ours = canonical_logits(base, lower_adapter(files, ModelWeights(base)), TOKENS)
     assert (ours - peft_logits(base, tmp_path)).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("write", [write_lora, write_ia3, write_prefix, write_prompt])
+def test_adapters_stored_in_64_bits_are_rounded_as_peft_rounds_them(write, tmp_path):
+    base = tiny_llama()
+    path = write(tmp_path, base) / "adapter_model.safetensors"
+    precise = {name: tensor.double() * (1 + 1e-9) + 1e-10 for name, tensor in load_file(path).items()}
+    save_file(precise, path)
+    files = adapter_files(tmp_path)
+    assert inspect_adapter(files, base_shape(base)).dtype == "F64"
+    ours = canonical_logits(base, lower_adapter(files, ModelWeights(base)), TOKENS)
+    assert (ours - peft_logits(tiny_llama(), tmp_path)).abs().max() <= 5e-6
+    save_file({name: tensor.float() for name, tensor in precise.items()}, path)
+    assert torch.equal(canonical_logits(base, lower_adapter(files, ModelWeights(base)), TOKENS), ours)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
