@@ -130,7 +130,7 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "TRAINABLE_TOKENS": AdapterKind(
         plan_trainable_tokens, "rows of the embedding and of the output head", "–", 1e-6, "of tokens that the base has"
     ),
-    "UNILORA": AdapterKind(plan_unilora, "low-rank update", "r", 0.0, "with `save_indices`"),
+    "UNILORA": AdapterKind(plan_unilora, "low-rank update", "r", 0.0, "indices saved, or by `proj_seed`"),
     "VBLORA": AdapterKind(
         plan_vblora, "low-rank update", "r", 0.0, "the bank's mixtures, written out; `save_only_topk_weights`"
     ),

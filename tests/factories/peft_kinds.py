@@ -213,6 +213,10 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "glora of constants": lambda: of(GloraConfig, config_A_B="constant", config_C="vector", config_D_E="vector"),
     "glora of weights only": lambda: of(GloraConfig, config_A_B="vector", config_C="none", config_D_E="none"),
     "unilora": lambda: of(UniLoraConfig, r=3, theta_d_length=200, save_indices=True),
+    "unilora by its seed": lambda: of(UniLoraConfig, r=3, theta_d_length=200, proj_seed=7),
+    "unilora by its seed, with numbers to spare": lambda: of(
+        UniLoraConfig, r=2, theta_d_length=9000, target_modules=["v_proj", "down_proj"]
+    ),
     "cartridge": lambda: CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
     "gralora": lambda: of(GraloraConfig, r=8, gralora_k=4, alpha=32),
     "gralora beside a whole": lambda: of(GraloraConfig, r=4, hybrid_r=3),

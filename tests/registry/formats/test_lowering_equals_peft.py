@@ -9,6 +9,7 @@ import pytest
 import torch
 from canonical import canonical_logits
 from peft import PeftModel, PeftType, get_peft_model
+from peft.tuners.unilora.model import UniLoraModel
 from peft_adapters import (
     adapter_files,
     save_peft,
@@ -23,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
+from hotshoe.registry.formats import unilora
 from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS, REFUSED_KINDS
 from hotshoe.registry.formats.kind_table import adapterhub_table, dense_table, kind_table
 from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
+from hotshoe.registry.formats.unilora import dealt_places
 
 TOKENS = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(7))
 MODELS = {
@@ -202,6 +205,37 @@ def test_a_constrained_oft_is_shortened_to_its_bound_and_not_lengthened(eps, siz
     for linear in lower_adapter(adapter_files(tmp_path), ModelWeights(tiny_llama())).linears.values():
         turned = linear.input_rotation - torch.eye(8)
         assert (turned.norm(dim=(1, 2)) > size).all() if size else not turned.any()
+
+
+def test_a_unilora_by_seed_deals_as_peft_does():
+    for count, length, seed in ((0, 5, 1), (4, 5, 1), (5, 5, 0), (1003, 100, 2**31 - 1)):
+        assert dealt_places(count, length, seed).tolist() == UniLoraModel.generate_index(count, length, seed).tolist()
+
+
+def test_a_unilora_by_seed_is_refused_where_numpy_s_generator_is_another(tmp_path, monkeypatch):
+    save_peft(tmp_path, tiny_llama(), CONFIGS["unilora by its seed"]())
+    inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
+    monkeypatch.setattr(unilora, "_DEALT", unilora._DEALT[::-1])
+    with pytest.raises(InvalidAdapter, match="save_indices: expected true: this numpy's generator is not the one"):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
+
+
+def test_a_unilora_by_seed_that_would_be_larger_than_any_file_is_refused(tmp_path):
+    save_peft(tmp_path, tiny_llama(), CONFIGS["unilora by its seed"]())
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 10**9}))
+    with pytest.raises(InvalidAdapter, match="r: expected factors of at most 134217728 numbers in all"):
+        lower_adapter(adapter_files(tmp_path), ModelWeights(tiny_llama()))
+
+
+@pytest.mark.parametrize("name", ["vera", "pvera", "tinylora"])
+def test_what_torch_s_generator_would_have_to_make_again_is_refused_with_the_reason(name, tmp_path):
+    config = CONFIGS[name]()
+    config.save_projection = False
+    save_peft(tmp_path, tiny_llama(), config)
+    reason = "save_projection: expected true: torch's generator .* may give others on another machine"
+    with pytest.raises(InvalidAdapter, match=reason):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
 
 
 def test_the_readme_s_tables_of_kinds_are_those_of_the_code():
