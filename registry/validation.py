@@ -45,7 +45,7 @@ class _Float:
     bits: type[np.unsignedinteger]
     magnitude: int  # mask
     infinity: int  # from here on: infinity or NaN
-    too_large: int  # from here on: at least 2^64, of which the product of two overflows float32
+    too_large: int  # from here on: at least 2^64 in float32, of which the product of two overflows
 
     @property
     def size_bytes(self) -> int:
@@ -53,6 +53,7 @@ class _Float:
 
 
 _FLOATS: Mapping[str, _Float] = {
+    "F64": _Float(np.uint64, (1 << 63) - 1, 0x7FF0 << 48, 0x43EF_FFFF_F000_0000),
     "F32": _Float(np.uint32, 0x7FFF_FFFF, 0x7F80_0000, 0x5F80_0000),
     "F16": _Float(np.uint16, 0x7FFF, 0x7C00, 0x7C00),
     "BF16": _Float(np.uint16, 0x7FFF, 0x7F80, 0x5F80),
@@ -66,7 +67,7 @@ class TensorEntry:
     """Where one tensor lies in its file."""
 
     name: str
-    dtype: str  # "F32", "F16" or "BF16"; or "U8", "I16", "I32" or "I64"
+    dtype: str  # "F64", "F32", "F16" or "BF16"; or "U8", "I16", "I32" or "I64"
     shape: tuple[int, ...]
     offset: int  # of its first byte, from the start of the file
     size_bytes: int
@@ -139,7 +140,10 @@ class TensorFile:
             self._read_finite(entry, start, bits[: entry.num_elements - start])
 
     def read(self, entry: TensorEntry, *, scale: float = 1.0) -> NDArray[np.float32]:
-        """The tensor's values times scale, widened to float32; raises InvalidAdapter if one is not finite."""
+        """The tensor's values as float32, times scale; raises InvalidAdapter if one is not finite.
+
+        Of 64 bits they are rounded, as PEFT does where it copies them into its own.
+        """
         values = self._room(entry.num_elements)
         is_whole = entry.dtype == "F32"
         narrow = None if is_whole else np.empty(min(entry.num_elements, _PIECE), _FLOATS[entry.dtype].bits)
@@ -148,7 +152,7 @@ class TensorFile:
             bits = piece.view(np.uint32) if narrow is None else narrow[: piece.size]
             self._read_finite(entry, start, bits)
             if not is_whole:
-                _widen(entry.dtype, bits, piece)
+                _convert(entry.dtype, bits, piece)
             if scale != 1:
                 piece *= np.float32(scale)
         return values.reshape(entry.shape)
@@ -331,10 +335,10 @@ def _is_deeper_than(value: object, levels: int) -> bool:
     return any(_is_deeper_than(child, levels - 1) for child in children)
 
 
-def _widen(dtype: str, bits: NDArray[np.unsignedinteger], values: NDArray[np.float32]) -> None:
-    """Writes as float32 into `values` what is stored in 16 bits."""
-    if dtype == "F16":
-        values[:] = bits.view(np.float16)
+def _convert(dtype: str, bits: NDArray[np.unsignedinteger], values: NDArray[np.float32]) -> None:
+    """Writes as float32 into `values` what is stored in 16 or 64 bits."""
+    if dtype in ("F16", "F64"):
+        values[:] = bits.view(np.float16 if dtype == "F16" else np.float64)
     else:
         np.left_shift(bits, 16, out=values.view(np.uint32), dtype=np.uint32)
 

@@ -116,7 +116,9 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "MULTITASK_PROMPT_TUNING": AdapterKind(
         plan_multitask, _EMBEDDINGS, "–", 1e-6, "of the task that a request names", wraps_modules=False
     ),
-    "OFT": AdapterKind(plan_oft, "rotation of input blocks", "–", 2e-6, "`block_share`, Cayley or its Neumann series"),
+    "OFT": AdapterKind(
+        plan_oft, "rotation of input blocks", "–", 2e-6, "`block_share`, `coft`, Cayley or its Neumann series"
+    ),
     "PEANUT": AdapterKind(plan_peanut, "low-rank update", "r", 1e-6, "of the served W; any `depth`, six `act_fn`"),
     "POLY": AdapterKind(plan_poly, "low-rank update", "r", 1e-6, "of the task that a request names"),
     "PREFIX_TUNING": AdapterKind(plan_prefix_tuning, _PAGES, "–", 0.0, "", wraps_modules=False),
@@ -128,7 +130,7 @@ ADAPTER_KINDS: Mapping[str, AdapterKind] = {
     "TRAINABLE_TOKENS": AdapterKind(
         plan_trainable_tokens, "rows of the embedding and of the output head", "–", 1e-6, "of tokens that the base has"
     ),
-    "UNILORA": AdapterKind(plan_unilora, "low-rank update", "r", 0.0, "with `save_indices`"),
+    "UNILORA": AdapterKind(plan_unilora, "low-rank update", "r", 0.0, "indices saved, or by `proj_seed`"),
     "VBLORA": AdapterKind(
         plan_vblora, "low-rank update", "r", 0.0, "the bank's mixtures, written out; `save_only_topk_weights`"
     ),

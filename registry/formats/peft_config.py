@@ -168,3 +168,10 @@ class Config:
                 why = rule.why or "not served otherwise"
                 raise InvalidAdapter(name, f"expected {rule.expected}, found {shown(value)}: {why}")
         self._fields.clear()
+
+
+def require_saved(config: Config, field: str) -> None:
+    """Raises InvalidAdapter unless the file has what torch's generator made: it promises no other machine the same."""
+    if not config.take(field, FLAG, default=True):
+        problem = "torch's generator would make again what is not in the file, and may give others on another machine"
+        raise InvalidAdapter(field, f"expected true: {problem}")

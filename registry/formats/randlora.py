@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.dense import DensePlan
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, INTEGER, NUMBER, SHARE, Config, Rule, one_of
+from hotshoe.registry.formats.peft_config import (
+    COUNT,
+    FLAG,
+    INTEGER,
+    NUMBER,
+    SHARE,
+    Config,
+    Rule,
+    one_of,
+    require_saved,
+)
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -73,8 +83,7 @@ def plan_randlora(config: Config, tensors: Tensors, base: BaseShape) -> DensePla
     targets = take_targets(config, base, by_layer=True)
     rank = config.take("r", COUNT, default=32)
     alpha = config.take("randlora_alpha", NUMBER, default=640)
-    if not config.take("save_projection", FLAG, default=True):
-        raise InvalidAdapter("save_projection", "expected true: the shared matrices must be in the file")
+    require_saved(config, "save_projection")
     config.close("RANDLORA", _REST)
 
     first, second = (_Shared(tensors.take(name, reason="save_projection is true")) for name in _SHARED)

@@ -1,9 +1,10 @@
 """OFT, BOFT, ROAD: W behind a rotation of blocks of its inputs, or before one of pairs of its outputs.
 
 OFT turns each block of inputs by the Cayley transform of a skew matrix, exact or as the first terms of its Neumann
-series. BOFT does the same, exactly, and scales the outputs; of several butterfly factors, each rotates blocks of half
-blocks that lie further apart, and their product rotates larger blocks. ROAD turns pairs of outputs, the bias too, and
-scales them: (u, v) → (c₁ u − s₁ v, c₂ v + s₂ u).
+series; constrained (coft), a skew matrix that is longer than a bound is shortened to it. BOFT does the same, exactly,
+and scales the outputs; of several butterfly factors, each rotates blocks of half blocks that lie further apart, and
+their product rotates larger blocks. ROAD turns pairs of outputs, the bias too, and scales them:
+(u, v) → (c₁ u − s₁ v, c₂ v + s₂ u).
 """
 
 import re
@@ -20,7 +21,6 @@ from hotshoe.registry.formats.peft_config import (
     FLAG,
     INTEGER,
     NUMBER,
-    OFF,
     SHARE,
     Config,
     Rule,
@@ -39,8 +39,6 @@ _OFT_REST: Mapping[str, Rule[object]] = {
     "init_weights": FLAG,
     "fan_in_fan_out": FLAG,  # how W is stored
     "module_dropout": SHARE,
-    "coft": OFF,  # whose projection PEFT repeats in each forward pass
-    "eps": NUMBER,
     "r": INTEGER,  # the tensor's shape says it
 }
 _BOFT_REST: Mapping[str, Rule[object]] = {
@@ -57,6 +55,7 @@ class _OftPart:
     blocks: int
     size: int
     neumann_terms: int  # 0: the transform itself
+    bound: float | None = None  # of a skew matrix's Frobenius norm; None is none
     rank: int = 0
 
     def lower(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
@@ -67,6 +66,8 @@ class _OftPart:
         rows, columns = torch.triu_indices(self.size, self.size, 1)
         skew[:, rows, columns] = upper
         skew = skew - skew.mT
+        if self.bound is not None:
+            skew = skew * (self.bound / skew.norm(dim=(1, 2), keepdim=True)).nan_to_num(1.0).clamp(max=1.0)
         turned = _neumann(skew, self.neumann_terms) if self.neumann_terms else _cayley(skew)
         return LoweredLinear(input_rotation=turned.float().expand(self.blocks, -1, -1).contiguous())
 
@@ -103,11 +104,15 @@ def plan_oft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
     is_series = config.take("use_cayley_neumann", FLAG, default=True)
     terms = config.take("num_cayley_neumann_terms", COUNT, default=5)
     wanted = config.require("oft_block_size", INTEGER)  # what older formats of OFT lack
+    is_bounded = config.take("coft", FLAG, default=False)
+    eps = config.take("eps", NUMBER, default=6e-5)
     if is_series:
         _require_series_of_today(config.peek("peft_version"))
     config.close("OFT", _OFT_REST)
     if not terms <= 64:
         raise InvalidAdapter("num_cayley_neumann_terms", f"expected at most 64, found {terms}")
+    if is_bounded and eps < 0:
+        raise InvalidAdapter("eps", f"expected a number of at least 0 with coft, found {eps:g}")
 
     tensors.require_known_modules()
     parts = {}
@@ -116,7 +121,9 @@ def plan_oft(config: Config, tensors: Tensors, base: BaseShape) -> LinearsPlan:
         upper = tensors.take_of(linear, "oft_R.weight", reason="target_modules selects its module")
         require_shape(upper, (None, None), of=f"{shape.module} of {base.name}")
         size = _size_of(upper, wanted, shape.in_features, is_shared=is_shared)
-        parts[linear] = _OftPart(upper, shape.in_features // size, size, terms if is_series else 0)
+        # PEFT shortens them in each forward pass, anew and in place: once it is done there is no more to shorten.
+        bound = eps / upper.shape[0] ** 0.5 if is_bounded else None
+        parts[linear] = _OftPart(upper, shape.in_features // size, size, terms if is_series else 0, bound)
     return LinearsPlan("OFT", parts)
 
 

@@ -5,10 +5,21 @@ R = Σ vᵢ Pᵢ mixes fixed random matrices by a vector v that a group of linea
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
-from hotshoe.registry.formats.peft_config import COUNT, FLAG, INTEGER, NUMBER, SHARE, TEXT, Config, Rule, either, one_of
+from hotshoe.registry.formats.peft_config import (
+    COUNT,
+    FLAG,
+    INTEGER,
+    NUMBER,
+    SHARE,
+    TEXT,
+    Config,
+    Rule,
+    either,
+    one_of,
+    require_saved,
+)
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
 from hotshoe.registry.validation import TensorEntry
@@ -64,8 +75,7 @@ def plan_tinylora(config: Config, tensors: Tensors, base: BaseShape) -> TinyLora
     wanted = config.take("r", COUNT, default=2)
     length = config.take("u", COUNT, default=64)
     tying = config.take("weight_tying", SHARE, default=0.0)
-    if not config.take("save_projection", FLAG, default=True):
-        raise InvalidAdapter("save_projection", "expected true: the random matrices must be in the file")
+    require_saved(config, "save_projection")
     config.close("TINYLORA", _REST)
 
     # PEFT's own: neighbours in the order of the model's modules, the remainder in the last group.

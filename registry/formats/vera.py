@@ -21,6 +21,7 @@ from hotshoe.registry.formats.peft_config import (
     Rule,
     either,
     one_of,
+    require_saved,
 )
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
@@ -88,8 +89,7 @@ def _plan(
     prefix = kind.lower()
     targets = take_targets(config, base, by_layer=True)
     rank = config.take("r", COUNT, default=256)
-    if not config.take("save_projection", FLAG, default=True):
-        raise InvalidAdapter("save_projection", "expected true: the shared matrices must be in the file")
+    require_saved(config, "save_projection")
     config.close(kind, rest)
 
     shapes = [base.linears[linear] for linear in targets]

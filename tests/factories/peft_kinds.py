@@ -119,6 +119,8 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "oft by the cayley transform": lambda: of(OFTConfig, oft_block_size=16, use_cayley_neumann=False),
     "oft of few terms": lambda: of(OFTConfig, oft_block_size=32, num_cayley_neumann_terms=3),
     "oft of two terms": lambda: of(OFTConfig, oft_block_size=4, num_cayley_neumann_terms=2),
+    "constrained oft": lambda: of(OFTConfig, oft_block_size=8, coft=True, eps=1.5),
+    "constrained oft of shared blocks": lambda: of(OFTConfig, oft_block_size=16, block_share=True, coft=True, eps=0.8),
     "boft": lambda: of(BOFTConfig, boft_block_size=4),
     "boft of few blocks": lambda: of(BOFTConfig, boft_block_num=2, boft_block_size=0, target_modules=["v_proj"]),
     "road": lambda: of(RoadConfig, group_size=16),
@@ -211,6 +213,10 @@ CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
     "glora of constants": lambda: of(GloraConfig, config_A_B="constant", config_C="vector", config_D_E="vector"),
     "glora of weights only": lambda: of(GloraConfig, config_A_B="vector", config_C="none", config_D_E="none"),
     "unilora": lambda: of(UniLoraConfig, r=3, theta_d_length=200, save_indices=True),
+    "unilora by its seed": lambda: of(UniLoraConfig, r=3, theta_d_length=200, proj_seed=7),
+    "unilora by its seed, with numbers to spare": lambda: of(
+        UniLoraConfig, r=2, theta_d_length=9000, target_modules=["v_proj", "down_proj"]
+    ),
     "cartridge": lambda: CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
     "gralora": lambda: of(GraloraConfig, r=8, gralora_k=4, alpha=32),
     "gralora beside a whole": lambda: of(GraloraConfig, r=4, hybrid_r=3),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from canonical import canonical_logits
 from peft import PeftModel, PeftType, get_peft_model
+from peft.tuners.unilora.model import UniLoraModel
 from peft_adapters import (
     adapter_files,
     save_peft,
@@ -19,12 +20,15 @@ from peft_adapters import (
     write_prompt,
 )
 from peft_kinds import CONFIGS, DENSE_CONFIGS, lora, one_of_each_kind, suits, tasks_of
+from safetensors.torch import load_file, save_file
 from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
+from hotshoe.registry.formats import unilora
 from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS, REFUSED_KINDS
 from hotshoe.registry.formats.kind_table import adapterhub_table, dense_table, kind_table
 from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
+from hotshoe.registry.formats.unilora import dealt_places
 
 TOKENS = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(7))
 MODELS = {
@@ -71,6 +75,20 @@ def test_adapters_stored_in_16_bits_give_pefts_logits(write, dtype, tmp_path):
     assert inspect_adapter(files, base_shape(base)).dtype == {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
     ours = canonical_logits(base, lower_adapter(files, ModelWeights(base)), TOKENS)
     assert (ours - peft_logits(base, tmp_path)).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("write", [write_lora, write_ia3, write_prefix, write_prompt])
+def test_adapters_stored_in_64_bits_are_rounded_as_peft_rounds_them(write, tmp_path):
+    base = tiny_llama()
+    path = write(tmp_path, base) / "adapter_model.safetensors"
+    precise = {name: tensor.double() * (1 + 1e-9) + 1e-10 for name, tensor in load_file(path).items()}
+    save_file(precise, path)
+    files = adapter_files(tmp_path)
+    assert inspect_adapter(files, base_shape(base)).dtype == "F64"
+    ours = canonical_logits(base, lower_adapter(files, ModelWeights(base)), TOKENS)
+    assert (ours - peft_logits(tiny_llama(), tmp_path)).abs().max() <= 5e-6
+    save_file({name: tensor.float() for name, tensor in precise.items()}, path)
+    assert torch.equal(canonical_logits(base, lower_adapter(files, ModelWeights(base)), TOKENS), ours)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -169,6 +187,55 @@ def test_an_oft_whose_series_was_another_is_refused(version, tmp_path):
         inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
     path.write_text(json.dumps(config | {"peft_version": version, "use_cayley_neumann": False}))
     inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))  # the transform itself was always the same
+
+
+def test_a_negative_bound_of_a_constrained_oft_is_refused(tmp_path):
+    save_peft(tmp_path, tiny_llama(), CONFIGS["constrained oft"]())
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eps": -1}))
+    with pytest.raises(InvalidAdapter, match="eps: expected a number of at least 0 with coft, found -1"):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
+
+
+@pytest.mark.parametrize(("eps", "size"), [(0.0, 0.0), (100.0, 0.7)])
+def test_a_constrained_oft_is_shortened_to_its_bound_and_not_lengthened(eps, size, tmp_path):
+    config = CONFIGS["constrained oft"]()
+    config.eps = eps
+    save_peft(tmp_path, tiny_llama(), config)
+    for linear in lower_adapter(adapter_files(tmp_path), ModelWeights(tiny_llama())).linears.values():
+        turned = linear.input_rotation - torch.eye(8)
+        assert (turned.norm(dim=(1, 2)) > size).all() if size else not turned.any()
+
+
+def test_a_unilora_by_seed_deals_as_peft_does():
+    for count, length, seed in ((0, 5, 1), (4, 5, 1), (5, 5, 0), (1003, 100, 2**31 - 1)):
+        assert dealt_places(count, length, seed).tolist() == UniLoraModel.generate_index(count, length, seed).tolist()
+
+
+def test_a_unilora_by_seed_is_refused_where_numpy_s_generator_is_another(tmp_path, monkeypatch):
+    save_peft(tmp_path, tiny_llama(), CONFIGS["unilora by its seed"]())
+    inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
+    monkeypatch.setattr(unilora, "_DEALT", unilora._DEALT[::-1])
+    with pytest.raises(InvalidAdapter, match="save_indices: expected true: this numpy's generator is not the one"):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
+
+
+def test_a_unilora_by_seed_that_would_be_larger_than_any_file_is_refused(tmp_path):
+    save_peft(tmp_path, tiny_llama(), CONFIGS["unilora by its seed"]())
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 10**9}))
+    with pytest.raises(InvalidAdapter, match="r: expected factors of at most 134217728 numbers in all"):
+        lower_adapter(adapter_files(tmp_path), ModelWeights(tiny_llama()))
+
+
+@pytest.mark.parametrize("name", ["vera", "pvera", "tinylora"])
+def test_what_torch_s_generator_would_have_to_make_again_is_refused_with_the_reason(name, tmp_path):
+    config = CONFIGS[name]()
+    config.save_projection = False
+    save_peft(tmp_path, tiny_llama(), config)
+    reason = "save_projection: expected true: torch's generator .* may give others on another machine"
+    with pytest.raises(InvalidAdapter, match=reason):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_llama()))
 
 
 def test_the_readme_s_tables_of_kinds_are_those_of_the_code():

@@ -138,7 +138,7 @@ BAD_TENSORS = {
     "integers": (lambda tensors: tensors.update({A: tensors[A].to(torch.int8)}), A),
     "integers of a size that is read": (lambda tensors: tensors.update({A: tensors[A].to(torch.int64)}), A),
     "booleans": (lambda tensors: tensors.update({A: tensors[A].bool()}), A),
-    "64-bit floats": (lambda tensors: tensors.update({A: tensors[A].double()}), A),
+    "complex numbers": (lambda tensors: tensors.update({A: tensors[A].to(torch.complex64)}), A),
     "8-bit floats": (lambda tensors: tensors.update({A: tensors[A].to(torch.float8_e4m3fn)}), A),
     "an empty tensor": (lambda tensors: tensors.update({A: torch.ones(0, 64)}), A),
     "a parent folder in a name": (rename("layers.0", "layers/../0"), None),
@@ -201,7 +201,7 @@ def spoiled(tensors: dict[str, torch.Tensor]):
             yield f"{name} axis {axis} longer", {**rest, name: torch.cat([tensor, tensor.narrow(axis, 0, 1)], axis)}
             if size > 1:
                 yield f"{name} axis {axis} shorter", {**rest, name: tensor.narrow(axis, 0, size - 1).contiguous()}
-        for dtype in (torch.int8, torch.int32, torch.float64, torch.uint8):
+        for dtype in (torch.int8, torch.int32, torch.complex64, torch.uint8):
             yield f"{name} as {dtype}", {**rest, name: tensor.to(dtype)}
         for value in (torch.nan, torch.inf, -torch.inf):
             bad = tensor.clone()
