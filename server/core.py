@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from hotshoe.registry.errors import RegistryError, StoreUnavailable
@@ -115,15 +116,20 @@ class Core:
         config = self.config
         if config.merge:
             self.gate.resolve(config.merge)  # what is not there, or not signed, is told before the base is loaded
-        self.base = load_base(
-            config.base,
-            cache=config.base_cache,
-            device=config.device,
-            backend=config.backend,
-            ops=config.ops,
-            threads=config.threads,
-            merge=self._read_merged if config.merge else None,
-        )
+        try:
+            self.base = load_base(
+                config.base,
+                cache=config.base_cache,
+                device=config.device,
+                backend=config.backend,
+                ops=config.ops,
+                threads=config.threads,
+                merge=self._read_merged if config.merge else None,
+            )
+        except OSError as error:
+            if not Path(str(error.filename)).is_relative_to(config.base_cache):
+                raise
+            raise StartupError(f"--base-cache: {error.filename}: {error.strerror}") from error
 
     def _read_merged(self, weights: BaseWeights) -> LoweredAdapter:
         record = self.gate.resolve(self.config.merge)

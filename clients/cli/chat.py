@@ -1,7 +1,8 @@
 """hotshoe chat: a conversation in the terminal."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,8 @@ from hotshoe.clients.cli.run import print_answer, whole_answer
 
 if TYPE_CHECKING:
     from hotshoe.clients import Client
+
+Stack = list[tuple[str, float, int | None]]
 
 HELP = """\
 /adapter REF[#TASK][=WEIGHT]…  answer through other adapters from now on; /adapter base: through none
@@ -43,11 +46,29 @@ def chat(
         "seed": seed,
     }
     options = {name: value for name, value in asked.items() if value is not None}
+    stack = opt.adapter_stack(reference, adapter)
     with Client(server) as client:
         info = client.model_info()  # an unreachable server is told before the first question
+        conversation = Conversation(client, stack, system, options, json)
         if sys.stdin.isatty() and not json:
+            expect_adapters(client, stack)
+            conversation.on_change = partial(expect_adapters, client)
             print(f"{info.base_model} with {reference} at {server}. /help lists the commands.")
-        Conversation(client, opt.adapter_stack(reference, adapter), system, options, json).run(questions())
+        conversation.run(questions())
+
+
+def expect_adapters(client: "Client", adapters: Stack) -> None:
+    """Raises NotFound for an adapter that nobody can be answered through, before anything is asked."""
+    from hotshoe.clients import NotFound, PermissionDenied
+
+    for reference, _, _ in adapters:
+        try:
+            client.get_adapter(reference)
+        except PermissionDenied:  # who may only generate learns of it with the first answer
+            return
+        except NotFound:
+            if "@" not in reference:  # what is named by digest may yet come from another registry
+                raise
 
 
 def questions() -> Iterator[str]:
@@ -71,7 +92,7 @@ class Conversation:
     def __init__(
         self,
         client: "Client",
-        adapters: list[tuple[str, float, int | None]],
+        adapters: Stack,
         system: str | None,
         options: dict[str, Any],
         json: bool,
@@ -82,6 +103,7 @@ class Conversation:
         self._json = json
         self._opening: list[Any] = [] if system is None else [{"role": "system", "content": system}]
         self._turns = list(self._opening)
+        self.on_change: Callable[[Stack], None] = lambda adapters: None  # raises for those that will not do
 
     def run(self, lines: Iterator[str]) -> None:
         for line in lines:
@@ -97,14 +119,27 @@ class Conversation:
             case ["/reset"]:
                 self._turns = list(self._opening)
             case ["/adapter", first, *more]:
-                try:
-                    self._adapters = opt.adapter_stack(first, more)
-                except ValueError as error:
-                    print(error, file=sys.stderr)
+                self._change(first, more)
             case ["/help"]:
                 print(HELP, file=sys.stderr)
             case _:
                 print(f"no command {line.strip()}\n{HELP}", file=sys.stderr)
+
+    def _change(self, first: str, more: list[str]) -> None:
+        """Other adapters from now on; those there were if that fails."""
+        from hotshoe.clients import CallError, Unavailable
+
+        try:
+            adapters = opt.adapter_stack(first, more)
+            self.on_change(adapters)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+        except Unavailable:
+            raise
+        except CallError as error:
+            print(f"hotshoe: {describe(error)}", file=sys.stderr)
+        else:
+            self._adapters = adapters
 
     def _answer(self, question: str) -> None:
         """Answers, and keeps both turns; a turn that failed or was interrupted leaves the conversation as it was."""

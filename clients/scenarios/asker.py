@@ -40,9 +40,13 @@ class Answer:
     error: CallError | None = None
 
     @property
+    def num_messages(self) -> int:
+        return len(self._messages)
+
+    @property
     def has_begun(self) -> bool:
         """Whether some messages came."""
-        return len(self._messages) >= 3
+        return self.num_messages >= 3
 
     def parsed(self) -> "ParsedAnswer":
         messages = [generation.StreamGenerateResponse.FromString(message) for message in self._messages]

@@ -26,6 +26,15 @@ class Streams:
         finally:
             self.spans.setdefault(what, []).append((started, time.perf_counter()))
 
+    @property
+    def num_messages(self) -> int:
+        """How many have come, of all streams."""
+        return sum(answer.num_messages for answer in self.answers)
+
+    @property
+    def have_ended(self) -> bool:
+        return all(answer.ended for answer in self.answers)
+
     def gaps(self, what: str) -> list[float]:
         """Seconds between tokens of one stream, of all that ended within a span of `what`."""
         spans = self.spans.get(what, [])

@@ -66,7 +66,7 @@ async def _round(stage: Stage, warm: Sequence[str], directory: Path, seconds: li
     asks = [stage.asker.make(stage.asker.prompt(32), new_tokens=new_tokens, adapter=name) for name in warm]
     async with background(stage.asker, asks) as streams:
         with streams.span("quiet"):
-            await asyncio.sleep(quiet_seconds)
+            await _quiet(streams, quiet_seconds)
         started = time.perf_counter()
         with streams.span("publishing"):
             await stage.client.publish_directory(directory, f"examined/{directory.name}")
@@ -74,5 +74,13 @@ async def _round(stage: Stage, warm: Sequence[str], directory: Path, seconds: li
                 await asyncio.sleep(_LOOK_SECONDS)
         seconds.append(time.perf_counter() - started)
         with streams.span("quiet"):
-            await asyncio.sleep(quiet_seconds)
+            await _quiet(streams, quiet_seconds)
     return streams
+
+
+async def _quiet(streams: Streams, seconds: float) -> None:
+    """At least so long, and until a token has come: a ratio to what nothing came in says nothing."""
+    before = streams.num_messages
+    await asyncio.sleep(seconds)
+    while streams.num_messages == before and not streams.have_ended:
+        await asyncio.sleep(_LOOK_SECONDS)

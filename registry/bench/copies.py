@@ -92,9 +92,9 @@ def _growth_of_pull(url: str, name: str, root: Path) -> int:
     """By how many bytes a pull lets the memory that is the process's own grow at most."""
     with contextlib.closing(parse_remote(url)) as remote, _store(root) as there:
         remote.resolve(name, "v1")  # all that it imports and connects to is there
-        with _memory() as growth:
-            pull(there, remote, "v1", name=name)
-    return growth()
+        with _memory() as memory:
+            pull(there, remote, "v1", name=name, progress=lambda progress: memory.sample())
+    return memory.growth
 
 
 def _store(root: Path) -> Registry:
@@ -135,19 +135,33 @@ def _hash_and_sync(data: bytes, directory: Path) -> float:
         path.unlink()
 
 
+class _Memory:
+    """How many bytes it grew by at most; files that are mapped are not the process's own."""
+
+    def __init__(self) -> None:
+        self._samples = [_own_bytes()]
+
+    def sample(self) -> None:
+        self._samples.append(_own_bytes())
+
+    @property
+    def growth(self) -> int:
+        return max(self._samples) - self._samples[0]
+
+
 @contextmanager
-def _memory() -> Iterator[Callable[[], int]]:
-    """How many bytes it grew by in the block; files that are mapped are not the process's own."""
-    ended, most, before = threading.Event(), [0], _own_bytes()
+def _memory() -> Iterator[_Memory]:
+    """Sampled all the while the block lasts, and whenever the block says so: it may be over before the first sample."""
+    ended, memory = threading.Event(), _Memory()
 
     def sample() -> None:
         while not ended.wait(_SAMPLE_SECONDS):
-            most[0] = max(most[0], _own_bytes() - before)
+            memory.sample()
 
     thread = threading.Thread(target=sample)
     thread.start()
     try:
-        yield lambda: most[0]
+        yield memory
     finally:
         ended.set()
         thread.join()

@@ -65,7 +65,7 @@ class Layout:
             raise StoreUnavailable("expected a directory")
         self.root.mkdir(parents=True, exist_ok=True)
         if os.statvfs(self.root).f_flag & os.ST_RDONLY:
-            raise StoreUnavailable("its file system is mounted read-only")
+            raise StoreUnavailable("its file system is mounted read-only; `hotshoe import` copies adapters from there")
         self._refuse_foreign_directory()
         directories = (self.blobs, self.uploads, self.quarantine, self.trash, self.views, self._staging)
         for directory in directories:

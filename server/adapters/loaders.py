@@ -101,6 +101,8 @@ class Loaders:
                 while not self._board.closed and (entry := self._queue.take()) is None:
                     if (pause := self._queue.seconds_until_asking()) == 0.0:
                         break
+                    if pause is None and (entry := self._queue.take()) is not None:
+                        break  # the last lease lapsed between the two looks, and nobody would say so
                     self._board.work.wait(pause)
                 if self._board.closed:
                     return None

@@ -45,7 +45,8 @@ class LoweredCache:
             if payload is None:
                 path.unlink(missing_ok=True)
                 return None
-            os.utime(path)  # it was used
+            with suppress(OSError):  # a disk that takes no writes has no need to know
+                os.utime(path)  # it was used
             return _decoded(payload)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None

@@ -178,6 +178,8 @@ class AdapterResidency:
             with self._board.locked():
                 entry.waiters -= 1
                 self._state.claims.end_load(key, requested=entry.missed)
+                if entry.drop_when_idle and entry.is_free:  # it was unloaded just as this ended
+                    self._state.drop(entry, "unload")
                 self._state.forget_if_gone(entry)
                 self._board.work.notify()
         if pin:

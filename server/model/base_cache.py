@@ -20,7 +20,9 @@ _YOUNG_SECONDS = 60.0
 
 
 class BaseCache:
-    """A directory of quantized bases and the digests of the files that they came from. Safe for several processes."""
+    """A directory of quantized bases and the digests of the files that they came from. Safe for several processes; one
+    that is read-only has what it has.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -104,9 +106,10 @@ class BaseCache:
 
     def _remember(self, key: str, entry: list[int | str]) -> None:
         known = {**self._known_digests(), key: entry}
-        with tempfile.NamedTemporaryFile("w", dir=self.root, delete=False, encoding="utf-8") as file:
-            json.dump(known, file)
-        os.replace(file.name, self._memory)
+        with suppress(OSError):  # it costs the next start some time, and no more
+            with tempfile.NamedTemporaryFile("w", dir=self.root, delete=False, encoding="utf-8") as file:
+                json.dump(known, file)
+            os.replace(file.name, self._memory)
 
 
 def _sha256(path: Path) -> str:

@@ -10,7 +10,6 @@ nothing, and the operation done again succeeds. The end of a process, not of the
 
 import argparse
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -315,7 +314,7 @@ def try_case(case: Case, result: Result, directory: Path, *, share: float) -> No
         result.points[fault] += 1
         result.acknowledged += acknowledged
         where = f"{case.name}: {fault} at {call} {when}"
-        if acknowledged and fault == "EIO" and any(map(_must_succeed, _until_acknowledged(trace))):
+        if acknowledged and fault == "EIO" and any(map(_must_succeed, _before_acknowledging(trace))):
             result.lost.append(f"{where}: acknowledged all the same")
         if number % 3 == 2:
             for lost in root.glob(".db*"):
@@ -373,8 +372,11 @@ def _call(line: str) -> str:
     return line.partition(" ")[2].lstrip().partition("(")[0]
 
 
-def _until_acknowledged(trace: list[str]) -> list[str]:
-    return list(itertools.takewhile(lambda line: '"done"' not in line, trace))
+def _before_acknowledging(trace: list[str]) -> list[str]:
+    """The calls of the thread that acknowledges; one that exports is told of its own, however early it comes."""
+    last = next((number for number, line in enumerate(trace) if '"done"' in line), len(trace))
+    thread = trace[last].partition(" ")[0] if last < len(trace) else ""
+    return [line for line in trace[:last] if line.partition(" ")[0] == thread]
 
 
 def _must_succeed(line: str) -> bool:

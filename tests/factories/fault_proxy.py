@@ -59,7 +59,8 @@ class FaultProxy:
         self._fault = None
 
     def fault_for(self, method: str, path: str) -> Fault | None:
-        return self._fault[1] if self._fault and self._fault[0](method, path) else None
+        spoilt = self._fault  # which a late request must not find taken away between two looks
+        return spoilt[1] if spoilt and spoilt[0](method, path) else None
 
     def hold(self, seconds: float) -> None:
         self._ended.wait(seconds)

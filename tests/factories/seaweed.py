@@ -6,8 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from free_ports import free_ports
@@ -25,7 +23,7 @@ def weed() -> str | None:
 
 
 class Seaweed:
-    """A server with one bucket, "adapters"."""
+    """A server with one bucket, "adapters", once something was put into it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -74,10 +72,21 @@ class Seaweed:
                 path.unlink(missing_ok=True)
 
     def _is_up(self) -> bool:
+        """Whether it stores what it is sent: its S3 port answers before there is a volume to write to."""
+        from obstore import exceptions
+        from obstore.store import S3Store
+
+        store = S3Store(
+            "adapters",
+            endpoint=self.endpoint,
+            region="us-east-1",
+            access_key_id=ACCESS_KEY,
+            secret_access_key=SECRET_KEY,
+            client_options={"allow_http": True},
+            retry_config={"max_retries": 0},
+        )
         try:
-            urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=10).close()
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
+            store.put("is-up", b"1")
+        except (exceptions.BaseError, OSError):
             return False
         return True

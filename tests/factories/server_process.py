@@ -70,6 +70,12 @@ class ServerProcess:
         lines = [line for line in self.get("/metrics")[1].splitlines() if line.partition("{")[0] == name]
         return sum(float(line.rpartition(" ")[2]) for line in lines if all(f'"{label}"' in line for label in labels))
 
+    def taken(self) -> float:
+        """How many requests the engine has been given, as of one moment."""
+        counts = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:request_success_total{")
+        lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(counts)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 

@@ -53,8 +53,9 @@ async def _storm(address: str, digests: list[str]) -> list[tuple[str, list[int]]
     numbers = random.Random(11)
     limit = asyncio.Semaphore(CONCURRENCY)
     async with AsyncClient(address) as client:
-        moving = asyncio.create_task(_move_tag(client, digests))
-        await asyncio.sleep(0.2)
+        has_moved = asyncio.Event()
+        moving = asyncio.create_task(_move_tag(client, digests, has_moved))
+        await asyncio.wait({moving, asyncio.ensure_future(has_moved.wait())}, return_when=asyncio.FIRST_COMPLETED)
 
         async def ask(reference: str, length: int) -> tuple[str, list[int]]:
             async with limit:
@@ -66,11 +67,12 @@ async def _storm(address: str, digests: list[str]) -> list[tuple[str, list[int]]
         references = [f"forced-{numbers.randrange(NUM_ADAPTERS)}" for _ in range(NUM_REQUESTS - 200)] + ["moving"] * 200
         numbers.shuffle(references)
         answers = await asyncio.gather(*(ask(reference, numbers.randint(1, 4)) for reference in references))
+        assert not moving.done(), moving.exception()
         moving.cancel()
         return answers
 
 
-async def _move_tag(client: AsyncClient, digests: list[str]) -> None:
+async def _move_tag(client: AsyncClient, digests: list[str], has_moved: asyncio.Event) -> None:
     current = ""
     while True:
         for digest in digests:
@@ -79,4 +81,5 @@ async def _move_tag(client: AsyncClient, digests: list[str]) -> None:
             except Aborted as error:
                 raise AssertionError("nobody else moves this tag") from error
             current = digest
+            has_moved.set()
             await asyncio.sleep(0.02)

@@ -54,7 +54,7 @@ def code_of(server: ServerProcess, method: Any, *metadata: tuple[str, str]) -> g
     path = f"/{method.containing_service.full_name}/{method.name}"
     request = iter([b""]) if method.client_streaming else b""
     try:
-        answer = getattr(server.channel(), shape)(path)(request, metadata=metadata, timeout=30)
+        answer = getattr(server.channel(), shape)(path)(request, metadata=metadata, timeout=200)
         if method.server_streaming:
             next(answer, None)
             answer.cancel()

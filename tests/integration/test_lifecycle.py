@@ -21,7 +21,7 @@ from grpc_status import rpc_status
 from model_directories import tiny_model
 from peft_adapters import write_lora
 from prometheus_client.parser import text_string_to_metric_families
-from server_process import ServerProcess, command, publish, until
+from server_process import END_SECONDS, ServerProcess, command, publish, until
 
 from hotshoe.protos.v1 import generation_pb2, generation_pb2_grpc, registry_pb2, residency_pb2
 from hotshoe.registry.http.users import user_line
@@ -43,12 +43,6 @@ def _fails(arguments: list[str], directory: Path) -> tuple[int, str]:
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=250, env=environment, cwd=directory)
     assert done.stdout == ""
     return done.returncode, done.stderr
-
-
-def _taken(server: ServerProcess) -> float:
-    """How many requests the engine has been given."""
-    counts = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:request_success_total")
-    return sum(map(server.metric, counts))
 
 
 def _end(call: grpc.Call) -> str:
@@ -270,7 +264,7 @@ def test_sigterm_lets_running_and_queued_requests_finish_and_refuses_new_ones(st
     calls = [stub.StreamGenerate(generation_pb2.StreamGenerateRequest(request=_request(450))) for _ in range(5)]
     release = threading.Event()  # of an upload, which keeps the server draining while it is looked at
     upload = server.registry.UploadBlob.future(_held_upload(release))
-    until(lambda: _taken(server) == 5 and server.metric("grpc_server_started_total", "UploadBlob"))
+    until(lambda: server.taken() == 5 and server.metric("grpc_server_started_total", "UploadBlob"))
     server.terminate()
     assert next(watch).status == NOT_SERVING
     assert health.Check(health_pb2.HealthCheckRequest(service=SERVICES[1])).status == NOT_SERVING
@@ -321,7 +315,7 @@ def test_a_server_whose_ready_line_nobody_reads_serves_and_ends_well(tiny_base: 
     try:
         until(lambda: " ready " in log.read_text() or process.poll() is not None)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(END_SECONDS) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
@@ -389,7 +383,7 @@ def _twenty_long(server: ServerProcess) -> list[grpc.Call]:
     """Streams that the server has been given and that take it seconds, one after the other."""
     stub, request = server.generation, generation_pb2.StreamGenerateRequest(request=_request(490))
     calls = [stub.StreamGenerate(request) for _ in range(20)]
-    until(lambda: _taken(server) == 20)
+    until(lambda: server.taken() == 20)
     return calls
 
 

@@ -98,7 +98,10 @@ def test_log_probabilities_are_grpcs(house: House) -> None:
     [choice] = house.api.chat.completions.create(
         model="base", messages=CHAT, logprobs=True, top_logprobs=2, **GREEDY
     ).choices
-    assert [one.logprob for one in choice.logprobs.content] == [one.logprob for one in expected]
+    # The second finds its prompt in the cache, and computes fewer rows at once.
+    assert [one.logprob for one in choice.logprobs.content] == pytest.approx(
+        [one.logprob for one in expected], abs=1e-5
+    )
     assert [[other.token for other in one.top_logprobs] for one in choice.logprobs.content] == [
         [other.text for other in one.alternatives] for one in expected
     ]

@@ -270,7 +270,7 @@ def test_copies_are_in_the_metrics_by_what_became_of_them(fleet: Fleet, director
     assert pulled["hotshoe_remote_copies_total pull_through oci AdapterNotFound"] == 1
     assert pulled["hotshoe_remote_copies_total pull_through dir AdapterNotFound"] == 1
     assert pulled["hotshoe_pull_through_total hit"] == 2 and pulled["hotshoe_pull_through_total failure"] == 1
-    assert 0 < pushed["hotshoe_remote_copy_seconds_sum push oci"] < 60
+    assert 0 < pushed["hotshoe_remote_copy_seconds_sum push oci"] < 600
     # The adapter's files may be here of other tests; its manifest's config and card are not in its size.
     assert pushed.get("hotshoe_remote_bytes_total push oci", 0) <= size + 8192
 

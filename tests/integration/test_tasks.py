@@ -1,9 +1,11 @@
 """Adapters that have tasks, through a real server: each request gets its own task, and each task lies by itself."""
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import grpc
+import numpy
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -36,8 +38,8 @@ def test_tasks_in_one_batch_get_what_each_gets_alone(served: str) -> None:
     stacks += [["tasks/plain"], [], [AdapterSelection("tasks/poly", 0.5, 1), AdapterSelection("tasks/prompts", task=2)]]
     stacks.append([("tasks/poly", 1.0, 0), ("tasks/poly", 1.0, 2)])
     together, alone = asyncio.run(_together_and_alone(served, stacks))
-    assert together == alone
-    assert len({tuple(logprobs) for logprobs in together}) == len(stacks)
+    assert numpy.allclose(together, alone, rtol=0, atol=1e-4)  # bits differ with what shares a step
+    assert all(not numpy.allclose(*two, rtol=0, atol=1e-3) for two in itertools.combinations(together, 2))
 
 
 async def _together_and_alone(address: str, stacks: list[list[object]]) -> tuple[list[list[float]], list[list[float]]]:
@@ -48,7 +50,7 @@ async def _together_and_alone(address: str, stacks: list[list[object]]) -> tuple
             assert [a.task for a in answer.adapters if a.HasField("task")] == [
                 one.task if isinstance(one, AdapterSelection) else one[2] for one in stack if not isinstance(one, str)
             ]
-            return [round(token.logprob, 4) for token in answer.completions[0].tokens]
+            return [token.logprob for token in answer.completions[0].tokens]
 
         return await asyncio.gather(*map(ask, stacks)), [await ask(stack) for stack in stacks]
 

@@ -82,6 +82,6 @@ def _call(server: ServerProcess, method: str, request: Message) -> None:
             if method in service.methods_by_name:
                 channel, path = server.channel(), f"/{service.full_name}/{method}"
                 if service.methods_by_name[method].server_streaming:
-                    list(channel.unary_stream(path)(request.SerializeToString(), timeout=30))
+                    list(channel.unary_stream(path)(request.SerializeToString(), timeout=200))
                 else:
-                    channel.unary_unary(path)(request.SerializeToString(), timeout=30)
+                    channel.unary_unary(path)(request.SerializeToString(), timeout=200)

@@ -1,6 +1,8 @@
 """The kernel harness: what it makes of honest kernels, of ours, and of those that cheat."""
 
 import json
+import random
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +38,16 @@ def silu_mul(gate_up):
 LAUNCH = "    kernel[(rows, triton.cdiv(features, 64))](gate_up, out, features, BLOCK=64)\n"
 
 
-def judged(tmp_path: Path, source: str, limits: Limits = Limits(seconds=60)) -> Reward:  # noqa: B008
+def judged(tmp_path: Path, source: str, limits: Limits = Limits(seconds=140)) -> Reward:  # noqa: B008
     file = tmp_path / "candidate.py"
     file.write_text(source)
     return judge("silu_mul", file, device="cpu", num_seeds=1, dtypes=("float32",), limits=limits)
+
+
+@pytest.fixture(autouse=True)
+def same_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeds that the harness draws are this test's own, as those of all tests are."""
+    monkeypatch.setattr(secrets, "randbelow", random.randrange)
 
 
 def changed(old: str, new: str) -> str:
@@ -165,7 +173,7 @@ def test_the_command_prints_the_reward_as_json(tmp_path: Path) -> None:
     file = tmp_path / "candidate.py"
     file.write_text(HONEST.replace(LAUNCH, "    out = gate_up @ gate_up\n" + LAUNCH))
     command = [sys.executable, "-m", "hotshoe.kernels.harness", "silu_mul", "--file", str(file), "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     reward = json.loads(done.stdout)
     assert list(reward) == ["format", "compile", "correct", "no_op", "speed", "total", "log"]

@@ -174,7 +174,7 @@ def test_skopeo_follows_a_moved_and_a_deleted_tag(registry: Registry, root: Path
 
 
 def _skopeo(*arguments: str) -> bytes:
-    return subprocess.run(["skopeo", *arguments], check=True, capture_output=True, timeout=60).stdout
+    return subprocess.run(["skopeo", *arguments], check=True, capture_output=True, timeout=200).stdout
 
 
 def _blob(root: Path, digest: str) -> bytes:

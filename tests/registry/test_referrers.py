@@ -80,7 +80,8 @@ def test_skopeo_still_reads_a_layout_with_referrers(registry: Registry, root: Pa
     attach(registry, record.digest)
     for arguments in (("inspect", "--raw"), ("copy", "--insecure-policy")):
         target = [f"dir:{tmp_path / 'copy'}"] if arguments[0] == "copy" else []
-        subprocess.run(["skopeo", *arguments, f"oci:{root}:a:v1", *target], check=True, capture_output=True, timeout=60)
+        command = ["skopeo", *arguments, f"oci:{root}:a:v1", *target]
+        subprocess.run(command, check=True, capture_output=True, timeout=200)
 
 
 @pytest.mark.parametrize("lost", [[".db"], [".db", "index.json"]])

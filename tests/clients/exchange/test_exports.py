@@ -49,7 +49,7 @@ def other_server(root: Path, base: Path) -> LocalServer:
 
 
 def tool(*command: str | Path) -> str:
-    return subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=60, text=True).stdout
+    return subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=250, text=True).stdout
 
 
 def tokens(client: Client, reference: str) -> list[int]:

@@ -289,7 +289,8 @@ def test_nothing_that_a_hub_spoils_is_given(proxy: FaultProxy, get: Callable[...
     with pytest.raises(HubError, match="hf://org/one@main: ") as caught:
         get("hf://org/one", endpoint=f"http://{proxy.host}")
     assert str(caught.value).isprintable() and time.monotonic() - started < 100
-    assert proxy.sent_bytes < 64 << 20  # huggingface_hub reads 10 MiB before it says so, and tries again
+    # huggingface_hub reads 10 MiB before it says so, and tries again; as much as sockets hold was under way.
+    assert proxy.sent_bytes < 256 << 20
     proxy.pass_all()
     assert get("hf://org/one", endpoint=f"http://{proxy.host}")[WEIGHTS] == FILES[WEIGHTS], "nothing spoilt was kept"
 

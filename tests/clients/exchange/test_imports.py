@@ -140,7 +140,7 @@ def test_which_adapter_must_be_said_where_there_are_several(layout: Path, tmp_pa
 @pytest.mark.parametrize("form", ["oci", "oci-archive"])
 def test_what_skopeo_writes_is_read(layout: Path, tmp_path: Path, form: str) -> None:
     command = ["skopeo", "copy", "--insecure-policy", f"oci:{layout}:team/one:v1", f"{form}:{tmp_path / 'copy'}:v1"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=250)
     with open_source(tmp_path / "copy") as source, open_source(layout) as original:
         assert read(source, tmp_path / "a", None).digest == read(original, tmp_path / "b").digest
 

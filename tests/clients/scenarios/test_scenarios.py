@@ -19,8 +19,9 @@ SHAPE = DecoderShape(layers=2, hidden=64, intermediate=128, kv=32)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With room for streams that outlast what is looked at beside them."""
     directory = tmp_path_factory.mktemp("base")
-    write_tiny_model(directory)
+    write_tiny_model(directory, max_position_embeddings=4096)
     return directory
 
 

@@ -36,7 +36,7 @@ def sql(registry: Registry) -> AdapterRecord:
 def http(registry: Registry) -> Iterator[httpx.Client]:
     server = registry_http_server("127.0.0.1", 0, Distribution(registry))
     server.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=200) as client:
         yield client
     server.stop()
 
@@ -219,13 +219,13 @@ def test_skopeo_pulls_from_a_registry_that_is_served_alone(
         address = json.loads(served.stdout.readline())["registry_http"]
         source, target = f"docker://{address}/team/sql:v1", f"dir:{tmp_path / 'copy'}"
         copy = ["skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", source, target]
-        subprocess.run(copy, check=True, capture_output=True, timeout=60)
+        subprocess.run(copy, check=True, capture_output=True, timeout=200)
         listed = subprocess.run(
             ["skopeo", "list-tags", "--tls-verify=false", f"docker://{address}/team/sql"],
-            check=True, capture_output=True, timeout=60,
+            check=True, capture_output=True, timeout=200,
         )  # fmt: skip
         served.terminate()
-        assert served.wait(60) == 0
+        assert served.wait(200) == 0
     assert json.loads(listed.stdout)["Tags"] == ["latest", "v1"]
     assert digest_of((tmp_path / "copy" / "manifest.json").read_bytes()) == sql.digest
     copied = {path.name for path in (tmp_path / "copy").iterdir()}
@@ -264,5 +264,5 @@ def test_a_registry_that_is_served_alone_says_what_is_wrong_in_one_line(tmp_path
             str(tmp_path / "r"),
             *arguments,
         ]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert result.returncode == 2 and problem in result.stderr and result.stderr.count("\n") == 1

@@ -247,7 +247,7 @@ def test_skopeo_pulls_by_tls_with_a_password(
 
         def copy(*options: str) -> "subprocess.CompletedProcess[bytes]":
             arguments = ["skopeo", "copy", "--insecure-policy", *options, f"docker://{address}/team/sql:v1"]
-            return subprocess.run([*arguments, f"dir:{tmp_path / 'copy'}"], capture_output=True, timeout=60)
+            return subprocess.run([*arguments, f"dir:{tmp_path / 'copy'}"], capture_output=True, timeout=200)
 
         trusting = f"--src-cert-dir={tmp_path / 'trusted'}"
         assert copy(trusting, f"--src-creds={USER}:guess").returncode != 0
@@ -256,7 +256,7 @@ def test_skopeo_pulls_by_tls_with_a_password(
         done = copy(trusting, f"--src-creds={USER}:{PASSWORD}")
         assert done.returncode == 0, done.stderr
         served.terminate()
-        assert served.wait(60) == 0
+        assert served.wait(200) == 0
     assert digest_of((tmp_path / "copy" / "manifest.json").read_bytes()) == sql.digest
 
 
@@ -296,5 +296,5 @@ def test_what_is_no_certificate_is_told_in_one_line(certificate: tuple[Path, Pat
         (["127.0.0.1:0", "--users", str(tmp_path / "missing")], "No such file"),
         (["0.0.0.0:0"], "give --tls-cert and --tls-key, or say --insecure-bind"),
     ):
-        done = subprocess.run([*serve, *arguments], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*serve, *arguments], capture_output=True, text=True, timeout=200)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -228,7 +228,7 @@ def test_skopeo_reads_what_we_push_and_we_read_what_skopeo_pushes(
 
 
 def _skopeo(*arguments: str) -> None:
-    subprocess.run(["skopeo", "--insecure-policy", *arguments], check=True, capture_output=True, timeout=60)
+    subprocess.run(["skopeo", "--insecure-policy", *arguments], check=True, capture_output=True, timeout=200)
 
 
 def test_a_transfer_that_nobody_waits_for_ends_and_goes_on_the_next_time(

@@ -39,11 +39,11 @@ def test_a_key_reads_back_as_it_was_written_and_signs_alike() -> None:
 @needs_openssl
 def test_the_id_is_the_sha256_of_the_der_that_openssl_writes(tmp_path: Path) -> None:
     made = subprocess.run(
-        ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"], check=True, capture_output=True, timeout=60
+        ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"], check=True, capture_output=True, timeout=200
     ).stdout
     (tmp_path / "key.pem").write_bytes(made)
     der = ["openssl", "pkey", "-in", str(tmp_path / "key.pem"), "-pubout", "-outform", "DER"]
-    written = subprocess.run(der, check=True, capture_output=True, timeout=60).stdout
+    written = subprocess.run(der, check=True, capture_output=True, timeout=200).stdout
     assert read_private_key(made).public.key_id == f"sha256:{hashlib.sha256(written).hexdigest()}"
 
 

@@ -169,7 +169,7 @@ def test_a_store_is_checked_and_healed_without_a_server(
 
     def fsck(*arguments: str | Path) -> tuple[int, str, str]:
         command = [sys.executable, "-P", "-m", "hotshoe.registry", "fsck", *map(str, arguments)]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=200)
         return ran.returncode, ran.stdout, ran.stderr
 
     assert fsck("--registry", root)[:2] == (0, f"5 blobs are sound, {registry.stats().blob_bytes} bytes\n")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft_adapters import adapter_files, save_peft, write_ia3, write_lora, write_prefix
 from peft_kinds import CONFIGS, DENSE_CONFIGS
+from read_only_disks import read_only_view
 from tiny_models import ModelWeights, tiny_llama
 
 from hotshoe.registry.errors import InvalidAdapter
@@ -154,3 +155,13 @@ def test_no_room_keeps_nothing(tmp_path: Path) -> None:
     for limit in (0, 1000):
         LoweredCache(tmp_path / "none", max_bytes=limit).add("a", "base", lowered)
     assert not (tmp_path / "none").exists()
+
+
+def test_what_lies_on_a_read_only_disk_is_read_from_there(tmp_path: Path) -> None:
+    lowered = LoweredAdapter("LORA", {LINEAR: LoweredLinear(a=torch.ones(1, 4), b=torch.ones(4, 1))})
+    LoweredCache(tmp_path / "kept", max_bytes=MANY).add("adapter", "base", lowered)
+    with read_only_view(tmp_path / "kept", tmp_path / "view") as view:
+        cache = LoweredCache(view, max_bytes=MANY)
+        assert cache.find("adapter", "base") is not None
+        cache.add("other", "base", lowered)
+        assert cache.find("other", "base") is None

@@ -161,6 +161,19 @@ def test_an_adapter_that_is_unloaded_in_use_goes_with_its_last_request(new_house
     assert house.residency.residents() == [] and not house.slots.slot_bytes(slot)
 
 
+def test_an_adapter_that_is_unloaded_just_as_its_load_ends_goes(new_house: Callable[..., House]) -> None:
+    house = new_house()
+    digest = house.digests[0]
+    unloaded = []
+
+    def progress(step: LoadProgress) -> None:
+        if step.stage is LoadStage.READY:
+            unloaded.append(house.residency.unload(digest))
+
+    house.residency.load(digest, pin=True, progress=progress)
+    assert unloaded == [(True, True)] and house.residency.residents() == []
+
+
 def test_unloading_what_is_not_here_does_nothing(new_house: Callable[..., House]) -> None:
     house = new_house()
     for digest in (house.digests[0], "sha256:" + "0" * 64):

@@ -7,8 +7,12 @@ from collections.abc import Callable
 import canonical_adapters as canonical
 import pytest
 from residency_house import WAIT, House, tiers, until
+from running_engine import Clock
 
+from hotshoe.server.adapters import claims
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
+from hotshoe.server.adapters.load_queue import LoadQueue
+from hotshoe.server.adapters.residency_state import Phase
 from hotshoe.server.adapters.resident import Tier
 
 # Evicting.
@@ -101,6 +105,25 @@ def test_a_request_that_never_comes_back_does_not_keep_its_slot(
     until(lambda: tiers(house).get(gone) is Tier.DEVICE)
     house.acquire(alive)
     house.residency.release([alive])
+
+
+def test_a_slot_is_given_though_its_lease_lapses_while_a_loader_looks(
+    new_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, ask = Clock(), LoadQueue.seconds_until_asking
+
+    def ask_late(queue: LoadQueue) -> float | None:
+        clock.put_forward(2 * claims.LEASE_SECONDS if queue._first(Phase.AWAITING_SLOT) else 0.0)
+        return ask(queue)
+
+    monkeypatch.setattr(claims, "time", clock)
+    monkeypatch.setattr(LoadQueue, "seconds_until_asking", ask_late)
+    house = new_house(adapter_slots=1, loader_threads=1)
+    gone, alive, _ = house.digests
+    assert house.residency.acquire([gone]) is None
+    until(lambda: tiers(house).get(gone) is Tier.DEVICE)
+    assert house.residency.acquire([alive]) is None
+    until(lambda: tiers(house).get(alive) is Tier.DEVICE)
 
 
 def test_stacks_that_compete_for_all_slots_are_served_one_after_the_other(new_house: Callable[..., House]) -> None:

@@ -16,7 +16,7 @@ from hotshoe.registry.registry import Registry
 from hotshoe.server.services.rpc import call_in
 
 FILES = lora_files(1)
-LIMIT = 30.0
+LIMIT = 100.0  # seconds, for what takes a fraction of one
 
 
 class StalledSource:
