@@ -18,7 +18,7 @@ from hotshoe.registry.digest import digest_hex, digest_of, digest_of_stream, is_
 from hotshoe.registry.errors import BlobCorrupt, BlobNotFound
 from hotshoe.registry.store.index import Index, is_io_error
 from hotshoe.registry.store.index_rows import Fingerprint
-from hotshoe.registry.store.layout import Layout, write_synced
+from hotshoe.registry.store.layout import Layout, open_regular, write_synced
 from hotshoe.registry.store.quarantine import Quarantine
 
 # A collector spares what was touched within its grace, which is at least an hour.
@@ -100,15 +100,11 @@ class BlobStore:
 
     def is_sound(self, digest: str, *, again: bool = False) -> bool:
         """Whether a blob is here and its bytes are right; hashes them if they were not, or `again`. Moves nothing."""
-        try:
-            fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
+        file = open_regular(self.path(digest))
+        if file is None:
             return False
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            return False
-        with open(fd, "rb") as file:
-            found = _fingerprint(fd)
+        with file:
+            found = _fingerprint(file.fileno())
             if again or self._recall(digest) != found:
                 if digest_of_stream(file) != digest:
                     return False

@@ -10,14 +10,13 @@ the blob is here, sound, or nothing names it any more.
 
 import os
 import shutil
-import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from hotshoe.registry.digest import digest_hex, digest_of_stream, is_digest
-from hotshoe.registry.store.layout import Layout
+from hotshoe.registry.store.layout import Layout, open_regular
 
 
 class DamagedFile(NamedTuple):
@@ -64,14 +63,10 @@ class Quarantine:
 
     def is_sound(self, file: DamagedFile) -> bool:
         """Whether its bytes are those of its digest after all."""
-        try:
-            fd = os.open(self.path(file), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
+        opened = open_regular(self.path(file))
+        if opened is None:
             return False
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            return False
-        with open(fd, "rb") as opened:
+        with opened:
             return digest_of_stream(opened) == file.digest
 
     def discard(self, file: DamagedFile) -> None:
