@@ -32,37 +32,37 @@ if TYPE_CHECKING:
         TagMoved,
     )
     from hotshoe.registry.formats.base import BaseShape
-    from hotshoe.registry.fsck import FsckProgress, FsckReport
-    from hotshoe.registry.garbage import CollectedAdapter, GarbageReport
-    from hotshoe.registry.index_rows import Lease
     from hotshoe.registry.manifest import AdapterRecord, FileDescriptor, Lineage, Parent
-    from hotshoe.registry.quotas import Quota
     from hotshoe.registry.reference import AdapterRef
     from hotshoe.registry.referrer import Referrer
     from hotshoe.registry.registry import Registry, StoreStats
-    from hotshoe.registry.tag_log import LoggedMove, Move
-    from hotshoe.registry.uploads import Upload
+    from hotshoe.registry.store.fsck import FsckProgress, FsckReport
+    from hotshoe.registry.store.garbage import CollectedAdapter, GarbageReport
+    from hotshoe.registry.store.index_rows import Lease
+    from hotshoe.registry.store.quotas import Quota
+    from hotshoe.registry.store.tag_log import LoggedMove, Move
+    from hotshoe.registry.store.uploads import Upload
 
 # Where they are; the others are errors.
 _MODULES = {
     "AdapterRecord": "manifest",
     "AdapterRef": "reference",
     "BaseShape": "formats.base",
-    "CollectedAdapter": "garbage",
+    "CollectedAdapter": "store.garbage",
     "FileDescriptor": "manifest",
-    "FsckProgress": "fsck",
-    "FsckReport": "fsck",
-    "GarbageReport": "garbage",
-    "Lease": "index_rows",
+    "FsckProgress": "store.fsck",
+    "FsckReport": "store.fsck",
+    "GarbageReport": "store.garbage",
+    "Lease": "store.index_rows",
     "Lineage": "manifest",
-    "LoggedMove": "tag_log",
-    "Move": "tag_log",
+    "LoggedMove": "store.tag_log",
+    "Move": "store.tag_log",
     "Parent": "manifest",
-    "Quota": "quotas",
+    "Quota": "store.quotas",
     "Referrer": "referrer",
     "Registry": "registry",
     "StoreStats": "registry",
-    "Upload": "uploads",
+    "Upload": "store.uploads",
 }
 
 __all__ = [

@@ -3,21 +3,21 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hotshoe.registry.commits import Commits
 from hotshoe.registry.digest import check_digest
 from hotshoe.registry.errors import AdapterNotFound
-from hotshoe.registry.fsck import FsckProgress, FsckReport, check_blobs
-from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, Garbage, GarbageReport
-from hotshoe.registry.index import Index
-from hotshoe.registry.index_rows import Lease
-from hotshoe.registry.layout import Layout, disk
-from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, Leases
-from hotshoe.registry.locks import StoreLocks
-from hotshoe.registry.quarantine import Quarantine
 from hotshoe.registry.reader import StoreReader
-from hotshoe.registry.reserve import Reserve
-from hotshoe.registry.tag_log import TagLog
-from hotshoe.registry.views import Views
+from hotshoe.registry.store.commits import Commits
+from hotshoe.registry.store.fsck import FsckProgress, FsckReport, check_blobs
+from hotshoe.registry.store.garbage import DEFAULT_GRACE_SECONDS, Garbage, GarbageReport
+from hotshoe.registry.store.index import Index
+from hotshoe.registry.store.index_rows import Lease
+from hotshoe.registry.store.layout import Layout, disk
+from hotshoe.registry.store.leases import DEFAULT_LEASE_SECONDS, Leases
+from hotshoe.registry.store.locks import StoreLocks
+from hotshoe.registry.store.quarantine import Quarantine
+from hotshoe.registry.store.reserve import Reserve
+from hotshoe.registry.store.tag_log import TagLog
+from hotshoe.registry.store.views import Views
 
 
 class StoreKeeper(StoreReader):

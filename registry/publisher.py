@@ -6,16 +6,12 @@ from pathlib import Path
 
 from hotshoe.registry.adoption import Approve, approve_all, check_contents, check_manifest, check_referrer
 from hotshoe.registry.attachment import check_attachment
-from hotshoe.registry.commits import Commits
 from hotshoe.registry.digest import check_digest, digest_of
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, BlobNotFound, InvalidAdapter, InvalidReference
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowered import Approximation
 from hotshoe.registry.formats.lowering import inspect_adapter
-from hotshoe.registry.index import Index
 from hotshoe.registry.keeper import StoreKeeper
-from hotshoe.registry.layout import Layout, disk
-from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import (
     CARD_FILE,
     AdapterRecord,
@@ -26,14 +22,18 @@ from hotshoe.registry.manifest import (
     build_artifact,
 )
 from hotshoe.registry.publication import base_model_name, check_annotations, check_files
-from hotshoe.registry.quotas import Quota, Quotas
 from hotshoe.registry.reference import check_name, check_tag, given_as
 from hotshoe.registry.referrer import EMPTY_CONFIG, Referrer, build_referrer, read_referrer
-from hotshoe.registry.tag_log import TagLog
-from hotshoe.registry.tag_policy import TagPolicy
-from hotshoe.registry.upload_parts import Parts
-from hotshoe.registry.uploads import Upload, Uploads
-from hotshoe.registry.writer import StoreWriter
+from hotshoe.registry.store.commits import Commits
+from hotshoe.registry.store.index import Index
+from hotshoe.registry.store.layout import Layout, disk
+from hotshoe.registry.store.locks import StoreLocks
+from hotshoe.registry.store.quotas import Quota, Quotas
+from hotshoe.registry.store.tag_log import TagLog
+from hotshoe.registry.store.tag_policy import TagPolicy
+from hotshoe.registry.store.upload_parts import Parts
+from hotshoe.registry.store.uploads import Upload, Uploads
+from hotshoe.registry.store.writer import StoreWriter
 
 MAX_TAGS_PER_PUBLISH = 32
 

@@ -6,18 +6,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from hotshoe.registry.blobs import BlobStore
 from hotshoe.registry.digest import check_digest, digest_of
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, BlobNotFound, InvalidReference
-from hotshoe.registry.healing import BlobSource, Healing
-from hotshoe.registry.index import Index
-from hotshoe.registry.index_rows import AdapterRow
-from hotshoe.registry.layout import Layout, disk
-from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import AdapterContent, AdapterRecord, NotAnAdapter, read_manifest
-from hotshoe.registry.page_token import filters_digest, make_page_token, read_page_token
 from hotshoe.registry.reference import AdapterRef, check_name
 from hotshoe.registry.referrer import Referrer, read_referrer
+from hotshoe.registry.store.blobs import BlobStore
+from hotshoe.registry.store.healing import BlobSource, Healing
+from hotshoe.registry.store.index import Index
+from hotshoe.registry.store.index_rows import AdapterRow
+from hotshoe.registry.store.layout import Layout, disk
+from hotshoe.registry.store.locks import StoreLocks
+from hotshoe.registry.store.page_token import filters_digest, make_page_token, read_page_token
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000

@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from hotshoe.registry.commits import Commits
 from hotshoe.registry.digest import check_digest
 from hotshoe.registry.errors import StoreUnavailable
-from hotshoe.registry.export import Export
-from hotshoe.registry.index import Index
-from hotshoe.registry.layout import Layout, disk
-from hotshoe.registry.locks import StoreLocks
-from hotshoe.registry.machine import MachineLock
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.publisher import StoreLimits, StorePublisher
-from hotshoe.registry.quotas import Quota
 from hotshoe.registry.reader import MAX_PAGE_SIZE
-from hotshoe.registry.recovery import recover
 from hotshoe.registry.reference import given_as
-from hotshoe.registry.tag_log import LoggedMove, TagLog
-from hotshoe.registry.tag_policy import TagPolicy
-from hotshoe.registry.tags import Tags
+from hotshoe.registry.store.commits import Commits
+from hotshoe.registry.store.export import Export
+from hotshoe.registry.store.index import Index
+from hotshoe.registry.store.layout import Layout, disk
+from hotshoe.registry.store.locks import StoreLocks
+from hotshoe.registry.store.machine import MachineLock
+from hotshoe.registry.store.quotas import Quota
+from hotshoe.registry.store.recovery import recover
+from hotshoe.registry.store.tag_log import LoggedMove, TagLog
+from hotshoe.registry.store.tag_policy import TagPolicy
+from hotshoe.registry.store.tags import Tags
 
 
 @dataclass(frozen=True, slots=True)

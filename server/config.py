@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hotshoe.registry.errors import InvalidReference
-from hotshoe.registry.quotas import Quota
 from hotshoe.registry.remotes.remote_url import RemoteUrl
+from hotshoe.registry.store.quotas import Quota
 
 MEBIBYTE = 1 << 20
 MAX_THREADS = 1024

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hotshoe.registry.quotas import Quota
+from hotshoe.registry.store.quotas import Quota
 from hotshoe.server.config import Address, EngineConfig, ResidencyConfig, ServerConfig
 
 _BYTE_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}

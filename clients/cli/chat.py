@@ -38,14 +38,13 @@ def chat(
     """Talk with the model; /help lists the commands. With --json each line of input gives one JSON line."""
     from hotshoe.clients import Client
 
-    asked = {
+    options = {  # None: the server's default
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    options = {name: value for name, value in asked.items() if value is not None}
     stack = opt.adapter_stack(reference, adapter)
     with Client(server) as client:
         info = client.model_info()  # an unreachable server is told before the first question

@@ -41,7 +41,7 @@ def run(
     """Answer one prompt, through adapters or the base alone."""
     from hotshoe.clients import Client
 
-    asked = {
+    options: Any = {  # None: the server's default
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -55,7 +55,6 @@ def run(
         "ignore_eos": ignore_eos or None,
         "time_limit": time_limit,
     }
-    options: Any = {name: value for name, value in asked.items() if value is not None}
     if raw and system is not None:
         raise ValueError("--system needs --chat")
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -26,11 +26,11 @@ from hotshoe.registry.bench.large import measure_large
 from hotshoe.registry.digest import digest_hex, digest_of
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.lowering import AdapterSummary
-from hotshoe.registry.index_json import build_index
-from hotshoe.registry.index_rows import IndexEntry
-from hotshoe.registry.layout import Layout
 from hotshoe.registry.manifest import CONFIG_FILE, WEIGHTS_FILE, Artifact, FileDescriptor, build_artifact
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.store.index_json import build_index
+from hotshoe.registry.store.index_rows import IndexEntry
+from hotshoe.registry.store.layout import Layout
 
 _HIDDEN = 16
 _RANK = 4

@@ -24,7 +24,7 @@ from hotshoe.registry.reference import check_tag
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.progress import Progress, TransferProgress, ignore_progress
 from hotshoe.registry.remotes.remote import Remote
-from hotshoe.registry.uploads import Upload
+from hotshoe.registry.store.uploads import Upload
 
 
 class Pulled(NamedTuple):

@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from hotshoe.registry.errors import RegistryError
-from hotshoe.registry.healing import BlobBeingHealed, healing_elsewhere
 from hotshoe.registry.manifest import AdapterRecord
+from hotshoe.registry.store.healing import BlobBeingHealed, healing_elsewhere
 from hotshoe.server.adapters.adapter_key import digest_of
 from hotshoe.server.adapters.adapter_leases import AdapterLeases
 from hotshoe.server.adapters.adapter_places import AdapterPlaces

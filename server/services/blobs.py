@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 from hotshoe.protos.v1 import chunks, registry_pb2
 from hotshoe.registry.errors import InvalidUpload
-from hotshoe.registry.uploads import Upload
+from hotshoe.registry.store.uploads import Upload
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.services.chunk_writer import ChunkWriter
 from hotshoe.server.services.registry_part import RegistryPart, check_count, file_of

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from hotshoe.registry.uploads import Upload
+from hotshoe.registry.store.uploads import Upload
 from hotshoe.server.services.rpc import call
 
 MAX_WAITING = 4  # chunks, beside the one that is being written

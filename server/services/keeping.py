@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.fsck import FsckProgress
-from hotshoe.registry.garbage import DEFAULT_GRACE_SECONDS, MIN_GRACE_SECONDS
-from hotshoe.registry.leases import DEFAULT_LEASE_SECONDS, check_holder
+from hotshoe.registry.store.fsck import FsckProgress
+from hotshoe.registry.store.garbage import DEFAULT_GRACE_SECONDS, MIN_GRACE_SECONDS
+from hotshoe.registry.store.leases import DEFAULT_LEASE_SECONDS, check_holder
 from hotshoe.server.adapters.adapter_leases import HOLDER_PREFIX
 from hotshoe.server.errors import InvalidRequest
 from hotshoe.server.logs import log_event

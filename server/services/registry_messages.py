@@ -3,14 +3,14 @@
 from datetime import datetime
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.fsck import FsckProgress, FsckReport
-from hotshoe.registry.garbage import GarbageReport
-from hotshoe.registry.index_rows import Lease
 from hotshoe.registry.referrer import Referrer
 from hotshoe.registry.remotes.progress import TransferProgress
 from hotshoe.registry.signing.policy import Mode
 from hotshoe.registry.signing.verdict import Verdict
-from hotshoe.registry.tag_log import LoggedMove
+from hotshoe.registry.store.fsck import FsckProgress, FsckReport
+from hotshoe.registry.store.garbage import GarbageReport
+from hotshoe.registry.store.index_rows import Lease
+from hotshoe.registry.store.tag_log import LoggedMove
 
 _MODES = {
     Mode.OFF: registry_pb2.Verification.MODE_OFF,

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 import grpc
 
 from hotshoe.registry.errors import BlobCorrupt
-from hotshoe.registry.healing import BlobBeingHealed, healing_elsewhere
+from hotshoe.registry.store.healing import BlobBeingHealed, healing_elsewhere
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

@@ -30,7 +30,6 @@ from safetensors.numpy import save
 from store_adapters import CONFIG, WEIGHTS, lora_files, publish, small_base
 from store_children import check_whole
 
-from hotshoe.registry import export, lease_log
 from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.errors import AdapterNotFound, RegistryError
 from hotshoe.registry.manifest import AdapterRecord
@@ -38,6 +37,7 @@ from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.patience import Patience
 from hotshoe.registry.remotes.pull import pull
 from hotshoe.registry.remotes.remote import parse_remote
+from hotshoe.registry.store import export, lease_log
 
 CALLS = (
     "openat write pwrite64 ftruncate fsync fdatasync link linkat rename renameat renameat2 unlink unlinkat rmdir mkdir "

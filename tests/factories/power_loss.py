@@ -26,10 +26,10 @@ from unittest import mock
 from store_adapters import lora_files, publish
 
 from hotshoe.registry.errors import AdapterNotFound
-from hotshoe.registry.index import Index
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.pull import pull
 from hotshoe.registry.remotes.remote import parse_remote
+from hotshoe.registry.store.index import Index
 
 SECTOR = 512
 _CALLS = (

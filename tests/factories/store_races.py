@@ -30,9 +30,9 @@ from store_children import check_whole, fork
 
 from hotshoe.registry.digest import digest_hex
 from hotshoe.registry.errors import AdapterNotFound, BlobNotFound, RegistryError, TagMoved
-from hotshoe.registry.locks import StoreLocks
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.store.locks import StoreLocks
 
 CONTENTS = 12  # that the publishers publish again and again
 WRONG = (RegistryError, OSError, AssertionError)

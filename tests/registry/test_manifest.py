@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_adapters import ia3_files, lora_files, publish, small_base
 
-from hotshoe.registry.index_json import build_index, read_index, read_log_id
-from hotshoe.registry.index_rows import IndexEntry, ReferrerRow
 from hotshoe.registry.manifest import NotAnAdapter, canonical_json, read_manifest
 from hotshoe.registry.registry import Registry
+from hotshoe.registry.store.index_json import build_index, read_index, read_log_id
+from hotshoe.registry.store.index_rows import IndexEntry, ReferrerRow
 
 # The keys that ModelPack's config schema allows; each object there says additionalProperties: false.
 DESCRIPTOR_KEYS = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hotshoe.registry.quotas import Quota
+from hotshoe.registry.store.quotas import Quota
 from hotshoe.server.config import Address, EngineConfig, ResidencyConfig, ServerConfig
 from hotshoe.server.flags import parse_arguments, parse_bytes
 

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from certificates import needs_openssl, self_signed
 
-from hotshoe.registry.http_threads import tls_context
+from hotshoe.registry.http.threads import tls_context
 from hotshoe.server.openai import listener
 from hotshoe.server.openai.listener import listen
 

@@ -8,9 +8,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from hotshoe.registry import errors as registry_errors
 from hotshoe.registry.digest import check_digest
-from hotshoe.registry.leases import check_holder
 from hotshoe.registry.reference import AdapterRef, check_name, check_tag
 from hotshoe.registry.remotes.remote_url import RemoteUrl
+from hotshoe.registry.store.leases import check_holder
 from hotshoe.server import errors as server_errors
 from hotshoe.server.services.status import STATUS_TABLE, code_for, row_of, status_of
 

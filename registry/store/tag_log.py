@@ -1,0 +1,143 @@
+"""tags.log: one JSON line for every publication, move of a tag, attachment and collection.
+
+For audit, for rollback, and for what index.json does not have yet when the index is lost.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import BinaryIO, NamedTuple
+
+from hotshoe.registry.manifest import canonical_json
+from hotshoe.registry.store.index_rows import ReferrerRow
+from hotshoe.registry.store.layout import Layout
+
+_TAIL_BYTES = 64 << 10
+_CLOCK_SECONDS = 3600.0  # by which clocks may have gone back: entries are in the order in which they were made
+_REFERRER_KEYS = ("referrer", "subject", "type", "size")  # of an attachment, in the order of ReferrerRow
+
+
+class Move(NamedTuple):
+    """`tag` of `name` went from digest `old` to `new`; None is nowhere.
+
+    Without a tag: `new` was published, or `old` was collected.
+    """
+
+    name: str
+    tag: str | None
+    old: str | None
+    new: str | None
+
+
+class LoggedMove(NamedTuple):
+    """A move as the log has it; `time` is in ISO 8601."""
+
+    id: int
+    time: str
+    move: Move
+
+
+class TagLog:
+    """The log of one store; appended to under `StoreLocks.committing`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def last_id(self) -> int:
+        """Id of the last whole line; 0 if there is none."""
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
+            return _last_line(file)[0]
+        return 0
+
+    def last_line(self) -> tuple[int, str]:
+        """The last whole line, and its id; (0, "") if there is none."""
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
+            last, end = _last_line(file)
+            file.seek(max(0, end - _TAIL_BYTES))
+            for line in reversed(file.read(end - file.tell()).splitlines(keepends=True)):
+                if b'"id":%d,' % last in line:
+                    return last, line.decode()
+        return 0, ""
+
+    def append(self, lines: Sequence[tuple[int, str]]) -> None:
+        """Adds those of `lines` that the log lacks, and syncs all. A line that a crash tore is cut off first."""
+        if not lines:
+            return
+        with self._open(os.O_RDWR | os.O_CREAT) as file:
+            last, end = _last_line(file)
+            file.truncate(end)
+            file.seek(end)
+            file.write("".join(line for move_id, line in lines if move_id > last).encode())
+            file.flush()
+            self._layout.sync_file(file.fileno())
+        if not last:  # the file may be new
+            self._layout.sync_directory(self._layout.root)
+
+    def replay(self, *, name: str = "") -> list[LoggedMove]:
+        """Every move that can be read, in order; or those of one name."""
+        wanted = json.dumps({"name": name}, separators=(",", ":"))[1:-1].encode() if name else b""
+        moves = []
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
+            for line in file:
+                if wanted not in line:
+                    continue
+                with suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    move = Move(entry["name"], entry["tag"], entry["old"], entry["new"])
+                    moves.append(LoggedMove(int(entry["id"]), entry["time"], move))
+        return moves
+
+    def events(self, *, after: int) -> list[Move | ReferrerRow]:
+        """What happened after the entry of that id, in order; what cannot be read is left out."""
+        events: list[Move | ReferrerRow] = []
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
+            for line in file:
+                with suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    if entry["id"] <= after:
+                        continue
+                    if "referrer" in entry:
+                        events.append(ReferrerRow(*(entry[key] for key in _REFERRER_KEYS)))
+                    else:
+                        events.append(Move(entry["name"], entry["tag"], entry["old"], entry["new"]))
+        return events
+
+    def digests_since(self, seconds: float) -> set[str]:
+        """What was published, and what tags have left or come to, since a time in seconds since the epoch."""
+        digests: set[str | None] = set()
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
+            for line in reversed(file.read().splitlines()):
+                with suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    made = datetime.fromisoformat(entry["time"]).timestamp()
+                    if made < seconds - _CLOCK_SECONDS:
+                        break
+                    if made >= seconds:
+                        digests |= {entry["old"], entry["new"]}
+        return {digest for digest in digests if digest is not None}
+
+    def _open(self, flags: int) -> BinaryIO:
+        fd = os.open(self._layout.tag_log, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        return open(fd, "r+b" if flags & os.O_RDWR else "rb")
+
+
+def log_line(event_id: int, event: Move | ReferrerRow) -> str:
+    """The line of a move, or of an attachment, made now."""
+    entry = {"id": event_id, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    entry |= event._asdict() if isinstance(event, Move) else dict(zip(_REFERRER_KEYS, event, strict=True))
+    return canonical_json(entry).decode() + "\n"
+
+
+def _last_line(file: BinaryIO) -> tuple[int, int]:
+    """Id of the last whole line, and where whole lines end."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - _TAIL_BYTES)
+    file.seek(start)
+    tail = file.read()
+    end = tail.rfind(b"\n") + 1
+    for line in reversed(tail[:end].splitlines()):
+        with suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["id"]), start + end
+    return 0, start + end
