@@ -91,6 +91,7 @@ class SmallBlob:
         self._data = bytearray()
 
     def add(self, data: bytes | memoryview) -> None:
+        """Takes the next bytes. Raises DataLoss: more came than may."""
         self._data += data
         if len(self._data) > self._max_bytes:
             raise self._wrong(f"more than {self._max_bytes} bytes came")

@@ -38,5 +38,6 @@ class ProgressCounter:
         self._progress(TransferProgress(self._stage, file_name, done, self._total_bytes))
 
     def finish(self, file_name: str, size_bytes: int) -> None:
+        """A file is done: the next one counts behind it."""
         self.at(file_name, size_bytes)
         self._earlier_bytes += size_bytes

@@ -52,10 +52,12 @@ class Findings:
         self.values: dict[str, Any] = {"log": []}
 
     def put(self, **values: Any) -> None:
+        """Adds to what is known, or changes it."""
         self.values.update(values)
         self.path.write_text(json.dumps(self.values))
 
     def log(self, line: str) -> None:
+        """Adds a line for whoever reads the verdict."""
         self.values["log"].append(line)
         self.put()
 

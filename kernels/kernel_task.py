@@ -21,10 +21,12 @@ class Draw:
     small: bool
 
     def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+        """Normal numbers times `scale`, of the draw's dtype unless another is given."""
         values = torch.randn(shape, generator=self.generator) * scale
         return values.to(self.device, self.dtype if dtype is None else dtype)
 
     def bytes(self, count: int) -> Tensor:
+        """So many random bytes."""
         return torch.randint(0, 256, (count,), generator=self.generator, dtype=torch.uint8).to(self.device)
 
     def integer(self, low: int, high: int) -> int:

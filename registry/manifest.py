@@ -132,6 +132,7 @@ class AdapterRecord(AdapterContent):
 
     @classmethod
     def of(cls, content: AdapterContent, *, name: str, tags: Sequence[str]) -> Self:
+        """What a manifest says, under a name."""
         said = {field.name: getattr(content, field.name) for field in fields(AdapterContent)}
         return cls(**said, name=name, tags=tuple(sorted(tags)))
 

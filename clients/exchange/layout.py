@@ -66,6 +66,7 @@ class BlobWriter:
         return self
 
     def write(self, data: bytes) -> int:
+        """Appends some bytes; gives how many."""
         self._sha256.update(data)
         self.size_bytes += len(data)
         return self._file.write(data)

@@ -43,9 +43,11 @@ class HttpThreads:
         )
 
     def start(self) -> None:
+        """Answers from now on."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Takes no more connections, and gives the port back."""
         if self._thread.is_alive():
             self._server.shutdown()
         self._server.server_close()

@@ -108,10 +108,12 @@ class Index:
     # Reading.
 
     def by_tag(self, name: str, tag: str) -> AdapterRow | None:
+        """What a tag points at; None if there is no such tag."""
         condition = "WHERE a.name = ?1 AND a.digest = (SELECT digest FROM tags WHERE name = ?1 AND tag = ?2)"
         return next(iter(self._adapters(condition, (name, tag))), None)
 
     def by_digest(self, name: str, digest: str) -> AdapterRow | None:
+        """An adapter under one name; None if the name has none of that digest."""
         return next(iter(self._adapters("WHERE a.name = ? AND a.digest = ?", (name, digest))), None)
 
     def latest_of(self, digest: str) -> AdapterRow | None:
@@ -146,6 +148,7 @@ class Index:
         return self.has_manifest(blob) or bool(self._read("SELECT 1 FROM uses WHERE blob = ? LIMIT 1", (blob,)))
 
     def used_blobs(self) -> set[str]:
+        """The digests of all manifests, and of what they name."""
         rows = self._read("SELECT digest FROM manifests UNION SELECT blob FROM uses")
         return {row[0] for row in rows}
 
@@ -241,6 +244,7 @@ class Index:
         return self._read("SELECT max(id) FROM moves")[0][0]  # type: ignore[no-any-return]
 
     def fingerprint(self, digest: str) -> Fingerprint | None:
+        """What a blob's file was like when its bytes were last verified; None if that is not known."""
         rows = self._read("SELECT inode, size, mtime_ns FROM verified WHERE digest = ?", (digest,))
         return Fingerprint(*rows[0]) if rows else None
 

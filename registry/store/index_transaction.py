@@ -105,10 +105,12 @@ class Transaction:
         self._connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
 
     def tag_digest(self, name: str, tag: str) -> str | None:
+        """What a tag points at; None if there is no such tag."""
         row = self._connection.execute("SELECT digest FROM tags WHERE name = ? AND tag = ?", (name, tag)).fetchone()
         return None if row is None else str(row[0])
 
     def has_adapter(self, name: str, digest: str) -> bool:
+        """Whether a name has an adapter of that digest."""
         sql = "SELECT 1 FROM adapters WHERE name = ? AND digest = ?"
         return self._connection.execute(sql, (name, digest)).fetchone() is not None
 
@@ -119,6 +121,7 @@ class Transaction:
         self._connection.execute("DELETE FROM tags WHERE name = ? AND tag = ?", (name, tag))
 
     def remember_verified(self, fingerprints: Iterable[tuple[str, Fingerprint]]) -> None:
+        """Keeps what blobs' files were like when their bytes were verified."""
         rows = [(digest, *fingerprint) for digest, fingerprint in fingerprints]
         self._connection.executemany("INSERT OR REPLACE INTO verified VALUES (?, ?, ?, ?)", rows)
 

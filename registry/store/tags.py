@@ -43,6 +43,7 @@ class Tags:
         return row
 
     def remove(self, name: str, tag: str) -> None:
+        """Removes a tag. Raises AdapterNotFound: there is none."""
         check_name(name)
         check_tag(tag)
 

@@ -76,6 +76,7 @@ class Part:
         self.file.close()
 
     def remove(self) -> None:
+        """Removes the bytes and what is noted of them, and lets go of the lock."""
         for path in (self.path, self._state, self.path.with_suffix(".tmp")):
             path.unlink(missing_ok=True)
         self.file.close()

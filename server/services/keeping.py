@@ -1,16 +1,14 @@
 """The RPCs about what of the registry is kept, and what goes: views, leases, collections, full checks."""
 
-import asyncio
-import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
-from hotshoe.registry.store.fsck import FsckProgress
+from hotshoe.registry.store.fsck import FsckProgress, FsckReport
 from hotshoe.registry.store.garbage import DEFAULT_GRACE_SECONDS, MIN_GRACE_SECONDS
 from hotshoe.registry.store.leases import DEFAULT_LEASE_SECONDS, check_holder
 from hotshoe.server.adapters.adapter_leases import HOLDER_PREFIX
@@ -20,6 +18,7 @@ from hotshoe.server.services.adapter_messages import adapter_message
 from hotshoe.server.services.registry_messages import check_message, garbage_message, lease_message, report_message
 from hotshoe.server.services.registry_part import RegistryPart
 from hotshoe.server.services.rpc import Context, call
+from hotshoe.server.services.thread_steps import ThreadSteps
 
 MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 1.0, 30 * 24 * 3600.0
 _STEP_SECONDS = 0.2  # between two messages of a check
@@ -98,34 +97,28 @@ class KeepingService(RegistryPart):
         self, request: registry_pb2.CheckStoreRequest, context: Context
     ) -> AsyncIterator[registry_pb2.CheckStoreResponse]:
         """A caller that goes away ends the check at its next blob."""
-        loop = asyncio.get_running_loop()
-        steps: asyncio.Queue[FsckProgress | None] = asyncio.Queue()
         ended = threading.Event()
-        told = -math.inf
 
-        def tell(step: FsckProgress | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
-                loop.call_soon_threadsafe(steps.put_nowait, step)
+        def check(tell: Callable[[FsckProgress], None]) -> FsckReport:
+            told = -math.inf
 
-        def progress(step: FsckProgress) -> None:
-            nonlocal told
-            if ended.is_set():
-                raise _CheckEnded
-            if time.monotonic() >= told + _STEP_SECONDS or step.blobs == step.total_blobs:
-                told = time.monotonic()
-                tell(step)
+            def progress(step: FsckProgress) -> None:
+                nonlocal told
+                if ended.is_set():
+                    raise _CheckEnded
+                if time.monotonic() >= told + _STEP_SECONDS or step.blobs == step.total_blobs:
+                    told = time.monotonic()
+                    tell(step)
 
-        checking = loop.run_in_executor(
-            self._checking, partial(self._registry.fsck, heal=request.heal, progress=progress)
-        )
-        checking.add_done_callback(lambda _: steps.put_nowait(None))
+            return self._registry.fsck(heal=request.heal, progress=progress)
+
+        steps: ThreadSteps[FsckProgress, FsckReport] = ThreadSteps(self._checking, check)
         try:
-            while (step := await steps.get()) is not None:
+            async for step in steps:
                 yield check_message(step)
-            report = await checking
+            report = await steps.result
         finally:
             ended.set()
-            checking.add_done_callback(lambda future: future.cancelled() or future.exception())  # somebody looked
         log_event(
             logging.INFO if report.is_clean else logging.ERROR,
             "check_store",

@@ -10,7 +10,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from hotshoe.protos.v1 import residency_pb2, residency_pb2_grpc
-from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.adapter_key import adapter_key
 from hotshoe.server.adapters.residency import AdapterResidency
@@ -22,6 +21,7 @@ from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.rpc import Context, call
 from hotshoe.server.services.task_choice import chosen_task
+from hotshoe.server.services.thread_steps import ThreadSteps
 
 DEFAULT_INTERVAL_MS = 1000
 MIN_INTERVAL_MS = 50
@@ -84,32 +84,23 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
             yield residency_pb2.LoadAdapterResponse(
                 stage=residency_pb2.LoadAdapterResponse.STAGE_DOWNLOADING, completed_bytes=completed, total_bytes=total
             )
-        record = await self._call(self._parts.gate.resolve, request.reference)
+        record = await call(self._parts.gate.resolve, request.reference)
         key = adapter_key(record.digest, chosen_task("task", request, record.num_tasks))
-        loop = asyncio.get_running_loop()
-        steps: asyncio.Queue[LoadProgress | None] = asyncio.Queue()
 
-        def tell(step: LoadProgress | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
-                loop.call_soon_threadsafe(steps.put_nowait, step)
+        def load(tell: Callable[[LoadProgress], None]) -> None:
+            self._parts.residency.load(key, tier=TIERS[request.tier], pin=request.pin, progress=tell)
 
-        def load() -> None:
-            try:
-                self._parts.residency.load(key, tier=TIERS[request.tier], pin=request.pin, progress=tell)
-            finally:
-                tell(None)
-
-        loading = loop.run_in_executor(self._parts.executor, load)
-        while (step := await steps.get()) is not None:
+        steps: ThreadSteps[LoadProgress, None] = ThreadSteps(self._parts.executor, load)
+        async for step in steps:
             if not (fetched and step.stage is LoadStage.RESOLVING):  # which came before
                 yield self._load_response(step)
-        await loading
+        await steps.result
         log_event(logging.INFO, "load", name=record.name, digest=key, pin=request.pin)
 
     async def UnloadAdapter(
         self, request: residency_pb2.UnloadAdapterRequest, context: Context
     ) -> residency_pb2.UnloadAdapterResponse:
-        record = await self._call(self._parts.registry.resolve, request.reference)
+        record = await call(self._parts.registry.resolve, request.reference)
         named = record.num_tasks and not request.HasField("task")  # all of them
         task = None if named else chosen_task("task", request, record.num_tasks)
         key = adapter_key(record.digest, task)
@@ -138,9 +129,6 @@ class ResidencyService(residency_pb2_grpc.ResidencyServiceServicer):
             before, then = tokens, since
             tokens, since = self._parts.dispatcher.generated_tokens, time.monotonic()
             rate = (tokens - before) / (since - then)
-
-    async def _call(self, resolve: Callable[[str], AdapterRecord], reference: str) -> AdapterRecord:
-        return await call(resolve, reference)
 
     def _status(self, tokens_per_second: float) -> residency_pb2.WatchStatusResponse:
         stats = self._parts.dispatcher.stats

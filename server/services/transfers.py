@@ -1,6 +1,5 @@
 """Copies between the registry here and the remotes that this server was given, on threads of their own."""
 
-import asyncio
 import contextlib
 import threading
 import time
@@ -21,6 +20,7 @@ from hotshoe.registry.remotes.pull import Pulled, mirror, pull, pull_blob
 from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote import Remote, parse_remote
 from hotshoe.registry.remotes.remote_url import RemoteUrl
+from hotshoe.server.services.thread_steps import ThreadSteps
 
 _STEP_BYTES = 1 << 20  # between two messages about one blob
 # With what a request waits for: it fails sooner than a transfer that was asked for.
@@ -170,33 +170,23 @@ class Transfers:
 
     async def _running(self, work: Callable[[Progress, Callable[[Pulled], None]], None]) -> Steps:
         """What a transfer tells, as it goes; whoever stops listening ends it at its next bytes."""
-        loop = asyncio.get_running_loop()
-        steps: asyncio.Queue[TransferProgress | Pulled | None] = asyncio.Queue()
         ended = threading.Event()
 
-        def tell(step: TransferProgress | Pulled | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
-                loop.call_soon_threadsafe(steps.put_nowait, step)
+        def run(tell: Callable[[TransferProgress | Pulled], None]) -> None:
+            def progress(step: TransferProgress) -> None:
+                if ended.is_set():
+                    raise TransferEnded
+                tell(step)
 
-        def progress(step: TransferProgress) -> None:
-            if ended.is_set():
-                raise TransferEnded
-            tell(step)
+            work(sparse(progress), tell)
 
-        def run() -> None:
-            try:
-                work(sparse(progress), tell)
-            finally:
-                tell(None)
-
-        running = loop.run_in_executor(self._executor, run)
+        steps: ThreadSteps[TransferProgress | Pulled, None] = ThreadSteps(self._executor, run)
         try:
-            while (step := await steps.get()) is not None:
+            async for step in steps:
                 yield step
-            await running
+            await steps.result
         finally:
             ended.set()
-            running.add_done_callback(lambda future: future.cancelled() or future.exception())  # somebody looked
 
 
 class _CountedBytes:

@@ -12,7 +12,7 @@ from running_engine import Clock
 from hotshoe.server.adapters import claims
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_queue import LoadQueue
-from hotshoe.server.adapters.residency_state import Phase
+from hotshoe.server.adapters.residency_entry import Phase
 from hotshoe.server.adapters.resident import Tier
 
 # Evicting.
