@@ -49,6 +49,7 @@ class _TokenFile:
         """Raises OSError, or ValueError: what it has is no token."""
         stamp = file_stamp(self._path)
         if stamp != self._stamp:
+            self._stamp = None  # what it was before counts no more, whatever comes of reading it
             self._token = _checked(self._path.read_text("utf-8").strip(), str(self._path))
             self._stamp = stamp
         return self._token

@@ -128,6 +128,14 @@ def sums_that_differ(server: ServerProcess) -> list[str]:
     return [f"{what}: {pair}" for what, pair in same.items() if pair[0] != pair[1]]
 
 
+def sums_that_stay_different(server: ServerProcess, *, seconds: float = 60.0) -> list[str]:
+    """As `sums_that_differ`, once there are none or after a while: a server hears a moment later who has left it."""
+    until = time.monotonic() + seconds
+    while (wrong := sums_that_differ(server)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return wrong
+
+
 def expect(traffic: Traffic, what: str, found: float, expected: float) -> None:
     if found != expected:
         traffic.wrong.append(f"{what}: {found}, not {expected}")
@@ -179,7 +187,7 @@ async def soak(traffic: Traffic, options: argparse.Namespace, directory: Path) -
         await becomes_quiet(traffic)
         states.append(state_of(traffic.server.process.pid))
         print(part, states[-1], {"equal": traffic.equal, "wrong": len(traffic.wrong)}, flush=True)
-    traffic.wrong += sums_that_differ(traffic.server)
+    traffic.wrong += await asyncio.to_thread(sums_that_stay_different, traffic.server)
     check_growth(traffic, states)
     await check_nothing_is_left(traffic, directory / "registry")
 

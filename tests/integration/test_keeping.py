@@ -17,7 +17,7 @@ from docker_registry import DockerRegistry
 from model_directories import tiny_model
 from peft_adapters import write_lora
 from server_process import ServerProcess, command, launch
-from store_children import age
+from store_children import age, overwrite
 from typer.testing import CliRunner
 
 from hotshoe.clients import NO_RETRY, AsyncClient, Client, DataLoss, InvalidArgument, NotFound, Unavailable
@@ -51,8 +51,7 @@ class House:
         path = self.registry / "blobs" / "sha256" / digest.removeprefix("sha256:")
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
-        path.chmod(0o644)
-        path.write_bytes(data)
+        overwrite(path, bytes(data))
 
     def damaged(self, result: str) -> int:
         found = re.search(

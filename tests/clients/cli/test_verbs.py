@@ -256,7 +256,7 @@ def typed(server: LocalServer, reference: str, lines: str) -> subprocess.Complet
         os.write(ours, lines.encode())
         verb = ["chat", reference, "--max-new-tokens", "4", "--server", server.grpc]
         command = [sys.executable, "-m", "hotshoe.clients.cli", *verb]
-        return subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=250)
     finally:
         os.close(ours)
         os.close(theirs)
