@@ -39,7 +39,8 @@ from hotshoe.registry.validation import TensorEntry
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCKS = {"mh_adapter": ("self_attn", "attention_adapters"), "output_adapter": ("mlp", "output_adapters")}
+# By the field that says whether they have a network: a layer's blocks, and what the package calls their place.
+BLOCKS = {"mh_adapter": ("self_attn", "attention_adapters"), "output_adapter": ("mlp", "output_adapters")}
 _MAX_EXPANDED = 1 << 27  # numbers, of an adapter's hypercomplex matrices: 512 MiB
 _FACTOR: Rule[float] = Rule("a number from 0.001 on", lambda value: NUMBER.accepts(value) and value >= 1e-3)  # type: ignore[operator]
 _SCALING: Rule[float | str] = Rule(
@@ -174,7 +175,7 @@ def _take_residual(config: Config, model: HubModel) -> tuple[Literal["output", "
 
 def _take_blocks(config: Config, base: BaseShape) -> Iterator[tuple[BlockId, str, int]]:
     """The blocks that have a network, in base order, what the package calls their place, and each network's width."""
-    found = {flag: config.require(OF_METHOD + flag, _FLAG) for flag in _BLOCKS}
+    found = {flag: config.require(OF_METHOD + flag, _FLAG) for flag in BLOCKS}
     left_out = config.take(OF_METHOD + "leave_out", list_of(INTEGER), default=[])
     factors = config.require(OF_METHOD + "reduction_factor", either(_FACTOR, table_of(_FACTOR)))
     layers = [layer for layer in range(base.num_layers) if layer not in left_out]
@@ -185,7 +186,7 @@ def _take_blocks(config: Config, base: BaseShape) -> Iterator[tuple[BlockId, str
         if factor is None:
             raise InvalidAdapter("config.reduction_factor", f"expected a number for layer {layer}, or default")
         width = max(1, int(base.hidden_size // factor))
-        for flag, (name, place) in _BLOCKS.items():
+        for flag, (name, place) in BLOCKS.items():
             if found[flag]:
                 yield BlockId(layer, name), place, width
 

@@ -33,6 +33,7 @@ _OF_SUBJECT: Mapping[Subject, Mapping[str, tuple[str, ...]]] = {
     Subject.FULL_UPDATES: {"svd": (*_SUMS["svd"], "rows")},
     Subject.PREFIXES: {"cat": ()},
     Subject.PROMPTS: {"cat": ()},
+    Subject.BOTTLENECKS: {"cat": (), "linear": ("normalize",)},
 }
 _NORMALIZED = ("ties", "della")  # unless told otherwise, as in mergekit
 _UNWEIGHTED = ("model_stock", "slerp")

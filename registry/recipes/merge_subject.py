@@ -28,6 +28,7 @@ class Subject(StrEnum):
     FULL_UPDATES = "updates of full rank"  # whatever acts on weights, beside biases, norms and rows: OFT
     PREFIXES = "prefixes"  # keys and values
     PROMPTS = "soft prompts"  # embeddings
+    BOTTLENECKS = "bottlenecks"  # networks beside blocks
 
 
 def subjects_in_common(adapters: Sequence[LoweredAdapter], base: BaseWeights) -> list[Subject]:
@@ -44,6 +45,8 @@ def _subjects(adapter: LoweredAdapter, base: BaseWeights) -> list[Subject]:
     others = {name for name in unmergeable_parts(adapter).split(", ") if name}
     if not adapter.linears and others in ({"kv_prefix"}, {"prompt_embeddings"}):
         return [Subject.PREFIXES if others == {"kv_prefix"} else Subject.PROMPTS]
+    if not adapter.linears and others == {"bottlenecks"}:
+        return [Subject.BOTTLENECKS]
     if others - _REPLACED or not (adapter.linears or others):
         names = ", ".join(sorted(others - _REPLACED))
         raise InvalidAdapter(names or "linears", f"cannot be merged, as this {adapter.kind} would have to be")

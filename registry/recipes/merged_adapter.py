@@ -9,6 +9,7 @@ updates of full rank, as rotations make
                      svd, which cuts their sum to a rank, as LORA
 prefixes             cat: one after the other in the order of the adapters, as PREFIX_TUNING
 soft prompts         cat, as PROMPT_TUNING
+bottlenecks          linear and cat, as AdapterHub's, where they have one activation and read the same
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.lowered import KvPrefix, LoweredAdapter
+from hotshoe.registry.recipes.bottleneck_merging import merged_bottleneck_files
 from hotshoe.registry.recipes.full_merging import merge_full
 from hotshoe.registry.recipes.ia3_files import ia3_files
 from hotshoe.registry.recipes.lora_files import lora_files
@@ -55,7 +57,7 @@ def merged_adapter(
         base_name: what base_model_name_or_path says.
 
     Raises:
-        InvalidAdapter: the adapters have nothing in common that the method could merge, or no PEFT kind can say what
+        InvalidAdapter: the adapters have nothing in common that the method could merge, or no kind can say what
             comes of it.
     """
     import torch
@@ -70,6 +72,8 @@ def merged_adapter(
     elif subject is Subject.PROMPTS:
         prompts = [adapter.prompt_embeddings for adapter in adapters if adapter.prompt_embeddings is not None]
         files = prompt_files(torch.cat(prompts), base.shape, base_name=base_name)
+    elif subject is Subject.BOTTLENECKS:
+        files = merged_bottleneck_files(adapters, parameters.shares(weights), base.shape, base_name=base_name)
     elif subject is Subject.SCALED_UPDATES:
         scaled = merge_scaled(adapters, weights, parameters, base, pause=pause)
         energy_kept = scaled.energy_kept

@@ -70,7 +70,7 @@ class _Door:
         self._runner = runner
         self._tls = tls
         self._max_connections = max_connections
-        self._entering: set[asyncio.Task[None]] = set()
+        self._entering: dict[asyncio.Task[None], web.RequestHandler] = {}
 
     async def accept_from(self, listener: socket.socket) -> None:
         """Goes on until it is cancelled."""
@@ -85,9 +85,11 @@ class _Door:
             if self._count() >= self._max_connections:
                 connection.close()
                 continue
-            entering = asyncio.create_task(self._enter(connection))
-            self._entering.add(entering)
-            entering.add_done_callback(self._entering.discard)
+            assert self._runner.server is not None
+            handler = self._runner.server()
+            entering = asyncio.create_task(self._enter(connection, handler))
+            self._entering[entering] = handler
+            entering.add_done_callback(self._entering.pop)
 
     async def close(self) -> None:
         """Ends the handshakes that go on; those who are in are the runner's."""
@@ -96,15 +98,14 @@ class _Door:
         await asyncio.gather(*self._entering, return_exceptions=True)
 
     def _count(self) -> int:
-        served = self._runner.server
-        return len(self._entering) + (len(served.connections) if served else 0)
+        served = self._runner.server  # knows of those that have just entered, too
+        return len({*self._entering.values(), *(served.connections if served else ())})
 
-    async def _enter(self, connection: socket.socket) -> None:
-        assert self._runner.server is not None
+    async def _enter(self, connection: socket.socket, handler: web.RequestHandler) -> None:
         limits = {"ssl_handshake_timeout": _HANDSHAKE_SECONDS} if self._tls else {}
         with contextlib.suppress(OSError):  # it went away, or does not speak TLS: no event
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._runner.server, connection, ssl=self._tls, **limits
+                lambda: handler, connection, ssl=self._tls, **limits
             )
 
 

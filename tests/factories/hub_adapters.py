@@ -46,7 +46,7 @@ def write_bottleneck(
         for flag, place in (("mh_adapter", "attention_adapters"), ("output_adapter", "output_adapters")):
             module = f"model.layers.{layer}.{place}.adapters.random"
             for part, shape in (("adapter_down.0", (width, hidden)), ("adapter_up", (hidden, width))):
-                if config[flag]:
+                if config[flag] and layer not in config.get("leave_out", []):
                     tensors[f"{module}.{part}.weight"] = scale * torch.randn(shape, generator=generator)
                     tensors[f"{module}.{part}.bias"] = scale * torch.randn(shape[0], generator=generator)
     outer = {

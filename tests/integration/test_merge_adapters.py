@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_adapters import write_bottleneck
 from peft import BeftConfig, LNTuningConfig, LoraConfig, OFTConfig, TrainableTokensConfig
 from peft_adapters import save_peft, write_ia3, write_lora, write_prefix, write_prompt
 from server_process import ServerProcess
@@ -53,6 +54,8 @@ def parents(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "longer-prefix": write_prefix(root / "longer-prefix", model, tokens=5, seed=2),
         "prompt": write_prompt(root / "prompt", model, tokens=3),
         "longer-prompt": write_prompt(root / "longer-prompt", model, tokens=5, seed=2),
+        "networks": write_bottleneck(root / "networks", model, seed=1),
+        "narrow-networks": write_bottleneck(root / "narrow-networks", model, width=2, seed=2, mh_adapter=False),
     }
 
 
@@ -89,6 +92,7 @@ def test_a_merged_adapter_answers_as_its_parents_stacked(client: Client) -> None
         ([("tokens", 0.7), ("biases", 0.5), ("second", 0.5), ("norms", -0.5)], "linear", "LORA"),
         ([("prefix", 1.0), ("longer-prefix", 1.0)], "cat", "PREFIX_TUNING"),
         ([("longer-prompt", 1.0), ("prompt", 1.0)], "cat", "PROMPT_TUNING"),
+        ([("networks", 0.7), ("narrow-networks", -0.5)], "linear", "BOTTLENECK"),
     ],
 )
 def test_every_sort_of_adapter_answers_as_its_stack_and_is_known_by_its_recipe(

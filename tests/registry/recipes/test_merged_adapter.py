@@ -341,7 +341,7 @@ class Small:
 @pytest.mark.parametrize(
     "names, method, parameters, field, said",
     [
-        (("lora", "bottleneck"), "linear", {}, "bottlenecks", "cannot be merged"),
+        (("lora", "bottleneck"), "linear", {}, "sources", "found LORA of low-rank updates, BOTTLENECK of bottlenecks"),
         (("lora", "scales"), "linear", {}, "method", "expected svd for updates of full rank"),
         (("lora", "lora with biases"), "ties", {}, "method", "for weights, biases, norms and embedding rows"),
         (("lora", "lora"), "linear", {"rows": "linear"}, "parameters.rows", "expected distinct for low-rank updates"),

@@ -2,11 +2,12 @@
 
 import asyncio
 import errno
+import os
 import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,25 @@ def test_a_connection_too_many_is_closed_and_those_before_it_are_answered() -> N
     run(main)
 
 
+def test_connections_that_come_at_once_are_each_counted_once() -> None:
+    async def main() -> None:
+        async with serving(max_connections=8) as connect:
+            _, writer = await connect()
+            address = writer.get_extra_info("peername")
+            together = [socket.create_connection(address) for _ in range(7)]  # before the server has a turn
+            streams = [await asyncio.open_connection(sock=connection) for connection in together]
+            try:
+                assert [await answered(stream) for stream in streams] == [True] * 7
+            finally:
+                for _, writer in streams:
+                    writer.close()
+
+    run(main)
+
+
 @needs_openssl
-def test_a_connection_that_does_not_shake_hands_holds_a_place(tmp_path: Path) -> None:
+def test_a_connection_that_does_not_shake_hands_holds_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_HANDSHAKE_SECONDS", 100.0)
     certificate, key = self_signed(tmp_path)
     trusting = ssl.create_default_context(cafile=str(certificate))
 
@@ -138,7 +156,7 @@ def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_connection_waits_without_a_busy_loop_while_no_file_is_left_for_it() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    failures = []
+    failures, taken = [], []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -159,12 +177,17 @@ def test_a_connection_waits_without_a_busy_loop_while_no_file_is_left_for_it() -
                 client.setblocking(False)
                 try:
                     resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, hard))
+                    with suppress(OSError):  # those that others have closed since
+                        while True:
+                            taken.append(os.open(os.devnull, os.O_RDONLY))
                     await loop.sock_connect(client, served[1].get_extra_info("peername"))
                     while len(failures) < 2:
                         await asyncio.sleep(0.02)
                     assert await answered(served)
                 finally:
                     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                    for number in taken:
+                        os.close(number)
                 await loop.sock_sendall(client, GET)
                 assert await loop.sock_recv(client, 12) == b"HTTP/1.1 200"
 
