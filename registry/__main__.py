@@ -74,18 +74,18 @@ def _serve(arguments: argparse.Namespace) -> int:
         registry = Registry(arguments.registry)
     except (StoreUnavailable, InvalidUsers, OSError) as error:
         return _fail(str(error))
-    try:
-        server = registry_http_server(host.strip("[]"), int(port), Distribution(registry), tls=tls, users=users)
-    except OSError as error:
-        return _fail(f"--http: cannot listen on {arguments.http}: {error.strerror or error}")
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    server.start()
-    print(json.dumps({"registry_http": f"{host}:{server.port}"}), flush=True)
-    ended.wait()
-    server.stop()
-    registry.close()
+    with registry:
+        try:
+            server = registry_http_server(host.strip("[]"), int(port), Distribution(registry), tls=tls, users=users)
+        except OSError as error:
+            return _fail(f"--http: cannot listen on {arguments.http}: {error.strerror or error}")
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+        server.start()
+        print(json.dumps({"registry_http": f"{host}:{server.port}"}), flush=True)
+        ended.wait()
+        server.stop()
     return 0
 
 
