@@ -145,20 +145,21 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # one: memory that a stream has used is kept for it
 
     def __call__(self, step: Callable[[], StepRows]) -> Graph:
         """Runs the step once beside, which compiles its kernels, then records it.
 
         The step may run any number of times over the same buffers: it writes the same keys and values again.
         """
-        stream, main = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
+        stream, main = self._stream, torch.cuda.current_stream(self._device)
         stream.wait_stream(main)
         with torch.cuda.stream(stream):
             step()
         main.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # other threads copy adapters and allocate meanwhile: only this one's calls must be fit to be recorded
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             result = step()
 
         def play() -> StepRows:

@@ -95,7 +95,8 @@ class TritonDecoder(Decoder):
         inputs = DecoderInput(zeros, zeros, torch.full((rows,), NOWHERE), batch, logit_rows=torch.tensor([rows - 1]))
         segments = ((0, rows, ((0, 1.0),)),)
         self.step(inputs, kv)
-        self.step(inputs, kv, SlotBatch(slots, segments, tile_rows(segments, rows), InputScales.NONE))
+        for scales in InputScales:
+            self.step(inputs, kv, SlotBatch(slots, segments, tile_rows(segments, rows), scales))
         for site, linear in self._layers[0].sites.items():
             in_features = linear.weights[0].shape[1]
             x = torch.zeros(rows, in_features, dtype=self.backend.dtype, device=self.backend.device)

@@ -19,7 +19,7 @@ from hotshoe.kernels.triton.logit_stats import logit_stats  # noqa: E402
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear  # noqa: E402
 from hotshoe.server.adapters.adapter_batch import AdapterSegment  # noqa: E402
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots  # noqa: E402
-from hotshoe.server.engine.device_sampler import NUM_RIDERS, draw_candidates  # noqa: E402
+from hotshoe.server.engine.device_sampler import NUM_RIDERS, draw_candidates, warm_up  # noqa: E402
 from hotshoe.server.gpu_session.random_base import RandomCheckpoint, cancelling_adapter, random_lora  # noqa: E402
 from hotshoe.server.gpu_session.sizes import DRY  # noqa: E402
 from hotshoe.server.model.backends import triton_backend  # noqa: E402
@@ -151,3 +151,11 @@ def test_rows_apart_mix_no_devices(bed: Bed, launches: list[str]) -> None:
     with Watch():
         assert bed.decoder.logits_of(bed.inputs(rows), bed.kv, adapters, compiled=False).values.is_meta
     assert {"_nf4_linear", "_attend"} <= set(launches)
+
+
+def test_warming_up_launches_what_any_adapters_need(bed: Bed, launches: list[str]) -> None:
+    bed.decoder.warm_up(bed.kv, bed.slots, rows=7, page_tokens=PAGE)
+    assert {"_nf4_linear", "_attend", "_shrink", "_scale_inputs", "_finish"} <= set(launches)
+    launches.clear()
+    warm_up(bed.decoder.spec.vocab_size, DEVICE)
+    assert launches == ["_logit_stats"]
