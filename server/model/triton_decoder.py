@@ -1,5 +1,6 @@
 """The decoder on a GPU: a step's inputs go over in one copy, and decode steps are played from recorded graphs."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from hotshoe.server.model.step_graphs import GraphLimits, StepGraphs, StepRows
 from hotshoe.server.model.step_logits import StepLogits
 from hotshoe.server.model.triton_layers import DENSE_ROWS, LayerStep, StepAdapters, TritonLayers
 
+_LOG = logging.getLogger(__name__)
 WARM_UP_ROWS = (2, 20, 40, DENSE_ROWS)  # one for each size of tile, and one for the library's GEMM
 
 
@@ -71,6 +73,7 @@ class TritonDecoder(Decoder):
         """
         on_gpu = self.backend.device.type == "cuda"
         if on_gpu:
+            _LOG.info("compiling kernels and recording decode steps: a minute where that is new, else seconds")
             for rows in WARM_UP_ROWS:
                 self.warm_up(kv, slots, rows=rows, page_tokens=limits.page_tokens)
         if self._choices["attention"] != "triton":

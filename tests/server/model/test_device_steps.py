@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from hotshoe.server.model.backends import triton_backend  # noqa: E402
 from hotshoe.server.model.decoder_input import DecoderInput  # noqa: E402
 from hotshoe.server.model.decoder_reader import read_decoder  # noqa: E402
 from hotshoe.server.model.spec import ModelSpec  # noqa: E402
-from hotshoe.server.model.step_graphs import GraphLimits  # noqa: E402
+from hotshoe.server.model.step_graphs import CudaRecorder, GraphLimits, StepRows  # noqa: E402
 from hotshoe.server.model.triton_decoder import TritonDecoder  # noqa: E402
 
 PAGE, DEVICE = 16, torch.device("meta")
@@ -159,3 +160,34 @@ def test_warming_up_launches_what_any_adapters_need(bed: Bed, launches: list[str
     launches.clear()
     warm_up(bed.decoder.spec.vocab_size, DEVICE)
     assert launches == ["_logit_stats"]
+
+
+def test_a_step_that_cannot_be_recorded_is_run_again_instead(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams: list[object] = []
+
+    class Refused:
+        def __init__(self, graph: object, **options: object) -> None:
+            assert options["capture_error_mode"] == "thread_local"  # loaders' calls must not spoil a recording
+
+        def __enter__(self) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+        def __exit__(self, *error: object) -> None: ...
+
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "graph", Refused)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    runs: list[float] = []
+
+    def step() -> StepRows:
+        runs.append(len(runs))
+        return StepRows(torch.full((1, 2), float(len(runs))), torch.zeros(1, 2))
+
+    play = CudaRecorder(torch.device("cuda"))(step)
+    assert streams == [torch.cuda.current_stream()]
+    assert "a decode step is not recorded: CUDA out of memory." in caplog.messages
+    first = play().logits
+    assert play().logits is first and first.tolist() == [[3.0, 3.0]]
