@@ -189,13 +189,27 @@ def triton_lacks() -> str | None:
         return "the triton package"
     if not any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang"))):
         return "a C compiler, gcc or clang, that builds its launchers"
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's, as Triton reads it
+    if not Path(sysconfig.get_path("include", scheme), "Python.h").exists():
         return "Python's C headers (a package named like python3-dev), for its launchers"
     capability = torch.cuda.get_device_capability()
     if capability < _TRITON_CAPABILITY:
         least, found = (".".join(map(str, pair)) for pair in (_TRITON_CAPABILITY, capability))
         return f"a GPU of compute capability {least} or more, for bfloat16; {torch.cuda.get_device_name()} has {found}"
+    try:
+        _try_triton()
+    except Exception as error:  # whatever a compiler, a driver or the cache's directory may refuse
+        reason = str(error).partition("\n")[0]
+        return f"a kernel to run, and the first one fails: {type(error).__name__}: {reason}"
     return None
+
+
+def _try_triton() -> None:
+    """Compiles a small kernel and runs it."""
+    from hotshoe.kernels.triton.silu_mul import silu_mul
+
+    silu_mul(torch.ones(1, 2, device="cuda"))
+    torch.cuda.synchronize()
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {

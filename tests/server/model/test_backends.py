@@ -227,26 +227,33 @@ def test_where_triton_cannot_run_its_reason_is_told_and_the_libraries_kernels_ta
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(backends.shutil, "which", lambda name: name or None)
-    monkeypatch.setattr(backends.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(backends.sysconfig, "get_path", lambda *names: str(tmp_path))
     (tmp_path / "Python.h").touch()
+    trials = iter([None, *[PermissionError(13, "Permission denied", "/.triton")] * 5])
+    monkeypatch.setattr(backends, "_try_triton", lambda: _raise(next(trials)))
     assert backends.triton_lacks() is None
+    assert "the first one fails: PermissionError: [Errno 13]" in _refusal(caplog)
     capability[:] = 7, 5
-    (told,) = _refusals(caplog)
-    assert "compute capability 8.0 or more, for bfloat16; Tesla T4 has 7.5" in told
+    assert "compute capability 8.0 or more, for bfloat16; Tesla T4 has 7.5" in _refusal(caplog)
     (tmp_path / "Python.h").unlink()
-    assert "C headers" in _refusals(caplog)[-1]
+    assert "C headers" in _refusal(caplog)
     monkeypatch.setattr(backends.shutil, "which", lambda name: None)
-    assert "a C compiler" in _refusals(caplog)[-1]
+    assert "a C compiler" in _refusal(caplog)
 
 
-def _refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _refusal(caplog: pytest.LogCaptureFixture) -> str:
     """What a choice of triton fails with; left to itself, the server warns of the same and takes cuda."""
     with pytest.raises(ValueError, match="backend: triton needs") as refused:
         choose_backend("auto", "triton")
     assert choose_backend("auto", "auto").name == "cuda"
-    warning = caplog.records[-1].getMessage()
-    assert str(backends.triton_lacks()) in warning and str(backends.triton_lacks()) in str(refused.value)
-    return [warning]
+    warning, lacking = caplog.records[-1].getMessage(), str(backends.triton_lacks())
+    assert lacking in warning and lacking in str(refused.value)
+    return warning
 
 
 def test_without_the_kernel_the_weights_are_dequantized_once(monkeypatch: pytest.MonkeyPatch) -> None:
