@@ -8,6 +8,7 @@ bfloat16 matmul, both measured on this GPU first. Caches are cold at every run; 
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -315,10 +316,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(case: Case, limits: Limits, time_ms: Callable[[Run], float] = median_ms) -> dict[str, str | float]:
-    """A row of the table: milliseconds of the floor, of the kernel and of each alternative, as `time_ms` takes them."""
+    """A row of the table: milliseconds of the floor, of the kernel and of each alternative, as `time_ms` takes them.
+
+    One that fails takes NaN, and standard error says why: the other figures are wanted all the same.
+    """
+
+    def time(name: str, run: Run) -> float:
+        try:
+            return time_ms(run)
+        except Exception as error:
+            print(f"{case.op}, {case.shape}: {name} fails: {error!r}", file=sys.stderr, flush=True)
+            return math.nan
+
     row: dict[str, str | float] = {"op": case.op, "shape": case.shape, "floor": limits.floor_ms(case)}
-    row["ours"] = time_ms(case.run)
-    return row | {name: time_ms(run) for name, run in case.alternatives.items()}
+    row["ours"] = time("ours", case.run)
+    return row | {name: time(name, run) for name, run in case.alternatives.items()}
 
 
 def line(row: dict[str, str | float]) -> str:

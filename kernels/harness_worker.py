@@ -41,7 +41,7 @@ MEMORY_OPERATORS = {
     "clone", "_to_copy", "contiguous",
 }  # fmt: skip
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
-BUILD_TARGET = ("cuda", 90, 32)  # Hopper
+BUILD_CAPABILITY = 90  # Hopper
 
 
 class Findings:
@@ -91,7 +91,7 @@ def describe(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     """A launch as JSON: enough to compile it again without its arguments."""
     parameters = inspect.signature(kernel.fn).parameters
     given = dict(zip(parameters, args, strict=False)) | {k: v for k, v in kwargs.items() if k in parameters}
-    types, constants = {}, {}
+    types, constants, ones, aligned = {}, {}, [], []
     for name, parameter in parameters.items():
         value = given.get(name, parameter.default)
         if parameter.annotation in (tl.constexpr, "tl.constexpr") or value is None:
@@ -99,9 +99,13 @@ def describe(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
             constants[name] = {"dtype": str(value)} if isinstance(value, tl.dtype) else value
         else:
             types[name] = _type_of(value)
+            whole = value.data_ptr() if isinstance(value, Tensor) else value if type(value) is int else None
+            ones += [name] if whole == 1 else []
+            aligned += [name] if whole is not None and whole % 16 == 0 else []
     options = {name: kwargs[name] for name in LAUNCH_OPTIONS if name in kwargs}
     kernel_name = {"module": kernel.fn.__module__, "name": kernel.fn.__name__}
-    return {**kernel_name, "types": types, "constants": constants, "options": options}
+    found = {"types": types, "constants": constants, "ones": ones, "aligned": aligned, "options": options}
+    return {**kernel_name, **found}
 
 
 def _type_of(value: Any) -> str:
@@ -114,8 +118,13 @@ def _type_of(value: Any) -> str:
     return "fp32"
 
 
-def build(module: ModuleType | None, launches: Iterable[dict[str, Any]]) -> list[Any]:
-    """Compiles every launch to machine code; `module` is the candidate's. Raises what the compiler raises."""
+def build(
+    module: ModuleType | None, launches: Iterable[dict[str, Any]], *, capability: int = BUILD_CAPABILITY
+) -> list[Any]:
+    """Compiles every launch to machine code, as a GPU of that capability would; `module` is the candidate's.
+
+    Raises what the compiler raises.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -129,8 +138,13 @@ def build(module: ModuleType | None, launches: Iterable[dict[str, Any]]) -> list
             (index[name],): getattr(tl, _DTYPE_NAMES[value["dtype"]]) if isinstance(value, dict) else value
             for name, value in launch["constants"].items()
         }
-        source = ASTSource(kernel, launch["types"], constexprs=constants)
-        built.append(triton.compile(source, target=GPUTarget(*BUILD_TARGET), options=launch["options"]))
+        general = {kernel.arg_names[one] if isinstance(one, int) else one for one in kernel.do_not_specialize or ()}
+        types, ones = dict(launch["types"]), [name for name in launch["ones"] if name not in general]
+        constants |= {(index[name],): 1 for name in ones}
+        types |= dict.fromkeys(ones, "constexpr")
+        aligned = {(index[name],): [["tt.divisibility", 16]] for name in launch["aligned"] if name not in general}
+        source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
+        built.append(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch["options"]))
     return built
 
 

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hotshoe.registry.errors import RegistryError, StoreUnavailable
 from hotshoe.registry.formats.base import BaseWeights
 from hotshoe.registry.formats.lowered import LoweredAdapter
@@ -57,6 +59,9 @@ class Core:
             self._load_base()
         except (RegistryError, UnsupportedModel, OSError, ValueError) as error:
             raise StartupError(str(error)) from error
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            reason = str(error).partition("\n")[0] or "out of memory"
+            raise StartupError(f"base {self.config.base}: no memory to load it: {reason}") from error
 
     def build_engine(self) -> None:
         """Makes the engine, which is not started yet, with the residency and the dispatcher that it works with.

@@ -18,6 +18,7 @@ from hotshoe.kernels.triton.precision import dot_type
 BLOCK_KEYS = 64
 DECODE_SPLITS = 8
 MIN_DOT = 16  # the least rows that tl.dot takes
+TILE_VALUES = 8192  # of a program's sums: as many as four warps keep in registers, and small cards' shared memory holds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,10 +70,10 @@ def paged_attention(
         _decode(query, kv, out, batch, scale)
     prefills = batch.tiles[batch.num_decodes :]
     if prefills.shape[0]:
-        _attend[(prefills.shape[0], kv.shape[2], 1)](
+        programs, shape = _shape(query, kv, rows=PREFILL_ROWS)
+        _attend[(prefills.shape[0], programs, 1)](
             query, kv, out, None, prefills, batch.tables, scale, batch.window, *batch.tables.stride(),
-            ROWS=PREFILL_ROWS, SPLITS=1, PAGE=batch.page_tokens, **_shape(query, kv), DOT=dot_type(query.dtype),
-            num_warps=4,
+            SPLITS=1, PAGE=batch.page_tokens, **shape, DOT=dot_type(query.dtype), num_warps=4,
         )  # fmt: skip
     return out
 
@@ -82,10 +83,10 @@ def _decode(query: Tensor, kv: Tensor, out: Tensor, batch: AttentionTiles, scale
     parts_shape = batch.num_decodes, heads, DECODE_SPLITS
     parts = torch.empty((*parts_shape, head_dim), dtype=torch.float32, device=query.device)
     sums = torch.empty((*parts_shape, 2), dtype=torch.float32, device=query.device)
-    _attend[(batch.num_decodes, kv.shape[2], DECODE_SPLITS)](
+    programs, shape = _shape(query, kv, rows=1)
+    _attend[(batch.num_decodes, programs, DECODE_SPLITS)](
         query, kv, parts, sums, batch.tiles, batch.tables, scale, batch.window, *batch.tables.stride(),
-        ROWS=1, SPLITS=DECODE_SPLITS, PAGE=batch.page_tokens, **_shape(query, kv), DOT=dot_type(query.dtype),
-        num_warps=4,
+        SPLITS=DECODE_SPLITS, PAGE=batch.page_tokens, **shape, DOT=dot_type(query.dtype), num_warps=4,
     )  # fmt: skip
     _combine[(batch.num_decodes, heads)](
         parts, sums, out, HEADS=heads, HEAD_DIM=head_dim, BLOCK_DIM=max(MIN_DOT, triton.next_power_of_2(head_dim)),
@@ -93,16 +94,21 @@ def _decode(query: Tensor, kv: Tensor, out: Tensor, batch: AttentionTiles, scale
     )  # fmt: skip
 
 
-def _shape(query: Tensor, kv: Tensor) -> dict[str, int]:
+def _shape(query: Tensor, kv: Tensor, *, rows: int) -> tuple[int, dict[str, int]]:
+    """Programs of a tile of `rows` positions, and their constants: large groups of large heads are divided."""
     heads, head_dim = query.shape[1:]
-    return {
+    group = heads // kv.shape[2]
+    block_dim = max(MIN_DOT, triton.next_power_of_2(head_dim))
+    block_group = min(triton.next_power_of_2(group), max(1, TILE_VALUES // (rows * block_dim)))
+    return kv.shape[2] * triton.cdiv(group, block_group), {
         "HEADS": heads,
         "KV_HEADS": kv.shape[2],
         "HEAD_DIM": head_dim,
-        "BLOCK_DIM": max(MIN_DOT, triton.next_power_of_2(head_dim)),
-        "BLOCK_GROUP": triton.next_power_of_2(heads // kv.shape[2]),
-        "BLOCK_KEYS": BLOCK_KEYS,
+        "BLOCK_DIM": block_dim,
+        "BLOCK_GROUP": block_group,
+        "BLOCK_KEYS": max(MIN_DOT, min(BLOCK_KEYS, TILE_VALUES // block_dim)),
         "MIN_DOT": MIN_DOT,
+        "ROWS": rows,
     }
 
 
@@ -113,16 +119,19 @@ def _attend(
     BLOCK_GROUP: tl.constexpr, BLOCK_KEYS: tl.constexpr, MIN_DOT: tl.constexpr,
     ROWS: tl.constexpr, SPLITS: tl.constexpr, PAGE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, split = tl.program_id(0), tl.program_id(2)
     group: tl.constexpr = HEADS // KV_HEADS
+    parts: tl.constexpr = (group + BLOCK_GROUP - 1) // BLOCK_GROUP
+    kv_head, of_group = tl.program_id(1) // parts, tl.program_id(1) % parts * BLOCK_GROUP
     lines: tl.constexpr = MIN_DOT if ROWS * BLOCK_GROUP < MIN_DOT else ROWS * BLOCK_GROUP
     first_row = tl.load(tiles + tile * 4)
     rows = tl.load(tiles + tile * 4 + 1)
     tables += tl.load(tiles + tile * 4 + 2).to(tl.int64) * table_stride
     visible = tl.load(tiles + tile * 4 + 3)
     line, d, j = tl.arange(0, lines), tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_KEYS)
-    row, head = line // BLOCK_GROUP, kv_head * group + line % BLOCK_GROUP
-    used = (row < rows) & (line % BLOCK_GROUP < group)
+    row, of_group = line // BLOCK_GROUP, of_group + line % BLOCK_GROUP
+    head = kv_head * group + of_group
+    used = (row < rows) & (of_group < group)
     of_head = d < HEAD_DIM
     lies_at = (first_row + row).to(tl.int64) * HEADS + head
     q = tl.load(query + lies_at[:, None] * HEAD_DIM + d[None, :], mask=used[:, None] & of_head[None, :], other=0.0).to(

@@ -161,17 +161,24 @@ class FixedAdapterSlots(AdapterPlaces[FixedAdapter]):
     def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> FixedAdapter:
         with self._units_lock:
             units = self._units.take_scattered(adapter.layout.num_units, limit=self._num_units)
-        with self._copies.copying() as copied:
-            self.tables.write(slot, adapter, units)
-            vectors = self.tables.vectors_of(slot, adapter.vectors)
-            placed = adapter.placed(vectors, device=self.device, num_layers=self._num_layers)
+        try:
+            with self._copies.copying() as copied:
+                self.tables.write(slot, adapter, units)
+                vectors = self.tables.vectors_of(slot, adapter.vectors)
+                placed = adapter.placed(vectors, device=self.device, num_layers=self._num_layers)
+        except BaseException:  # what lies in no table may find the device's memory full
+            self._give_back_units(units)
+            raise
         scales = max(map(_scales_of, adapter.vectors.values()), default=InputScales.NONE)
         return FixedAdapter(replace(placed, units=tuple(units)), scales, copied.event)
 
     def _give_back(self, placed: FixedAdapter) -> None:
         self._last_apart = None  # it holds the adapter's tensors
+        self._give_back_units(placed.adapter.units)
+
+    def _give_back_units(self, units: Iterable[int]) -> None:
         with self._units_lock:
-            for unit in placed.adapter.units:
+            for unit in units:
                 self._units.give_back(unit, 1)
 
 

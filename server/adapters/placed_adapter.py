@@ -50,12 +50,11 @@ class SequenceTerms:
                 yield from update.tensors()
 
     def to(self, device: torch.device) -> "SequenceTerms":
-        """What is of the embedding stays on the CPU, where a step's tokens are."""
-        prefix, embeddings, head = self.kv_prefix, self.prompt_embeddings, self.head_rows
+        """What is of the embedding stays on the CPU, where a step's tokens are and rows of several kinds are joined."""
+        prefix, head = self.kv_prefix, self.head_rows
         return replace(
             self,
             kv_prefix=prefix and KvPrefix(prefix.keys.to(device), prefix.values.to(device)),
-            prompt_embeddings=None if embeddings is None else embeddings.to(device),
             head_rows=head and TokenRows(head.token_ids.to(device), head.rows.to(device), head.base.to(device)),
             head_update=self.head_update and self.head_update.to(device),
         )

@@ -59,6 +59,14 @@ def draw_rows(logits: Tensor, riders: Tensor, *, drawn: bool) -> list[Draw]:
     return [Draw(bool(fine), likeliest, None if token < 0 else token) for fine, likeliest, token in found]
 
 
+def warm_up(vocab_size: int, device: torch.device) -> None:
+    """Compiles and loads what drawing launches, so that the first request does not wait for it."""
+    from hotshoe.kernels.triton.logit_stats import logit_stats
+
+    logits, riders = torch.zeros(1, vocab_size, device=device), torch.tensor([_IDLE], dtype=torch.float64).to(device)
+    draw_candidates(logits, logit_stats(logits, riders[:, 0].float())[2], riders)
+
+
 def draw_candidates(logits: Tensor, totals: Tensor, riders: Tensor) -> Tensor:
     """[rows] int64: `sampler`'s choice among each row's likeliest candidates, -1 where they do not decide.
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hotshoe.server.engine.device_sampler import NUM_RIDERS, Draw, draw_rows, sampling_riders
+from hotshoe.server.engine.device_sampler import NUM_RIDERS, Draw, draw_rows, sampling_riders, warm_up
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.step_batch import build_step_batch, by_pages, by_slots, page_slots, position_slots
 from hotshoe.server.engine.step_plan import Chunk, PrefixWrite, StepPlan, TailCopy
@@ -112,6 +112,8 @@ class DeviceRunner(Runner):
         max_sequences, max_pages = blocks.tables.shape
         limits = GraphLimits(max_sequences, max_pages, blocks.page_tokens, riders=NUM_RIDERS)
         self.graphs = decoder.record_steps(self._kv, adapter_slots, limits)
+        if decoder.backend.device.type == "cuda":
+            warm_up(decoder.spec.vocab_size, decoder.backend.device)
 
     def _compute(self, plan: StepPlan) -> StepResult:
         # rows of one stack side by side: up to 16 of them read its factors once

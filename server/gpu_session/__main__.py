@@ -46,13 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.dry_run and not torch.cuda.is_available():
         parser.error("no CUDA device: only --dry-run runs here")
+    parts = options.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--parts: expected some of {', '.join(PARTS)}, not {', '.join(unknown)}")
     options.out.mkdir(parents=True, exist_ok=True)
     sizes = sizes_of(dry_run=options.dry_run)
     if options.in_process:
         run_part(options.in_process, sizes, options.out, dry_run=options.dry_run)
         return 0
-    sound = True
-    for part in options.parts.split(","):
+    device, sound = _device_name(options.dry_run), True  # asked first: a part may leave the device unable to answer
+    for part in parts:
         started = time.monotonic()
         limit = sizes.part_seconds[part]
         if part == "tests":
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             ended = run_process(part, options.out, limit, dry_run=options.dry_run)
         sound = sound and ended
         print(f"{part}: {time.monotonic() - started:.0f} s{'' if ended else ', NOT WHOLE: see its log'}", flush=True)
-    print(write_results(options.out, _device_name(options.dry_run)), flush=True)
+    print(write_results(options.out, device), flush=True)
     return 0 if sound else 1
 
 
@@ -108,7 +111,7 @@ def run_tests(out: Path, limit_seconds: int, *, dry_run: bool) -> bool:
     sound = all([_await(process, deadline) for process in running.values()])
     with (out / "tests.jsonl").open("w") as file:
         for path in files:
-            lines = (out / f"{path.stem}.log").read_text().splitlines()
+            lines = (out / f"{path.stem}.log").read_text(errors="replace").splitlines()
             found = {word: sum(f" {word} " in f"{line} " for line in lines if "::" in line) for word in _OUTCOMES}
             file.write(json.dumps({"system": "tests", "what": path.stem, **found}) + "\n")
     return sound

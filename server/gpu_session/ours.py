@@ -143,16 +143,17 @@ def measure(sizes: SessionSizes, device: torch.device, ops: str = "") -> Iterato
         yield {"system": name, "what": "decode", "rows": rows, "adapters": adapters} | timed(
             bed.decode(rows, adapters), sizes.steps, device
         )
-    few, rows = max(1, sizes.steps // 4), sizes.rows[1]
-    error = bed.apart_error(min(32, *sizes.prompts))
-    yield {"system": name, "what": "apart", "rows": rows, "error": error} | timed(
-        bed.decode_with_apart(rows), few, device
-    )
+    few = max(1, sizes.steps // 4)
     for length in sizes.prompts:
         for adapters in (0, 1):
             yield {"system": name, "what": "prompt", "rows": length, "adapters": adapters} | timed(
                 bed.prompt(length, adapters), few, device
             )
+    rows = sizes.rows[1]
+    error = bed.apart_error(min(32, *sizes.prompts))
+    yield {"system": name, "what": "apart", "rows": rows, "error": error} | timed(
+        bed.decode_with_apart(rows), few, device
+    )
 
 
 def timed(run: Callable[[], Any], steps: int, device: torch.device) -> dict[str, float]:

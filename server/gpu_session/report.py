@@ -3,7 +3,7 @@
 import csv
 import json
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hotshoe.server.gpu_session.ours import Row
@@ -12,8 +12,9 @@ _ROUNDING = 0.2  # what bfloat16 may make of a deep random model's logits; a ter
 
 
 def read_rows(out: Path) -> list[Row]:
-    """What the parts have written so far."""
-    return [json.loads(line) for path in sorted(out.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    """What the parts have written so far; a part that was ended may leave its last line unfinished."""
+    lines = [line for path in sorted(out.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def write_results(out: Path, device: str) -> str:
@@ -24,7 +25,7 @@ def write_results(out: Path, device: str) -> str:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "bitsandbytes", "peft"))
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "bitsandbytes", "peft"))
     parts = (
         [f"{date.today()}. {device}; {versions}."],
         _kernels(rows),
@@ -36,6 +37,13 @@ def write_results(out: Path, device: str) -> str:
     text = "\n\n".join("\n".join(lines) for lines in parts if lines)
     (out / "results.md").write_text(text + "\n")
     return text
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "is missing"
 
 
 def _steps(rows: list[Row]) -> list[str]:

@@ -4,9 +4,11 @@ import importlib.util
 import logging
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from hotshoe.server.model.op_choices import parse_ops
 
 _LOG = logging.getLogger(__name__)
 LinearTensor = Nf4Weight | Tensor  # a linear as a checkpoint holds it
+_TRITON_CAPABILITY = (8, 0)  # from there on tensor cores multiply bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +183,33 @@ def triton_backend(device: torch.device, ops: str = "") -> Backend:
     )
 
 
-def has_triton() -> bool:
-    """Whether Triton is installed, and the C compiler that it builds launchers with."""
-    compilers = (os.environ.get("CC", ""), "gcc", "clang")
-    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
+def triton_lacks() -> str | None:
+    """What the Triton kernels would need on this machine and do not find, in words; None if they can run."""
+    if importlib.util.find_spec("triton") is None:
+        return "the triton package"
+    if not any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang"))):
+        return "a C compiler, gcc or clang, that builds its launchers"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's, as Triton reads it
+    if not Path(sysconfig.get_path("include", scheme), "Python.h").exists():
+        return "Python's C headers (a package named like python3-dev), for its launchers"
+    capability = torch.cuda.get_device_capability()
+    if capability < _TRITON_CAPABILITY:
+        least, found = (".".join(map(str, pair)) for pair in (_TRITON_CAPABILITY, capability))
+        return f"a GPU of compute capability {least} or more, for bfloat16; {torch.cuda.get_device_name()} has {found}"
+    try:
+        _try_triton()
+    except Exception as error:  # whatever a compiler, a driver or the cache's directory may refuse
+        reason = str(error).partition("\n")[0]
+        return f"a kernel to run, and the first one fails: {type(error).__name__}: {reason}"
+    return None
+
+
+def _try_triton() -> None:
+    """Compiles a small kernel and runs it."""
+    from hotshoe.kernels.triton.silu_mul import silu_mul
+
+    silu_mul(torch.ones(1, 2, device="cuda"))
+    torch.cuda.synchronize()
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
@@ -210,14 +236,39 @@ def choose_backend(device: str, name: str, ops: str = "") -> Backend:
         raise ValueError(f"device: expected auto, cpu or cuda, not {device}")
     if name != "auto" and name not in BACKENDS:
         raise ValueError(f"backend: expected auto or one of {', '.join(BACKENDS)}, not {name}")
-    if name == "auto":
-        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-        on_gpu = "triton" if has_triton() else "cuda"
-        name = on_gpu if cuda else "cpu_nf4" if cpu_nf4.kernel() else "cpu_dense"
-    if device != "auto" and (device == "cuda") != (name in ("cuda", "triton")):
+    on_cuda = name in ("cuda", "triton")
+    if name != "auto" and device != "auto" and (device == "cuda") != on_cuda:
         raise ValueError(f"backend: {name} does not run on device {device}")
-    if ops and name != "triton":
+    if ops and name not in ("auto", "triton"):
         raise ValueError(f"ops: only the triton backend has a choice, not {name}")
-    if name in ("cuda", "triton") and not torch.cuda.is_available():
-        raise ValueError("device: cuda is not available on this machine")
+    if device == "cuda" or on_cuda:
+        _check_cuda()
+    if name == "auto":
+        name = _best(device)
+        if ops and name != "triton":
+            raise ValueError(f"ops: only the triton backend has a choice, not {name}")
+    elif name == "triton" and (lacking := triton_lacks()) is not None:
+        raise ValueError(f"backend: triton needs {lacking}; cuda does without")
     return triton_backend(torch.device("cuda"), ops) if name == "triton" else BACKENDS[name]()
+
+
+def _check_cuda() -> None:
+    """Raises ValueError with the reason if torch computes nothing on a GPU: no driver, one too old, none visible, …"""
+    try:
+        torch.cuda.init()
+        torch.ones(1, device="cuda").add_(1)
+        torch.cuda.synchronize()
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device: cuda is not available on this machine: {reason}") from error
+
+
+def _best(device: str) -> str:
+    """The fastest backend that this machine has."""
+    if device == "cpu" or not (device == "cuda" or torch.cuda.is_available()):
+        return "cpu_nf4" if cpu_nf4.kernel() else "cpu_dense"
+    lacking = triton_lacks()
+    if lacking is None:
+        return "triton"
+    _LOG.warning("backend cuda in place of triton, at a fraction of the speed: that needs %s", lacking)
+    return "cuda"

@@ -4,6 +4,7 @@ A step of up to that many rows, with any adapters, is written into the bucket's 
 changes is read from there. Where there is no GPU, playing runs the recorded function again, over the same buffers.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,7 @@ from hotshoe.server.model.step_buffers import StepBuffers, StepSizes, paged
 if TYPE_CHECKING:
     from hotshoe.server.adapters.fixed_adapter_slots import SlotBatch
 
+_LOG = logging.getLogger(__name__)
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 FIRST_BUCKETS = 64  # buckets up to that many rows are recorded before the first request
 
@@ -145,21 +147,28 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # one: memory that a stream has used is kept for it
 
     def __call__(self, step: Callable[[], StepRows]) -> Graph:
         """Runs the step once beside, which compiles its kernels, then records it.
 
-        The step may run any number of times over the same buffers: it writes the same keys and values again.
+        The step may run any number of times over the same buffers: it writes the same keys and values again. One that
+        cannot be recorded, for want of memory or by the driver's word, is run again each time, which is only slower.
         """
-        stream, main = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
+        stream, main = self._stream, torch.cuda.current_stream(self._device)
         stream.wait_stream(main)
         with torch.cuda.stream(stream):
             step()
         main.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # other threads copy adapters and allocate meanwhile: only this one's calls must be fit to be recorded
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = step()
+        try:
+            # other threads copy adapters and allocate meanwhile: only this one's calls must be fit to be recorded
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                result = step()
+        except RuntimeError as error:
+            torch.cuda.set_stream(main)  # a recording that fails to end leaves its own
+            _LOG.warning("a decode step is not recorded: %s", str(error).partition("\n")[0])
+            return record_eagerly(step)
 
         def play() -> StepRows:
             graph.replay()

@@ -1,5 +1,6 @@
 """The decoder on a GPU: a step's inputs go over in one copy, and decode steps are played from recorded graphs."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from hotshoe.server.model.step_graphs import GraphLimits, StepGraphs, StepRows
 from hotshoe.server.model.step_logits import StepLogits
 from hotshoe.server.model.triton_layers import DENSE_ROWS, LayerStep, StepAdapters, TritonLayers
 
+_LOG = logging.getLogger(__name__)
 WARM_UP_ROWS = (2, 20, 40, DENSE_ROWS)  # one for each size of tile, and one for the library's GEMM
 
 
@@ -71,6 +73,7 @@ class TritonDecoder(Decoder):
         """
         on_gpu = self.backend.device.type == "cuda"
         if on_gpu:
+            _LOG.info("compiling kernels and recording decode steps: a minute where that is new, else seconds")
             for rows in WARM_UP_ROWS:
                 self.warm_up(kv, slots, rows=rows, page_tokens=limits.page_tokens)
         if self._choices["attention"] != "triton":
@@ -95,7 +98,8 @@ class TritonDecoder(Decoder):
         inputs = DecoderInput(zeros, zeros, torch.full((rows,), NOWHERE), batch, logit_rows=torch.tensor([rows - 1]))
         segments = ((0, rows, ((0, 1.0),)),)
         self.step(inputs, kv)
-        self.step(inputs, kv, SlotBatch(slots, segments, tile_rows(segments, rows), InputScales.NONE))
+        for scales in InputScales:
+            self.step(inputs, kv, SlotBatch(slots, segments, tile_rows(segments, rows), scales))
         for site, linear in self._layers[0].sites.items():
             in_features = linear.weights[0].shape[1]
             x = torch.zeros(rows, in_features, dtype=self.backend.dtype, device=self.backend.device)

@@ -1,5 +1,6 @@
 """The Triton kernels' tests, in Triton's interpreter."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,14 @@ def test_every_kernel_has_tests() -> None:
 def test_the_benchmark_without_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main([]) == 0
     assert "No CUDA device" in capsys.readouterr().out
+
+
+def test_what_fails_in_the_benchmark_costs_only_its_own_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise RuntimeError("no kernel image is available")
+
+    case = bench.Case("silu_mul", "3 rows", lambda: None, {"torch": fail, "other": lambda: None}, bytes=600)
+    row = bench.measure(case, bench.Limits(100.0, 10.0), lambda run: run() or 2.0)
+    assert (row["ours"], row["other"]) == (2.0, 2.0) and math.isnan(float(row["torch"]))
+    assert "torch nan×, other 1.00×" in bench.line(row)
+    assert "silu_mul, 3 rows: torch fails: RuntimeError('no kernel image is available')" in capsys.readouterr().err

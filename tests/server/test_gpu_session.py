@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("triton")
 pytest.importorskip("peft")
 
 from hotshoe.server.gpu_session import __main__ as session  # noqa: E402
+from hotshoe.server.gpu_session import report  # noqa: E402
 from hotshoe.server.gpu_session.report import read_rows  # noqa: E402
 
 
@@ -39,6 +41,25 @@ def test_a_part_that_takes_too_long_is_ended_and_the_others_keep_what_they_wrote
     (tmp_path / "peft.jsonl").write_text(json.dumps(row) + "\n")
     assert not session.run_process("ours", tmp_path, 0, dry_run=True)
     assert "| decode, 1 rows | 0 | 1.00 (2.00) |" in session.write_results(tmp_path, "nothing")
+
+
+def test_the_table_is_made_of_whatever_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(report, "version", missing)
+    row = {"system": "ours", "what": "decode", "rows": 8, "adapters": 0, "ms": 2.0, "worst_ms": 2.5}
+    (tmp_path / "ours.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row)[:20])  # ended in the middle
+    text = report.write_results(tmp_path, "a GPU")
+    assert "| decode, 8 rows | 0 | 2.00 (2.50) | 4,000 |" in text and "torch is missing" in text
+
+
+def test_a_part_that_there_is_not_is_refused_before_any_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        session.main(["--dry-run", "--parts", "ours,kernel", "--out", str(tmp_path / "out")])
+    assert "not kernel" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_without_a_gpu_only_a_dry_run_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

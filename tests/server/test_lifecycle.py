@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -247,6 +248,20 @@ def test_no_request_waits_behind_prompts_that_take_long_to_tokenize(config: Serv
             assert _reason(caught.value) == "PROMPT_TOO_LONG"
 
     _run(config, body)
+
+
+def test_a_base_that_the_gpu_has_no_memory_for_is_told_in_one_line(
+    config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 112.00 MiB.\nSee the documentation.")
+
+    async def main() -> None:
+        with pytest.raises(StartupError, match=r"base .*: no memory to load it: CUDA out of memory\. .* MiB\.$"):
+            await Server(config).start()
+
+    monkeypatch.setattr("hotshoe.server.core.load_base", full)
+    asyncio.run(main())
 
 
 def test_more_memory_than_there_can_be_is_told_in_one_line(config: ServerConfig) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from hotshoe.kernels import reference
 from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment
+from hotshoe.kernels.triton import paged_attention as module
 from hotshoe.kernels.triton.paged_attention import paged_attention
 
 SLOTS, KV_HEADS = 1200, 2
@@ -74,6 +75,17 @@ def test_it_takes_any_heads(heads: int, head_dim: int, dtype: torch.dtype, devic
     keys, values = kv.double().unbind(1)
     expected = reference.paged_attention(query.double(), keys, values, batch, scale=0.2, window=None)
     torch.testing.assert_close(out.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_a_group_of_heads_may_be_divided_between_programs(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of(device, [70], [(19, 30)])
+    query, kv = tensors(batch, device)
+    whole = paged_attention(query, kv, batch, scale=0.3)
+    monkeypatch.setattr(module, "TILE_VALUES", 16 * 16 * 2)  # of the three heads that share keys, two and one
+    assert module._shape(query, kv, rows=16)[0] == 2 * KV_HEADS
+    torch.testing.assert_close(paged_attention(query, kv, batch, scale=0.3), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_slots_of_others_and_recycled_ones_do_not_leak(device: torch.device) -> None:

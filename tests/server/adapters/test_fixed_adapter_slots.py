@@ -20,6 +20,8 @@ from hotshoe.registry.formats.lowered import (
 from hotshoe.server.adapters.adapter_batch import AdapterSegment
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales
+from hotshoe.server.adapters.packed_adapter import PackedAdapter
+from hotshoe.server.adapters.placed_adapter import SequenceTerms
 from hotshoe.server.adapters.sites import SITE_INDEX, SITES
 from hotshoe.server.adapters.slot_tables import unit_bytes
 
@@ -61,6 +63,31 @@ def test_whole_units_count_for_the_devices_bytes_so_that_what_fits_is_placed() -
         slots.place_packed(1, packed)
     slots.place(1, lora(16))
     assert slots.pack(prefix(3)).device_bytes == slots.pack(prefix(3)).size_bytes
+
+
+def test_an_adapter_for_which_the_devices_memory_is_full_leaves_its_units_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slots = slots_of(num_units=2)
+    packed = slots.pack(lora(32))
+
+    def full(self: PackedAdapter, *args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(PackedAdapter, "placed", full)
+        slots.place_packed(0, packed)
+    assert slots.slot_bytes(0) == 0
+    slots.place_packed(0, packed)
+
+
+def test_what_is_of_the_embedding_stays_where_steps_are_built() -> None:
+    rows = TokenRows(torch.tensor([3]), torch.zeros(1, 8), torch.zeros(1, 8))
+    terms = SequenceTerms(prompt_embeddings=torch.zeros(2, 8), embedding_rows=rows, head_rows=rows)
+    placed = terms.to(torch.device("meta"))
+    assert placed.prompt_embeddings is not None and placed.embedding_rows is not None
+    assert placed.prompt_embeddings.device == placed.embedding_rows.rows.device == torch.device("cpu")
+    assert placed.head_rows is not None and placed.head_rows.rows.is_meta
 
 
 def test_a_slot_shows_nothing_of_what_it_held_before() -> None:

@@ -207,6 +207,55 @@ def test_a_backend_that_is_not_here_is_refused_by_name(device: str, name: str, n
         choose_backend(device, name)
 
 
+def test_a_gpu_that_torch_cannot_use_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update it.")
+
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    for device, name in (("cuda", "auto"), ("auto", "triton"), ("auto", "cuda")):
+        with pytest.raises(ValueError, match=r"cuda is not available .*: The NVIDIA driver .* \(found version .*\)\.$"):
+            choose_backend(device, name)
+
+
+def test_where_triton_cannot_run_its_reason_is_told_and_the_libraries_kernels_take_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    capability = [8, 6]
+    monkeypatch.setattr(backends, "_check_cuda", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: tuple(capability))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backends.shutil, "which", lambda name: name or None)
+    monkeypatch.setattr(backends.sysconfig, "get_path", lambda *names: str(tmp_path))
+    (tmp_path / "Python.h").touch()
+    trials = iter([None, *[PermissionError(13, "Permission denied", "/.triton")] * 5])
+    monkeypatch.setattr(backends, "_try_triton", lambda: _raise(next(trials)))
+    assert backends.triton_lacks() is None
+    assert "the first one fails: PermissionError: [Errno 13]" in _refusal(caplog)
+    capability[:] = 7, 5
+    assert "compute capability 8.0 or more, for bfloat16; Tesla T4 has 7.5" in _refusal(caplog)
+    (tmp_path / "Python.h").unlink()
+    assert "C headers" in _refusal(caplog)
+    monkeypatch.setattr(backends.shutil, "which", lambda name: None)
+    assert "a C compiler" in _refusal(caplog)
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _refusal(caplog: pytest.LogCaptureFixture) -> str:
+    """What a choice of triton fails with; left to itself, the server warns of the same and takes cuda."""
+    with pytest.raises(ValueError, match="backend: triton needs") as refused:
+        choose_backend("auto", "triton")
+    assert choose_backend("auto", "auto").name == "cuda"
+    warning, lacking = caplog.records[-1].getMessage(), str(backends.triton_lacks())
+    assert lacking in warning and lacking in str(refused.value)
+    return warning
+
+
 def test_without_the_kernel_the_weights_are_dequantized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends.cpu_nf4, "kernel", lambda: None)
     assert choose_backend("cpu", "auto").name == "cpu_dense"
