@@ -42,8 +42,10 @@ class Commits:
                     events: list[Move | ReferrerRow] = [*change(transaction), *transaction.attached]
                     if events:
                         transaction.forget_moves(logged)
-                    for event_id, event in enumerate(events, transaction.next_move(logged)):
-                        transaction.add_move(event_id, log_line(event_id, event))
+                    first = transaction.next_move(logged)
+                    for place, event in enumerate(events):
+                        line = log_line(first + place, event, more=len(events) - 1 - place)
+                        transaction.add_move(first + place, line)
             except sqlite3.Error as error:
                 if is_io_error(error):
                     self._layout.fail(f"the index could not be written ({error})")

@@ -1,11 +1,12 @@
 """tags.log: one JSON line for every publication, move of a tag, attachment and collection.
 
-For audit, for rollback, and for what index.json does not have yet when the index is lost.
+For audit, for rollback, and for what index.json does not have yet when the index is lost. A line says how many `more`
+of its commit follow it: of a commit that a crash tore, nothing has happened.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import BinaryIO, NamedTuple
@@ -46,33 +47,28 @@ class TagLog:
         self._layout = layout
 
     def last_id(self) -> int:
-        """Id of the last whole line; 0 if there is none."""
-        with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
-            return _last_line(file)[0]
-        return 0
+        """Id of the last line of the last whole commit; 0 if there is none."""
+        return self.last_line()[0]
 
     def last_line(self) -> tuple[int, str]:
-        """The last whole line, and its id; (0, "") if there is none."""
+        """The last line of the last whole commit, and its id; (0, "") if there is none."""
         with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
-            last, end = _last_line(file)
-            file.seek(max(0, end - _TAIL_BYTES))
-            for line in reversed(file.read(end - file.tell()).splitlines(keepends=True)):
-                if b'"id":%d,' % last in line:
-                    return last, line.decode()
+            end = _end_of_commits(file)
+            return end.id, end.line.decode()
         return 0, ""
 
     def append(self, lines: Sequence[tuple[int, str]]) -> None:
-        """Adds those of `lines` that the log lacks, and syncs all. A line that a crash tore is cut off first."""
+        """Adds those of `lines` that the log lacks, and syncs all. A commit that a crash tore is cut off first."""
         if not lines:
             return
         with self._open(os.O_RDWR | os.O_CREAT) as file:
-            last, end = _last_line(file)
-            file.truncate(end)
-            file.seek(end)
-            file.write("".join(line for move_id, line in lines if move_id > last).encode())
+            last = _end_of_commits(file)
+            file.truncate(last.position)
+            file.seek(last.position)
+            file.write("".join(line for move_id, line in lines if move_id > last.id).encode())
             file.flush()
             self._layout.sync_file(file.fileno())
-        if not last:  # the file may be new
+        if not last.id:  # the file may be new
             self._layout.sync_directory(self._layout.root)
 
     def replay(self, *, name: str = "") -> list[LoggedMove]:
@@ -80,7 +76,7 @@ class TagLog:
         wanted = json.dumps({"name": name}, separators=(",", ":"))[1:-1].encode() if name else b""
         moves = []
         with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
-            for line in file:
+            for line in _whole_commits(file):
                 if wanted not in line:
                     continue
                 with suppress(ValueError, KeyError, TypeError):
@@ -93,7 +89,7 @@ class TagLog:
         """What happened after the entry of that id, in order; what cannot be read is left out."""
         events: list[Move | ReferrerRow] = []
         with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
-            for line in file:
+            for line in _whole_commits(file):
                 with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
                     if entry["id"] <= after:
@@ -123,21 +119,48 @@ class TagLog:
         return open(fd, "r+b" if flags & os.O_RDWR else "rb")
 
 
-def log_line(event_id: int, event: Move | ReferrerRow) -> str:
-    """The line of a move, or of an attachment, made now."""
+class _End(NamedTuple):
+    """Where whole commits end in a log, and the last line before."""
+
+    id: int
+    line: bytes
+    position: int
+
+
+def log_line(event_id: int, event: Move | ReferrerRow, *, more: int = 0) -> str:
+    """The line of a move, or of an attachment, made now; `more` lines of the same commit come after it."""
     entry = {"id": event_id, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
     entry |= event._asdict() if isinstance(event, Move) else dict(zip(_REFERRER_KEYS, event, strict=True))
+    entry |= {"more": more} if more else {}
     return canonical_json(entry).decode() + "\n"
 
 
-def _last_line(file: BinaryIO) -> tuple[int, int]:
-    """Id of the last whole line, and where whole lines end."""
-    size = file.seek(0, os.SEEK_END)
-    start = max(0, size - _TAIL_BYTES)
-    file.seek(start)
-    tail = file.read()
-    end = tail.rfind(b"\n") + 1
-    for line in reversed(tail[:end].splitlines()):
-        with suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(line)["id"]), start + end
-    return 0, start + end
+def _whole_commits(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of the commits that no crash tore."""
+    left = _end_of_commits(file).position
+    file.seek(0)
+    for line in file:
+        left -= len(line)
+        if left < 0:
+            return
+        yield line
+
+
+def _end_of_commits(file: BinaryIO) -> _End:
+    """Reads as much of the file's end as its last whole commit takes, and what is torn or cannot be read after it."""
+    size, tail_bytes = file.seek(0, os.SEEK_END), _TAIL_BYTES
+    while True:
+        start = max(0, size - tail_bytes)
+        file.seek(start)
+        tail = file.read(size - start)
+        begins = whole = tail.rfind(b"\n") + 1
+        for line in reversed(tail[:whole].splitlines(keepends=True)):
+            begins -= len(line)
+            with suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                if not entry.get("more"):
+                    return _End(int(entry["id"]), line, start + whole)
+                whole = begins
+        if not start:
+            return _End(0, b"", whole)
+        tail_bytes *= 4

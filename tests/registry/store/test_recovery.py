@@ -78,6 +78,32 @@ def test_without_database_and_index_json_the_tag_log_is_replayed(root: Path, tor
     _check_same(root, records, page)
 
 
+@pytest.mark.parametrize("lines_left", [0, 1, 2, 3])
+@pytest.mark.parametrize("half", [b"", b'{"id":4,"more":1,'])
+def test_a_commit_that_is_torn_in_the_tag_log_has_not_happened(root: Path, lines_left: int, half: bytes) -> None:
+    make_store(root)  # a:live
+    before, log = (root / "index.json").read_bytes(), (root / "tags.log").read_bytes()
+    registry = Registry(root)
+    publish(registry, "a", lora_files(2), tags=["live", "v2"])  # is in the log in three lines: it, and its tags
+    after = {record.digest: record.tags for record in registry.list()[0]}
+    registry.close()
+    added = (root / "tags.log").read_bytes().removeprefix(log).splitlines(keepends=True)
+    assert len(added) == 3
+    (root / ".db").unlink()
+    (root / "index.json").write_bytes(before)
+    (root / "tags.log").write_bytes(log + b"".join(added[:lines_left]) + half)
+    registry = Registry(root)
+    found = {record.digest: record.tags for record in registry.list()[0]}
+    assert found == after if lines_left == 3 else list(found.values()) == [("live",)]
+    assert (root / "tags.log").read_bytes() == log + b"".join(added if lines_left == 3 else [])
+    assert publish(registry, "a", lora_files(2), tags=["live", "v2"])[1] == (lines_left < 3)
+    assert {record.digest: record.tags for record in registry.list()[0]} == after
+    tags = [logged.move.tag for logged in registry.tag_history("a")]
+    assert sorted(filter(None, tags)) == ["live", "live", "v2"]
+    check_whole(registry, root)
+    registry.close()
+
+
 def test_blobs_that_nothing_names_any_more_are_not_opened_as_an_empty_store(root: Path) -> None:
     make_store(root)
     for name in (".db", "index.json", "tags.log"):
@@ -144,7 +170,7 @@ def test_the_tag_log_tells_every_move_once_and_in_order(root: Path) -> None:
     assert [entry.pop("id") for entry in entries] == [1, 2, 3, 4, 5]
     assert all(re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]{12}\+00:00", entry.pop("time")) for entry in entries)
     assert entries == [
-        {"name": "a", "tag": None, "old": None, "new": one.digest},
+        {"name": "a", "tag": None, "old": None, "new": one.digest, "more": 1},
         {"name": "a", "tag": "live", "old": None, "new": one.digest},
         {"name": "a", "tag": None, "old": None, "new": two.digest},
         {"name": "a", "tag": "live", "old": one.digest, "new": two.digest},
