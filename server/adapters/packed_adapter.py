@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hotshoe.registry.formats.base import BlockId, LinearId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.stored_matrix import StoredMatrix
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
 from hotshoe.server.adapters.placed_adapter import (
@@ -22,6 +23,7 @@ from hotshoe.server.adapters.placed_adapter import (
 )
 from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
 
+_LARGE = 1 << 14  # numbers of a matrix
 _Part = TypeVar("_Part")
 
 
@@ -109,11 +111,18 @@ def _packed_factors(
     # numpy asks for large pages, which are filled in a third of the time.
     factors = torch.from_numpy(np.empty(layout.num_elements, f"i{dtype.itemsize}")).view(dtype)
     for site, pairs in layout.by_site(factors):
-        linears = [linear for linear in sites[site] if linear.rank]
+        matrices = [matrix for linear in sites[site] if linear.rank for matrix in (linear.a, linear.b)]
         targets = [tensor for pair in pairs for tensor in (pair.a, pair.b)]
-        torch._foreach_copy_(targets, [tensor.t() for linear in linears for tensor in (linear.a, linear.b)])  # type: ignore[union-attr]
+        torch._foreach_copy_(targets, [_in_dtype(matrix, dtype).t() for matrix in matrices if matrix is not None])
         pause()
     return factors
+
+
+def _in_dtype(matrix: Tensor | StoredMatrix, dtype: torch.dtype) -> Tensor:
+    """The matrix, rounded to `dtype` if it is large: to turn it is then several times quicker than both at once."""
+    if isinstance(matrix, StoredMatrix):
+        matrix = matrix.values if (matrix.values.dtype, matrix.scale) == (dtype, 1) else matrix.wide()
+    return matrix.to(dtype) if matrix.numel() >= _LARGE else matrix
 
 
 def _sequence_terms(
@@ -177,7 +186,7 @@ def _check_shapes(linear_id: LinearId, linear: LoweredLinear, in_features: int, 
     if (linear.a is None) != (linear.b is None):
         raise ValueError(f"{linear_id}: expected both of a and b, or neither")
     for name, shape in expected.items():
-        tensor: Tensor | None = getattr(linear, name)
+        tensor: Tensor | StoredMatrix | None = getattr(linear, name)
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{linear_id}.{name}: expected {list(shape)}, not {list(tensor.shape)}")
 
