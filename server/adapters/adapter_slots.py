@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -190,11 +191,15 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
     def _copy(self, adapter: PackedAdapter, first_unit: int, pause: Pause) -> None:
         factors = adapter.factors.to(self.device)  # at once: on a device, many small copies would take longer
         places = self._places_of(adapter.layout, first_unit)
+        scales = iter(adapter.scales)
         for (site, pairs), targets in zip(adapter.layout.by_site(factors), places, strict=True):
             if adapter.layout.has_unused_ranks:
                 torch._foreach_zero_(_whole_units(self._tables[site], first_unit, adapter.layout.num_units))
             pieces = pieces_of(pairs, folded=self._folds(adapter.layout))
             torch._foreach_copy_(targets, pieces)  # one call, so that this thread does not take the GIL again
+            if adapter.scales:
+                to_scale = [self._tables[site].b_of(first_unit, pair.target, pair.rank) for pair in pairs]
+                torch._foreach_mul_(to_scale, list(islice(scales, len(pairs))))
             pause()
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
