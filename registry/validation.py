@@ -30,6 +30,7 @@ ANY_INTEGER = (1 << 62,)  # a bound that is none
 _LINE_BYTES = 64
 _PIECE = MEBIBYTE // 4  # values that are read and checked at once, so that they are still in the cache
 
+_WIDE, _NARROW = np.dtype(np.float32), np.dtype(np.uint16)
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -148,7 +149,7 @@ class TensorFile:
 
         Of 64 bits they are rounded, as PEFT does where it copies them into its own.
         """
-        values = self._room(entry.num_elements, np.float32)
+        values = self._room(entry.num_elements, _WIDE)
         is_whole = entry.dtype == "F32"
         narrow = None if is_whole else np.empty(min(entry.num_elements, _PIECE), _FLOATS[entry.dtype].bits)
         for start in range(0, entry.num_elements, _PIECE):
@@ -163,7 +164,7 @@ class TensorFile:
 
     def read_bits(self, entry: TensorEntry) -> NDArray[np.uint16]:
         """The values of a tensor of 16 bits, as it has them; raises InvalidAdapter if one is not finite."""
-        bits = self._room(entry.num_elements, np.uint16)
+        bits = self._room(entry.num_elements, _NARROW)
         for start in range(0, entry.num_elements, _PIECE):
             self._read_finite(entry, start, bits[start : start + _PIECE])
         return bits.reshape(entry.shape)
@@ -179,15 +180,15 @@ class TensorFile:
                 raise InvalidAdapter(entry.name, f"expected integers from 0 to {bound - 1}, found {odd[0]}")
         return rows.reshape(entry.shape)
 
-    def _room(self, num_elements: int, dtype: type[_Number]) -> NDArray[_Number]:
+    def _room(self, num_elements: int, dtype: np.dtype[_Number]) -> NDArray[_Number]:
         """Memory for a tensor's values: all tensors' lie together, as large pages cost a quarter of small ones."""
-        size = np.dtype(dtype).itemsize
-        needed = -(-num_elements * size // _LINE_BYTES) * _LINE_BYTES  # in whole lines, so that the next is aligned
-        if self._room_left.size < needed:  # not yet, or a tensor is read wider than those before, or twice
-            rest = self._floats_unread * size + len(self.entries) * _LINE_BYTES
+        size = num_elements * dtype.itemsize
+        needed = size + -size % _LINE_BYTES  # in whole lines, so that the next is aligned
+        if needed > self._room_left.size:  # not yet, or a tensor is read wider than those before, or twice
+            rest = self._floats_unread * dtype.itemsize + len(self.entries) * _LINE_BYTES
             self._room_left = np.empty(max(rest, needed), np.uint8)
         self._floats_unread -= num_elements
-        room, self._room_left = self._room_left[: num_elements * size], self._room_left[needed:]
+        room, self._room_left = self._room_left[:size], self._room_left[needed:]
         return room.view(dtype)
 
     def _read_finite(self, entry: TensorEntry, start: int, bits: NDArray[np.unsignedinteger]) -> None:

@@ -3,14 +3,14 @@
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hotshoe.kernels.low_rank import LowRankKind
-from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
+from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable, units_of
 from hotshoe.registry.formats.base import BaseShape, BlockId
 from hotshoe.registry.formats.lowered import Bottleneck
 from hotshoe.registry.validation import Pause
@@ -198,8 +198,8 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
             pieces = pieces_of(pairs, folded=self._folds(adapter.layout))
             torch._foreach_copy_(targets, pieces)  # one call, so that this thread does not take the GIL again
             if adapter.scales:
-                to_scale = [self._tables[site].b_of(first_unit, pair.target, pair.rank) for pair in pairs]
-                torch._foreach_mul_(to_scale, list(islice(scales, len(pairs))))
+                ends = accumulate(units_of(pair.rank) + 1 for pair in pairs)  # B is behind the units of A
+                torch._foreach_mul_([targets[end - 1] for end in ends], list(islice(scales, len(pairs))))
             pause()
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()

@@ -44,7 +44,6 @@ def test_a_scale_may_overflow_what_is_stored():
     large = torch.tensor([[0.0, 1e18], [-1e19, 1.0]]).bfloat16()
     assert StoredMatrix(large, 1e19).is_finite and not StoredMatrix(large, 1e20).is_finite
     assert not StoredMatrix(large, 1e300).is_finite
-    assert not StoredMatrix(torch.tensor([[torch.nan, 1.0]]).half()).is_finite
     assert StoredMatrix(torch.empty(0, 8).half(), 3.0).is_finite
 
 
