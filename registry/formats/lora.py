@@ -201,7 +201,7 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
     # PEFT looks a parameter up in patterns by its own name, not its module's.
     names = {linear: base.linears[linear].module for linear in targets}
     names |= {linear: f"{base.linears[linear].module}.weight" for linear in parameters}
-    for linear in sorted(names, key=list(base.linears).index):
+    for linear in (one for one in base.linears if one in names):
         rank, scale = rank_of(names[linear]), scale_of(names[linear])
         low_rank[linear] = _plan_linear(linear, tensors, base, variant, rank=rank, scale=scale)
     biases = _plan_biases(bias, low_rank, tensors, base)
