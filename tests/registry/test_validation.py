@@ -268,7 +268,7 @@ def test_a_value_that_is_not_finite_names_its_tensor(dtype, length):
         values[length * 2 // 3] = bits
         file = file_of(dtype, values)
         file.check_finite(file.entries["good"])
-        for look in (file.check_finite, file.read, *([] if dtype == "F32" else [file.read_bits])):
+        for look in (file.check_finite, file.read, *([file.read_bits] if dtype in ("F16", "BF16") else [])):
             with pytest.raises(InvalidAdapter, match="NaN or infinity") as refusal:
                 look(file.entries["bad"])
             assert refusal.value.field == "bad"
