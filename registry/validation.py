@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Self
+from typing import Any, BinaryIO, NoReturn, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,11 @@ MAX_TENSORS = 4_096
 MAX_NAME_BYTES = 256
 MAX_DIMENSIONS = 5
 ANY_INTEGER = (1 << 62,)  # a bound that is none
+_LINE_BYTES = 64
 _PIECE = MEBIBYTE // 4  # values that are read and checked at once, so that they are still in the cache
+
+_WIDE, _NARROW = np.dtype(np.float32), np.dtype(np.uint16)
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +110,12 @@ class TensorFile:
         self._file = file
         self._pause = pause
         self._name = name
-        self._unused: NDArray[np.float32] | None = None
+        self._room_left = np.empty(0, np.uint8)
         self.size_bytes = file.seek(0, os.SEEK_END)
         if self.size_bytes > max_bytes:
             raise InvalidAdapter(name, f"expected at most {max_bytes} bytes, found {self.size_bytes}")
         self.entries: Mapping[str, TensorEntry] = self._read_header()
+        self._floats_unread = sum(entry.num_elements for entry in self.entries.values() if not entry.is_integer)
 
     @classmethod
     def open(cls, path: Path, *, name: str = "adapter_model.safetensors", max_bytes: int, pause: Pause = go_on) -> Self:
@@ -144,7 +149,7 @@ class TensorFile:
 
         Of 64 bits they are rounded, as PEFT does where it copies them into its own.
         """
-        values = self._room(entry.num_elements)
+        values = self._room(entry.num_elements, _WIDE)
         is_whole = entry.dtype == "F32"
         narrow = None if is_whole else np.empty(min(entry.num_elements, _PIECE), _FLOATS[entry.dtype].bits)
         for start in range(0, entry.num_elements, _PIECE):
@@ -157,6 +162,13 @@ class TensorFile:
                 piece *= np.float32(scale)
         return values.reshape(entry.shape)
 
+    def read_bits(self, entry: TensorEntry) -> NDArray[np.uint16]:
+        """The values of a tensor of 16 bits, as it has them; raises InvalidAdapter if one is not finite."""
+        bits = self._room(entry.num_elements, _NARROW)
+        for start in range(0, entry.num_elements, _PIECE):
+            self._read_finite(entry, start, bits[start : start + _PIECE])
+        return bits.reshape(entry.shape)
+
     def read_integers(self, entry: TensorEntry, *, below: Sequence[int]) -> NDArray[np.int64]:
         """The tensor's values; raises InvalidAdapter if one is not from 0 to below that of its row, or the only one."""
         stored = np.empty(entry.num_elements, _INTEGERS[entry.dtype])
@@ -168,13 +180,16 @@ class TensorFile:
                 raise InvalidAdapter(entry.name, f"expected integers from 0 to {bound - 1}, found {odd[0]}")
         return rows.reshape(entry.shape)
 
-    def _room(self, num_elements: int) -> NDArray[np.float32]:
+    def _room(self, num_elements: int, dtype: np.dtype[_Number]) -> NDArray[_Number]:
         """Memory for a tensor's values: all tensors' lie together, as large pages cost a quarter of small ones."""
-        if self._unused is None or self._unused.size < num_elements:  # not yet, or a tensor is read twice
-            floats = sum(entry.num_elements for entry in self.entries.values() if not entry.is_integer)
-            self._unused = np.empty(max(floats, num_elements), np.float32)
-        room, self._unused = self._unused[:num_elements], self._unused[num_elements:]
-        return room
+        size = num_elements * dtype.itemsize
+        needed = size + -size % _LINE_BYTES  # in whole lines, so that the next is aligned
+        if needed > self._room_left.size:  # not yet, or a tensor is read wider than those before, or twice
+            rest = self._floats_unread * dtype.itemsize + len(self.entries) * _LINE_BYTES
+            self._room_left = np.empty(max(rest, needed), np.uint8)
+        self._floats_unread -= num_elements
+        room, self._room_left = self._room_left[:size], self._room_left[needed:]
+        return room.view(dtype)
 
     def _read_finite(self, entry: TensorEntry, start: int, bits: NDArray[np.unsignedinteger]) -> None:
         """Reads the tensor's values from `start` into `bits`, as many as it holds, and checks each."""

@@ -1,7 +1,8 @@
 """How long a large adapter takes in this process, by the least: `python -m hotshoe.registry.bench --large MB`.
 
 The least is sha256 of the bytes, a copy of them on the same disk, and its sync; it is measured beside each. Lowering is
-held against reading the file, which the system has in memory, into memory of one's own.
+held against reading the file, which the system has in memory, into memory of one's own; of files in float32 and in
+16 bits.
 """
 
 import hashlib
@@ -13,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from hotshoe.registry.bench.adapters import bench_base, lora_config, lora_tensors
 from hotshoe.registry.digest import digest_hex
@@ -23,21 +23,22 @@ from hotshoe.registry.registry import Registry
 
 _HIDDEN = 4096
 _RANK = 64
-_LAYER_BYTES = 2 * _RANK * _HIDDEN * 4
+_LAYER_VALUES = 2 * _RANK * _HIDDEN
+_NARROW = ("bfloat16", "float16")
 _CHUNK_BYTES = 1 << 20
 _FREED_BYTES = 500 << 20
 
 
 def measure_large(directory: Path, megabytes: int, *, rounds: int) -> dict[str, float]:
     """Medians, in milliseconds, and their ratios to the least; the store is made in `directory`."""
-    layers = max(1, round(megabytes * 1e6 / _LAYER_BYTES))
+    layers = _layers_of(megabytes, 4)
     (directory / CONFIG_FILE).write_bytes(lora_config(_RANK))
     store = Registry(directory / "store")
     times: dict[str, list[float]] = {"least": [], "publish": [], "read back, hashed again": [], "read": [], "lower": []}
     try:
         for number in range(rounds):
-            _write_weights(directory / WEIGHTS_FILE, layers, seed=number)
             weights, out = directory / WEIGHTS_FILE, directory / "copy"
+            _write_weights(weights, layers, "float32", seed=number)
             times["least"].append(_milliseconds(out, partial(_copy, weights, out)))
             times["publish"].append(_milliseconds(out, partial(_publish, store, directory, layers)))
             digest = next(one.digest for one in store.resolve("large").files if one.file_name == WEIGHTS_FILE)
@@ -45,11 +46,23 @@ def measure_large(directory: Path, megabytes: int, *, rounds: int) -> dict[str, 
             times["read back, hashed again"].append(_milliseconds(out, partial(_read, store, digest, out)))
             times["read"].append(_milliseconds(out, partial(np.fromfile, weights, np.uint8)))
             times["lower"].append(_milliseconds(out, partial(_lower, directory, layers)))
+            for dtype in _NARROW:
+                narrow_layers = _layers_of(megabytes, 2)
+                _write_weights(weights, narrow_layers, dtype, seed=number)
+                read, lower = (times.setdefault(f"{what} {dtype}", []) for what in ("read", "lower"))
+                read.append(_milliseconds(out, partial(np.fromfile, weights, np.uint8)))
+                lower.append(_milliseconds(out, partial(_lower, directory, narrow_layers)))
     finally:
         store.close()
     medians = {what: statistics.median(several) for what, several in times.items()}
     ratios = {f"{what}, by the least": medians[what] / medians["least"] for what in list(medians)[1:3]}
-    return medians | ratios | {"lower, by the read": medians["lower"] / medians["read"]}
+    for dtype in ("", *(f" {dtype}" for dtype in _NARROW)):
+        ratios[f"lower{dtype}, by the read"] = medians[f"lower{dtype}"] / medians[f"read{dtype}"]
+    return medians | ratios
+
+
+def _layers_of(megabytes: int, value_bytes: int) -> int:
+    return max(1, round(megabytes * 1e6 / (_LAYER_VALUES * value_bytes)))
 
 
 def _publish(store: Registry, directory: Path, layers: int) -> None:
@@ -106,8 +119,12 @@ def _milliseconds(scratch: Path, act: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _write_weights(path: Path, layers: int, *, seed: int) -> None:
+def _write_weights(path: Path, layers: int, dtype: str, *, seed: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
     tensors = lora_tensors(np.random.default_rng(seed).standard_normal, layers, _RANK, _HIDDEN)
-    save_file(tensors, path)
+    wanted = getattr(torch, dtype)
+    save_file({name: torch.from_numpy(values).to(wanted) for name, values in tensors.items()}, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())  # that is not what is measured

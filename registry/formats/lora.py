@@ -36,7 +36,7 @@ from hotshoe.registry.formats.peft_config import (
     either,
     one_of,
 )
-from hotshoe.registry.formats.plan import Plan, Read, Tensors, require_shape
+from hotshoe.registry.formats.plan import Plan, Read, Reader, Tensors, require_shape
 from hotshoe.registry.formats.replaced import ReplacedPlan, ReplacingPlan, take_trainable_tokens
 from hotshoe.registry.formats.taken_out import TakenOut
 from hotshoe.registry.formats.target_modules import require_any, take_modules, take_parameters
@@ -44,6 +44,10 @@ from hotshoe.registry.validation import TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hotshoe.registry.formats.stored_matrix import StoredMatrix
+
+    _Matrix = Tensor | StoredMatrix
 
 _ONE_VARIANT = "PEFT has no such variant together with another, nor with another kind"
 # Fields that change what is computed, at the values at which they do not, and fields that never do.
@@ -113,6 +117,14 @@ class _LinearPlan:
         gone_a, gone_b = self.taken_out(linear, base.weight(linear), self.trained_rank, self.scale)
         return torch.cat([a, gone_a]), torch.cat([b, -gone_b], dim=1)
 
+    def matrices(self, linear: LinearId, read: Reader, base: BaseWeights) -> "tuple[_Matrix, _Matrix]":
+        """The same, as the file has them where nothing is computed of them."""
+        if self.blocks != BlockCounts() or self.pool > 1 or self.diagonal is not None or self.taken_out is not None:
+            return self.factors(linear, read, base)
+        for entry in self.idle:
+            read(entry)
+        return read.matrix(self.a), read.matrix(self.b, scale=self.scale)
+
 
 @dataclass(frozen=True, slots=True)
 class LoraPlan:
@@ -128,11 +140,11 @@ class LoraPlan:
     def rank(self) -> int:
         return max((part.rank for part in self.low_rank.values()), default=0)
 
-    def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
+    def lower(self, read: Reader, base: BaseWeights) -> LoweredAdapter:
         linears = {linear: self._lower_linear(linear, read, base) for linear in self.linears}
         return LoweredAdapter("LORA", linears, invocation=self.invocation)
 
-    def _lower_linear(self, linear: LinearId, read: Read, base: BaseWeights) -> LoweredLinear:
+    def _lower_linear(self, linear: LinearId, read: Reader, base: BaseWeights) -> LoweredLinear:
         bias_delta = None
         if linear in self.biases:
             replaced = base.bias(linear)
@@ -144,9 +156,10 @@ class LoraPlan:
         if part.added_bias is not None:
             added = read(part.added_bias, scale=part.scale)
             bias_delta = added if bias_delta is None else bias_delta + added
-        a, b = part.factors(linear, read, base)
         if part.row_norms is None:
-            return LoweredLinear(a=a, b=b, bias_delta=bias_delta, scale=part.scale)
+            as_stored = part.matrices(linear, read, base)
+            return LoweredLinear(*as_stored, bias_delta=bias_delta, scale=part.scale)
+        a, b = part.factors(linear, read, base)
         gain = read(part.row_norms) / row_norms(base.weight(linear), a, b)
         return LoweredLinear(a=a, b=b * gain[:, None], output_scale=gain, bias_delta=bias_delta, scale=part.scale)
 
@@ -188,7 +201,7 @@ def plan_lora(config: Config, tensors: Tensors, base: BaseShape) -> Plan:
     # PEFT looks a parameter up in patterns by its own name, not its module's.
     names = {linear: base.linears[linear].module for linear in targets}
     names |= {linear: f"{base.linears[linear].module}.weight" for linear in parameters}
-    for linear in sorted(names, key=list(base.linears).index):
+    for linear in (one for one in base.linears if one in names):
         rank, scale = rank_of(names[linear]), scale_of(names[linear])
         low_rank[linear] = _plan_linear(linear, tensors, base, variant, rank=rank, scale=scale)
     biases = _plan_biases(bias, low_rank, tensors, base)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from hotshoe.registry.formats.base import BlockId, LinearId, NormId
+from hotshoe.registry.formats.stored_matrix import StoredMatrix, wide
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +43,13 @@ class ScaledCopies:
 
 @dataclass(frozen=True, slots=True)
 class LoweredLinear:
-    """One adapter's part in one linear. All tensors float32 on the CPU, contiguous; None is the identity."""
+    """One adapter's part in one linear. All tensors float32 on the CPU, contiguous; None is the identity.
 
-    a: "Tensor | None" = None  # [rank, in_features]
-    b: "Tensor | None" = None  # [out_features, rank], every scale folded in
+    A and B may be left as their file has them, in 16 bits; whoever computes with them takes `factors`.
+    """
+
+    a: "Tensor | StoredMatrix | None" = None  # [rank, in_features]
+    b: "Tensor | StoredMatrix | None" = None  # [out_features, rank], every scale folded in
     input_scale: "Tensor | None" = None  # [in_features]
     output_scale: "Tensor | None" = None  # [out_features]
     bias_delta: "Tensor | None" = None  # [out_features], the effective bias less the base's
@@ -58,15 +62,24 @@ class LoweredLinear:
     def rank(self) -> int:
         return 0 if self.a is None else self.a.shape[0]
 
+    @property
+    def factors(self) -> "tuple[Tensor, Tensor] | None":
+        """A and B in float32, copies where they are stored otherwise; None unless it has both."""
+        return None if self.a is None or self.b is None else (wide(self.a), wide(self.b))
+
     def tensors(self) -> "Iterator[Tensor]":
-        """Those that are set."""
+        """Those that are set, but for those of `stored`."""
         for tensor in (self.a, self.b, self.input_scale, self.output_scale, self.bias_delta, self.input_rotation):
-            if tensor is not None:
+            if tensor is not None and not isinstance(tensor, StoredMatrix):
                 yield tensor
         if self.output_swap is not None:
             yield self.output_swap.gains
         if self.copies is not None:
             yield from (self.copies.outputs, self.copies.inputs)
+
+    def stored(self) -> Iterator[StoredMatrix]:
+        """Those of A and B that are as their file has them."""
+        yield from (matrix for matrix in (self.a, self.b) if isinstance(matrix, StoredMatrix))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +205,7 @@ class LoweredAdapter:
         return prefix + (0 if self.prompt_embeddings is None else self.prompt_embeddings.shape[0])
 
     def tensors(self) -> "Iterator[Tensor]":
-        """Every tensor that it holds."""
+        """Every tensor that it holds, but for those of `stored`."""
         for linear in self.linears.values():
             yield from linear.tensors()
         if self.kv_prefix:
@@ -213,6 +226,12 @@ class LoweredAdapter:
         for bottleneck in self.bottlenecks.values():
             yield from bottleneck.tensors()
 
+    def stored(self) -> Iterator[StoredMatrix]:
+        """Every matrix that is as its file has it."""
+        for linear in self.linears.values():
+            yield from linear.stored()
+
     @property
     def size_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+        stored = sum(matrix.values.nbytes for matrix in self.stored())
+        return stored + sum(tensor.nbytes for tensor in self.tensors())

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.adapterhub import is_adapterhub, method_of, one_table
@@ -15,19 +14,8 @@ from hotshoe.registry.formats.peft_config import NULL, TEXT, Config, either
 from hotshoe.registry.formats.plan import TaskPlans, Tensors
 from hotshoe.registry.formats.replaced import ReplacingPlan
 from hotshoe.registry.formats.saved_modules import take_saved_modules
-from hotshoe.registry.validation import (
-    ANY_INTEGER,
-    AdapterLimits,
-    Pause,
-    TensorEntry,
-    TensorFile,
-    go_on,
-    read_config,
-    shown,
-)
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hotshoe.registry.formats.tensor_reader import TensorReader
+from hotshoe.registry.validation import AdapterLimits, Pause, TensorFile, go_on, read_config, shown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -106,28 +94,18 @@ def lower_adapter(
         pause: called between tensors, so that the caller may spread the work over time.
 
     Returns:
-        Float32 tensors on the CPU.
+        Float32 tensors on the CPU; factors that nothing is computed of as the file has them.
 
     Raises:
         InvalidAdapter, IncompatibleAdapter: as `inspect_adapter`.
     """
-    import torch
-
     checked = _check_config(files, approximate_rank)
     with checked.open_weights(files, limits, pause) as tensor_file:
         plans = checked.plans(tensor_file, base.shape, limits, pause)
         _check_task(task, plans.count)
-        unread = set(tensor_file.entries)
-
-        def read(entry: TensorEntry, *, scale: float = 1.0) -> "Tensor":
-            pause()
-            unread.remove(entry.name)
-            if entry.is_integer:  # in bounds, as its plan has checked
-                return torch.from_numpy(tensor_file.read_integers(entry, below=ANY_INTEGER))
-            return torch.from_numpy(tensor_file.read(entry, scale=scale))
-
-        lowered = plans.of(task or 0).lower(read, base)
-    assert not unread, f"{checked.kind} claimed tensors that it did not lower: {sorted(unread)}"
+        reader = TensorReader(tensor_file, pause)
+        lowered = plans.of(task or 0).lower(reader, base)
+    assert not reader.unread, f"{checked.kind} claimed tensors that it did not lower: {sorted(reader.unread)}"
     return lowered
 
 

@@ -13,6 +13,7 @@ from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId
 from hotshoe.registry.formats.lowered import LoweredAdapter
 from hotshoe.registry.formats.peft_config import Config
+from hotshoe.registry.formats.stored_matrix import StoredMatrix
 from hotshoe.registry.formats.target_modules import targets_of
 from hotshoe.registry.validation import Pause, TensorEntry, go_on
 
@@ -34,6 +35,13 @@ class Read(Protocol):
         """
 
 
+class Reader(Read, Protocol):
+    """Also leaves tensors of floats as they are."""
+
+    def matrix(self, entry: TensorEntry, *, scale: float = 1.0) -> "Tensor | StoredMatrix":
+        """The same values, as the file has them if that is in 16 bits: for those who only hand them on."""
+
+
 class Plan(Protocol):
     """A checked adapter of one kind, ready to be lowered."""
 
@@ -49,7 +57,7 @@ class Plan(Protocol):
     def virtual_tokens(self) -> int:
         """How many positions it puts before the prompt."""
 
-    def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
+    def lower(self, read: Reader, base: BaseWeights) -> LoweredAdapter:
         """The canonical form. Reads every tensor that was claimed once."""
 
 

@@ -12,7 +12,7 @@ from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape, BaseWeights, LinearId, NormId
 from hotshoe.registry.formats.lowered import LoweredAdapter, TokenRows
 from hotshoe.registry.formats.peft_config import FLAG, INTEGER, NULL, Config, Rule, either, list_of, one_of
-from hotshoe.registry.formats.plan import MODULE_PREFIX, Plan, Read, Tensors, require_shape
+from hotshoe.registry.formats.plan import MODULE_PREFIX, Plan, Read, Reader, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import EMBEDDING, HEAD, NAMES, name_test, take_names, wants_tied
 from hotshoe.registry.validation import TensorEntry
 
@@ -129,7 +129,7 @@ class ReplacingPlan:
     def virtual_tokens(self) -> int:
         return self.other.virtual_tokens if self.other else 0
 
-    def lower(self, read: Read, base: BaseWeights) -> LoweredAdapter:
+    def lower(self, read: Reader, base: BaseWeights) -> LoweredAdapter:
         lowered = self.other.lower(read, base) if self.other else LoweredAdapter(self.kind)
         return self.replaced.lower_into(lowered, read, base)
 

@@ -93,8 +93,8 @@ def _difference(pair: Sequence[LoweredLinear], linear: LinearId, base: BaseWeigh
 def _factors(part: LoweredLinear, linear: LinearId, base: BaseWeights) -> Factors:
     import torch
 
-    if part.a is not None and part.b is not None:
-        return Factors(part.a, part.b)
+    if (factors := part.factors) is not None:
+        return Factors(*factors)
     shape = base.shape.linears[linear]
     return Factors(torch.zeros(0, shape.in_features), torch.zeros(shape.out_features, 0))
 

@@ -22,8 +22,9 @@ def dense_update(linear: LoweredLinear, weight: "Tensor") -> "Tensor | None":
     The linear must have no `other_parts`.
     """
     update = None
-    if linear.a is not None and linear.b is not None:
-        update = linear.b @ linear.a
+    if (factors := linear.factors) is not None:
+        a, b = factors
+        update = b @ a
     if parts(linear) & OF_WEIGHT:
         changed = _changed(linear, weight) - weight
         update = changed if update is None else changed + update

@@ -232,17 +232,18 @@ def _rounded(value: Any) -> Any:
 
 def _screen(linear_id: LinearId, linear: LoweredLinear, spectrum: Spectrum) -> LinearDiagnosis:
     found = LinearDiagnosis(linear_id, linear.rank, linear.scale)
-    if not all(bool(tensor.isfinite().all()) for tensor in linear.tensors()):
+    stored_are_finite = all(matrix.is_finite for matrix in linear.stored())
+    if not (stored_are_finite and all(bool(tensor.isfinite().all()) for tensor in linear.tensors())):
         return replace(found, is_finite=False, note="holds numbers that are not finite")
     if others := other_parts(linear):
         return replace(found, note=f"{others}: not an update that is examined")
     acts_on_weight = bool(OF_WEIGHT & parts(linear))
-    if linear.a is None or linear.b is None:
+    if (factors := linear.factors) is None:
         if acts_on_weight:
             return replace(found, note=f"scales or turns the weight: {_BY_COUNT}")
         return replace(found, relative_norm=0.0, predicted=0, note="changes the bias only")
     note = f"its low-rank part; what scales or turns the weight is {_BY_COUNT}" if acts_on_weight else ""
-    values = singular_values(Factors(linear.a, linear.b))
+    values = singular_values(Factors(*factors))
     largest, norm = float(values[0]), float(values.norm())
     if largest == 0:
         is_dead = not acts_on_weight and linear.bias_delta is None

@@ -98,9 +98,9 @@ def _update_of(adapter: LoweredAdapter, linear: LinearId, base: BaseWeights) -> 
     import torch
 
     found, shape = adapter.linears.get(linear), base.shape.linears[linear]
-    if found is None or found.a is None or found.b is None:
+    if found is None or (factors := found.factors) is None:
         return Factors(torch.zeros(0, shape.in_features), torch.zeros(shape.out_features, 0))
-    return Factors(found.a, found.b)
+    return Factors(*factors)
 
 
 def _merge_linear(group: _Parents, parameters: MergeParameters) -> tuple[Factors, float, float]:

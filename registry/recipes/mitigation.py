@@ -49,5 +49,5 @@ def mitigate(adapter: LoweredAdapter, base: BaseWeights, *, keep: float, pause: 
 
 
 def _factors(linear: LoweredLinear) -> Factors:
-    assert linear.a is not None and linear.b is not None, "checked at first"
-    return Factors(linear.a, linear.b)
+    assert linear.factors is not None, "checked at first"
+    return Factors(*linear.factors)

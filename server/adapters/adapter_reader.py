@@ -127,7 +127,8 @@ class _WatchedWeights:
 def check_finite(adapter: LoweredAdapter) -> None:
     """Raises InvalidAdapter unless every number is finite: scales can overflow what the files hold."""
     tensors = list(adapter.tensors())
-    norms = torch._foreach_norm(tensors)  # cheap; a sum of squares may overflow where no number does
+    norms = torch._foreach_norm(tensors) if tensors else []  # cheap; a sum of squares may overflow where no number does
     doubtful = [tensor for tensor, norm in zip(tensors, norms, strict=True) if not math.isfinite(float(norm))]
-    if not all(bool(tensor.isfinite().all()) for tensor in doubtful):
+    are_finite = all(bool(tensor.isfinite().all()) for tensor in doubtful)
+    if not (are_finite and all(matrix.is_finite for matrix in adapter.stored())):
         raise InvalidAdapter("tensors", "expected finite numbers, found NaN or infinity after lowering")

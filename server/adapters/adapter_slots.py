@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hotshoe.kernels.low_rank import LowRankKind
-from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
+from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable, units_of
 from hotshoe.registry.formats.base import BaseShape, BlockId
 from hotshoe.registry.formats.lowered import Bottleneck
 from hotshoe.registry.validation import Pause
@@ -190,11 +191,15 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
     def _copy(self, adapter: PackedAdapter, first_unit: int, pause: Pause) -> None:
         factors = adapter.factors.to(self.device)  # at once: on a device, many small copies would take longer
         places = self._places_of(adapter.layout, first_unit)
+        scales = iter(adapter.scales)
         for (site, pairs), targets in zip(adapter.layout.by_site(factors), places, strict=True):
             if adapter.layout.has_unused_ranks:
                 torch._foreach_zero_(_whole_units(self._tables[site], first_unit, adapter.layout.num_units))
             pieces = pieces_of(pairs, folded=self._folds(adapter.layout))
             torch._foreach_copy_(targets, pieces)  # one call, so that this thread does not take the GIL again
+            if adapter.scales:
+                ends = accumulate(units_of(pair.rank) + 1 for pair in pairs)  # B is behind the units of A
+                torch._foreach_mul_([targets[end - 1] for end in ends], list(islice(scales, len(pairs))))
             pause()
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()

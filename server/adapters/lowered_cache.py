@@ -22,6 +22,7 @@ from torch import Tensor
 from hotshoe.registry import formats
 from hotshoe.registry.formats.base import LinearId
 from hotshoe.registry.formats.lowered import Approximation, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.stored_matrix import StoredMatrix, wide
 from hotshoe.registry.validation import Pause, go_on
 
 _CHECKSUM_BYTES = 32
@@ -116,8 +117,8 @@ def _encoded(lowered: LoweredAdapter) -> bytes | None:
         numbers[str(linear)] = {}
         for field in fields(part):
             value = getattr(part, field.name)
-            if isinstance(value, Tensor):
-                tensors[f"{linear}.{field.name}"] = value
+            if isinstance(value, Tensor | StoredMatrix):
+                tensors[f"{linear}.{field.name}"] = wide(value)
             elif isinstance(value, float | int):
                 numbers[str(linear)][field.name] = value
             elif value is not None:

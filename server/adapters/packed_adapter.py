@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hotshoe.registry.formats.base import BlockId, LinearId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
+from hotshoe.registry.formats.stored_matrix import StoredMatrix
 from hotshoe.registry.validation import Pause, go_on
 from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
+from hotshoe.server.adapters.packed_factors import pack_factors
 from hotshoe.server.adapters.placed_adapter import (
     Beyond,
     PlacedAdapter,
@@ -27,9 +28,10 @@ _Part = TypeVar("_Part")
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter in host memory, in the dtype of the device's tables."""
+    """An adapter in host memory, in the dtype of the device's tables, or of its file where that is narrower."""
 
     factors: Tensor  # [layout.num_elements], flat
+    scales: tuple[float, ...]  # what the B of each pair is still to be multiplied with; none if none is
     layout: FactorLayout
     vectors: Mapping[SiteId, SiteVectors]
     rotations: Mapping[SiteId, SiteRotations]
@@ -76,7 +78,7 @@ def pack_adapter(
     sites = _by_site(adapter, shapes)
     ranks = {site: tuple(linear.rank for linear in linears) for site, linears in sites.items()}
     layout = factor_layout(tuple((site, shapes[site], found) for site, found in ranks.items() if any(found)))
-    factors = _packed_factors(sites, layout, dtype, pause)
+    factors, scales = pack_factors(sites, layout, dtype, pause)
     vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
     rotations = {site: found for site, linears in sites.items() if (found := _site_rotations(linears, shapes[site]))}
     copies = {site: found for site, linears in sites.items() if (found := _site_copies(linears, shapes[site]))}
@@ -89,6 +91,7 @@ def pack_adapter(
     )
     return PackedAdapter(
         factors=factors,
+        scales=scales,
         layout=layout,
         vectors=own(vectors),
         rotations=own(rotations),
@@ -100,20 +103,6 @@ def pack_adapter(
         size_bytes=factors.nbytes + other_bytes,
         device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,
     )
-
-
-def _packed_factors(
-    sites: Mapping[SiteId, Sequence[LoweredLinear]], layout: FactorLayout, dtype: torch.dtype, pause: Pause
-) -> Tensor:
-    """The factors of all sites, flat, as `layout` has them."""
-    # numpy asks for large pages, which are filled in a third of the time.
-    factors = torch.from_numpy(np.empty(layout.num_elements, f"i{dtype.itemsize}")).view(dtype)
-    for site, pairs in layout.by_site(factors):
-        linears = [linear for linear in sites[site] if linear.rank]
-        targets = [tensor for pair in pairs for tensor in (pair.a, pair.b)]
-        torch._foreach_copy_(targets, [tensor.t() for linear in linears for tensor in (linear.a, linear.b)])  # type: ignore[union-attr]
-        pause()
-    return factors
 
 
 def _sequence_terms(
@@ -177,7 +166,7 @@ def _check_shapes(linear_id: LinearId, linear: LoweredLinear, in_features: int, 
     if (linear.a is None) != (linear.b is None):
         raise ValueError(f"{linear_id}: expected both of a and b, or neither")
     for name, shape in expected.items():
-        tensor: Tensor | None = getattr(linear, name)
+        tensor: Tensor | StoredMatrix | None = getattr(linear, name)
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{linear_id}.{name}: expected {list(shape)}, not {list(tensor.shape)}")
 

@@ -81,14 +81,18 @@ class SlotTables:
         """Copies an adapter into a slot's lines and into `units`, on the current stream."""
         targets: list[Tensor] = []
         sources: list[Tensor] = []
+        scaled: list[tuple[Tensor, float]] = []
+        scales = iter(adapter.scales)
         factors = adapter.factors.to(self._device, non_blocking=True)  # at once: small copies to it would take longer
         for site, pairs in adapter.layout.by_site(factors):
             table = self._sites[site].table
             for pair in pairs:
+                scale = next(scales, 1.0)
                 for first in range(0, pair.rank, UNIT_RANK):
                     unit, rank = units[first // UNIT_RANK], min(UNIT_RANK, pair.rank - first)
                     targets += (table.a_of(unit, pair.target, rank), table.b_of(unit, pair.target, rank))
                     sources += (pair.a[:, first : first + rank], pair.b[first : first + rank])
+                    scaled.append((targets[-1], scale))
         flags = torch.zeros(self._num_layers, len(SITES), dtype=torch.int32)
         for place, vectors in adapter.vectors.items():
             layer, name = place
@@ -99,6 +103,8 @@ class SlotTables:
         targets += (self._ranks[slot], self._flags[slot], self._units[slot])
         sources += (ranks, flags, own_units)
         torch._foreach_copy_(targets, sources, non_blocking=True)  # one call, so that the GIL is not taken for each
+        if adapter.scales:
+            torch._foreach_mul_([part for part, _ in scaled], [scale for _, scale in scaled])
 
     def _pair_vectors(
         self, slot: int, site: SiteId, found: SiteVectors, targets: list[Tensor], sources: list[Tensor]

@@ -181,8 +181,9 @@ def _hook(lowered: LoweredLinear, acts: Tensor | None):
         for bias in (part.bias, lowered.bias_delta):
             if bias is not None:
                 y = y + bias
-        if lowered.a is not None and lowered.b is not None:
-            y = y + (x @ lowered.a.T) @ lowered.b.T
+        if (factors := lowered.factors) is not None:
+            a, b = factors
+            y = y + (x @ a.T) @ b.T
         return y if acts is None else torch.where(acts, y, plain)
 
     return hook

@@ -134,8 +134,9 @@ def site_output(layer: int, targets: Sequence[str], x: Tensor, weight: Tensor, b
         for linear, c in found:
             if linear.bias_delta is not None:
                 y = y + c * linear.bias_delta.double()
-            if linear.a is not None and linear.b is not None:
-                y = y + c * (x.double() @ linear.a.double().T) @ linear.b.double().T
+            if (factors := linear.factors) is not None:
+                a, b = factors
+                y = y + c * (x.double() @ a.double().T) @ b.double().T
         outputs.append(y)
     return torch.cat(outputs, 1) + bias.double()
 

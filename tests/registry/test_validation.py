@@ -248,6 +248,18 @@ def test_tensors_of_many_pieces_are_scaled_and_each_keeps_its_values(dtype):
     assert (bad == 3 * halves).all() and (again == halves).all() and (good == 1).all()
 
 
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_tensors_of_16_bits_are_read_as_they_are_stored_between_others_that_are_widened(dtype):
+    values = np.tile(VALUES[dtype], 150_000)
+    file = file_of(dtype, values)
+    bad, wide = file.read_bits(file.entries["bad"]), file.read(file.entries["bad"])
+    good, again = file.read_bits(file.entries["good"]), file.read_bits(file.entries["bad"])
+    good += 1
+    assert bad.dtype == np.uint16 and (bad == values.view(np.uint16)).all() and (again == bad).all()
+    widened = values.astype(np.float32) if dtype == "F16" else (values.astype(np.uint32) << 16).view(np.float32)
+    assert (wide == widened).all() and (good == 1).all()
+
+
 @pytest.mark.parametrize("length", [3, 1_000_000])
 @pytest.mark.parametrize("dtype", VALUES)
 def test_a_value_that_is_not_finite_names_its_tensor(dtype, length):
@@ -256,7 +268,7 @@ def test_a_value_that_is_not_finite_names_its_tensor(dtype, length):
         values[length * 2 // 3] = bits
         file = file_of(dtype, values)
         file.check_finite(file.entries["good"])
-        for look in (file.check_finite, file.read):
+        for look in (file.check_finite, file.read, *([file.read_bits] if dtype in ("F16", "BF16") else [])):
             with pytest.raises(InvalidAdapter, match="NaN or infinity") as refusal:
                 look(file.entries["bad"])
             assert refusal.value.field == "bad"

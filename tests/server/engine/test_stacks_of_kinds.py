@@ -75,8 +75,9 @@ def put(model: PreTrainedModel, base: ModelWeights, stack: list[tuple[LoweredAda
         if (update := dense_update(combined(own), weight)) is not None:
             part.weight += update
         for lowered, share in own:
-            if lowered.a is not None and lowered.b is not None:
-                part.weight += share * lowered.b @ lowered.a
+            if (factors := lowered.factors) is not None:
+                a, b = factors
+                part.weight += share * b @ a
             if lowered.bias_delta is not None:
                 if part.bias is None:
                     part.bias = torch.nn.Parameter(torch.zeros(part.out_features))
