@@ -16,7 +16,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -346,22 +345,25 @@ def _points(case: Case, template: Path, directory: Path) -> list[tuple[str, int,
 
 def _watch(case: Case, root: Path, directory: Path, fault: str | None) -> tuple[bool, list[str]]:
     """Runs an operation in a child under strace; whether it was acknowledged, and the trace."""
-    reader, writer = os.pipe()
+    (reader, writer), (waiting, go) = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
-        _work(case, root, writer)
+        os.close(go)
+        _work(case, root, writer, waiting)
     os.close(writer)
-    os.waitpid(child, os.WUNTRACED)
+    os.close(waiting)
+    lines = os.fdopen(reader)
+    lines.readline()  # it is ready
     trace = directory / "trace"
     command = ["strace", "-f", "-y", "-o", str(trace), "-e", f"trace={','.join(f'?{call}' for call in CALLS)}"]
     command += ["-e", fault] if fault else []
     strace = subprocess.Popen([*command, "-p", str(child)], stderr=subprocess.PIPE, text=True)
     assert strace.stderr is not None
     attached = strace.stderr.readline()
-    os.kill(child, signal.SIGCONT)
+    os.close(go)
     assert "attached" in attached, attached
-    with os.fdopen(reader) as lines:
-        acknowledged = "done" in lines.read()
+    acknowledged = "done" in lines.read()
+    lines.close()
     os.waitpid(child, 0)
     strace.communicate()
     return acknowledged, trace.read_text().splitlines()
@@ -387,12 +389,13 @@ def _must_succeed(line: str) -> bool:
     return "INJECTED" in line and _call(line) in _MUST_SUCCEED and not is_of_directory
 
 
-def _work(case: Case, root: Path, writer: int) -> None:
+def _work(case: Case, root: Path, writer: int, waiting: int) -> None:
     logging.disable()
     code = 1
     try:
         run = case.run(root)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        os.write(writer, b"ready\n")
+        os.read(waiting, 1)  # until it is closed
         with contextlib.suppress(RegistryError):
             _, registry = run()
             os.write(writer, b"done")

@@ -54,7 +54,7 @@ def test_at_full_rank_the_logits_are_pefts(name, model, tmp_path):
     assert lowered.approximation.energy == pytest.approx(1, abs=1e-12)
     ours, plain = canonical_logits(base, lowered, TOKENS), base(TOKENS).logits
     theirs = peft_logits(base, tmp_path)
-    assert (ours - theirs).abs().max() <= 2e-5
+    assert (ours - theirs).abs().max() <= 1e-4  # RANDLORA's sums round most, to 2e-5 here, on other CPUs otherwise
     assert (theirs - plain).abs().max() > 0.02  # or the adapter is not to be seen
 
 

@@ -63,7 +63,7 @@ def test_the_canonical_form_gives_pefts_logits(name, model, tmp_path):
         ours = canonical_logits(base, lowered, TOKENS)
         plain = base(TOKENS).logits
         theirs = peft_logits(base, tmp_path, task)
-        assert (ours - theirs).abs().max() <= max(5 * ADAPTER_KINDS[lowered.kind].error, 5e-6)  # on other CPUs
+        assert (ours - theirs).abs().max() <= max(10 * ADAPTER_KINDS[lowered.kind].error, 1e-5)  # on other CPUs
         assert (ours - plain).abs().max() > 0.02  # or the adapter is not to be seen
 
 

@@ -158,7 +158,7 @@ def test_a_mutated_config_is_refused_or_means_what_it_means_to_peft(name, direct
             theirs = peft_logits(new_base(), directory, task)
         except (ValueError, TypeError):
             return  # of a field that is of training only: PEFT's own config refuses it, and there is no answer to equal
-        assert (canonical_logits(base, lowered, TOKENS) - theirs).abs().max() <= 2e-5
+        assert (canonical_logits(base, lowered, TOKENS) - theirs).abs().max() <= 1e-4
 
     try:
         check()

@@ -9,7 +9,7 @@ SHARE = float(os.environ.get("HOTSHOE_CRASH_SHARE", "0.04"))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 3000 * SHARE)
+@pytest.mark.timeout(600 + 3000 * SHARE)
 def test_operations_stopped_at_any_system_call_lose_and_tear_nothing() -> None:
     if problem := crash_matrix.can_watch():
         pytest.skip(problem)
