@@ -26,6 +26,7 @@ from hotshoe.server.adapters.one_core import let_others_first
 from hotshoe.server.config import ServerConfig
 from hotshoe.server.core import Core
 from hotshoe.server.logs import log_event
+from hotshoe.server.model.grammars import Grammars, deep_executor
 from hotshoe.server.model.spectra import Spectra
 from hotshoe.server.services.admission import Admission
 from hotshoe.server.services.doctor import Doctor
@@ -34,6 +35,7 @@ from hotshoe.server.services.healing import RemoteBlobs
 from hotshoe.server.services.health import Health, HealthServicer
 from hotshoe.server.services.interceptors import RpcInterceptor
 from hotshoe.server.services.model_info import model_info
+from hotshoe.server.services.output_formats import OutputFormats
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.registry import RegistryService
 from hotshoe.server.services.requests import RequestMapper
@@ -143,8 +145,17 @@ class Assembly:
                 stream_buffer_tokens=config.stream_buffer_tokens,
                 executor=self._executor("mapping", _MAPPING_THREADS),
                 long_executor=self._executor("mapping-long", _LONG_THREADS, initializer=let_others_first),
+                formats=self._formats(),
             )
         )
+
+    def _formats(self) -> OutputFormats:
+        base = self._core.base
+        executor = deep_executor("formats", initializer=let_others_first)
+        self._cleanup.callback(executor.shutdown, wait=False, cancel_futures=True)
+        formats = OutputFormats(Grammars(base.tokenizer, vocab_size=base.spec.vocab_size), executor)
+        formats.warm()
+        return formats
 
     def _registry(self) -> RegistryService:
         core = self._core

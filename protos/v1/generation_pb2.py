@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"hotshoe/protos/v1/generation.proto\x12\nhotshoe.v1\x1a\x1egoogle/protobuf/duration.proto\"a\n\x10\x41\x64\x61pterSelection\x12\x11\n\treference\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04task\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\t\n\x07_weightB\x07\n\x05_task\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"7\n\nChatPrompt\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.hotshoe.v1.ChatMessage\"\xc3\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12=\n\nlogit_bias\x18\t \x03(\x0b\x32).hotshoe.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xbf\x01\n\x0cStopCriteria\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0emin_new_tokens\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12-\n\ntime_limit\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\n\x0f_max_new_tokens\"\x88\x03\n\x0fGenerateRequest\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.hotshoe.v1.AdapterSelection\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.hotshoe.v1.TokenIdsH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.hotshoe.v1.ChatPromptH\x00\x12,\n\x08sampling\x18\x05 \x01(\x0b\x32\x1a.hotshoe.v1.SamplingParams\x12*\n\x08stopping\x18\x06 \x01(\x0b\x32\x18.hotshoe.v1.StopCriteria\x12\x15\n\x08logprobs\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0e\n\x01n\x18\n \x01(\rH\x03\x88\x01\x01\x42\x08\n\x06promptB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x04\n\x02_n\">\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\x94\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x04 \x01(\rH\x01\x88\x01\x01\x12-\n\x0c\x61lternatives\x18\x05 \x03(\x0b\x32\x17.hotshoe.v1.AlternativeB\n\n\x08_logprobB\x07\n\x05_rank\"\xf4\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12-\n\nqueue_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11\x61\x64\x61pter_load_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"`\n\x0fResolvedAdapter\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x02\x12\x11\n\x04task\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_task\"\x93\x01\n\nCompletion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12!\n\x06tokens\x18\x02 \x03(\x0b\x32\x11.hotshoe.v1.Token\x12/\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.hotshoe.v1.FinishReason\x12\x15\n\rstop_sequence\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"\xce\x01\n\x10GenerateResponse\x12+\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x16.hotshoe.v1.Completion\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.hotshoe.v1.Usage\x12-\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x1b.hotshoe.v1.ResolvedAdapter\x12(\n\rprompt_tokens\x18\x04 \x03(\x0b\x32\x11.hotshoe.v1.Token\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"E\n\x15StreamGenerateRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.hotshoe.v1.GenerateRequest\"|\n\x16StreamGenerateResponse\x12\x12\n\ntext_delta\x18\x01 \x01(\t\x12!\n\x06tokens\x18\x02 \x03(\x0b\x32\x11.hotshoe.v1.Token\x12+\n\x05\x66inal\x18\x03 \x01(\x0b\x32\x1c.hotshoe.v1.GenerateResponse\"\xeb\x01\n\x0cScoreRequest\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.hotshoe.v1.AdapterSelection\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.hotshoe.v1.TokenIdsH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.hotshoe.v1.ChatPromptH\x00\x12\x0f\n\x07\x63hoices\x18\x05 \x03(\t\x12\x19\n\x11length_normalized\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x08\n\x06prompt\"e\n\x0cScoredChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12!\n\x06tokens\x18\x04 \x03(\x0b\x32\x11.hotshoe.v1.Token\"\x9f\x01\n\rScoreResponse\x12)\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x18.hotshoe.v1.ScoredChoice\x12-\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x1b.hotshoe.v1.ResolvedAdapter\x12 \n\x05usage\x18\x03 \x01(\x0b\x32\x11.hotshoe.v1.Usage\x12\x12\n\nrequest_id\x18\x04 \x01(\t\";\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x02 \x01(\x08\"5\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\t\"\x15\n\x13GetModelInfoRequest\"\x97\x02\n\x14GetModelInfoResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\t\x12\x14\n\x0cquantization\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x1b\n\x13max_sequence_length\x18\x05 \x01(\r\x12\x1c\n\x14max_running_requests\x18\x06 \x01(\r\x12\x1d\n\x15max_resident_adapters\x18\x07 \x01(\r\x12\x15\n\radapter_kinds\x18\x08 \x03(\t\x12\x14\n\x0c\x65os_token_id\x18\t \x01(\r\x12)\n\x06merged\x18\n \x01(\x0b\x32\x19.hotshoe.v1.MergedAdapter\"\x80\x01\n\rMergedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07linears\x18\x03 \x01(\r\x12\x0c\n\x04kept\x18\x04 \x01(\x01\x12\r\n\x05\x65rror\x18\x05 \x01(\x01\x12\x10\n\x08nf4_kept\x18\x06 \x01(\x01\x12\x11\n\tnf4_error\x18\x07 \x01(\x01*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x03\x12\x1c\n\x18\x46INISH_REASON_TIME_LIMIT\x10\x04\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x05\x32\x8d\x03\n\x11GenerationService\x12\x45\n\x08Generate\x12\x1b.hotshoe.v1.GenerateRequest\x1a\x1c.hotshoe.v1.GenerateResponse\x12Y\n\x0eStreamGenerate\x12!.hotshoe.v1.StreamGenerateRequest\x1a\".hotshoe.v1.StreamGenerateResponse0\x01\x12<\n\x05Score\x12\x18.hotshoe.v1.ScoreRequest\x1a\x19.hotshoe.v1.ScoreResponse\x12\x45\n\x08Tokenize\x12\x1b.hotshoe.v1.TokenizeRequest\x1a\x1c.hotshoe.v1.TokenizeResponse\x12Q\n\x0cGetModelInfo\x12\x1f.hotshoe.v1.GetModelInfoRequest\x1a .hotshoe.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"hotshoe/protos/v1/generation.proto\x12\nhotshoe.v1\x1a\x1egoogle/protobuf/duration.proto\"a\n\x10\x41\x64\x61pterSelection\x12\x11\n\treference\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04task\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\t\n\x07_weightB\x07\n\x05_task\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"7\n\nChatPrompt\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.hotshoe.v1.ChatMessage\"\xc3\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12=\n\nlogit_bias\x18\t \x03(\x0b\x32).hotshoe.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xbf\x01\n\x0cStopCriteria\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0emin_new_tokens\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12-\n\ntime_limit\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\n\x0f_max_new_tokens\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x0c\n\nJsonObject\"\xa5\x01\n\x0cOutputFormat\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12-\n\x0bjson_object\x18\x02 \x01(\x0b\x32\x16.hotshoe.v1.JsonObjectH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12&\n\x07\x63hoices\x18\x04 \x01(\x0b\x32\x13.hotshoe.v1.ChoicesH\x00\x12\x0e\n\x04lark\x18\x05 \x01(\tH\x00\x42\x06\n\x04kind\"\xb2\x03\n\x0fGenerateRequest\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.hotshoe.v1.AdapterSelection\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.hotshoe.v1.TokenIdsH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.hotshoe.v1.ChatPromptH\x00\x12,\n\x08sampling\x18\x05 \x01(\x0b\x32\x1a.hotshoe.v1.SamplingParams\x12*\n\x08stopping\x18\x06 \x01(\x0b\x32\x18.hotshoe.v1.StopCriteria\x12\x15\n\x08logprobs\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0e\n\x01n\x18\n \x01(\rH\x03\x88\x01\x01\x12(\n\x06\x66ormat\x18\x0b \x01(\x0b\x32\x18.hotshoe.v1.OutputFormatB\x08\n\x06promptB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x04\n\x02_n\">\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\x94\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x04 \x01(\rH\x01\x88\x01\x01\x12-\n\x0c\x61lternatives\x18\x05 \x03(\x0b\x32\x17.hotshoe.v1.AlternativeB\n\n\x08_logprobB\x07\n\x05_rank\"\xf4\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12-\n\nqueue_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11\x61\x64\x61pter_load_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"`\n\x0fResolvedAdapter\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x02\x12\x11\n\x04task\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_task\"\x93\x01\n\nCompletion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12!\n\x06tokens\x18\x02 \x03(\x0b\x32\x11.hotshoe.v1.Token\x12/\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.hotshoe.v1.FinishReason\x12\x15\n\rstop_sequence\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"\xce\x01\n\x10GenerateResponse\x12+\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x16.hotshoe.v1.Completion\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.hotshoe.v1.Usage\x12-\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x1b.hotshoe.v1.ResolvedAdapter\x12(\n\rprompt_tokens\x18\x04 \x03(\x0b\x32\x11.hotshoe.v1.Token\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"E\n\x15StreamGenerateRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.hotshoe.v1.GenerateRequest\"|\n\x16StreamGenerateResponse\x12\x12\n\ntext_delta\x18\x01 \x01(\t\x12!\n\x06tokens\x18\x02 \x03(\x0b\x32\x11.hotshoe.v1.Token\x12+\n\x05\x66inal\x18\x03 \x01(\x0b\x32\x1c.hotshoe.v1.GenerateResponse\"\xeb\x01\n\x0cScoreRequest\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.hotshoe.v1.AdapterSelection\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.hotshoe.v1.TokenIdsH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.hotshoe.v1.ChatPromptH\x00\x12\x0f\n\x07\x63hoices\x18\x05 \x03(\t\x12\x19\n\x11length_normalized\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x08\n\x06prompt\"e\n\x0cScoredChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12!\n\x06tokens\x18\x04 \x03(\x0b\x32\x11.hotshoe.v1.Token\"\x9f\x01\n\rScoreResponse\x12)\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x18.hotshoe.v1.ScoredChoice\x12-\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x1b.hotshoe.v1.ResolvedAdapter\x12 \n\x05usage\x18\x03 \x01(\x0b\x32\x11.hotshoe.v1.Usage\x12\x12\n\nrequest_id\x18\x04 \x01(\t\";\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x02 \x01(\x08\"5\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\t\"\x15\n\x13GetModelInfoRequest\"\x97\x02\n\x14GetModelInfoResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\t\x12\x14\n\x0cquantization\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x1b\n\x13max_sequence_length\x18\x05 \x01(\r\x12\x1c\n\x14max_running_requests\x18\x06 \x01(\r\x12\x1d\n\x15max_resident_adapters\x18\x07 \x01(\r\x12\x15\n\radapter_kinds\x18\x08 \x03(\t\x12\x14\n\x0c\x65os_token_id\x18\t \x01(\r\x12)\n\x06merged\x18\n \x01(\x0b\x32\x19.hotshoe.v1.MergedAdapter\"\x80\x01\n\rMergedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07linears\x18\x03 \x01(\r\x12\x0c\n\x04kept\x18\x04 \x01(\x01\x12\r\n\x05\x65rror\x18\x05 \x01(\x01\x12\x10\n\x08nf4_kept\x18\x06 \x01(\x01\x12\x11\n\tnf4_error\x18\x07 \x01(\x01*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x03\x12\x1c\n\x18\x46INISH_REASON_TIME_LIMIT\x10\x04\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x05\x32\x8d\x03\n\x11GenerationService\x12\x45\n\x08Generate\x12\x1b.hotshoe.v1.GenerateRequest\x1a\x1c.hotshoe.v1.GenerateResponse\x12Y\n\x0eStreamGenerate\x12!.hotshoe.v1.StreamGenerateRequest\x1a\".hotshoe.v1.StreamGenerateResponse0\x01\x12<\n\x05Score\x12\x18.hotshoe.v1.ScoreRequest\x1a\x19.hotshoe.v1.ScoreResponse\x12\x45\n\x08Tokenize\x12\x1b.hotshoe.v1.TokenizeRequest\x1a\x1c.hotshoe.v1.TokenizeResponse\x12Q\n\x0cGetModelInfo\x12\x1f.hotshoe.v1.GetModelInfoRequest\x1a .hotshoe.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=3524
-  _globals['_FINISHREASON']._serialized_end=3701
+  _globals['_FINISHREASON']._serialized_start=3774
+  _globals['_FINISHREASON']._serialized_end=3951
   _globals['_ADAPTERSELECTION']._serialized_start=82
   _globals['_ADAPTERSELECTION']._serialized_end=179
   _globals['_TOKENIDS']._serialized_start=181
@@ -50,40 +50,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=640
   _globals['_STOPCRITERIA']._serialized_start=764
   _globals['_STOPCRITERIA']._serialized_end=955
-  _globals['_GENERATEREQUEST']._serialized_start=958
-  _globals['_GENERATEREQUEST']._serialized_end=1350
-  _globals['_ALTERNATIVE']._serialized_start=1352
-  _globals['_ALTERNATIVE']._serialized_end=1414
-  _globals['_TOKEN']._serialized_start=1417
-  _globals['_TOKEN']._serialized_end=1565
-  _globals['_USAGE']._serialized_start=1568
-  _globals['_USAGE']._serialized_end=1812
-  _globals['_RESOLVEDADAPTER']._serialized_start=1814
-  _globals['_RESOLVEDADAPTER']._serialized_end=1910
-  _globals['_COMPLETION']._serialized_start=1913
-  _globals['_COMPLETION']._serialized_end=2060
-  _globals['_GENERATERESPONSE']._serialized_start=2063
-  _globals['_GENERATERESPONSE']._serialized_end=2269
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=2271
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=2340
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=2342
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=2466
-  _globals['_SCOREREQUEST']._serialized_start=2469
-  _globals['_SCOREREQUEST']._serialized_end=2704
-  _globals['_SCOREDCHOICE']._serialized_start=2706
-  _globals['_SCOREDCHOICE']._serialized_end=2807
-  _globals['_SCORERESPONSE']._serialized_start=2810
-  _globals['_SCORERESPONSE']._serialized_end=2969
-  _globals['_TOKENIZEREQUEST']._serialized_start=2971
-  _globals['_TOKENIZEREQUEST']._serialized_end=3030
-  _globals['_TOKENIZERESPONSE']._serialized_start=3032
-  _globals['_TOKENIZERESPONSE']._serialized_end=3085
-  _globals['_GETMODELINFOREQUEST']._serialized_start=3087
-  _globals['_GETMODELINFOREQUEST']._serialized_end=3108
-  _globals['_GETMODELINFORESPONSE']._serialized_start=3111
-  _globals['_GETMODELINFORESPONSE']._serialized_end=3390
-  _globals['_MERGEDADAPTER']._serialized_start=3393
-  _globals['_MERGEDADAPTER']._serialized_end=3521
-  _globals['_GENERATIONSERVICE']._serialized_start=3704
-  _globals['_GENERATIONSERVICE']._serialized_end=4101
+  _globals['_CHOICES']._serialized_start=957
+  _globals['_CHOICES']._serialized_end=981
+  _globals['_JSONOBJECT']._serialized_start=983
+  _globals['_JSONOBJECT']._serialized_end=995
+  _globals['_OUTPUTFORMAT']._serialized_start=998
+  _globals['_OUTPUTFORMAT']._serialized_end=1163
+  _globals['_GENERATEREQUEST']._serialized_start=1166
+  _globals['_GENERATEREQUEST']._serialized_end=1600
+  _globals['_ALTERNATIVE']._serialized_start=1602
+  _globals['_ALTERNATIVE']._serialized_end=1664
+  _globals['_TOKEN']._serialized_start=1667
+  _globals['_TOKEN']._serialized_end=1815
+  _globals['_USAGE']._serialized_start=1818
+  _globals['_USAGE']._serialized_end=2062
+  _globals['_RESOLVEDADAPTER']._serialized_start=2064
+  _globals['_RESOLVEDADAPTER']._serialized_end=2160
+  _globals['_COMPLETION']._serialized_start=2163
+  _globals['_COMPLETION']._serialized_end=2310
+  _globals['_GENERATERESPONSE']._serialized_start=2313
+  _globals['_GENERATERESPONSE']._serialized_end=2519
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=2521
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=2590
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=2592
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=2716
+  _globals['_SCOREREQUEST']._serialized_start=2719
+  _globals['_SCOREREQUEST']._serialized_end=2954
+  _globals['_SCOREDCHOICE']._serialized_start=2956
+  _globals['_SCOREDCHOICE']._serialized_end=3057
+  _globals['_SCORERESPONSE']._serialized_start=3060
+  _globals['_SCORERESPONSE']._serialized_end=3219
+  _globals['_TOKENIZEREQUEST']._serialized_start=3221
+  _globals['_TOKENIZEREQUEST']._serialized_end=3280
+  _globals['_TOKENIZERESPONSE']._serialized_start=3282
+  _globals['_TOKENIZERESPONSE']._serialized_end=3335
+  _globals['_GETMODELINFOREQUEST']._serialized_start=3337
+  _globals['_GETMODELINFOREQUEST']._serialized_end=3358
+  _globals['_GETMODELINFORESPONSE']._serialized_start=3361
+  _globals['_GETMODELINFORESPONSE']._serialized_end=3640
+  _globals['_MERGEDADAPTER']._serialized_start=3643
+  _globals['_MERGEDADAPTER']._serialized_end=3771
+  _globals['_GENERATIONSERVICE']._serialized_start=3954
+  _globals['_GENERATIONSERVICE']._serialized_end=4351
 # @@protoc_insertion_point(module_scope)

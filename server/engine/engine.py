@@ -19,14 +19,14 @@ from hotshoe.server.engine.inbox import Inbox
 from hotshoe.server.engine.intake import Intake
 from hotshoe.server.engine.kv_blocks import KvBlocks
 from hotshoe.server.engine.live_requests import LiveRequests, new_output
-from hotshoe.server.engine.outcome import Outcome, read_result
+from hotshoe.server.engine.outcome import Outcome, advance_grammars, read_result
 from hotshoe.server.engine.report import StepReport, step_stats
 from hotshoe.server.engine.request import AnswerOutput, FinishReason, Request, RequestTimes
 from hotshoe.server.engine.runner import new_runner
 from hotshoe.server.engine.scheduler import Scheduler
 from hotshoe.server.engine.sequence import Sequence, SequenceStatus
 from hotshoe.server.engine.step_plan import Chunk, StepPlan
-from hotshoe.server.errors import AdapterUnusable, Draining, EngineDead
+from hotshoe.server.errors import AdapterUnusable, Draining, EngineDead, InvalidRequest
 
 if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_places import AdapterPlaces
@@ -195,6 +195,7 @@ class Engine:
         """Runs a plan, draws tokens and commits them; gives the outputs."""
         try:
             outcomes = read_result(plan.chunks, self._runner.run(plan))
+            advance_grammars(plan.chunks, outcomes)
         except Exception as error:
             logger.exception("a step of %d rows failed", plan.num_rows)
             return self._recover(plan, error)
@@ -216,6 +217,9 @@ class Engine:
         sequence.known_logprobs += outcome.known_logprobs
         if not chunk.draws and not (sequence.scores and sequence.computed == sequence.target):
             return []
+        if sequence.grammar is not None and sequence.grammar.problem:
+            error = InvalidRequest("format", f"it became too complex for this answer: {sequence.grammar.problem}")
+            return self._live.fail(sequence.request.request_id, error)
         output = new_output(sequence)
         if sequence.first_token is None:
             sequence.first_token = now
@@ -339,5 +343,7 @@ def _add_token(sequence: Sequence, outcome: Outcome, output: AnswerOutput) -> No
         output.finish_reason = FinishReason.STOP
     elif token in sequence.eos_token_ids:
         output.finish_reason = FinishReason.EOS
+    elif sequence.grammar is not None and sequence.grammar.over:
+        output.finish_reason = FinishReason.STOP
     elif sequence.num_output == stopping.max_new_tokens:
         output.finish_reason = FinishReason.LENGTH

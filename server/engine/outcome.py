@@ -11,6 +11,7 @@ from hotshoe.server.engine.request import TokenLogprob
 from hotshoe.server.engine.runner import StepResult
 from hotshoe.server.engine.sampler import SamplingState, sample
 from hotshoe.server.engine.step_plan import Chunk
+from hotshoe.server.model.grammar import advance
 
 
 @dataclass(slots=True)
@@ -46,6 +47,17 @@ def read_result(chunks: Sequence[Chunk], result: StepResult) -> list[Outcome]:
         row = end
     _draw(chunks, result, rows, outcomes)
     return outcomes
+
+
+def advance_grammars(chunks: Sequence[Chunk], outcomes: Sequence[Outcome]) -> None:
+    """Has the grammars of those that go on take note of the tokens that were drawn, all in one call."""
+    moves = []
+    for chunk, outcome in zip(chunks, outcomes, strict=True):
+        grammar, token = chunk.sequence.grammar, outcome.token_id
+        if grammar is not None and token is not None and token not in chunk.sequence.ending_ids:
+            moves.append((grammar, token))
+    if moves:
+        advance(moves)
 
 
 def _finite_rows(logits: Tensor) -> list[bool]:

@@ -5,9 +5,13 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hotshoe.server.adapters.adapter_key import adapter_key
 from hotshoe.server.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from hotshoe.server.model.grammar import Grammar
 
 
 class FinishReason(enum.Enum):
@@ -106,6 +110,7 @@ class Request:
     logprobs: int | None = None  # alternatives to report for each generated token
     prompt_logprobs: int | None = None
     choices: tuple[tuple[int, ...], ...] = ()
+    grammar: "Grammar | None" = None  # what each answer must be
     deadline: float | None = None  # time.monotonic() seconds: past it nobody waits for the answer
     arrival: float = field(default_factory=time.monotonic)
 

@@ -1,7 +1,8 @@
 """Draws the next token of each sequence from its logits.
 
 The order is that of vLLM and transformers: logit bias; repetition, presence and frequency penalties; no end before
-min_new_tokens; then, unless greedy, temperature, top-k, top-p, min-p. With l the logits, p = softmax(l / temperature):
+min_new_tokens; none but what the request's grammar allows; then, unless greedy, temperature, top-k, top-p, min-p. With
+l the logits, p = softmax(l / temperature):
 
     logit bias            l_t += bias_t
     repetition_penalty r  l_t ← l_t / r if l_t > 0 else l_t · r    for t in the prompt or in the answer so far
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotshoe.server.engine.request import SamplingParams
+from hotshoe.server.model.grammar import GrammarState
 
 CANDIDATES = 256  # likeliest tokens looked at first: sorting a whole vocabulary costs thirty times as much
 MORE_CANDIDATES = 4096  # looked at next, for rows that are so flat that those do not decide
@@ -35,7 +37,7 @@ MORE_CANDIDATES = 4096  # looked at next, for rows that are so flat that those d
 class SamplingState:
     """What the next token of one sequence depends on beside its logits: parameters, and the tokens so far."""
 
-    __slots__ = ("_ending_ids", "_seen", "answer_index", "counts", "min_new_tokens", "params", "position")
+    __slots__ = ("_ending_ids", "_grammar", "_seen", "answer_index", "counts", "min_new_tokens", "params", "position")
 
     def __init__(
         self,
@@ -45,8 +47,10 @@ class SamplingState:
         answer_index: int = 0,
         ending_ids: Sequence[int] = (),
         min_new_tokens: int = 0,
+        grammar: GrammarState | None = None,
     ) -> None:
         self.params = params
+        self._grammar = grammar
         self.answer_index = answer_index
         self.position = 0  # tokens drawn so far
         self.min_new_tokens = min_new_tokens
@@ -66,14 +70,14 @@ class SamplingState:
         """Whether `edit` would change anything now."""
         p = self.params
         penalized = p.repetition_penalty != 1.0 or p.presence_penalty != 0.0 or p.frequency_penalty != 0.0
-        return penalized or bool(p.logit_bias) or self._may_not_end
+        return penalized or bool(p.logit_bias) or self._may_not_end or self._grammar is not None
 
     @property
     def _may_not_end(self) -> bool:
         return self.position < self.min_new_tokens and bool(self._ending_ids)
 
     def edit(self, logits: Tensor) -> None:
-        """Applies bias, penalties and the ban on ending to logits [vocab_size] float32, in place."""
+        """Applies bias, penalties, the ban on ending and the grammar to logits [vocab_size] float32, in place."""
         p = self.params
         if p.logit_bias:
             logits[_ids(p.logit_bias, logits)] += _values(p.logit_bias.values(), logits)
@@ -84,8 +88,12 @@ class SamplingState:
         if self.counts and (p.presence_penalty or p.frequency_penalty):
             penalty = p.presence_penalty + p.frequency_penalty * _values(self.counts.values(), logits)
             logits[_ids(self.counts, logits)] -= penalty
-        if self._may_not_end:
-            logits[_ids(self._ending_ids, logits)] = float("-inf")
+        banned = self._ending_ids if self._may_not_end else ()
+        if self._grammar is not None:
+            allowed = self._grammar.allowed(len(logits), banned=banned)
+            logits.masked_fill_(~allowed.to(logits.device), float("-inf"))
+        elif banned:
+            logits[_ids(banned, logits)] = float("-inf")
 
 
 def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
@@ -138,7 +146,9 @@ def _draw_further(row: Tensor, state: SamplingState, total: float) -> int:
         if token is not None:
             return token
     whole = row.sort(descending=True, stable=True)
-    token = _Head(whole.values.cpu().numpy(), whole.indices.cpu().numpy(), whole=True).pick(state, total)
+    values, ids = whole.values.cpu().numpy(), whole.indices.cpu().numpy()
+    count = np.count_nonzero(values > -np.inf)
+    token = _Head(values[:count], ids[:count], whole=True).pick(state, total)
     assert token is not None, "the whole row always decides"
     return token
 
@@ -149,7 +159,7 @@ class _Head:
 
     values: NDArray[np.float32]  # [n] logits
     ids: NDArray[np.int64]  # [n]
-    whole: bool  # nothing else is in the row
+    whole: bool  # nothing else in the row is possible
 
     def pick(self, state: SamplingState, total: float) -> int | None:
         """The token of the filtered distribution where the state's number falls; None if it may lie past this head.
@@ -184,13 +194,17 @@ class _Head:
 def _sorted_head(top_values: Tensor, top_ids: Tensor, *, vocab_size: int) -> _Head:
     """Candidates in descending order made a head: equal logits by ascending id.
 
-    Tokens as likely as the last candidate may be missing, so unless all are there, those are left out.
+    Tokens as likely as the last candidate may be missing, so unless all are there, those are left out. Impossible ones
+    always are.
     """
     values, ids = top_values.cpu().numpy(), top_ids.cpu().numpy()
-    whole = len(values) == vocab_size
+    whole = len(values) == vocab_size or values[-1] == -np.inf
+    count = len(values)
     if not whole:
         count = int(np.count_nonzero(values > values[-1]))
-        values, ids = values[:count], ids[:count]
+    elif values[-1] == -np.inf:  # a ban, or a grammar
+        count = int(np.count_nonzero(values > -np.inf))
+    values, ids = values[:count], ids[:count]
     if (values[1:] == values[:-1]).any():
         order = np.lexsort((ids, -values))
         values, ids = values[order], ids[order]

@@ -42,6 +42,8 @@ class Sequence:
         starts: from which position on each adapter acts; infinite if the prompt does not call it up.
         embedding_rows, head_rows: what its adapters put in place of the base's.
         embedding_updates, head_updates: what they add to them, and times what.
+        grammar: where its text stands in what the request's must be; None if it may be any. Outlives preemption.
+        ending_ids: tokens that end it.
         beyond: what its adapters have that a decoder may compute in a pass of its own.
     """
 
@@ -57,12 +59,15 @@ class Sequence:
         self.tokens = [*request.prompt_token_ids, *(request.choices[index] if request.choices else ())]
         self.adapter_keys = tuple(use.key for use in request.adapters)
         self.eos_token_ids = frozenset(() if request.stopping.ignore_eos else eos)
+        self.ending_ids = self.eos_token_ids | request.stopping.stop_token_ids
+        self.grammar = None if request.grammar is None else request.grammar.begin(sorted(self.ending_ids))
         self.sampling = SamplingState(
             request.sampling,
             prompt=request.prompt_token_ids,
             answer_index=index,
-            ending_ids=sorted(self.eos_token_ids | request.stopping.stop_token_ids),
+            ending_ids=sorted(self.ending_ids),
             min_new_tokens=request.stopping.min_new_tokens,
+            grammar=self.grammar,
         )
 
         self.table: int | None = None

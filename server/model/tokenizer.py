@@ -53,6 +53,11 @@ class Tokenizer:
         ends = json.dumps({"eos_token_id": sorted(self.eos_token_ids)})
         (directory / "generation_config.json").write_text(ends + "\n", encoding="utf-8")
 
+    def to_json(self) -> str:
+        """As a tokenizer.json."""
+        text: str = self._backend.to_str()
+        return text
+
     @property
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)

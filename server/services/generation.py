@@ -23,6 +23,7 @@ from hotshoe.server.model.tokenizer import Tokenizer
 from hotshoe.server.services.answers import RequestAnswers, resolved_adapters
 from hotshoe.server.services.callers import current_caller
 from hotshoe.server.services.dispatcher import Dispatcher, OutputQueue
+from hotshoe.server.services.output_formats import OutputFormats
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.requests import MAX_ADAPTERS, RequestMapper, request_id_of
 from hotshoe.server.services.rpc import Context, call_in
@@ -50,6 +51,7 @@ class GenerationParts:
     stream_buffer_tokens: int
     executor: Executor  # for what checks and tokenizes
     long_executor: Executor  # the same, of what takes long: no other request waits behind it
+    formats: OutputFormats
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
@@ -65,7 +67,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         request_id = _identify(request.request_id, context)
         await self._bring(request.adapters)
         mapping = partial(self._parts.mapper.generate, request)
-        answers = await self._map(mapping, request.ByteSize(), request_id, context)
+        answers = await self._map(mapping, request.ByteSize(), request_id, context, format=_format(request))
         with self._running(answers, limit=None) as queue:
             while not answers.finished:
                 await self._take(queue, answers)
@@ -80,7 +82,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         request_id = _identify(request.request.request_id, context)
         await self._bring(request.request.adapters)
         mapping = partial(self._parts.mapper.generate, request.request, streaming=True)
-        answers = await self._map(mapping, request.ByteSize(), request_id, context)
+        asked = _format(request.request)
+        answers = await self._map(mapping, request.ByteSize(), request_id, context, format=asked)
         with self._running(answers, limit=self._parts.stream_buffer_tokens) as queue:
             while not answers.finished:
                 message = generation_pb2.StreamGenerateResponse()
@@ -137,13 +140,20 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         await self._parts.pull_through.bring(selection.reference for selection in adapters[:MAX_ADAPTERS])
 
     async def _map(
-        self, mapping: Callable[..., Request], size_bytes: int, request_id: str, context: Context
+        self,
+        mapping: Callable[..., Request],
+        size_bytes: int,
+        request_id: str,
+        context: Context,
+        *,
+        format: generation_pb2.OutputFormat | None = None,
     ) -> RequestAnswers:
-        """Checks, tokenizes and resolves in the executor: all of it may block."""
+        """Checks, tokenizes and resolves in the executor, and compiles the format in its own: all of it may block."""
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
         request = await self._in_executor(partial(mapping, request_id=request_id, deadline=deadline), size_bytes)
-        request = replace(request, tenant=self._tenant(context))
+        grammar = None if format is None else await self._parts.formats.grammar(format)
+        request = replace(request, tenant=self._tenant(context), grammar=grammar)
         unused = self._parts.dispatcher.unused_id(request_id)
         if unused != request_id:
             request = replace(request, request_id=unused)
@@ -223,6 +233,10 @@ def _identify(given: str, context: Context) -> str:
     request_id = request_id_of(given)
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     return request_id
+
+
+def _format(request: generation_pb2.GenerateRequest) -> generation_pb2.OutputFormat | None:
+    return request.format if request.HasField("format") else None
 
 
 def _softmax(logprobs: list[float]) -> list[float]:
