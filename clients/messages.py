@@ -1,5 +1,6 @@
 """Python values → the messages of generation and residency. Shared by both clients; does no I/O."""
 
+import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class GenerateOptions(TypedDict, total=False):
     seed: same seed, prompt and adapters give the same tokens, whatever else is in the batch.
     stop: strings that end the answer; they are not part of it.
     time_limit: seconds, after which the answer ends as it is.
+    json_schema, json_object, regex, choices, lark: what the text must be, whole; one of them. A JSON schema as text or
+        as a mapping, any JSON object, a regular expression, one of several texts, a grammar in llguidance's Lark.
     logprobs, prompt_logprobs: alternatives to report beside each token of the answer, of the prompt.
     n: independent answers; not for stream.
     """
@@ -66,6 +69,11 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     time_limit: float
+    json_schema: str | Mapping[str, Any]
+    json_object: bool
+    regex: str
+    choices: Sequence[str]
+    lark: str
     logprobs: int
     prompt_logprobs: int
     n: int
@@ -84,6 +92,7 @@ _SAMPLING = (
     "logit_bias",
 )
 _STOPPING = ("max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "ignore_eos", "time_limit")
+_FORMAT = ("json_schema", "json_object", "regex", "choices", "lark")
 _REQUEST = ("logprobs", "prompt_logprobs", "n", "request_id")
 
 
@@ -102,12 +111,36 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> generation.Gen
         adapters=adapter_selections(given.get("adapters", ())),
         sampling=_message(generation.SamplingParams, given, _SAMPLING),
         stopping=_message(generation.StopCriteria, given, _STOPPING),
+        format=output_format({name: given[name] for name in _FORMAT if name in given}),
         **_prompt_field(prompt),
     )
     for name in _REQUEST:
         if name in given:
             _set(request, name, given[name])
     return request
+
+
+def output_format(asked: Mapping[str, Any]) -> generation.OutputFormat | None:
+    """The message of what a text must be, by the names in GenerateOptions; None if it may be any.
+
+    Raises TypeError or ValueError that names what is wrong.
+    """
+    asked = {name: value for name, value in asked.items() if (name, value) != ("json_object", False)}
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)}: expected one of them")
+    for name, value in asked.items():
+        if name == "json_object":
+            if value is not True:
+                raise TypeError("json_object: must be True or False")
+            return generation.OutputFormat(json_object=generation.JsonObject())
+        if name == "choices":
+            if isinstance(value, str):
+                raise TypeError("choices: must be several strings, not one")
+            return generation.OutputFormat(choices=generation.Choices(texts=value))
+        if name == "json_schema" and not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False)
+        return _message(generation.OutputFormat, {name: value}, (name,))
+    return None
 
 
 def score_request(

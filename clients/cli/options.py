@@ -1,5 +1,6 @@
 """The options that several verbs share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,6 +41,14 @@ PresencePenalty = Annotated[float | None, typer.Option(metavar="X", help="Subtra
 FrequencyPenalty = Annotated[float | None, typer.Option(metavar="X", help="The same, times how often.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Same seed, same answer.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the answer; may be repeated.")]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option("--json-schema", metavar="FILE|TEXT", help="Answer with JSON of this schema, a file or its text."),
+]
+Regex = Annotated[str | None, typer.Option(metavar="PATTERN", help="Answer with what this matches as a whole.")]
+Choices = Annotated[
+    list[str] | None, typer.Option("--choice", metavar="TEXT", help="Answer with one of these; may be repeated.")
+]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message of the conversation.")]
 
 BASE = "base"
@@ -73,6 +82,11 @@ def weighted(text: str) -> tuple[str, float]:
         return reference, float(weight) if equals else 1.0
     except ValueError:
         raise ValueError(f"{text!r}: what follows = must be a number, the adapter's weight") from None
+
+
+def schema_text(given: str) -> str:
+    """A JSON schema as text, or that of the file which is named. Raises OSError for one that cannot be read."""
+    return given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
 
 
 def name_and_tag(text: str, *, default_tag: str | None = "latest") -> tuple[str, str]:

@@ -32,6 +32,9 @@ def run(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to the token limit.")] = False,
+    json_schema: opt.JsonSchema = None,
+    regex: opt.Regex = None,
+    choice: opt.Choices = None,
     time_limit: Annotated[float | None, typer.Option(metavar="SECONDS", help="End the answer as it is then.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Tell speed and digests on standard error.")] = False,
     timeout: opt.Timeout = 600.0,
@@ -53,6 +56,9 @@ def run(
         "seed": seed,
         "stop": stop or None,
         "ignore_eos": ignore_eos or None,
+        "json_schema": None if json_schema is None else opt.schema_text(json_schema),
+        "regex": regex,
+        "choices": choice or None,
         "time_limit": time_limit,
     }
     if raw and system is not None:

@@ -57,6 +57,8 @@ class Refused(Exception):
 
 def _parameter(field: str) -> str:
     """What OpenAI calls a field of the wire's messages."""
+    if field.partition(".")[0] == "format":
+        return "response_format"
     name = field.removeprefix("sampling.").removeprefix("stopping.").removeprefix("chat.")
     renamed = {
         "max_new_tokens": "max_tokens",

@@ -2,7 +2,7 @@
 
 `model` names the base model or an adapter: "team/pirate:v1", "team/pirate@sha256:…", "team/skills#2" for one of its
 tasks. Beside OpenAI's fields there are vLLM's (top_k, min_p, repetition_penalty, min_tokens, stop_token_ids,
-ignore_eos) and `adapters`, more of a stack: [{"reference": …, "weight": …, "task": …}].
+ignore_eos, and those of `format_body`) and `adapters`, more of a stack: [{"reference": …, "weight": …, "task": …}].
 
 Defaults are OpenAI's: temperature 1, top_p 1; 16 tokens of a completion, and what the server gives a chat.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from hotshoe.protos.v1 import generation_pb2
 from hotshoe.server.errors import InvalidRequest
+from hotshoe.server.openai.format_body import FORMAT_FIELDS, output_format
 
 BASE = "base"
 MAX_PROMPTS = 64
@@ -30,7 +31,7 @@ _SAMPLING = {
 }
 _COMMON = {
     "model", "adapters", "stream", "stream_options", "n", "stop", "stop_token_ids", "logit_bias", "max_tokens",
-    "min_tokens", "ignore_eos", "request_id", "logprobs", *_SAMPLING,
+    "min_tokens", "ignore_eos", "request_id", "logprobs", *_SAMPLING, *FORMAT_FIELDS,
 }  # fmt: skip
 # Of no effect on the answer.
 _IDLE = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -40,7 +41,6 @@ _UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
     "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "suffix": (None, ""),
     "best_of": (None, 1),
@@ -121,6 +121,8 @@ def _request(body: Mapping[str, Any], base_model: str) -> generation_pb2.Generat
         request.stopping.min_new_tokens = _integer(body, "min_tokens", below=_UINT32)
     if body.get("n") is not None:
         request.n = _integer(body, "n", below=_UINT32)
+    if (asked := output_format(body)) is not None:
+        request.format.CopyFrom(asked)
     request.request_id = _typed(body, "request_id", str, "a text") or ""
     return request
 

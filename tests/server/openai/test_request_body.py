@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -54,6 +55,34 @@ def test_a_chat_becomes_a_request() -> None:
         logprobs=4,
         n=2,
     )
+
+
+OBJECT = {"type": "object", "properties": {"é": {"type": "integer"}}}
+_SCHEMA = generation_pb2.OutputFormat(json_schema=json.dumps(OBJECT, ensure_ascii=False))
+_ANY = generation_pb2.OutputFormat(json_object=generation_pb2.JsonObject())
+_YES_NO = generation_pb2.OutputFormat(choices=generation_pb2.Choices(texts=["yes", "no"]))
+
+
+@pytest.mark.parametrize(
+    "body, format",
+    [
+        ({"response_format": {"type": "json_object"}}, _ANY),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": OBJECT, "strict": True}}},
+         _SCHEMA),
+        ({"structured_outputs": {"json": OBJECT}}, _SCHEMA),
+        ({"structured_outputs": {"json_object": True, "regex": None}}, _ANY),
+        ({"structured_outputs": {"choice": ["yes", "no"], "json_object": False}}, _YES_NO),
+        ({"structured_outputs": {"grammar": "start: A"}}, generation_pb2.OutputFormat(lark="start: A")),
+        ({"guided_json": json.dumps(OBJECT, ensure_ascii=False)}, _SCHEMA),
+        ({"guided_regex": "a+"}, generation_pb2.OutputFormat(regex="a+")),
+        ({"guided_choice": ["yes", "no"], "response_format": {"type": "text"}}, _YES_NO),
+    ],
+)  # fmt: skip
+def test_a_format_is_asked_for_in_openais_words_or_vllms(
+    body: dict[str, Any], format: generation_pb2.OutputFormat
+) -> None:
+    assert chat_request(CHAT | body, "b").format == format
+    assert completion_requests(TEXT | body, "b")[0].format == format
 
 
 def test_what_is_not_said_is_as_openai_has_it() -> None:
@@ -120,7 +149,19 @@ def test_an_echo_asks_for_the_prompt_s_log_probabilities_and_for_one_token_at_le
         ({"stream": "yes"}, "stream"),
         ({"ignore_eos": 1}, "ignore_eos"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "more": 1}}},
+            "response_format.json_schema.more",
+        ),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": 1}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object"),
+        ({"guided_choice": "yes"}, "guided_choice"),
+        ({"guided_choice": ["yes", "\ud800"]}, "guided_choice"),
         ({"request_id": 7}, "request_id"),
         ({"prompt": "hi"}, "prompt"),
         ({"unheard_of": 0}, "unheard_of"),
