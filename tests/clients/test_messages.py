@@ -53,6 +53,36 @@ def test_a_prompt_that_is_none_of_these_is_refused(prompt, problem: str) -> None
         generate_request(prompt, {})
 
 
+@pytest.mark.parametrize(
+    ("option", "format"),
+    [
+        ({"json_schema": {"é": [1]}}, generation_pb2.OutputFormat(json_schema='{"é": [1]}')),
+        ({"json_schema": "{}"}, generation_pb2.OutputFormat(json_schema="{}")),
+        ({"json_object": True, "regex": None}, generation_pb2.OutputFormat(json_object=generation_pb2.JsonObject())),
+        ({"regex": "a", "json_object": False}, generation_pb2.OutputFormat(regex="a")),
+        ({"choices": ("a", "b")}, generation_pb2.OutputFormat(choices=generation_pb2.Choices(texts=["a", "b"]))),
+        ({"lark": "start: A"}, generation_pb2.OutputFormat(lark="start: A")),
+    ],
+)
+def test_a_format_is_one_of_several(option, format: generation_pb2.OutputFormat) -> None:
+    assert generate_request("hi", option).format == format
+    assert not generate_request("hi", {}).HasField("format")
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ({"regex": "a", "choices": ["b"]}, "regex and choices: expected one of them"),
+        ({"choices": "yes"}, "choices: must be several strings"),
+        ({"json_object": 1}, "json_object: must be True or False"),
+        ({"regex": 7}, "regex"),
+    ],
+)
+def test_a_format_that_is_none_is_refused(option, problem: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=problem):
+        generate_request("hi", option)
+
+
 def test_an_option_left_out_is_unset_and_a_zero_is_a_zero() -> None:
     unset = generate_request("hi", {})
     assert not unset.HasField("sampling") and not unset.HasField("stopping") and not unset.HasField("n")
@@ -84,7 +114,8 @@ def test_every_option_reaches_its_field() -> None:
         n=3,
         request_id="mine",
     )
-    assert options.keys() == GenerateOptions.__annotations__.keys()  # this test knows them all
+    formats = {"json_schema", "json_object", "regex", "choices", "lark"}
+    assert options.keys() | formats == GenerateOptions.__annotations__.keys()  # this test knows them all
     request = generate_request("hi", options)
     messages = (request, request.sampling, request.stopping)
     sent = {field.name: value for message in messages for field, value in message.ListFields()}

@@ -1,10 +1,16 @@
-"""The default base with the demo's adapters, through the server, against PEFT's own generate() on the same weights."""
+"""The default base with the demo's adapters, through the server, against PEFT's own generate() on the same weights; and
+its answers in formats.
+"""
 
 import functools
+import json
+import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jsonschema
 import pytest
 from peft_oracle import greedy_tokens, oracle_tokenizer
 from server_process import ServerProcess, launch, publish
@@ -57,6 +63,36 @@ def test_the_default_backend_picks_pefts_tokens_nearly_always(default_server: Se
             agreed += ranks.count(1)
     print(f"{agreed} of {NUM_TOKENS * len(NAMES)} tokens are PEFT's")
     assert agreed >= 0.95 * NUM_TOKENS * len(NAMES)
+
+
+def test_its_answers_are_of_their_format_and_leave_their_neighbours_alone(default_server: ServerProcess) -> None:
+    """On compiled steps, with SmolLM2's tokens of many characters and the demo's adapters."""
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 30}, "country": {"type": "string", "maxLength": 30},
+                       "people": {"type": "integer", "minimum": 0, "maximum": 10_000_000_000}},
+        "required": ["city", "country", "people"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    question = [{"role": "user", "content": "Tell me about Paris."}]
+    plain = {"max_new_tokens": 48, "ignore_eos": True}
+    with Client(default_server.ready["grpc"]) as client, ThreadPoolExecutor(12) as threads:
+        alone = client.generate(question, **plain).completions[0].text
+        for temperature in (0.0, 1.0):
+            ask = functools.partial(
+                client.generate, question, json_schema=schema, max_new_tokens=160, temperature=temperature, seed=2
+            )
+            held = [threads.submit(ask, adapters=_stack(name)) for name in NAMES]
+            words = threads.submit(client.generate, question, choices=["Paris", "London"], temperature=temperature)
+            neighbours = [threads.submit(client.generate, question, **plain) for _ in range(3)]
+            for future in held:
+                [completion] = future.result().completions
+                jsonschema.validate(json.loads(completion.text), schema)
+            assert words.result().completions[0].text in ("Paris", "London")
+            assert [future.result().completions[0].text for future in neighbours] == [alone] * 3
+        assert client.generate(question, choices=["Paris", "London"]).completions[0].text == "Paris"
+        date = client.generate("The date is ", regex="[0-9]{4}-[01][0-9]-[0-3][0-9]", temperature=1.0)
+        assert re.fullmatch("[0-9]{4}-[01][0-9]-[0-3][0-9]", date.completions[0].text)
 
 
 @functools.cache

@@ -116,6 +116,28 @@ def test_a_stack_several_answers_and_samplers_reach_the_engine(house: House) -> 
     assert [(one["reference"], one["weight"]) for one in answer.adapters] == [("team/pirate:v1", 0.5)]
 
 
+def test_formats_in_openais_words_and_vllms(house: House) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99, "minimum": 0}},
+              "required": ["n"], "additionalProperties": False}  # fmt: skip
+    create: Any = functools.partial(house.api.chat.completions.create, model="base", messages=CHAT, max_tokens=90)
+    asked = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema, "strict": True}}
+    [choice] = create(response_format=asked).choices
+    assert json.loads(choice.message.content).keys() == {"n"} and choice.finish_reason == "stop"
+    chunks = create(response_format=asked, stream=True, seed=5)
+    assert "n" in json.loads("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+    [choice] = create(response_format={"type": "json_object"}, temperature=0).choices
+    assert choice.message.content.startswith("{")
+    [choice] = create(extra_body={"guided_choice": ["red", "green"]}).choices
+    assert choice.message.content in ("red", "green")
+    [text] = house.api.completions.create(
+        model="base", prompt="x", extra_body={"structured_outputs": {"regex": "[0-9]{3}"}}
+    ).choices
+    assert text.text.isdigit() and len(text.text) == 3
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(response_format=asked | {"json_schema": {"name": "x", "schema": {"type": "thing"}}})
+    assert refused.value.param == "response_format" and "thing" in refused.value.message
+
+
 def test_completions_of_several_prompts_with_echo(house: House) -> None:
     prompts = ["one two", "three"]
     answer = house.api.completions.create(model="base", prompt=prompts, echo=True, logprobs=1, **GREEDY)

@@ -231,6 +231,23 @@ def test_sampling_flags_reach_the_server(hotshoe: Shell) -> None:
     assert greedy["completions"][0]["tokens"] != first["completions"][0]["tokens"]
 
 
+def test_run_answers_in_the_format_that_is_asked_for(hotshoe: Shell, tmp_path: Path) -> None:
+    schema = json.dumps({"type": "array", "items": {"enum": [1, "é"]}, "minItems": 1, "maxItems": 2})
+    (tmp_path / "schema.json").write_text(schema, encoding="utf-8")
+    for given in (
+        schema,
+        '{"type": "array", "items": {"enum": [1, "é"]}, "maxItems": 2}',
+        str(tmp_path / "schema.json"),
+    ):
+        told = hotshoe("run", "base", "hi", "--json-schema", given, "--temperature", "1", "--seed", "2")
+        assert set(json.loads(told)) <= {1, "é"}
+    assert hotshoe("run", "base", "hi", "--choice", "red", "--choice", "green") in ("red\n", "green\n")
+    assert re.fullmatch(r"[0-9]{3}\n", hotshoe("run", "base", "hi", "--regex", "[0-9]{3}"))
+    hotshoe("run", "base", "hi", "--regex", "(", code=5)
+    hotshoe("run", "base", "hi", "--regex", "a", "--choice", "b", code=2)
+    hotshoe("run", "base", "hi", "--json-schema", str(tmp_path / "nowhere.json"), code=1)
+
+
 def test_chat_tells_which_command_it_does_not_have(server: LocalServer) -> None:
     arguments = ["chat", "--server", server.grpc]
     asked, mistyped = (CliRunner().invoke(command_line(), arguments, input=line) for line in ("/help\n", "/nope\n"))

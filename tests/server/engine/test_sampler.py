@@ -81,6 +81,20 @@ def test_draws_equal_the_naive_definition(case: tuple[Tensor, SamplingParams]) -
         assert token == expected
 
 
+@given(cases(), st.sampled_from([1, 3, 200, CANDIDATES - 1, CANDIDATES, CANDIDATES + 1, 600]))
+@settings(max_examples=60, deadline=None)
+def test_impossible_tokens_are_as_if_they_were_not_there(case: tuple[Tensor, SamplingParams], possible: int) -> None:
+    logits, params = case
+    allowed = torch.randperm(len(logits), generator=torch.Generator().manual_seed(possible))[:possible].sort().values
+    banned = sorted(set(range(len(logits))) - set(allowed.tolist()))
+    state = SamplingState(params, ending_ids=banned, min_new_tokens=1)
+    expected, border = naive_draw(logits[allowed], params, uniform(params.seed, 0, 0))
+    (token,) = sample(logits[None], [state])
+    assert token in allowed
+    if border > 1e-5 and not _on_an_edge(logits[allowed], params):
+        assert token == int(allowed[expected])
+
+
 def _on_an_edge(logits: Tensor, params: SamplingParams) -> bool:
     """Whether rounding may move the border of a filter: then another number of tokens is as right."""
     counts = set()
