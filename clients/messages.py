@@ -139,7 +139,8 @@ def output_format(asked: Mapping[str, Any]) -> generation.OutputFormat | None:
             return generation.OutputFormat(choices=generation.Choices(texts=value))
         if name == "json_schema" and not isinstance(value, str):
             value = json.dumps(value, ensure_ascii=False)
-        return _message(generation.OutputFormat, {name: value}, (name,))
+        message: generation.OutputFormat = _message(generation.OutputFormat, {name: value}, (name,))
+        return message
     return None
 
 

@@ -108,7 +108,7 @@ class Grammars:
         if matcher.is_error():
             raise InvalidRequest(field, reason(matcher.get_error()))
         words = np.zeros(-(-self._vocabulary.vocab_size // 32), np.uint32)
-        words.view(np.uint8)[: len(first)] = np.frombuffer(first, np.uint8)
+        words.view(np.uint8)[: len(first)] = np.frombuffer(first, np.uint8)[: words.nbytes]  # it may have a word more
         grammar = Grammar(matcher, words, self._eos, self._executor)
         if grammar.only_empty:
             raise InvalidRequest(field, "expected a format of some text, but it allows none")

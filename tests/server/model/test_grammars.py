@@ -71,16 +71,17 @@ def test_tokens_of_several_characters_and_bytes() -> None:
     assert allowed(other, size) == {token(tokenizer, p) for p in ("▁", "▁b", "b", "<0x20>", "<0x62>")}
 
 
-def test_what_ends_a_text_is_allowed_where_it_may_end() -> None:
+@pytest.mark.parametrize("size", [260, 300, 320])  # the tokenizer's own, with a part of a mask's word, and without
+def test_what_ends_a_text_is_allowed_where_it_may_end(size: int) -> None:
     tokenizer = Tokenizer(tiny_tokenizer(), eos_token_ids=[256, 258])
-    grammar = Grammars(tokenizer, vocab_size=300).regex("f", "ab*")
+    grammar = Grammars(tokenizer, vocab_size=size).regex("f", "ab*")
     b = token(tokenizer, "b")
-    state, forever = grammar.begin([256, 258, 299]), grammar.begin([])
-    assert allowed(state, 300) == {token(tokenizer, "a")}
+    state, forever = grammar.begin([256, 258, 259]), grammar.begin([])
+    assert allowed(state, size) == {token(tokenizer, "a")}
     advance([(state, token(tokenizer, "a")), (forever, token(tokenizer, "a"))])
-    assert allowed(state, 300) == {b, 256, 258, 299} and allowed(forever, 300) == {b}
-    assert set(np.flatnonzero(state.allowed(300, banned=[256, 258]))) == {b, 299}
-    assert set(np.flatnonzero(forever.allowed(300, banned=[b]))) == {b}, "never none"
+    assert allowed(state, size) == {b, 256, 258, 259} and allowed(forever, size) == {b}
+    assert set(np.flatnonzero(state.allowed(size, banned=[256, 258]))) == {b, 259}
+    assert set(np.flatnonzero(forever.allowed(size, banned=[b]))) == {b}, "never none"
 
 
 def test_forced_texts_are_tokens_as_the_tokenizer_makes_them() -> None:
