@@ -64,7 +64,7 @@ class BaseShape:
     """Everything about a base model that an adapter's files can be checked against without its weights."""
 
     name: str
-    digest: str  # "sha256:<hex>" of the base; see DESIGN
+    digest: str  # "sha256:<hex>" of the base
     model_type: str
     hidden_size: int
     num_layers: int

@@ -154,7 +154,7 @@ class Tensors:
         if not name.startswith(MODULE_PREFIX):
             return False
         parts = name.removeprefix(MODULE_PREFIX).split(".")
-        return any(".".join(parts[:end]) in self._modules for end in range(1, len(parts)))
+        return any(".".join(parts[:end]) in self._modules for end in range(len(parts) - 1, 0, -1))
 
     def _refuse_unknown(self, name: str) -> None:
         if not name.startswith(MODULE_PREFIX):
