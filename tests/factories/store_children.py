@@ -1,8 +1,10 @@
 """Stores that children work on and die over: how they are made, and what must hold of them afterwards."""
 
 import errno
+import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from typing import Any, TextIO
 import pytest
 from store_adapters import lora_files, publish
 
+from hotshoe.registry.errors import StoreUnavailable
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.registry import Registry
 
@@ -110,3 +113,33 @@ def age(root: Path, seconds: float) -> None:
     with log.open("r+") as file:  # in its place: a server that reads it meanwhile finds it whole
         file.write(lines)
         file.truncate()
+
+
+def stopped_everywhere(template: Path, fault: str, work: Callable[[Registry], object]) -> Iterator[tuple[Path, bool]]:
+    """Copies of a store, `work` on each stopped by `fault` one change of the disk later, and whether it was done.
+
+    Ends after the copy on which it was not stopped.
+    """
+
+    def until(root: Path, stop: int) -> Iterator[str]:
+        registry = Registry(root)
+        with faults(fault, stop) as reached:
+            try:
+                work(registry)
+            except StoreUnavailable:
+                yield "refused"
+            else:
+                yield "done"
+        if not reached():
+            yield "unharmed"
+
+    for point in itertools.count():
+        root = template.with_name(str(point))
+        shutil.copytree(template, root)
+        child, lines = fork(lambda root=root, stop=point + 1: until(root, stop))
+        says = lines.read().split()
+        lines.close()
+        os.waitpid(child, 0)
+        yield root, "done" in says  # acknowledged, though the fault may have hit something that does not matter
+        if "unharmed" in says:
+            return

@@ -3,8 +3,6 @@
 Every variant spoils one kind of answer in one way, each time that it is asked for.
 """
 
-import gzip
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +11,9 @@ from typing import Any
 
 import pytest
 from docker_registry import DockerRegistry
-from fault_proxy import Answer, Fault, FaultProxy, endless, position_of
-from store_adapters import ia3_files, lora_files, publish, small_base
+from fault_proxy import Answer, Fault, FaultProxy
+from remote_faults import BODY_FAULTS, BOUND_SECONDS, HEAD_FAULTS, REFERRERS_FAULTS, WAITING, redirect, status
+from store_adapters import lora_files, publish, small_base
 
 from hotshoe.registry.errors import AdapterNotFound, RegistryError, RemoteDamaged, RemoteError
 from hotshoe.registry.http.distribution import Distribution
@@ -37,9 +36,7 @@ HURRY = Patience(
     attempts=2,
     backoff_seconds=0.01,
 )
-BOUND_SECONDS = 100.0  # whatever the fault
 BOUND_BYTES = 16 << 20  # of what a remote reads: a manifest's bound, and what comes at once, in both attempts
-BOMB = gzip.compress(bytes(64 << 20))
 
 
 @pytest.fixture(scope="module")
@@ -77,170 +74,6 @@ def answers(docker: DockerRegistry, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 BODIES = ("manifest", "weights", "referrers", "document")
-POSITIONS = ("first", "middle", "last")
-
-
-def flipped(where: str) -> Fault:
-    def fault(answer: Answer) -> None:
-        at = position_of(where, len(answer.body))
-        answer.write(answer.head() + answer.body[:at] + bytes([answer.body[at] ^ 4]) + answer.body[at + 1 :])
-
-    return fault
-
-
-def cut(where: str) -> Fault:
-    """The connection ends before the body does."""
-    return lambda answer: answer.write(answer.head() + answer.body[: position_of(where, len(answer.body))])
-
-
-def shortened(where: str) -> Fault:
-    """As `cut`, but with a Content-Length that says so."""
-
-    def fault(answer: Answer) -> None:
-        body = answer.body[: position_of(where, len(answer.body))]
-        answer.write(answer.head(Content_Length=str(len(body))) + body)
-
-    return fault
-
-
-def stalled(where: str) -> Fault:
-    def fault(answer: Answer) -> None:
-        answer.write(answer.head() + answer.body[: position_of(where, len(answer.body))])
-        answer.hold(BOUND_SECONDS)
-
-    return fault
-
-
-def lengthened(answer: Answer) -> None:
-    body = answer.body + b"more"
-    answer.write(answer.head(Content_Length=str(len(body))) + body)
-
-
-def without_end(answer: Answer) -> None:
-    """The true bytes, and then others for as long as anyone takes them; no length is given."""
-    answer.write(answer.head(Content_Length="") + answer.body)
-    for chunk in endless(b"x" * 65_536):
-        answer.write(chunk)
-
-
-def without_end_in_chunks(answer: Answer) -> None:
-    answer.write(answer.head(Content_Length="", Transfer_Encoding="chunked"))
-    for chunk in endless(b"10000\r\n" + b"x" * 65_536 + b"\r\n"):
-        answer.write(chunk)
-
-
-def dripping(answer: Answer) -> None:
-    """Never silent for long, and never done."""
-    answer.write(answer.head())
-    for byte in answer.body:
-        answer.write(bytes([byte]))
-        answer.hold(0.05)
-
-
-def compressed(answer: Answer) -> None:
-    answer.write(answer.head(Content_Length=str(len(BOMB)), Content_Encoding="gzip") + BOMB)
-
-
-def replaced(answer: Answer) -> None:
-    """Sound bytes, of another adapter."""
-    body = ia3_files(5)["adapter_model.safetensors"]
-    answer.write(answer.head(Content_Length=str(len(body))) + body)
-
-
-def length(value: str) -> Fault:
-    return lambda answer: answer.write(answer.head(Content_Length=value) + answer.body)
-
-
-def two_lengths(answer: Answer) -> None:
-    answer.write(answer.head().replace(b"\r\n\r\n", b"\r\nContent-Length: 7\r\n\r\n") + answer.body)
-
-
-def dropped(answer: Answer) -> None:
-    """The connection ends without a word."""
-
-
-def silent(answer: Answer) -> None:
-    answer.hold(BOUND_SECONDS)
-
-
-def garbled(answer: Answer) -> None:
-    answer.write(b"SSH-2.0-OpenSSH_9.9\r\n\x00\x01\x02")
-
-
-def half_a_head(answer: Answer) -> None:
-    answer.write(answer.head()[:40])
-    answer.hold(BOUND_SECONDS)
-
-
-def dripping_head(answer: Answer) -> None:
-    for byte in answer.head():
-        answer.write(bytes([byte]))
-        answer.hold(0.05)
-
-
-def headers_without_end(answer: Answer) -> None:
-    answer.write(b"HTTP/1.1 200 OK\r\n")
-    for chunk in endless(b"X-More: " + b"x" * 4000 + b"\r\n"):
-        answer.write(chunk)
-
-
-def continued_without_end(answer: Answer) -> None:
-    for chunk in endless(b"HTTP/1.1 100 Continue\r\n\r\n"):
-        answer.write(chunk)
-        answer.hold(0.01)
-
-
-def status(code: int, **headers: str) -> Fault:
-    def fault(answer: Answer) -> None:
-        answer.status = code
-        answer.headers = {"Content-Length": "0"}
-        answer.write(answer.head(**headers))
-
-    return fault
-
-
-def redirect(to: str) -> Fault:
-    return status(307, Location=to)
-
-
-BODY_FAULTS: dict[str, Fault] = {
-    **{f"flipped at the {where} byte": flipped(where) for where in POSITIONS},
-    **{f"cut at the {where} byte": cut(where) for where in POSITIONS},
-    **{f"shortened to the {where} byte": shortened(where) for where in POSITIONS},
-    **{f"stalled at the {where} byte": stalled(where) for where in ("first", "last")},
-    "lengthened": lengthened,
-    "without end": without_end,
-    "chunks without end": without_end_in_chunks,
-    "dripping": dripping,
-    "compressed": compressed,
-    "replaced": replaced,
-}
-HEAD_FAULTS: dict[str, Fault] = {
-    **{f"Content-Length {value}": length(value) for value in ("999999999999999", "-1", "many", "3")},
-    "two lengths": two_lengths,
-    "dropped": dropped,
-    "silent": silent,
-    "garbled": garbled,
-    "half a head": half_a_head,
-    "a dripping head": dripping_head,
-    "headers without end": headers_without_end,
-    "100 Continue without end": continued_without_end,
-    **{f"status {code}": status(code) for code in (204, 206, 301, 304, 400, 401, 403, 418, 429, 502, 503, 504)},
-    "a token from anywhere": status(401, WWW_Authenticate='Bearer realm="http://169.254.169.254/token",service="x"'),
-    "a token from a file": status(401, WWW_Authenticate='Bearer realm="file:///etc/passwd",service="x"'),
-    "a password in the clear": status(401, WWW_Authenticate='Basic realm="x"'),
-    "redirected to the cloud's metadata": redirect("http://169.254.169.254/latest/meta-data/"),
-    "redirected to the cloud's metadata by TLS": redirect("https://169.254.169.254/latest/meta-data/"),
-    "redirected to a file": redirect("file:///etc/passwd"),
-    "redirected to another port": redirect("http://127.0.0.1:1/"),
-    "redirected by ftp": redirect("ftp://127.0.0.1/"),
-    "redirected in the clear": redirect("http://registry.example/v2/"),
-    "redirected to nowhere": redirect(""),
-    "redirected to itself": redirect("?again"),
-    "redirected to nonsense": redirect("http://[::bad"),
-}
-# Those that end when somebody has waited enough. All others are found out, and are not to be taken for silence.
-WAITING = ("stalled", "dripping", "silent", "half a head", "a dripping head", "100 Continue")
 # What has a blob's size, and what has none; the tag is asked for by HEAD.
 VARIANTS = [
     *((body, fault) for body in BODIES for fault in BODY_FAULTS),
@@ -310,18 +143,6 @@ def test_there_are_enough_variants() -> None:
     assert len(set(VARIANTS) - HARMLESS) >= 140
 
 
-def another_digest(answer: Answer) -> None:
-    document = json.loads(answer.body)
-    document["manifests"][0]["digest"] = f"sha256:{'0' * 64}"
-    body = json.dumps(document).encode()
-    answer.write(answer.head(Content_Length=str(len(body))) + body)
-
-
-REFERRERS_FAULTS: dict[str, Fault] = {
-    "another referrer": another_digest,
-    "referrers garbled": lambda answer: answer.write(answer.head() + answer.body[:-1] + b"?"),
-    "referrers without end": without_end_in_chunks,
-}
 QUICK_FAULTS = [name for name in BODY_FAULTS if not name.startswith(WAITING)]
 
 
