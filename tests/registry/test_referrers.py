@@ -1,18 +1,16 @@
 """Documents about adapters: attached, listed, read by ordinary tools, and there after whatever happened."""
 
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from store_adapters import lora_files, publish
-from store_children import check_whole, faults, fork, make_store
+from store_children import check_whole, make_store, stopped_everywhere
 
-from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, InvalidReference, StoreUnavailable
+from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, InvalidReference
 from hotshoe.registry.referrer import DIAGNOSIS_TYPE, Referrer
 from hotshoe.registry.registry import Registry
 
@@ -138,19 +136,15 @@ def test_an_index_of_the_version_before_gets_the_table_of_referrers(root: Path) 
 
 @pytest.mark.parametrize("fault", ["kill", "refuse"])
 def test_an_attachment_stopped_at_any_point_is_whole_or_absent(tmp_path: Path, fault: str) -> None:
-    template = tmp_path / "template"
-    record = make_store(template)
-    points = 0
-    while True:
-        root = tmp_path / str(points)
-        shutil.copytree(template, root)
-        child, lines = fork(lambda root=root, stop=points + 1: _attach_until(root, record.digest, fault, stop))
-        says = lines.read().split()
-        lines.close()
-        os.waitpid(child, 0)
+    record, points = make_store(tmp_path / "template"), 0
+
+    def work(registry: Registry) -> None:
+        attach(registry, record.digest)
+
+    for root, is_done in stopped_everywhere(tmp_path / "template", fault, work):
         registry = Registry(root)
         found = registry.referrers(record.digest)
-        assert found or "done" not in says
+        assert found or not is_done
         for referrer in found:
             assert registry.read_blob(referrer.document.digest).read() == b'{"grade":"OK"}'
         assert registry.resolve("a:live") == record
@@ -159,19 +153,4 @@ def test_an_attachment_stopped_at_any_point_is_whole_or_absent(tmp_path: Path, f
         check_whole(registry, root)
         registry.close()
         points += 1
-        if "unharmed" in says:
-            break
     assert points >= 10
-
-
-def _attach_until(root: Path, digest: str, fault: str, stop: int) -> Iterator[str]:
-    registry = Registry(root)
-    with faults(fault, stop) as reached:
-        try:
-            attach(registry, digest)
-        except StoreUnavailable:
-            yield "refused"
-        else:
-            yield "done"
-    if not reached():
-        yield "unharmed"

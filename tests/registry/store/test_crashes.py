@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from store_adapters import lora_files, publish
-from store_children import check_whole, faults, fork, make_store
+from store_children import check_whole, fork, make_store, stopped_everywhere
 
 from hotshoe.registry.errors import RegistryError, StoreUnavailable
 from hotshoe.registry.registry import Registry
@@ -59,19 +58,15 @@ def _publish_forever(root: Path, generation: int) -> Iterator[str]:
 
 @pytest.mark.parametrize("fault", ["kill", "refuse"])
 def test_a_publication_stopped_at_any_point_is_whole_or_absent(tmp_path: Path, fault: str) -> None:
-    template = tmp_path / "template"
-    before = make_store(template)
-    points = 0
-    while True:
-        root = tmp_path / str(points)
-        shutil.copytree(template, root)
-        child, lines = fork(lambda root=root, stop=points + 1: _publish_until(root, fault, stop))
-        says = lines.read().split()
-        lines.close()
-        os.waitpid(child, 0)
+    before, points = make_store(tmp_path / "template"), 0
+
+    def work(registry: Registry) -> None:
+        publish(registry, "a", lora_files(2), tags=["live", "v2"])
+
+    for root, is_done in stopped_everywhere(tmp_path / "template", fault, work):
         registry = Registry(root)
         live = registry.resolve("a:live")
-        if "done" in says:  # acknowledged, though the fault may have hit something that does not matter
+        if is_done:
             assert live.digest != before.digest
         elif live.digest != before.digest:
             assert set(live.tags) == {"live", "v2"}
@@ -82,23 +77,7 @@ def test_a_publication_stopped_at_any_point_is_whole_or_absent(tmp_path: Path, f
         check_whole(registry, root)
         registry.close()
         points += 1
-        if "unharmed" in says:
-            break
     assert points >= 25
-
-
-def _publish_until(root: Path, fault: str, stop: int) -> Iterator[str]:
-    """Publishes with the `stop`-th mutation of the disk failing; says what came of it."""
-    registry = Registry(root)
-    with faults(fault, stop) as reached:
-        try:
-            publish(registry, "a", lora_files(2), tags=["live", "v2"])
-        except StoreUnavailable:
-            yield "refused"
-        else:
-            yield "done"
-    if not reached():
-        yield "unharmed"
 
 
 def test_after_a_failed_directory_sync_a_store_takes_no_writes_until_it_is_reopened(root: Path) -> None:

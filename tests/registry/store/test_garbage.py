@@ -1,21 +1,19 @@
 """What is collected, what is kept, and in which order it goes."""
 
 import json
-import os
-import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from store_adapters import descriptors, lora_files, publish, small_base, upload
-from store_children import age, check_whole, faults, fork
+from store_children import age, check_whole, stopped_everywhere
 
 from hotshoe.registry import publisher
-from hotshoe.registry.errors import AdapterNotFound, BlobNotFound, QuotaExceeded, StoreUnavailable
+from hotshoe.registry.errors import AdapterNotFound, BlobNotFound, QuotaExceeded
 from hotshoe.registry.manifest import AdapterRecord, Lineage, Parent
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.store import leases
@@ -384,16 +382,12 @@ def test_what_was_collected_does_not_come_back_whatever_is_lost(root: Path, lost
 
 @pytest.mark.parametrize("fault", ["kill", "refuse"])
 def test_a_collection_stopped_at_any_point_tears_nothing(tmp_path: Path, fault: str) -> None:
-    template = tmp_path / "template"
-    kept = _store_with_garbage(template)
-    points = 0
-    while True:
-        root = tmp_path / str(points)
-        shutil.copytree(template, root)
-        child, lines = fork(lambda root=root, stop=points + 1: _collect_until(root, fault, stop))
-        says = lines.read().split()
-        lines.close()
-        os.waitpid(child, 0)
+    kept, points = _store_with_garbage(tmp_path / "template"), 0
+
+    def work(registry: Registry) -> None:
+        registry.collect_garbage(grace_seconds=0)
+
+    for root, _ in stopped_everywhere(tmp_path / "template", fault, work):
         if points % 3 == 2:
             (root / ".db").unlink()
         registry = Registry(root)
@@ -407,8 +401,6 @@ def test_a_collection_stopped_at_any_point_tears_nothing(tmp_path: Path, fault: 
         assert registry.fsck().is_clean
         registry.close()
         points += 1
-        if "unharmed" in says:
-            break
     assert points >= 15
 
 
@@ -421,17 +413,6 @@ def _store_with_garbage(root: Path) -> AdapterRecord:
     kept, _ = publish(registry, "a", lora_files(1), tags=["v1"])
     registry.close()
     return kept
-
-
-def _collect_until(root: Path, fault: str, stop: int) -> Iterator[str]:
-    registry = Registry(root)
-    with faults(fault, stop) as reached:
-        try:
-            registry.collect_garbage(grace_seconds=0)
-        except StoreUnavailable:
-            yield "refused"
-    if not reached():
-        yield "unharmed"
 
 
 @pytest.mark.parametrize(
