@@ -61,12 +61,7 @@ def run(
         "choices": choice or None,
         "time_limit": time_limit,
     }
-    if raw and system is not None:
-        raise ValueError("--system needs --chat")
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text:
-        raise ValueError("PROMPT: expected some text, found none")
-    content = text if raw else conversation(system, text)
+    content = _content(prompt, raw=raw, system=system)
     with (
         Client(server) as client,
         client.stream(content, adapters=opt.adapter_stack(reference, adapter), timeout=timeout, **options) as answer,
@@ -76,6 +71,16 @@ def run(
         print_answer(answer)
         if stats:
             print(speed(answer.final), file=sys.stderr)
+
+
+def _content(prompt: str, *, raw: bool, system: str | None) -> str | list[Any]:
+    """What is asked: text to continue, or the messages of a chat."""
+    if raw and system is not None:
+        raise ValueError("--system needs --chat")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise ValueError("PROMPT: expected some text, found none")
+    return text if raw else conversation(system, text)
 
 
 def conversation(system: str | None, text: str) -> list[Any]:
