@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,11 @@ def nf4_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
             yield Case(
                 "nf4_linear",
                 f"{out}×{features}, {rows} rows",
-                lambda x=x, w=ours: nf4_linear(x, w),  # type: ignore[misc]
+                partial(nf4_linear, x, ours),
                 {
-                    "permuted lookup": lambda x=x, w=ours: nf4_linear(x, w, permute=True),  # type: ignore[misc,dict-item]
-                    "bitsandbytes": lambda x=x, w=theirs: bnb_linear.linear(x, w),  # type: ignore[misc,dict-item]
-                    "cuBLAS, dense": lambda x=x, w=dense: F.linear(x, w),  # type: ignore[misc,dict-item]
+                    "permuted lookup": partial(nf4_linear, x, ours, permute=True),
+                    "bitsandbytes": partial(bnb_linear.linear, x, theirs),
+                    "cuBLAS, dense": partial(F.linear, x, dense),
                 },
                 bytes=out * features // 2 + out * features // 64 + rows * (out + features) * x.element_size(),
                 flops=2 * rows * out * features,
@@ -116,8 +117,8 @@ def epilogue_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
         yield Case(
             "nf4_linear",
             f"{sum(widths)}×{features}, {rows} rows, an adapter each",
-            lambda x=x, updates=updates: nf4_linear(x, weight, None, *updates),  # type: ignore[misc]
-            {"without adapters": lambda x=x: nf4_linear(x, weight)},  # type: ignore[misc,dict-item]
+            partial(nf4_linear, x, weight, None, *updates),
+            {"without adapters": partial(nf4_linear, x, weight)},
             bytes=sum(widths) * features * 33 // 64 + (factors + rows * (features + sum(widths))) * x.element_size(),
             flops=2 * (rows * sum(widths) * features + factors),
         )
@@ -147,8 +148,8 @@ def low_rank_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
         yield Case(
             "add_low_rank",
             f"{features} → {sum(widths)}, rank {rank}, {shape}",
-            lambda x=x, y=y, u=updates: finish_linear(y, x, None, *u),  # type: ignore[misc]
-            {"torch": lambda x=x, y=y, s=segments: segmented_low_rank.add_low_rank(y, x, table, s)},  # type: ignore[misc,dict-item]
+            partial(finish_linear, y, x, None, *updates),
+            {"torch": partial(segmented_low_rank.add_low_rank, y, x, table, segments)},
             bytes=(factors + rows * (features + 2 * sum(widths))) * x.element_size(),
             flops=2 * rows * rank * (features * len(widths) + sum(widths)),
         )
@@ -221,8 +222,8 @@ def pointwise_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
             yield Case(
                 op,
                 f"{rows} rows",
-                lambda kernel=kernel, inputs=inputs: kernel(**inputs),  # type: ignore[misc]
-                {"torch": lambda task=task, inputs=inputs: task.run_alternative(inputs)},  # type: ignore[misc,dict-item]
+                partial(kernel, **inputs),
+                {"torch": partial(task.run_alternative, inputs)},
                 bytes=moved[op] * x.element_size(),
             )
 
@@ -258,8 +259,8 @@ def stats_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
         yield Case(
             op,
             f"{rows} rows of {columns}",
-            lambda kernel=kernel, inputs=inputs: kernel(**inputs),  # type: ignore[misc]
-            {"torch": lambda task=task, inputs=inputs: task.run_alternative(inputs)},  # type: ignore[misc,dict-item]
+            partial(kernel, **inputs),
+            {"torch": partial(task.run_alternative, inputs)},
             bytes=passes * rows * columns * itemsize,
         )
 
