@@ -281,7 +281,7 @@ def _answers(message: generation_pb2.GenerateRequest, *, streaming: bool) -> int
 
 
 def _optional_count(message: generation_pb2.GenerateRequest, field: str) -> int | None:
-    if not message.HasField(field):  # type: ignore[arg-type]
+    if not message.HasField(field):
         return None
     count = getattr(message, field)
     if count > MAX_LOGPROBS:
