@@ -56,9 +56,9 @@ class _Stubs:
         self._channel = self._open_channel(server, credentials, token)
         self.server = server
         self._retry = retry
-        self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._generation: Any = GenerationServiceStub(self._channel)
         self._registry: Any = registry_stub(self._channel)
-        self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._residency: Any = ResidencyServiceStub(self._channel)
 
     def _opening(
         self, method: Any, request: Any, timeout: float | None

@@ -51,7 +51,7 @@ class RpcMethod:
         return self.path.startswith(_INFRASTRUCTURE)
 
 
-class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs alone
     """Wraps every handler once; unary and streaming alike."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -111,7 +111,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         guarded: dict[str, Any] = {slot: guard(method, behaviour), "request_deserializer": None}
         if path in _ENCODERS:
             guarded["response_serializer"] = _ENCODERS[path]
-        replaced: Handler = handler._replace(**guarded)  # type: ignore[attr-defined]
+        replaced: Handler = handler._replace(**guarded)  # type: ignore[attr-defined]  # a named tuple
         return replaced
 
     def _reading(
