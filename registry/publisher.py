@@ -81,6 +81,7 @@ class StorePublisher(StoreKeeper):
         Raises:
             InvalidReference: one is not a digest.
         """
+        self.check_writable()
         missing = []
         with disk("checking blobs"), self._locks.publishing():
             for digest in dict.fromkeys(map(check_digest, digests)):
@@ -97,6 +98,7 @@ class StorePublisher(StoreKeeper):
             InvalidUpload: its size is negative or above the limit.
             InvalidReference: its digest is not one.
         """
+        self.check_writable()
         return self._uploads.open(blob)
 
     def begin_upload(self, blob: FileDescriptor) -> Upload:
@@ -107,6 +109,7 @@ class StorePublisher(StoreKeeper):
         Raises:
             InvalidUpload: its size is negative or above the limit.
         """
+        self.check_writable()
         return self._uploads.begin(blob)
 
     def add_files(self, files: Mapping[str, bytes]) -> list[FileDescriptor]:
@@ -263,6 +266,7 @@ class StorePublisher(StoreKeeper):
             AdapterNotFound, BlobCorrupt: no adapter has that digest, or its manifest is lost.
             StoreUnavailable: the disk refused; nothing was acknowledged, and repeating it is safe.
         """
+        self.check_writable()
         check_attachment(digest, document, artifact_type=artifact_type, file_name=file_name, annotations=annotations)
         self._content(check_digest(digest))
         with disk("attaching a document"):
