@@ -1,6 +1,6 @@
 """What a store takes in: uploads, and what is published of them or brought from elsewhere, checked before it counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,11 +255,19 @@ class StorePublisher(StoreKeeper):
         return {file.file_name: self._blobs.path(file.digest) for file in files}
 
     def attach(
-        self, digest: str, document: bytes, *, artifact_type: str, file_name: str, annotations: Mapping[str, str]
+        self,
+        digest: str,
+        document: bytes,
+        *,
+        artifact_type: str,
+        file_name: str,
+        annotations: Mapping[str, str],
+        outranked_by: Callable[[bytes], bool] = lambda document: False,
     ) -> Referrer:
         """Keeps a document about an adapter as its latest of that type, as an OCI referrer; earlier ones stay.
 
-        Attaching equal bytes again only makes them the latest.
+        Attaching equal bytes again only makes them the latest. Documents of its type for which `outranked_by` holds
+        stay later than it, in the same commit.
 
         Raises:
             InvalidDocument: its type, name, size or annotations, or a signature that is none.
@@ -281,7 +289,7 @@ class StorePublisher(StoreKeeper):
                 annotations=annotations,
             )
             referrer = read_referrer(manifest)
-            self._writer.add_referrer(referrer, manifest, documents=[EMPTY_CONFIG, document])
+            self._writer.add_referrer(referrer, manifest, documents=[EMPTY_CONFIG, document], outranked_by=outranked_by)
         return referrer
 
 
