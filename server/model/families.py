@@ -47,6 +47,7 @@ class Family:
     qkv_bias: bool | str = False  # or the config field that says so
     o_bias: bool | str = False
     mlp_bias: bool | str = False
+    fused: bool = False  # q, k and v are one linear, and gate and up are
     qk_norm: bool = False
     windows: Callable[[Config, int], Windows] = no_windows
     head_dim: int | None = None  # where the config says nothing; None is hidden_size / num_attention_heads
@@ -108,6 +109,7 @@ def spec_from_config(config: Config) -> ModelSpec:
         qkv_bias=_bias(config, family.qkv_bias),
         o_bias=_bias(config, family.o_bias),
         mlp_bias=_bias(config, family.mlp_bias),
+        fused=family.fused,
         qk_norm=family.qk_norm,
         tied_head=flag(config, "tie_word_embeddings"),
         windows=family.windows(config, num_layers),

@@ -84,6 +84,7 @@ class ModelSpec:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
+    fused: bool  # q, k and v are one linear, and gate and up are
     qk_norm: bool  # RMSNorm over each query and key head, before the rotation
     tied_head: bool  # the output head is the embedding
     windows: tuple[int | None, ...]  # by layer: positions that a token sees, itself included; None is all
@@ -91,19 +92,20 @@ class ModelSpec:
     def linears(self) -> Iterator[tuple[LinearId, LinearShape]]:
         """Every linear of every layer, in the order in which they run."""
         query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        wide = self.intermediate_size
+        qkv = {"qkv_proj": query + 2 * kv} if self.fused else {"q_proj": query, "k_proj": kv, "v_proj": kv}
+        gate_up = {"gate_up_proj": 2 * wide} if self.fused else {"gate_proj": wide, "up_proj": wide}
         parts = (
-            ("self_attn", "q_proj", query, self.hidden_size, self.qkv_bias),
-            ("self_attn", "k_proj", kv, self.hidden_size, self.qkv_bias),
-            ("self_attn", "v_proj", kv, self.hidden_size, self.qkv_bias),
-            ("self_attn", "o_proj", self.hidden_size, query, self.o_bias),
-            ("mlp", "gate_proj", self.intermediate_size, self.hidden_size, self.mlp_bias),
-            ("mlp", "up_proj", self.intermediate_size, self.hidden_size, self.mlp_bias),
-            ("mlp", "down_proj", self.hidden_size, self.intermediate_size, self.mlp_bias),
+            ("self_attn", qkv, self.hidden_size, self.qkv_bias),
+            ("self_attn", {"o_proj": self.hidden_size}, query, self.o_bias),
+            ("mlp", gate_up, self.hidden_size, self.mlp_bias),
+            ("mlp", {"down_proj": self.hidden_size}, wide, self.mlp_bias),
         )
         for layer in range(self.num_layers):
-            for block, target, out_features, in_features, has_bias in parts:
-                module = f"model.layers.{layer}.{block}.{target}"
-                yield LinearId(layer, target), LinearShape(module, out_features, in_features, has_bias)
+            for block, targets, in_features, has_bias in parts:
+                for target, out_features in targets.items():
+                    module = f"model.layers.{layer}.{block}.{target}"
+                    yield LinearId(layer, target), LinearShape(module, out_features, in_features, has_bias)
 
     def norms(self) -> Iterator[tuple[NormId, NormShape]]:
         """Every norm, in the order in which a step comes to it."""

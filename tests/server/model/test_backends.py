@@ -130,7 +130,7 @@ class _OneAdapter:
         self.targets_apart = targets_apart
 
     def scaled_inputs(self, layer: int, site: str, x: Tensor) -> Sequence[Tensor]:
-        count = len(SITES[site]) if self.targets_apart else 1
+        count = len(SITES[site][0]) if self.targets_apart else 1
         return [x * (1 + target + layer) for target in range(count)]
 
     def scale_output(self, layer: int, site: str, y: Tensor) -> None:
@@ -167,7 +167,7 @@ def test_a_site_scales_then_adds_the_bias_then_the_delta(targets_apart: bool, tm
         return adapted
 
     for index, layer in enumerate(model.model.layers):
-        for targets in SITES.values():
+        for targets, *_ in SITES.values():
             for target, name in enumerate(targets):
                 block = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
                 getattr(block, name).register_forward_hook(hook(index, target))
