@@ -35,7 +35,7 @@ _ROWS_AT_FIRST, _CONTEXT_AT_FIRST = 32, 1024
 
 
 def can_compile(spec: ModelSpec, layers: Sequence["DecoderLayer"]) -> bool:
-    """Whether every site is one packed NF4 weight, heads are whole vectors and gate and up whole tiles, as is assumed."""
+    """Whether every site is one packed NF4 weight, heads are whole vectors, and gate and up are whole tiles."""
     return (
         spec.head_dim % LANES == 0
         and spec.intermediate_size % _TILE == 0
@@ -92,6 +92,7 @@ class CompiledLayers:
             heads=spec.num_heads,
             kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
+            rotary_dim=spec.rope.rotary_dim(spec.head_dim),
             eps=spec.norm_eps,
             fused=spec.fused,
             layers=self._keep(self._layers),
@@ -114,7 +115,7 @@ class CompiledLayers:
         """Takes hidden [rows, hidden_size] float32 through all layers in place, and writes the rows' keys and values.
 
         Args:
-            cos, sin: [rows, head_dim / 2] float32.
+            cos, sin: [rows, rotary_dim / 2] float32.
             kv_slots: [rows] int64, as `DecoderInput` has them.
             terms: what the rows' adapters add.
         """

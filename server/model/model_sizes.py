@@ -38,7 +38,8 @@ def _check_layers(spec: ModelSpec, checkpoint: Checkpoint) -> None:
 
 def _check_rope(spec: ModelSpec) -> None:
     try:
-        finite = bool(torch.isfinite(spec.rope.inverse_frequencies(spec.head_dim)).all())
+        found = [spec.rope.inverse_frequencies(spec.head_dim, far=far) for far in (False, True)]
+        finite = bool(torch.isfinite(torch.cat(found)).all())
     except (ArithmeticError, ValueError):  # a logarithm of what is as good as zero, or a bound beyond all numbers
         finite = False
     if not finite:

@@ -18,7 +18,8 @@ class RopeSpec:
     """Rotary position embedding; the scaling fields are those of its type, None elsewhere."""
 
     theta: float
-    type: str = "default"  # default | linear | llama3 | yarn
+    type: str = "default"  # default | linear | llama3 | yarn | longrope
+    share: float = 1.0  # of a head's dimensions, the first ones, that are turned; the others stay as they are
     factor: float = 1.0
     original_max_positions: int = 0
     low_freq_factor: float = 1.0  # llama3
@@ -26,11 +27,25 @@ class RopeSpec:
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn
+    short_factors: tuple[float, ...] = ()  # longrope: they divide the frequencies, one each
+    long_factors: tuple[float, ...] = ()  # longrope: those of far sequences
     attention_factor: float = 1.0  # multiplies cos and sin
 
-    def inverse_frequencies(self, head_dim: int) -> Tensor:
-        """[head_dim / 2] float32: the angle of one position, by pair of dimensions."""
+    @property
+    def far_from(self) -> int | None:
+        """Sequences of more positions are far: all their positions have other frequencies. None: all have the same."""
+        return self.original_max_positions if self.type == "longrope" else None
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many of a head's dimensions are turned."""
+        return int(head_dim * self.share)
+
+    def inverse_frequencies(self, head_dim: int, *, far: bool = False) -> Tensor:
+        """[rotary_dim / 2] float32: the angle of one position, by pair of dimensions; in a far sequence if so asked."""
+        head_dim = self.rotary_dim(head_dim)
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        if self.type == "longrope":
+            return 1.0 / (torch.tensor(self.long_factors if far else self.short_factors) * self.theta**exponents)
         frequencies = 1.0 / (self.theta**exponents)
         if self.type == "linear":
             return frequencies / self.factor

@@ -36,7 +36,7 @@ def read(directory: Path, name: str) -> Decoder:
     return read_decoder(checkpoint, spec_from_config(checkpoint.config), backend_of(name))
 
 
-@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", "qwen2", "qwen3", "phi3"])
 def quantized(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A tiny NF4 base, wide enough for every kernel's tiles."""
     fields = {"hidden_size": 128, "head_dim": 32, "num_attention_heads": 4}

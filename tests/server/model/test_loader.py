@@ -45,7 +45,7 @@ def with_served_weights(model: PreTrainedModel, base: LoadedBase) -> PreTrainedM
     return model
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
 def test_nf4_logits_equal_transformers_with_the_dequantized_weights(family: str, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", family)
     base = load(tmp_path / "model", tmp_path)
