@@ -31,12 +31,19 @@ from hotshoe.server.model.step_graphs import GraphLimits, StepGraphs
 from hotshoe.server.model.triton_decoder import TritonDecoder
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.2, 1.4, 1.5, 1.7, 2.0],
+    "long_factor": [1.0, 2.5, 4.0, 6.0, 9.0, 14.0],
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 16},
     "mistral": {"sliding_window": 9, "head_dim": 16},
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     "qwen3": {"head_dim": 32},
-    "phi3": {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.75}, "sliding_window": 9},
+    "phi3": {"rope_parameters": LONG, "original_max_position_embeddings": 8, "sliding_window": 9},
 }
 PAGES = 40
 TOLERANCE = {"cpu": 1e-5, "cuda": 4e-2}  # float32 in the interpreter, bfloat16 on a GPU
@@ -111,6 +118,7 @@ class Part:
     start: int
     pages: Sequence[int]
     stack: AdapterStack = ()
+    far: bool = False
 
 
 def step_of(parts: Sequence[Part], *, paged: bool) -> tuple[DecoderInput, list[AdapterSegment]]:
@@ -132,6 +140,7 @@ def step_of(parts: Sequence[Part], *, paged: bool) -> tuple[DecoderInput, list[A
         positions=torch.cat(positions),
         kv_slots=torch.cat(kv_slots),
         attention=batch if paged else batch.by_slots(),
+        far_rows=torch.tensor([part.far for part in parts]).repeat_interleave(torch.tensor(lengths)),
         logit_rows=ends - 1,
     )
     segments = [

@@ -78,6 +78,22 @@ def test_linears_that_fill_no_tile_are_dense(tmp_path: Path) -> None:
         assert (actual - expected).norm() / expected.norm() < 2e-2
 
 
+@needs_kernel
+@pytest.mark.parametrize(("intermediate", "compiled"), [(128, True), (80, False)])
+def test_fused_steps_are_compiled_where_gate_and_up_fill_whole_tiles(
+    intermediate: int, compiled: bool, tmp_path: Path
+) -> None:
+    """80 columns of each end within a tile of 32, though the 160 of both do not."""
+    write_tiny_model(tmp_path / "model", "phi3", hidden_size=128, intermediate_size=intermediate)
+    checkpoint = DirectoryCheckpoint(tmp_path / "model")
+    (tmp_path / "nf4").mkdir()
+    write_quantized(checkpoint, spec_from_config(checkpoint.config), tmp_path / "nf4")
+    decoder = read(tmp_path / "nf4", "cpu_nf4")
+    assert (decoder._compiled is not None and decoder._compiled.layers is not None) is compiled
+    expected = two_steps(read(tmp_path / "nf4", "reference"))
+    assert (two_steps(decoder) - expected).norm() / expected.norm() < 2e-2
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sequence_is_bit_identical_whatever_its_neighbours(name: str, quantized: Path) -> None:
     decoder = read(quantized, name)
