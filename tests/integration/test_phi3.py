@@ -1,7 +1,6 @@
 """A Phi-3 base through a server: adapters of its fused linears, alone, mixed, merged, and made of a fine-tune."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -182,17 +181,3 @@ def test_a_fine_tune_of_a_fused_linear_is_extracted(
     expected = greedy(tuned, FAR_PROMPT, 6)
     ours = answer(client, FAR_PROMPT, ["phi/extracted:v1"])
     assert ours[0] == expected[0] and ours[1] == pytest.approx(expected[1], abs=1e-3)
-
-
-def test_an_adapter_is_merged_into_the_base(
-    client: Client, server: ServerProcess, phi3: Path, bases: Path, tmp_path: Path
-) -> None:
-    expected = answer(client, FAR_PROMPT, ["phi/dora:v1"])
-    shutil.copytree(server.log_file.parent / "registry", tmp_path / "registry")
-    arguments = ("--base-cache", str(bases), "--merge", "phi/dora:v1")
-    merged = launch(tmp_path, command(phi3, tmp_path / "registry", *arguments))
-    with Client(merged.ready["grpc"]) as of_merged:
-        ours = answer(of_merged, FAR_PROMPT, ["phi/dora:v1"])
-        assert of_merged.model_info().merged.linears == 8
-    merged.end()
-    assert ours[1] == pytest.approx(expected[1], abs=0.05)
