@@ -251,3 +251,17 @@ def test_a_directory_without_weights_or_config_says_which(tmp_path: Path) -> Non
     (tmp_path / "model" / "config.json").write_text("[")
     with pytest.raises(UnsupportedModel, match=r"config\.json: is not JSON"):
         load(tmp_path / "model", tmp_path)
+
+
+def test_the_code_beside_a_phi3_checkpoint_is_neither_wanted_nor_run(tmp_path: Path) -> None:
+    """As Microsoft's own directories have it."""
+    write_tiny_model(tmp_path / "model", "phi3")
+    expected = logits_of(load(tmp_path / "model", tmp_path), PROMPT)
+    path = tmp_path / "model" / "config.json"
+    known = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {**known, "AutoTokenizer": "other/place"}}))
+    for name in ("configuration_phi3.py", "modeling_phi3.py"):
+        (tmp_path / "model" / name).write_text("raise AssertionError('it was run')")
+    base = load(tmp_path / "model", tmp_path)
+    assert torch.equal(logits_of(base, PROMPT), expected)
+    assert base.tokenizer.render_chat([{"role": "user", "content": "hi"}])
