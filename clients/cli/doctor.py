@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, ApproximateRank, Json, Server, name_and_tag
 from hotshoe.clients.cli.progress import byte_progress
+
+if TYPE_CHECKING:
+    from hotshoe.clients import Client
+    from hotshoe.protos.v1.registry_pb2 import LinearDiagnosis, MitigateAdapterResponse
 
 COLUMNS = (
     *("LAYER", "TARGET", "RANK", "ALPHA/R", "NORM", "SPIKE", "STRENGTH", "STABLE RANK"),
@@ -46,7 +50,7 @@ def doctor(
         require_matplotlib()
     if (mitigate is None) != (name is None):
         raise ValueError("--mitigate and --as go together")
-    corrected: Any = None
+    corrected: MitigateAdapterResponse | None = None
     with Client(server) as client:
         if mitigate is not None and name is not None:
             corrected = _mitigate(client, adapter, keep=mitigate, name=name)
@@ -79,18 +83,18 @@ def _is_directory(text: str) -> bool:
     return text.startswith((".", "/")) or (Path(text) / "adapter_config.json").is_file()
 
 
-def _mitigate(client: Any, reference: str, *, keep: float, name: str) -> Any:
+def _mitigate(client: "Client", reference: str, *, keep: float, name: str) -> "MitigateAdapterResponse":
     """The corrected adapter of a published one."""
     name, tag = name_and_tag(name)
     return client.mitigate(reference, name, keep=keep, tags=[tag])
 
 
-def _is_notable(one: Any) -> bool:
+def _is_notable(one: "LinearDiagnosis") -> bool:
     """Whether something is wrong with a linear, or nearly so."""
     return bool(one.predicted or one.exact or one.strength >= _NEAR or one.is_dead or not one.is_finite)
 
 
-def _print_linears(linears: Sequence[Any], count: int) -> None:
+def _print_linears(linears: Sequence["LinearDiagnosis"], count: int) -> None:
     """Prints a table of these out of `count`, without the columns that say nothing of any."""
     rows = [_row(one) for one in linears]
     if rows:
@@ -100,7 +104,7 @@ def _print_linears(linears: Sequence[Any], count: int) -> None:
         print(f"{left} {'more linears' if rows else 'linears'}, of which nothing bad is known: --all")
 
 
-def _row(one: Any) -> tuple[object, ...]:
+def _row(one: "LinearDiagnosis") -> tuple[object, ...]:
     return (
         str(one.layer),
         one.target,
@@ -118,5 +122,5 @@ def _row(one: Any) -> tuple[object, ...]:
     )
 
 
-def _figure(one: Any, name: str, form: str) -> str:
+def _figure(one: "LinearDiagnosis", name: str, form: str) -> str:
     return format(getattr(one, name), form) if one.HasField(name) else ""
