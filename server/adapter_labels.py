@@ -15,6 +15,7 @@ class AdapterLabels:
         self._lock = threading.Lock()
 
     def of(self, name: str) -> str:
+        """The label of an adapter, which keeps it."""
         if name in self._names:
             return name
         with self._lock:
