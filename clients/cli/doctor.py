@@ -13,7 +13,7 @@ from hotshoe.clients.cli.progress import byte_progress
 
 if TYPE_CHECKING:
     from hotshoe.clients import Client
-    from hotshoe.protos.v1.registry_pb2 import LinearDiagnosis, MitigateAdapterResponse
+    from hotshoe.protos.v1.registry_pb2 import Diagnosis, LinearDiagnosis, MitigateAdapterResponse
 
 COLUMNS = (
     *("LAYER", "TARGET", "RANK", "ALPHA/R", "NORM", "SPIKE", "STRENGTH", "STABLE RANK"),
@@ -58,13 +58,7 @@ def doctor(
             corrected = _mitigate(client, adapter, keep=mitigate, name=name)
             diagnosis = corrected.diagnosis
         elif _is_directory(adapter):
-            with byte_progress() as update:
-                diagnosis = client.diagnose_directory(
-                    adapter,
-                    exact=exact,
-                    approximate_rank=approximate_rank,
-                    progress=lambda step: update(step.stage, step.completed_bytes, step.total_bytes),
-                )
+            diagnosis = _diagnose_directory(client, adapter, exact=exact, approximate_rank=approximate_rank)
         else:
             response = client.diagnose(adapter, exact=exact)
             diagnosis, not_kept = response.diagnosis, response.not_kept
@@ -74,10 +68,7 @@ def doctor(
         print(output.printable(f"hotshoe: the report is not kept: {not_kept}"), file=sys.stderr)
     if json:
         return output.print_json(corrected or diagnosis)
-    _print_linears([one for one in diagnosis.linears if every or _is_notable(one)], len(diagnosis.linears))
-    print(f"{output.enum_word(diagnosis, 'grade').upper()}: {diagnosis.headline}")
-    for line in diagnosis.advice:
-        print(f"- {line}")
+    _print_diagnosis(diagnosis, every=every)
     if corrected:
         print(f"{corrected.shrunk} intruders shrunk, {corrected.energy_kept:.1%} of the correction kept at its rank")
         print(f"{corrected.adapter.name}@{corrected.adapter.digest}")
@@ -88,10 +79,27 @@ def _is_directory(text: str) -> bool:
     return text.startswith((".", "/")) or (Path(text) / "adapter_config.json").is_file()
 
 
+def _diagnose_directory(client: "Client", directory: str, *, exact: bool, approximate_rank: int) -> "Diagnosis":
+    with byte_progress() as update:
+        return client.diagnose_directory(
+            directory,
+            exact=exact,
+            approximate_rank=approximate_rank,
+            progress=lambda step: update(step.stage, step.completed_bytes, step.total_bytes),
+        )
+
+
 def _mitigate(client: "Client", reference: str, *, keep: float, name: str) -> "MitigateAdapterResponse":
     """The corrected adapter of a published one."""
     name, tag = name_and_tag(name)
     return client.mitigate(reference, name, keep=keep, tags=[tag])
+
+
+def _print_diagnosis(diagnosis: "Diagnosis", *, every: bool) -> None:
+    _print_linears([one for one in diagnosis.linears if every or _is_notable(one)], len(diagnosis.linears))
+    print(f"{output.enum_word(diagnosis, 'grade').upper()}: {diagnosis.headline}")
+    for line in diagnosis.advice:
+        print(f"- {line}")
 
 
 def _is_notable(one: "LinearDiagnosis") -> bool:
