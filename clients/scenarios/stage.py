@@ -102,5 +102,6 @@ async def open_stage(settings: StageSettings, arguments: Sequence[str]) -> Async
             info = await client.model_info()
             words = sorted(set((await client.tokenize(ORDINARY_TEXT)).token_ids))
             asker = Asker(channel, words, seed=settings.seed, tenant_key=TENANT_KEY)
-            facts = server_facts(info) | {"arguments": " ".join((*arguments, *settings.server_arguments))}
-            yield Stage(settings, server, client, asker, facts)
+            described = server_facts(info)
+            described["arguments"] = " ".join((*arguments, *settings.server_arguments))
+            yield Stage(settings, server, client, asker, described)
