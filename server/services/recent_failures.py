@@ -20,8 +20,11 @@ class RecentFailures(Generic[F]):
     def find(self, key: str) -> F | None:
         """What `note` was told within FORGET_SECONDS."""
         with self._mutex:
-            found = self._failures.get(key)
-        return found[0] if found is not None and time.monotonic() < found[1] else None
+            failure, until = self._failures.get(key, (None, 0.0))
+            if failure is not None and time.monotonic() >= until:
+                del self._failures[key]
+                return None
+        return failure
 
     def note(self, key: str, failure: F) -> None:
         """It was asked for now, and not had."""
