@@ -149,8 +149,23 @@ async def run_bench(server: str, plan: BenchPlan, on_round: Callable[[int, int, 
                 if number >= 0:
                     measured[level].append(result)
                     on_round(level, number + 1, result.figures)
-    described = {name.name: getattr(info, name.name) for name in info.DESCRIPTOR.fields if not name.is_repeated}
-    return BenchReport(described, plan, [_level_report(level, rounds) for level, rounds in measured.items()])
+    return BenchReport(server_facts(info), plan, [_level_report(level, rounds) for level, rounds in measured.items()])
+
+
+def server_facts(info: generation.GetModelInfoResponse) -> dict[str, Any]:
+    """What a server says about itself, but for its lists."""
+    return {field.name: getattr(info, field.name) for field in info.DESCRIPTOR.fields if not field.is_repeated}
+
+
+def greedy_payload(prompt: Sequence[int], *, new_tokens: int, adapter: str | None) -> bytes:
+    """A StreamGenerateRequest, encoded, for an answer that only its length ends."""
+    request = generation.GenerateRequest(
+        adapters=adapter_selections([adapter] if adapter else []),
+        token_ids=generation.TokenIds(ids=prompt),
+        sampling=generation.SamplingParams(temperature=0.0),
+        stopping=generation.StopCriteria(max_new_tokens=new_tokens, ignore_eos=True),
+    )
+    return generation.StreamGenerateRequest(request=request).SerializeToString()
 
 
 class _Load:
@@ -191,13 +206,7 @@ class _Load:
 
     def _payload(self, stream: int) -> bytes:
         adapter = self._adapter(stream)
-        request = generation.GenerateRequest(
-            adapters=adapter_selections([adapter] if adapter else []),
-            token_ids=generation.TokenIds(ids=self._prompt()),
-            sampling=generation.SamplingParams(temperature=0.0),
-            stopping=generation.StopCriteria(max_new_tokens=self._plan.new_tokens, ignore_eos=True),
-        )
-        return generation.StreamGenerateRequest(request=request).SerializeToString()
+        return greedy_payload(self._prompt(), new_tokens=self._plan.new_tokens, adapter=adapter)
 
     def _adapter(self, stream: int) -> str | None:
         adapters = self._plan.adapters

@@ -2,12 +2,15 @@
 
 import getpass
 import socket
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, FullDigests, Json, Reference, Server
+
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.registry_pb2 import Lease
 
 Holder = Annotated[
     str,
@@ -66,7 +69,7 @@ def leases(
     output.print_table(("HOLDER", "DIGEST", "UNTIL (UTC)"), rows)
 
 
-def _until(lease: Any) -> str:
+def _until(lease: "Lease") -> str:
     """To the second."""
     return str(lease.expire_time.ToJsonString()).partition(".")[0].removesuffix("Z")
 

@@ -89,6 +89,14 @@ def schema_text(given: str) -> str:
     return given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
 
 
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """The numbers of "1,8,16". Raises ValueError, which names the option."""
+    try:
+        return tuple(int(number) for number in text.split(",") if text)
+    except ValueError:
+        raise ValueError(f"--{option}: {text!r} is not a list of whole numbers") from None
+
+
 def name_and_tag(text: str, *, default_tag: str | None = "latest") -> tuple[str, str]:
     """Splits NAME:TAG. Raises ValueError when there is no name, or no tag and no default."""
     name, colon, tag = text.partition(":")

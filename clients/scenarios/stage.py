@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hotshoe.clients.aio import AsyncClient
-from hotshoe.clients.bench import ORDINARY_TEXT
+from hotshoe.clients.bench import ORDINARY_TEXT, server_facts
 from hotshoe.clients.channels import open_aio_channel
 from hotshoe.clients.local_server import LocalServer
 from hotshoe.clients.scenarios.asker import Ask, Asker
@@ -102,6 +102,6 @@ async def open_stage(settings: StageSettings, arguments: Sequence[str]) -> Async
             info = await client.model_info()
             words = sorted(set((await client.tokenize(ORDINARY_TEXT)).token_ids))
             asker = Asker(channel, words, seed=settings.seed, tenant_key=TENANT_KEY)
-            described = {name.name: getattr(info, name.name) for name in info.DESCRIPTOR.fields if not name.is_repeated}
+            described = server_facts(info)
             described["arguments"] = " ".join((*arguments, *settings.server_arguments))
             yield Stage(settings, server, client, asker, described)
