@@ -90,6 +90,7 @@ class Engine:
         self._live = LiveRequests(self._scheduler, eos_token_ids=eos_token_ids, on_finished=self._intake.forget)
         self._stopping = False
         self._is_dead = False
+        self._checked = False  # since something came
         self._waiting_told = 0  # sequences, by the latest report
         self._heartbeat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -286,13 +287,19 @@ class Engine:
         return [output for message in self._inbox.take() for output in message()]
 
     def _rest(self) -> None:
-        """Sleeps until there is a message, a request expires, or the heart must beat."""
-        if not self._live:
-            self._scheduler.check_integrity()
+        """Sleeps until there is a message, a request expires, or the heart must beat.
+
+        The books are held against what runs once nobody has come for a while: who comes soon must not wait for it.
+        """
+        if self._stopping:
+            return
         expiry = self._live.next_expiry
         until_expiry = IDLE_SECONDS if expiry is None else max(0.0, expiry - time.monotonic())
-        if not self._stopping:
-            self._inbox.wait(min(IDLE_SECONDS, until_expiry))
+        if self._inbox.wait(min(IDLE_SECONDS, until_expiry)):
+            self._checked = False
+        elif not self._live and not self._checked:
+            self._scheduler.check_integrity()
+            self._checked = True
 
     def _report(self, plan: StepPlan, outputs: list[AnswerOutput], started: float) -> None:
         stats = step_stats(plan, self._scheduler, seconds=time.monotonic() - started)
