@@ -52,6 +52,7 @@ class Engine:
         slots: "AdapterPlaces[Any]",
         residency: "AdapterResidency",
         config: EngineConfig,
+        kv_tokens: int,
         base_digest: str,
         eos_token_ids: Collection[int],
         on_step: Callable[[StepReport], None],
@@ -60,20 +61,22 @@ class Engine:
         """Takes the key-value cache's memory; nothing runs before `start`.
 
         Args:
+            kv_tokens: of that cache, in whole pages; `config` may leave it open.
             on_step: called by the engine's thread after each step, when an answer ends and when another number of
                 answers waits; must be quick.
             tenant_weights: shares of the batch; 1 for each tenant that is not named.
         """
         self.config = config
+        self.kv_tokens = kv_tokens
         self._spec = decoder.spec
         self._slots = slots
         self._residency = residency
         self._on_step = on_step
         blocks = KvBlocks(
-            num_pages=config.kv_tokens // config.page_tokens,
+            num_pages=kv_tokens // config.page_tokens,
             page_tokens=config.page_tokens,
             max_sequences=config.max_running_requests,
-            max_table_pages=-(-min(config.kv_tokens, decoder.spec.max_sequence_length) // config.page_tokens),
+            max_table_pages=-(-min(kv_tokens, decoder.spec.max_sequence_length) // config.page_tokens),
         )
         self._scheduler = Scheduler(
             config=config,
@@ -122,6 +125,7 @@ class Engine:
         check_request(
             request,
             self.config,
+            kv_tokens=self.kv_tokens,
             vocab_size=self._spec.vocab_size,
             max_sequence_length=self._spec.max_sequence_length,
             adapter_slots=self._slots.num_slots,
