@@ -63,9 +63,8 @@ def _tokens_on_cpu(config: EngineConfig, token_bytes: int, free_bytes: int | Non
 
 def _tokens_on_gpu(config: EngineConfig, decoder: "Decoder", adapter_bytes: int, free_bytes: int) -> int:
     spec, sequences = decoder.spec, config.max_running_requests
-    steps = workspace(
-        spec, decoder.backend, StepLimits(config.max_step_tokens, max(MAX_LOGIT_ROWS, sequences), sequences)
-    )
+    limits = StepLimits(config.max_step_tokens, max(MAX_LOGIT_ROWS, sequences), sequences, config.page_tokens)
+    steps = workspace(spec, decoder.backend, limits)
     ours = int(config.free_gpu_memory_fraction * free_bytes)
     slots = (ours - steps.fixed - adapter_bytes) // (decoder.kv_token_bytes + steps.per_token)
     null_page = config.page_tokens

@@ -22,6 +22,7 @@ class StepLimits:
     rows: int
     logit_rows: int
     sequences: int
+    page_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def workspace(spec: ModelSpec, backend: Backend, limits: StepLimits) -> Workspac
     itemsize = backend.dtype.itemsize
     fixed = _DRIVER_BYTES + step_bytes(spec, rows=limits.rows, logit_rows=limits.logit_rows, itemsize=itemsize)
     if _attention(backend.ops) == "triton":
-        return Workspace(fixed + _recorded_bytes(spec, limits.sequences), 0)
+        return Workspace(fixed + _recorded_bytes(spec, limits), 0)
     copied = 2 * 2 * spec.num_kv_heads * spec.head_dim * itemsize  # of a layer, padded to twice as much
     return Workspace(fixed + _MASK_BYTES * limits.rows * spec.max_sequence_length, copied)
 
@@ -54,11 +55,12 @@ def step_bytes(spec: ModelSpec, *, rows: int, logit_rows: int, itemsize: int) ->
     return rows * of_row + itemsize * largest + _LOGITS * 4 * logit_rows * spec.vocab_size
 
 
-def _recorded_bytes(spec: ModelSpec, sequences: int) -> int:
-    """Of results, which each recorded step keeps where they are."""
-    rows = sum(bucket for bucket in BUCKETS if bucket < sequences) + min(sequences, BUCKETS[-1])
+def _recorded_bytes(spec: ModelSpec, limits: StepLimits) -> int:
+    """Of results and of block tables, which each recorded step keeps where they are."""
+    rows = sum(bucket for bucket in BUCKETS if bucket < limits.sequences) + min(limits.sequences, BUCKETS[-1])
     kinds = 1 + len(InputScales)  # without adapters, and with those of each kind
-    return kinds * rows * 4 * (spec.vocab_size + spec.hidden_size)
+    of_row = kinds * (spec.vocab_size + spec.hidden_size) + spec.max_sequence_length // limits.page_tokens
+    return rows * 4 * of_row
 
 
 def _attention(ops: Mapping[str, str] | None) -> str:

@@ -43,8 +43,8 @@ def capacity(decoder: Decoder, free: int | None, *, adapters: int = GIB, **confi
     return kv_capacity(EngineConfig(**config), decoder, adapter_bytes=adapters, free_bytes=free)
 
 
-def steps_of(decoder: Decoder) -> Workspace:
-    return workspace(decoder.spec, decoder.backend, StepLimits(512, 256, 32))
+def steps_of(decoder: Decoder, page: int = 16) -> Workspace:
+    return workspace(decoder.spec, decoder.backend, StepLimits(512, 256, 32, page))
 
 
 def test_one_token_is_counted_as_the_cache_holds_it(on_cpu: Decoder, on_gpu: Decoder) -> None:
@@ -75,7 +75,7 @@ def test_on_a_cpu_it_is_bounded_and_at_most_half_of_what_is_free(on_cpu: Decoder
 @pytest.mark.parametrize("page", [16, 64])
 @pytest.mark.parametrize("fraction", [0.5, 0.9, 1.0])
 def test_on_a_gpu_it_is_as_many_whole_pages_as_fit(on_gpu: Decoder, page: int, fraction: float) -> None:
-    free, steps = 6 * GIB + 12_345, steps_of(on_gpu)
+    free, steps = 6 * GIB + 12_345, steps_of(on_gpu, page)
     found = capacity(on_gpu, free, page_tokens=page, free_gpu_memory_fraction=fraction)
     room = fraction * free - GIB - steps.fixed
     of_page = page * (on_gpu.kv_token_bytes + steps.per_token)
@@ -100,6 +100,14 @@ def test_a_gpu_without_room_for_the_model_s_longest_request_is_told_with_every_f
     assert capacity(on_gpu, just - 1, kv_tokens=fits).tokens == fits
     with pytest.raises(ValueError, match="and 0 tokens fit"):
         capacity(on_gpu, 1000)
+
+
+def test_what_steps_keep_is_left_to_them() -> None:
+    """Results and block tables of every recorded step, of as many rows as there are sequences."""
+    pytest.importorskip("triton")
+    decoder = decoder_of(triton_backend(META), vocab_size=3000)
+    few, many = (workspace(decoder.spec, decoder.backend, StepLimits(512, 256, n, 16)).fixed for n in (8, 12))
+    assert many - few == 12 * 4 * (4 * (3000 + decoder.spec.hidden_size) + decoder.spec.max_sequence_length // 16)
 
 
 def test_a_vast_gpu_has_no_more_slots_than_steps_can_name(on_gpu: Decoder) -> None:
