@@ -34,12 +34,15 @@ def measure(sizes: SessionSizes, device: torch.device, scratch: Path) -> Iterato
     Args:
         scratch: has the base already, or gets it.
     """
-    serve, base = sizes.serve, scratch / f"base-{sha256(json.dumps(sizes.config).encode()).hexdigest()[:12]}"
-    shutil.rmtree(registry := scratch / "registry", ignore_errors=True)
+    serve, registry = sizes.serve, scratch / "registry"
+    base = scratch / f"base-{sha256(json.dumps(sizes.config).encode()).hexdigest()[:12]}"
+    shutil.rmtree(registry, ignore_errors=True)
     started = time.perf_counter()
     write_base(sizes.config, base, device)
     written = time.perf_counter()
     names = publish_adapters(base, registry, sizes.rank, serve.adapters + serve.cold, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the device is the server's from here on
     published = time.perf_counter()
     with running_server(base, registry, serve.arguments) as address:
         yield {
