@@ -13,7 +13,7 @@ from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats.base import BaseShape
 from hotshoe.registry.formats.peft_config import NULL, TEXT, Config, Rule, either, list_of, one_of
 from hotshoe.registry.formats.prefix_tuning import require_base_size
-from hotshoe.registry.validation import shown
+from hotshoe.registry.strict_json import shown
 
 OF_METHOD, OF_INTERFACE = "config.", "interface."
 

@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -151,7 +152,7 @@ def run_tests(session: Session, limit_seconds: float) -> bool:
 _OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 
 
-def _start(command: list[str], log: "object", *, dry_run: bool) -> "subprocess.Popen[bytes]":
+def _start(command: list[str], log: IO[str], *, dry_run: bool) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
     if dry_run:
         environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -159,7 +160,7 @@ def _start(command: list[str], log: "object", *, dry_run: bool) -> "subprocess.P
         command,
         cwd=ROOT,
         env=environment,
-        stdout=log,  # type: ignore[arg-type]
+        stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
