@@ -44,10 +44,12 @@ def measure(sizes: SessionSizes, device: torch.device, scratch: Path) -> Iterato
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the device is the server's from here on
     published = time.perf_counter()
-    with running_server(base, registry, serve.arguments) as address:
+    with running_server(base, registry, serve.arguments) as ready:
+        address = ready["grpc"]
         yield {
             "system": SYSTEM,
             "what": "ready",
+            "backend": ready["backend"],
             "seconds": time.perf_counter() - published,
             "write_seconds": written - started,
             "publish_seconds": (published - written) / len(names),
@@ -88,8 +90,8 @@ def _factors(spec: ModelSpec, rank: int, generator: torch.Generator) -> dict[str
 
 
 @contextlib.contextmanager
-def running_server(base: Path, registry: Path, arguments: tuple[str, ...]) -> Iterator[str]:
-    """A server as `hotshoe serve` starts it, for the block, which begins when it is ready; where it listens.
+def running_server(base: Path, registry: Path, arguments: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """A server as `hotshoe serve` starts it, for the block, which begins when it is ready; what its ready line says.
 
     Raises:
         RuntimeError: it ended instead; the part's log says why.
@@ -103,7 +105,7 @@ def running_server(base: Path, registry: Path, arguments: tuple[str, ...]) -> It
             line = process.stdout.readline()
             if not line:
                 raise RuntimeError(f"the server ended with {process.wait()}")
-            yield json.loads(line)["grpc"]
+            yield json.loads(line)
         finally:
             process.terminate()
             try:

@@ -69,7 +69,10 @@ def test_what_a_server_gave_is_told_as_far_as_it_came(tmp_path: Path) -> None:
     times = {"ttft_p50_ms": 12.34, "ttft_p99_ms": 20.0, "inter_token_p50_ms": 8.0, "inter_token_p99_ms": None}
     streams = {"rows": 32, "adapters": 8, "tokens_per_second": 2345.6, "errors": 1, "kv_tokens": 934_000}
     told: list[tuple[dict[str, Any], str]] = [  # a row, and what is in the table from then on
-        ({"what": "ready", "seconds": 30.0, "write_seconds": 9.0, "publish_seconds": 0.5}, "ready in 30.0 s"),
+        (
+            {"what": "ready", "backend": "triton", "seconds": 30.0, "write_seconds": 9.0, "publish_seconds": 0.5},
+            "by triton: ready in 30.0 s",
+        ),
         ({"what": "streams", **streams, **times}, "| 32 | 8 | 2,346 | 12.3; 20.0 | 8.0;  | 1 |"),
         ({"what": "swap", "place": "device", "ms": 10.0, "worst_ms": 11.0}, "on the device 10.00 (11.00) ms"),
         ({"what": "swap", "place": "disk", "ms": 60.0, "worst_ms": 90.0}, "10.00 (11.00) ms, on disk +50.0 ms"),
