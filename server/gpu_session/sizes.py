@@ -76,7 +76,7 @@ REAL = SessionSizes(
         new_tokens=128,
         rounds=2,
     ),
-    part_seconds={"ours": 95, "serve": 120, "peft": 65, "kernels": 95, "fallback": 40, "tests": 50},
+    part_seconds={"ours": 90, "serve": 120, "peft": 70, "kernels": 95, "fallback": 40, "tests": 50},
 )
 DRY = SessionSizes(
     config={
