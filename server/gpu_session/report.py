@@ -94,8 +94,8 @@ def _apart(rows: list[Row]) -> list[str]:
 def _served(rows: list[Row]) -> list[str]:
     """What clients of a server got, and what a cold adapter cost them."""
     lines = [
-        f"{row['system']} by {row['backend']}: ready in {row['seconds']:.1f} s; the base is written in {row['write_seconds']:.1f} s, an "
-        f"adapter published in {row['publish_seconds']:.2f} s"
+        f"{row['system']} by {row['backend']}: ready in {row['seconds']:.1f} s; the base is written in "
+        f"{row['write_seconds']:.1f} s, an adapter published in {row['publish_seconds']:.2f} s"
         for row in rows
         if row["what"] == "ready"
     ]

@@ -1,10 +1,11 @@
 """What steps take of a GPU's memory beside weights, cache and adapters: what the cache has to leave to them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hotshoe.server.adapters.fixed_adapter_slots import InputScales
-from hotshoe.server.adapters.sites import SITES
+from hotshoe.server.adapters.sites import SITE_OF_TARGET
 from hotshoe.server.model.backends import Backend
 from hotshoe.server.model.spec import ModelSpec
 from hotshoe.server.model.step_graphs import BUCKETS
@@ -47,10 +48,13 @@ def step_bytes(spec: ModelSpec, *, rows: int, logit_rows: int, itemsize: int) ->
     """At least what a step of so many rows has in memory at once: one layer's intermediates, some of them in float32,
     its largest weight decoded, and logits.
     """
-    shapes = {linear.target: shape for linear, shape in spec.linears()}
-    sites = [[shapes[target] for target in targets] for targets in SITES.values()]
-    widest = max(sum(shape.out_features for shape in site) for site in sites)
-    largest = max(sum(shape.out_features * shape.in_features for shape in site) for site in sites)
+    widths: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for linear, shape in spec.linears():
+        if linear.layer == 0:
+            widths[SITE_OF_TARGET[linear.target]] += shape.out_features
+            sizes[SITE_OF_TARGET[linear.target]] += shape.out_features * shape.in_features
+    widest, largest = max(widths.values()), max(sizes.values())
     of_row = 4 * (8 * widest + 4 * spec.hidden_size)
     return rows * of_row + itemsize * largest + _LOGITS * 4 * logit_rows * spec.vocab_size
 

@@ -12,7 +12,8 @@ from hotshoe.server.model.backends import Backend, cuda_backend, reference_backe
 from hotshoe.server.model.decoder import Decoder
 from hotshoe.server.model.decoder_reader import read_decoder
 from hotshoe.server.model.device_memory import free_bytes
-from hotshoe.server.model.workspace import StepLimits, Workspace, workspace
+from hotshoe.server.model.families import spec_from_config
+from hotshoe.server.model.workspace import StepLimits, Workspace, step_bytes, workspace
 
 META = torch.device("meta")
 GIB = 1 << 30
@@ -108,6 +109,16 @@ def test_what_steps_keep_is_left_to_them() -> None:
     decoder = decoder_of(triton_backend(META), vocab_size=3000)
     few, many = (workspace(decoder.spec, decoder.backend, StepLimits(512, 256, n, 16)).fixed for n in (8, 12))
     assert many - few == 12 * 4 * (4 * (3000 + decoder.spec.hidden_size) + decoder.spec.max_sequence_length // 16)
+
+
+def test_linears_that_lie_as_one_take_what_they_take_apart() -> None:
+    from hotshoe.server.gpu_session.sizes import DRY
+
+    kinds = (("LlamaForCausalLM", "llama"), ("Phi3ForCausalLM", "phi3"))
+    specs = [spec_from_config({**DRY.config, "architectures": [name], "model_type": kind}) for name, kind in kinds]
+    assert [len({linear.target for linear, _ in spec.linears()}) for spec in specs] == [7, 4]
+    apart, fused = (step_bytes(spec, rows=100, logit_rows=10, itemsize=2) for spec in specs)
+    assert apart == fused
 
 
 def test_a_vast_gpu_has_no_more_slots_than_steps_can_name(on_gpu: Decoder) -> None:
