@@ -22,12 +22,12 @@ def swap(
     """
     import asyncio
 
-    from hotshoe.clients.scenarios.first_tokens import measure_first_tokens
+    from hotshoe.clients.swaps import measure_swaps
 
     names = [name.strip() for name in adapters.split(",") if name.strip()]
     if not names:
         raise ValueError("--adapters: name one at least")
-    found = asyncio.run(measure_first_tokens(server, names, tries=tries, seed=seed))
+    found = asyncio.run(measure_swaps(server, names, tries=tries, seed=seed))
     if json:
         output.print_json({"seconds": found.seconds, "errors": dict(found.errors)})
     else:

@@ -5,10 +5,10 @@ import time
 from collections.abc import Sequence
 from itertools import cycle
 
-from hotshoe.clients.scenarios.first_tokens import ask_first_tokens
 from hotshoe.clients.scenarios.gaps import background
 from hotshoe.clients.scenarios.report import Bar, ScenarioReport, Sense
 from hotshoe.clients.scenarios.stage import Stage
+from hotshoe.clients.swaps import ask_swaps
 
 SERVER_ARGUMENTS = ()
 STREAMS = 8
@@ -58,7 +58,7 @@ async def _measure_gaps(stage: Stage, report: ScenarioReport, warm: Sequence[str
 async def _measure_first_tokens(stage: Stage, report: ScenarioReport, cold: Sequence[str]) -> None:
     """Time to first token with the adapter on the device, on the host and on disk, nothing else running."""
     tries = stage.scaled(TRIES, at_least=2)
-    found = await ask_first_tokens(stage.client, stage.asker, cold, tries=tries)
+    found = await ask_swaps(stage.client, stage.asker, cold, tries=tries)
     medians = {place: found.medians.get(place, 0.0) for place in found.seconds}
     report.errors |= found.errors
     report.figures |= {f"first_token_{place}": value for place, value in medians.items()}

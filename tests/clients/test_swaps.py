@@ -12,7 +12,7 @@ from hotshoe.clients import AsyncClient, Client
 from hotshoe.clients.cli.__main__ import command_line
 from hotshoe.clients.local_server import LocalServer
 from hotshoe.clients.scenarios.asker import Asker
-from hotshoe.clients.scenarios.first_tokens import measure_first_tokens
+from hotshoe.clients.swaps import measure_swaps
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_each_try_finds_the_adapter_where_it_is_said_to_lie(
         return await send(asker, ask)
 
     monkeypatch.setattr(Asker, "send", look_and_send)
-    found = asyncio.run(measure_first_tokens(server.grpc, names, tries=2))
+    found = asyncio.run(measure_swaps(server.grpc, names, tries=2))
     assert found.errors == {} and {place: len(tries) for place, tries in found.seconds.items()} == {
         "device": 2,
         "host": 2,

@@ -15,7 +15,7 @@ PROMPT_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class FirstTokens:
+class SwapTimes:
     """Seconds from request to first token, of each try, by where the adapter lay; and failed requests by class."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"device": [], "host": [], "disk": []})
@@ -27,15 +27,15 @@ class FirstTokens:
         return {place: median(tries) for place, tries in self.seconds.items() if tries}
 
 
-async def measure_first_tokens(server: str, adapters: Sequence[str], *, tries: int, seed: int = 0) -> FirstTokens:
+async def measure_swaps(server: str, adapters: Sequence[str], *, tries: int, seed: int = 0) -> SwapTimes:
     """Asks a server for one token at a time, with each adapter in turn; nothing else should run there."""
     async with AsyncClient(server) as client, open_aio_channel(server) as channel:
         words = sorted(set((await client.tokenize(ORDINARY_TEXT)).token_ids))
-        return await ask_first_tokens(client, Asker(channel, words, seed=seed), adapters, tries=tries)
+        return await ask_swaps(client, Asker(channel, words, seed=seed), adapters, tries=tries)
 
 
-async def ask_first_tokens(client: AsyncClient, asker: Asker, adapters: Sequence[str], *, tries: int) -> FirstTokens:
-    """As `measure_first_tokens`, by a client and an asker that are there."""
+async def ask_swaps(client: AsyncClient, asker: Asker, adapters: Sequence[str], *, tries: int) -> SwapTimes:
+    """As `measure_swaps`, by a client and an asker that are there."""
 
     async def on_device(name: str) -> None:
         await client.load(name)
@@ -49,7 +49,7 @@ async def ask_first_tokens(client: AsyncClient, asker: Asker, adapters: Sequence
         "host": on_host,
         "disk": client.unload,
     }
-    found = FirstTokens()
+    found = SwapTimes()
     for index in range(tries):
         for place, bring in prepare.items():
             name = adapters[index % len(adapters)]
