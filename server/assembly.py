@@ -129,7 +129,7 @@ class Assembly:
             tokenizer=core.base.tokenizer,
             resolve=core.gate.resolve,
             vocab_size=core.base.spec.vocab_size,
-            max_tokens=min(core.base.spec.max_sequence_length, config.engine.kv_tokens),
+            max_tokens=min(core.base.spec.max_sequence_length, core.capacity.tokens),
             merged=core.merged,
         )
         return GenerationService(
@@ -140,7 +140,7 @@ class Assembly:
                 pull_through=self._pull_through,
                 tokenizer=core.base.tokenizer,
                 metrics=core.metrics,
-                model_info=model_info(core.base, config, core.merged),
+                model_info=model_info(core.base, config, core.capacity, core.merged),
                 tenant_metadata=config.tenant_metadata,
                 stream_buffer_tokens=config.stream_buffer_tokens,
                 executor=self._executor("mapping", _MAPPING_THREADS),

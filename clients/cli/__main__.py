@@ -40,6 +40,7 @@ from hotshoe.clients.cli.scenario import scenario
 from hotshoe.clients.cli.serve import serve
 from hotshoe.clients.cli.show import show
 from hotshoe.clients.cli.sign import sign
+from hotshoe.clients.cli.swap import swap
 from hotshoe.clients.cli.tag import tag
 from hotshoe.clients.cli.token import new as new_token
 from hotshoe.clients.cli.token import show as show_token
@@ -95,7 +96,7 @@ VERBS = (
 )
 # Verbs that have others below them.
 BELOW: Mapping[object, Mapping[str, Callable[..., None]]] = {
-    bench: {"compare": compare, "scenario": scenario},
+    bench: {"compare": compare, "scenario": scenario, "swap": swap},
     key: {"new": new_key, "show": show_keys},
     token: {"new": new_token, "show": show_token},
 }

@@ -98,6 +98,10 @@ class AdapterPlaces(ABC, Generic[P]):
             ValueError: segments overlap or exceed `num_rows`, or name a slot that is clear.
         """
 
+    def bytes_to_come(self, device_bytes: int) -> int:
+        """How much of the device's memory adapters of so many bytes may yet take, beside what is taken already."""
+        return device_bytes  # what lies in no table
+
     def _in_use(self, slot: int) -> P:
         placed = self._placed[slot]
         if placed is None:

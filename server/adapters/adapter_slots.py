@@ -96,6 +96,9 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
             self._last = AdapterBatch(key, self._groups(key))
         return self._last
 
+    def bytes_to_come(self, device_bytes: int) -> int:
+        return 2 * device_bytes  # the old tables are read while larger ones are filled
+
     def _stack(self, stack: Sequence[tuple[int, float]]) -> Stack:
         placed = [(self._in_use(slot), weight) for slot, weight in stack]
         return tuple((adapter, weight) for adapter, weight in placed if adapter.changes_layers)
