@@ -9,6 +9,8 @@ import typer
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, FullDigests, Json, Reference, Server
 
+MAX_HOURS = 30 * 24  # as the server has it
+
 Holder = Annotated[
     str,
     typer.Option("--holder", metavar="NAME", help="Who holds it; default: you, on this machine.", show_default=False),
@@ -17,7 +19,9 @@ Holder = Annotated[
 
 def lease(
     reference: Reference,
-    hours: Annotated[float, typer.Option("--for", metavar="HOURS", min=0.001, help="For how long, from now.")] = 24,
+    hours: Annotated[
+        float, typer.Option("--for", metavar="HOURS", min=0.001, max=MAX_HOURS, help="For how long, from now.")
+    ] = 24,
     holder: Holder = "",
     server: Server = DEFAULT_SERVER,
     json: Json = False,
