@@ -1,6 +1,7 @@
 """The benchmark's cases of linears: NF4 weights, alone, decoded, and with adapters."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch.nn.functional as F
 
@@ -29,11 +30,11 @@ def nf4_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
             yield Case(
                 "nf4_linear",
                 f"{out}×{features}, {rows} rows",
-                lambda x=x, w=ours: nf4_linear(x, w),  # type: ignore[misc]
+                partial(nf4_linear, x, ours),
                 {
-                    "permuted lookup": lambda x=x, w=ours: nf4_linear(x, w, permute=True),  # type: ignore[misc,dict-item]
-                    "bitsandbytes": lambda x=x, w=theirs: bnb_linear.linear(x, w),  # type: ignore[misc,dict-item]
-                    "cuBLAS, dense": lambda x=x, w=dense: F.linear(x, w),  # type: ignore[misc,dict-item]
+                    "permuted lookup": partial(nf4_linear, x, ours, permute=True),
+                    "bitsandbytes": partial(bnb_linear.linear, x, theirs),
+                    "cuBLAS, dense": partial(F.linear, x, dense),
                 },
                 bytes=out * features // 2 + out * features // 64 + rows * (out + features) * x.element_size(),
                 flops=2 * rows * out * features,
@@ -74,8 +75,8 @@ def epilogue_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
         yield Case(
             "nf4_linear",
             f"{sum(widths)}×{features}, {rows} rows, an adapter each",
-            lambda x=x, updates=updates: nf4_linear(x, weight, None, *updates),  # type: ignore[misc]
-            {"without adapters": lambda x=x: nf4_linear(x, weight)},  # type: ignore[misc,dict-item]
+            partial(nf4_linear, x, weight, None, *updates),
+            {"without adapters": partial(nf4_linear, x, weight)},
             bytes=sum(widths) * features * 33 // 64 + (factors + rows * (features + sum(widths))) * x.element_size(),
             flops=2 * (rows * sum(widths) * features + factors),
         )
@@ -105,8 +106,8 @@ def low_rank_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
         yield Case(
             "add_low_rank",
             f"{features} → {sum(widths)}, rank {rank}, {shape}",
-            lambda x=x, y=y, u=updates: finish_linear(y, x, None, *u),  # type: ignore[misc]
-            {"torch": lambda x=x, y=y, s=segments: segmented_low_rank.add_low_rank(y, x, table, s)},  # type: ignore[misc,dict-item]
+            partial(finish_linear, y, x, None, *updates),
+            {"torch": partial(segmented_low_rank.add_low_rank, y, x, table, segments)},
             bytes=(factors + rows * (features + 2 * sum(widths))) * x.element_size(),
             flops=2 * rows * rank * (features * len(widths) + sum(widths)),
         )

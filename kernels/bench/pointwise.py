@@ -1,6 +1,7 @@
 """The benchmark's cases of what lies between the products, whose bytes alone count."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ def pointwise_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
             yield Case(
                 op,
                 f"{rows} rows",
-                lambda kernel=kernel, inputs=inputs: kernel(**inputs),  # type: ignore[misc]
-                {"torch": lambda task=task, inputs=inputs: task.run_alternative(inputs)},  # type: ignore[misc,dict-item]
+                partial(kernel, **inputs),
+                {"torch": partial(task.run_alternative, inputs)},
                 bytes=moved[op] * x.element_size(),
             )
 
@@ -63,7 +64,7 @@ def stats_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
         yield Case(
             op,
             f"{rows} rows of {columns}",
-            lambda kernel=kernel, inputs=inputs: kernel(**inputs),  # type: ignore[misc]
-            {"torch": lambda task=task, inputs=inputs: task.run_alternative(inputs)},  # type: ignore[misc,dict-item]
+            partial(kernel, **inputs),
+            {"torch": partial(task.run_alternative, inputs)},
             bytes=passes * rows * columns * itemsize,
         )

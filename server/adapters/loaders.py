@@ -22,6 +22,8 @@ from hotshoe.server.adapters.resident import LoadStage, Tier
 from hotshoe.server.config import ResidencyConfig
 from hotshoe.server.errors import AdapterUnusable
 
+_IDLE_THREADS = 2  # that read a file, where nothing decodes
+
 _log = logging.getLogger(__name__)
 
 
@@ -118,8 +120,9 @@ class Loaders:
 
         if self._leases is not None:
             self._leases.take(digest_of(entry.key))
+        threads = 1 if self.pace.decoding else _IDLE_THREADS
         with healing_elsewhere(entry.healed):
-            record, lowered, seconds = self._reader.read(entry.key, on_stage, pause=self.pace.pause)
+            record, lowered, seconds = self._reader.read(entry.key, on_stage, pause=self.pace.pause, threads=threads)
         started = time.perf_counter()
         packed = self._slots.pack(lowered, pause=self.pace.pause)
         seconds["lower"] += time.perf_counter() - started
