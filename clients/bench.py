@@ -136,6 +136,10 @@ async def run_bench(server: str, plan: BenchPlan, on_round: Callable[[int, int, 
     """
     async with AsyncClient(server) as client:
         info = await client.model_info()
+        if plan.prompt_tokens + plan.new_tokens > info.max_sequence_length:
+            lengths = f"{plan.prompt_tokens} and {plan.new_tokens}"
+            most = info.max_sequence_length
+            raise ValueError(f"prompt_tokens, new_tokens: expected at most {most} together, not {lengths}")
         words = sorted(set((await client.tokenize(ORDINARY_TEXT)).token_ids))
         # As many as fit stay loaded from here on; what a load costs is another question.
         for reference in [name for name in plan.adapters if name != BASE][: info.max_resident_adapters]:

@@ -77,8 +77,10 @@ def build_admission(config: ServerConfig, core: Core) -> Admission | None:
             audience=config.auth_audience,
             tenant_claim=config.auth_tenant_claim,
         )
-    except (InvalidKeys, OSError) as error:
+    except InvalidKeys as error:
         raise StartupError(f"--auth-keys: {error}") from error
+    except OSError as error:
+        raise StartupError(f"--auth-keys: {error.filename or config.auth_keys}: {error.strerror}") from error
     return Admission(verifier, lambda digest: core.registry.adapter_names(digest))
 
 

@@ -143,7 +143,7 @@ class Core:
     def _load_base(self) -> None:
         config = self.config
         if config.merge:
-            self.gate.resolve(config.merge)  # what is not there, or not signed, is told before the base is loaded
+            self._check_merged(config.merge)  # before the base is loaded
         try:
             self.base = load_base(
                 config.base,
@@ -158,6 +158,13 @@ class Core:
             if not Path(str(error.filename)).is_relative_to(config.base_cache):
                 raise
             raise StartupError(f"--base-cache: {error.filename}: {error.strerror}") from error
+
+    def _check_merged(self, reference: str) -> None:
+        """Raises StartupError for an adapter that is not there, or not signed."""
+        try:
+            self.gate.resolve(reference)
+        except RegistryError as error:
+            raise StartupError(f"--merge: {error}") from error
 
     def _read_merged(self, weights: BaseWeights) -> LoweredAdapter:
         record = self.gate.resolve(self.config.merge)

@@ -1,5 +1,7 @@
 """The `hotshoe` command: its verbs, and how it fails."""
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -146,6 +148,8 @@ def _group(above: Callable[..., None]) -> typer.Typer:
 
 def main() -> None:
     """The console script's entry."""
+    if sys.argv[1:2] not in (["serve"], ["registry"]):  # whose processes take over the environment
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a failure is one line, and has what gRPC says
     command_line()(prog_name="hotshoe")
 
 

@@ -51,6 +51,12 @@ def doctor(
         require_matplotlib()
     if (mitigate is None) != (name is None):
         raise ValueError("--mitigate and --as go together")
+    if not adapter:
+        raise ValueError("DIR|REF: expected a directory or a reference, not ''")
+    if mitigate is not None and _is_directory(adapter):
+        raise ValueError(f"--mitigate: expected a published adapter, not the directory {adapter}; publish it first")
+    if approximate_rank and not _is_directory(adapter):
+        raise ValueError("--approximate-rank: expected none with a REF: a published adapter has its own")
     corrected: MitigateAdapterResponse | None = None
     not_kept = ""
     with Client(server) as client:

@@ -12,6 +12,8 @@ from hotshoe.clients.cli.options import DEFAULT_SERVER, FullDigests, Json, Refer
 if TYPE_CHECKING:
     from hotshoe.protos.v1.registry_pb2 import Lease
 
+MAX_HOURS = 30 * 24  # as the server has it
+
 Holder = Annotated[
     str,
     typer.Option("--holder", metavar="NAME", help="Who holds it; default: you, on this machine.", show_default=False),
@@ -20,7 +22,9 @@ Holder = Annotated[
 
 def lease(
     reference: Reference,
-    hours: Annotated[float, typer.Option("--for", metavar="HOURS", min=0.001, help="For how long, from now.")] = 24,
+    hours: Annotated[
+        float, typer.Option("--for", metavar="HOURS", min=0.001, max=MAX_HOURS, help="For how long, from now.")
+    ] = 24,
     holder: Holder = "",
     server: Server = DEFAULT_SERVER,
     json: Json = False,

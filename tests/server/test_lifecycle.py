@@ -301,6 +301,22 @@ def test_more_memory_than_there_can_be_is_told_in_one_line(config: ServerConfig)
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"merge": "nobody:v1"}, "--merge: no adapter nobody:v1: nothing has that name"),
+        ({"auth_keys": Path("/nowhere/keys")}, "--auth-keys: /nowhere/keys: No such file or directory"),
+    ],
+)
+def test_a_start_that_fails_names_the_flag(config: ServerConfig, wrong: dict[str, Any], told: str) -> None:
+    async def main() -> None:
+        with pytest.raises(StartupError) as refused:
+            await Server(replace(config, **wrong)).start()
+        assert str(refused.value) == told
+
+    asyncio.run(main())
+
+
 def test_a_start_that_fails_leaves_its_ports_free(config: ServerConfig) -> None:
     async def main() -> None:
         wrong = replace(config, base="/nowhere", http=Address("127.0.0.1", 0))
