@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests/factories python tests/factories/attach_storm.py
 
-32 threads, 1,024 times each, 12 adapters over 3 slots: every load and unload does as it says, every answer of the
+32 threads, 1,024 times each, 24 adapters over 6 slots: every load and unload does as it says, every answer of the
 bystanders is its adapter's own, and the server stays healthy. Exits with 1, and says what was wrong.
 """
 
@@ -19,15 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from canaries import Canaries, publish_canaries
+from canaries import SLOTS, Canaries, publish_canaries
 from model_directories import write_tiny_model
 from server_process import ServerProcess, command, launch
 from soak import sums_that_stay_different
 
 from hotshoe.protos.v1 import generation_pb2, generation_pb2_grpc, residency_pb2, residency_pb2_grpc
 
-ARGUMENTS = ("--adapter-slots", "3", "--max-running-requests", "8", "--host-bytes", "1MB", "--log-json")
-ADAPTERS = 12
+ADAPTERS = 24
 BYSTANDERS = 4
 TIERS = (residency_pb2.TIER_HOST, residency_pb2.TIER_DEVICE)
 
@@ -114,7 +113,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="storm-") as name, contextlib.ExitStack() as stack:
         directory = Path(name)
         model = write_tiny_model(directory / "tiny")
-        server = launch(directory, command(directory / "tiny", directory / "registry", *ARGUMENTS))
+        server = launch(directory, command(directory / "tiny", directory / "registry", *SLOTS))
         stack.callback(server.end)
         canaries = publish_canaries(server, model, directory / "canaries", ADAPTERS)
         result = storm(server, canaries, threads=options.threads, rounds=options.rounds)

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from hotshoe.clients import Aborted, AsyncClient
 from hotshoe.protos.v1 import generation_pb2, registry_pb2
 
-SLOTS = ("--adapter-slots", "6", "--max-running-requests", "16", "--host-bytes", "1MB")
+SLOTS = ("--adapter-slots", "6", "--max-running-requests", "16", "--host-bytes", "1MB", "--log-json")
 OPENINGS = [f"{letter}: what everybody sends to every adapter, pages of it, " for letter in "ABC"]
 MOVING = "moving"
 CONCURRENCY = 24
