@@ -32,7 +32,8 @@ from hotshoe.registry.manifest import (
 )
 from hotshoe.registry.publication import MAX_BASE_NAME_LENGTH, MAX_README_BYTES
 from hotshoe.registry.referrer import NotAReferrer, Referrer, read_referrer
-from hotshoe.registry.validation import TensorFile, read_config, shown
+from hotshoe.registry.strict_json import read_config, shown
+from hotshoe.registry.validation import TensorFile
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_ANNOTATION_BYTES = 64 << 10  # of a manifest in all: targets and recipe are among them

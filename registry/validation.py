@@ -5,33 +5,29 @@ exactly one sensibly named tensor of finite numbers or of integers. Nothing here
 file holds.
 """
 
-import json
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Self, TypeVar
+from typing import NamedTuple, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotshoe.registry.errors import InvalidAdapter
+from hotshoe.registry.strict_json import is_plain, parse_json, shown
 
 MEBIBYTE = 1 << 20
 MAX_HEADER_BYTES = MEBIBYTE
-MAX_CONFIG_BYTES = MEBIBYTE
-MAX_CONFIG_DEPTH = 16
 MAX_TENSORS = 4_096
 MAX_NAME_BYTES = 256
 MAX_DIMENSIONS = 5
 ANY_INTEGER = (1 << 62,)  # a bound that is none
-_LINE_BYTES = 64
+_LINE_VALUES = 16
+_NO_SIZE = 1 << 48  # more than any file's
 _PIECE = MEBIBYTE // 4  # values that are read and checked at once, so that they are still in the cache
-
-_WIDE, _NARROW = np.dtype(np.float32), np.dtype(np.uint16)
-_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +62,7 @@ _FLOATS: Mapping[str, _Float] = {
 _INTEGERS: Mapping[str, type[np.integer]] = {"U8": np.uint8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """Where one tensor lies in its file."""
 
     name: str
@@ -104,13 +99,13 @@ class TensorFile:
     """
 
     def __init__(
-        self, file: BinaryIO, *, name: str = "adapter_model.safetensors", max_bytes: int, pause: Pause = go_on
+        self, file: FileIO, *, name: str = "adapter_model.safetensors", max_bytes: int, pause: Pause = go_on
     ) -> None:
         """`pause` is called between the header's entries, so that the caller may spread the work over time."""
         self._file = file
         self._pause = pause
         self._name = name
-        self._room_left = np.empty(0, np.uint8)
+        self._room_left = np.empty(0, np.float32)
         self.size_bytes = file.seek(0, os.SEEK_END)
         if self.size_bytes > max_bytes:
             raise InvalidAdapter(name, f"expected at most {max_bytes} bytes, found {self.size_bytes}")
@@ -136,6 +131,14 @@ class TensorFile:
     def close(self) -> None:
         self._file.close()
 
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fills the buffer with the file's bytes from there on, whatever other threads read of it meanwhile."""
+        while buffer:
+            count = os.preadv(self._file.fileno(), (buffer,), offset)  # it may read less than asked
+            if not count:
+                self._refuse("ended early: it was cut off while it was being read")
+            buffer, offset = buffer[count:], offset + count
+
     def check_finite(self, entry: TensorEntry) -> None:
         """Reads the tensor a piece at a time and raises InvalidAdapter, naming it, if a value is not finite."""
         if entry.is_integer:  # any is
@@ -149,7 +152,7 @@ class TensorFile:
 
         Of 64 bits they are rounded, as PEFT does where it copies them into its own.
         """
-        values = self._room(entry.num_elements, _WIDE)
+        values = self._room(entry.num_elements)
         is_whole = entry.dtype == "F32"
         narrow = None if is_whole else np.empty(min(entry.num_elements, _PIECE), _FLOATS[entry.dtype].bits)
         for start in range(0, entry.num_elements, _PIECE):
@@ -162,17 +165,14 @@ class TensorFile:
                 piece *= np.float32(scale)
         return values.reshape(entry.shape)
 
-    def read_bits(self, entry: TensorEntry) -> NDArray[np.uint16]:
-        """The values of a tensor of 16 bits, as it has them; raises InvalidAdapter if one is not finite."""
-        bits = self._room(entry.num_elements, _NARROW)
-        for start in range(0, entry.num_elements, _PIECE):
-            self._read_finite(entry, start, bits[start : start + _PIECE])
-        return bits.reshape(entry.shape)
+    def set_aside(self, entries: Iterable[TensorEntry]) -> None:
+        """Keeps no memory for tensors of floats that `read` will not be asked for."""
+        self._floats_unread -= sum(entry.num_elements for entry in entries)
 
     def read_integers(self, entry: TensorEntry, *, below: Sequence[int]) -> NDArray[np.int64]:
         """The tensor's values; raises InvalidAdapter if one is not from 0 to below that of its row, or the only one."""
         stored = np.empty(entry.num_elements, _INTEGERS[entry.dtype])
-        self._read_into(stored.data.cast("B"), entry.offset)
+        self.read_into(stored.data.cast("B"), entry.offset)
         rows = stored.astype(np.int64).reshape(len(below), -1)
         for bound, row in zip(below, rows, strict=True):
             odd = row[(row < 0) | (row >= bound)]
@@ -180,37 +180,36 @@ class TensorFile:
                 raise InvalidAdapter(entry.name, f"expected integers from 0 to {bound - 1}, found {odd[0]}")
         return rows.reshape(entry.shape)
 
-    def _room(self, num_elements: int, dtype: np.dtype[_Number]) -> NDArray[_Number]:
+    def _room(self, num_elements: int) -> NDArray[np.float32]:
         """Memory for a tensor's values: all tensors' lie together, as large pages cost a quarter of small ones."""
-        size = num_elements * dtype.itemsize
-        needed = size + -size % _LINE_BYTES  # in whole lines, so that the next is aligned
-        if needed > self._room_left.size:  # not yet, or a tensor is read wider than those before, or twice
-            rest = self._floats_unread * dtype.itemsize + len(self.entries) * _LINE_BYTES
-            self._room_left = np.empty(max(rest, needed), np.uint8)
+        needed = num_elements + -num_elements % _LINE_VALUES  # in whole lines, so that the next is aligned
+        if needed > self._room_left.size:  # not yet, or a tensor is read twice
+            rest = self._floats_unread + len(self.entries) * _LINE_VALUES
+            self._room_left = np.empty(max(rest, needed), np.float32)
         self._floats_unread -= num_elements
-        room, self._room_left = self._room_left[:size], self._room_left[needed:]
-        return room.view(dtype)
+        room, self._room_left = self._room_left[:num_elements], self._room_left[needed:]
+        return room
 
     def _read_finite(self, entry: TensorEntry, start: int, bits: NDArray[np.unsignedinteger]) -> None:
         """Reads the tensor's values from `start` into `bits`, as many as it holds, and checks each."""
-        self._read_into(bits.data.cast("B"), entry.offset + start * bits.itemsize)
-        _require_finite(entry, bits)
+        self.read_into(bits.data.cast("B"), entry.offset + start * bits.itemsize)
+        require_finite(entry, bits)
 
     def _read_header(self) -> dict[str, TensorEntry]:
         if self.size_bytes < 8:
             self._refuse(f"expected a safetensors file, found {self.size_bytes} bytes")
         prefix = bytearray(8)
-        self._read_into(memoryview(prefix), 0)
+        self.read_into(memoryview(prefix), 0)
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES:
             self._refuse(f"expected a header of at most {MAX_HEADER_BYTES} bytes, its first 8 bytes say {length}")
         if length > self.size_bytes - 8:
             self._refuse(f"its first 8 bytes say a header of {length} bytes, but {self.size_bytes - 8} follow")
         header = bytearray(length)
-        self._read_into(memoryview(header), 8)
+        self.read_into(memoryview(header), 8)
         if not header.startswith(b"{"):
             self._refuse("expected a header that starts with '{'")
-        table = _parse_json(bytes(header.rstrip(b" ")), self._name)
+        table = parse_json(bytes(header.rstrip(b" ")), self._name)
         assert isinstance(table, dict)  # as it starts with a brace
         self._check_metadata(table.pop("__metadata__", {}))
         if not 1 <= len(table) <= MAX_TENSORS:
@@ -237,69 +236,8 @@ class TensorFile:
         if end != self.size_bytes:
             self._refuse(f"expected {end} bytes by its header, found {self.size_bytes}")
 
-    def _read_into(self, buffer: memoryview, offset: int) -> None:
-        self._file.seek(offset)
-        while buffer:
-            count = self._file.readinto(buffer)  # type: ignore[attr-defined]  # a raw file may read less than asked
-            if not count:
-                self._refuse("ended early: it was cut off while it was being read")
-            buffer = buffer[count:]
-
     def _refuse(self, problem: str) -> NoReturn:
         raise InvalidAdapter(self._name, problem)
-
-
-def read_config(path: Path, *, name: str = "adapter_config.json") -> dict[str, object]:
-    """The JSON object in that file, strictly: UTF-8, no duplicate key, no NaN or infinity, bounded size and depth.
-
-    Raises:
-        InvalidAdapter: it is not such a file; refusals call it `name`.
-    """
-    with open(path, "rb") as file:
-        data = file.read(MAX_CONFIG_BYTES + 1)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise InvalidAdapter(name, f"expected at most {MAX_CONFIG_BYTES} bytes")
-    config = _parse_json(data, name)
-    if not isinstance(config, dict):
-        raise InvalidAdapter(name, "expected a JSON object")
-    if _is_deeper_than(config, MAX_CONFIG_DEPTH):
-        raise InvalidAdapter(name, f"expected at most {MAX_CONFIG_DEPTH} levels of objects and lists")
-    return config
-
-
-def shown(value: object) -> str:
-    """A value out of a file as it may stand in a message or a log: ASCII without control characters, and short."""
-    text = value if isinstance(value, str) and value and _is_plain(value) else ascii(value)
-    return text if len(text) <= 2 * MAX_NAME_BYTES else f"{text[:MAX_NAME_BYTES]}…"
-
-
-def _parse_json(data: bytes, field: str) -> object:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-            raise InvalidAdapter(field, f"expected each name once, found {shown(twice)} again")
-        return table
-
-    def refuse_constant(constant: str) -> NoReturn:
-        raise InvalidAdapter(field, f"expected finite numbers, found {constant}")
-
-    def finite(text: str) -> float:
-        number = float(text)
-        return number if math.isfinite(number) else refuse_constant(shown(text))
-
-    def whole(text: str) -> int:
-        return refuse_constant(text) if text == "-0" else int(text)  # which other readers take for a float
-
-    hooks: dict[str, Any] = {"parse_constant": refuse_constant, "parse_float": finite, "parse_int": whole}
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, **hooks)
-    except RecursionError:
-        raise InvalidAdapter(field, "is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise InvalidAdapter(field, f"expected UTF-8, found byte {data[error.start]:#04x} at {error.start}") from None
-    except ValueError as error:  # also an integer of thousands of digits
-        raise InvalidAdapter(field, f"expected JSON: {error}") from None
 
 
 def _parse_entry(name: str, value: object, *, data_start: int) -> TensorEntry:
@@ -326,28 +264,20 @@ def _item_bytes(dtype: str) -> int:
 
 
 def _check_name(name: str) -> None:
-    if not name or len(name) > MAX_NAME_BYTES or not _is_plain(name) or ".." in name:
+    if not name or len(name) > MAX_NAME_BYTES or not is_plain(name) or ".." in name:
         raise InvalidAdapter(
             shown(name), f"expected a tensor name of 1 to {MAX_NAME_BYTES} printable ASCII characters without '..'"
         )
 
 
-def _is_plain(text: str) -> bool:
-    return text.isascii() and text.isprintable()
-
-
 def _are_sizes(value: object) -> bool:
     """Whether it is a list of integers that can be sizes or offsets."""
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 48 for item in value)
-
-
-def _is_deeper_than(value: object, levels: int) -> bool:
-    if not isinstance(value, dict | list):
+    if not isinstance(value, list):
         return False
-    if levels == 0:
-        return True
-    children = value.values() if isinstance(value, dict) else value
-    return any(_is_deeper_than(child, levels - 1) for child in children)
+    for item in value:
+        if type(item) is not int or not 0 <= item < _NO_SIZE:
+            return False
+    return True
 
 
 def _convert(dtype: str, bits: NDArray[np.unsignedinteger], values: NDArray[np.float32]) -> None:
@@ -358,7 +288,8 @@ def _convert(dtype: str, bits: NDArray[np.unsignedinteger], values: NDArray[np.f
         np.left_shift(bits, 16, out=values.view(np.uint32), dtype=np.uint32)
 
 
-def _require_finite(entry: TensorEntry, bits: NDArray[np.unsignedinteger]) -> None:
+def require_finite(entry: TensorEntry, bits: NDArray[np.unsignedinteger]) -> None:
+    """Raises InvalidAdapter, naming the tensor, unless each of its values is finite and below 2^64."""
     kind = _FLOATS[entry.dtype]
     # Of magnitudes, integers are ordered as their floats: the largest of the negative ones, which are the largest
     # without a sign, and that of the others, the largest with one.

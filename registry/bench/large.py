@@ -45,13 +45,13 @@ def measure_large(directory: Path, megabytes: int, *, rounds: int) -> dict[str, 
             os.utime(directory / "store" / "blobs" / "sha256" / digest_hex(digest))  # or its hash is remembered
             times["read back, hashed again"].append(_milliseconds(out, partial(_read, store, digest, out)))
             times["read"].append(_milliseconds(out, partial(np.fromfile, weights, np.uint8)))
-            times["lower"].append(_milliseconds(out, partial(_lower, directory, layers)))
+            times["lower"].append(_milliseconds(out, partial(_lower, directory, _Unread(layers))))
             for dtype in _NARROW:
                 narrow_layers = _layers_of(megabytes, 2)
                 _write_weights(weights, narrow_layers, dtype, seed=number)
                 read, lower = (times.setdefault(f"{what} {dtype}", []) for what in ("read", "lower"))
                 read.append(_milliseconds(out, partial(np.fromfile, weights, np.uint8)))
-                lower.append(_milliseconds(out, partial(_lower, directory, narrow_layers)))
+                lower.append(_milliseconds(out, partial(_lower, directory, _Unread(narrow_layers))))
     finally:
         store.close()
     medians = {what: statistics.median(several) for what, several in times.items()}
@@ -93,9 +93,9 @@ class _Unread:
         self.shape = bench_base(layers, _HIDDEN)
 
 
-def _lower(directory: Path, layers: int) -> None:
+def _lower(directory: Path, base: _Unread) -> None:
     files = {name: directory / name for name in (WEIGHTS_FILE, CONFIG_FILE)}
-    lower_adapter(files, _Unread(layers))  # type: ignore[arg-type]
+    lower_adapter(files, base, threads=2)  # type: ignore[arg-type]  # as a server does while nothing decodes
 
 
 def _copy(path: Path, out: Path) -> None:

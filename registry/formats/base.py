@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class LinearId:
+class LinearId(NamedTuple):  # as tables are looked up by it so often
     """One decoder linear: its layer and its Hugging Face name, e.g. (3, "q_proj")."""
 
     layer: int

@@ -117,9 +117,15 @@ class _LinearPlan:
         gone_a, gone_b = self.taken_out(linear, base.weight(linear), self.trained_rank, self.scale)
         return torch.cat([a, gone_a]), torch.cat([b, -gone_b], dim=1)
 
+    @property
+    def is_handed_on(self) -> bool:
+        """Whether nothing is computed of A, nor of B but that it is scaled."""
+        is_changed = self.blocks != BlockCounts() or self.pool > 1 or self.diagonal is not None
+        return not is_changed and self.taken_out is None and self.row_norms is None
+
     def matrices(self, linear: LinearId, read: Reader, base: BaseWeights) -> "tuple[_Matrix, _Matrix]":
-        """The same, as the file has them where nothing is computed of them."""
-        if self.blocks != BlockCounts() or self.pool > 1 or self.diagonal is not None or self.taken_out is not None:
+        """The same, as the file has them where they are handed on."""
+        if not self.is_handed_on:
             return self.factors(linear, read, base)
         for entry in self.idle:
             read(entry)
@@ -141,6 +147,7 @@ class LoraPlan:
         return max((part.rank for part in self.low_rank.values()), default=0)
 
     def lower(self, read: Reader, base: BaseWeights) -> LoweredAdapter:
+        read.read_ahead(entry for part in self.low_rank.values() if part.is_handed_on for entry in (part.a, part.b))
         linears = {linear: self._lower_linear(linear, read, base) for linear in self.linears}
         return LoweredAdapter("LORA", linears, invocation=self.invocation)
 

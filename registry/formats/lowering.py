@@ -15,7 +15,8 @@ from hotshoe.registry.formats.plan import TaskPlans, Tensors
 from hotshoe.registry.formats.replaced import ReplacingPlan
 from hotshoe.registry.formats.saved_modules import take_saved_modules
 from hotshoe.registry.formats.tensor_reader import TensorReader
-from hotshoe.registry.validation import AdapterLimits, Pause, TensorFile, go_on, read_config, shown
+from hotshoe.registry.strict_json import read_config, shown
+from hotshoe.registry.validation import AdapterLimits, Pause, TensorFile, go_on
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -85,6 +86,7 @@ def lower_adapter(
     approximate_rank: int = 0,
     task: int | None = None,
     pause: Pause = go_on,
+    threads: int = 1,
 ) -> LoweredAdapter:
     """Checks an adapter as `inspect_adapter` does, and gives its canonical form on that base.
 
@@ -92,6 +94,7 @@ def lower_adapter(
         approximate_rank: as `inspect_adapter` has it.
         task: which of its tasks, each of which has a form of its own; None for an adapter that has none.
         pause: called between tensors, so that the caller may spread the work over time.
+        threads: that read the file, this one among them; only this one calls `pause`.
 
     Returns:
         Float32 tensors on the CPU; factors that nothing is computed of as the file has them.
@@ -103,7 +106,7 @@ def lower_adapter(
     with checked.open_weights(files, limits, pause) as tensor_file:
         plans = checked.plans(tensor_file, base.shape, limits, pause)
         _check_task(task, plans.count)
-        reader = TensorReader(tensor_file, pause)
+        reader = TensorReader(tensor_file, pause, threads=threads)
         lowered = plans.of(task or 0).lower(reader, base)
     assert not reader.unread, f"{checked.kind} claimed tensors that it did not lower: {sorted(reader.unread)}"
     return lowered

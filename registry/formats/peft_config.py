@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from hotshoe.registry.errors import InvalidAdapter
-from hotshoe.registry.validation import shown
+from hotshoe.registry.strict_json import shown
 
 MAX_ITEMS = 4_096
 MAX_TEXT = 2_048

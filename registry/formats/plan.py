@@ -5,7 +5,7 @@ is served.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -36,10 +36,13 @@ class Read(Protocol):
 
 
 class Reader(Read, Protocol):
-    """Also leaves tensors of floats as they are."""
+    """Also leaves tensors of floats as they are, for those who only hand them on."""
+
+    def read_ahead(self, entries: Iterable[TensorEntry]) -> None:
+        """Reads, all together, those that will be asked for as matrices, if the file has them in 16 bits."""
 
     def matrix(self, entry: TensorEntry, *, scale: float = 1.0) -> "Tensor | StoredMatrix":
-        """The same values, as the file has them if that is in 16 bits: for those who only hand them on."""
+        """The same values; as the file has them, if they were read ahead."""
 
 
 class Plan(Protocol):
@@ -153,8 +156,11 @@ class Tensors:
     def _is_of_linear(self, name: str) -> bool:
         if not name.startswith(MODULE_PREFIX):
             return False
-        parts = name.removeprefix(MODULE_PREFIX).split(".")
-        return any(".".join(parts[:end]) in self._modules for end in range(len(parts) - 1, 0, -1))
+        module = name.removeprefix(MODULE_PREFIX)
+        while module := module.rpartition(".")[0]:
+            if module in self._modules:
+                return True
+        return False
 
     def _refuse_unknown(self, name: str) -> None:
         if not name.startswith(MODULE_PREFIX):
@@ -172,7 +178,8 @@ def _saved_name(name: str) -> str:
 
     A file that was written from a model's own state has the latter, with the adapter's name, and PEFT loads both.
     """
-    name = _IN_MODEL.sub(r"\1\2", name)
+    if ".default" in name:  # which hardly any is
+        name = _IN_MODEL.sub(r"\1\2", name)
     return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 

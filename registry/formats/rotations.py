@@ -28,7 +28,8 @@ from hotshoe.registry.formats.peft_config import (
 )
 from hotshoe.registry.formats.plan import Read, Tensors, require_shape
 from hotshoe.registry.formats.target_modules import take_targets
-from hotshoe.registry.validation import TensorEntry, shown
+from hotshoe.registry.strict_json import shown
+from hotshoe.registry.validation import TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -46,10 +46,11 @@ class AdapterReader:
         on_stage: Callable[[LoadStage, AdapterRecord], None],
         *,
         pause: Pause = go_on,
+        threads: int = 1,
     ) -> tuple[AdapterRecord, LoweredAdapter, dict[str, float]]:
         """Resolves, verifies and lowers an adapter, or a task of it, by `adapter_key`.
 
-        `on_stage` hears of each stage as it begins, `pause` is called between tensors.
+        `on_stage` hears of each stage as it begins; `pause` is called between tensors, `threads` read its file.
 
         Returns:
             Its record, its canonical form, and the seconds of each stage.
@@ -69,11 +70,13 @@ class AdapterReader:
         files = self._source.adapter_files(digest)
         verified = time.perf_counter()
         on_stage(LoadStage.LOADING, record)
-        lowered = self._lower(key, record, files, pause)
+        lowered = self._lower(key, record, files, pause, threads)
         lowered_at = time.perf_counter()
         return record, lowered, {"verify": verified - started, "lower": lowered_at - verified}
 
-    def _lower(self, key: str, record: AdapterRecord, files: Mapping[str, Path], pause: Pause) -> LoweredAdapter:
+    def _lower(
+        self, key: str, record: AdapterRecord, files: Mapping[str, Path], pause: Pause, threads: int
+    ) -> LoweredAdapter:
         base_digest = self._base.shape.digest
         if self._cache is not None:
             kept = self._cache.find(key, base_digest, pause=pause)
@@ -81,7 +84,9 @@ class AdapterReader:
                 return kept
         base = _WatchedWeights(self._base)
         rank = record.approximate_rank
-        lowered = lower_adapter(files, base, self._limits, approximate_rank=rank, task=task_of(key), pause=pause)
+        lowered = lower_adapter(
+            files, base, self._limits, approximate_rank=rank, task=task_of(key), pause=pause, threads=threads
+        )
         pause()
         check_finite(lowered)
         if self._cache is not None and (base.was_read or rank):

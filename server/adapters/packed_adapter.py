@@ -1,8 +1,8 @@
 """An adapter made ready for the device: its factors at their true ranks, so that placing it only copies bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from hotshoe.server.adapters.placed_adapter import (
     SiteRotations,
     SiteVectors,
 )
-from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
+from hotshoe.server.adapters.sites import SITE_INDEX, SITE_OF_TARGET, SiteId, SiteShape
 
 _Part = TypeVar("_Part")
 
@@ -79,12 +79,13 @@ def pack_adapter(
     ranks = {site: tuple(linear.rank for linear in linears) for site, linears in sites.items()}
     layout = factor_layout(tuple((site, shapes[site], found) for site, found in ranks.items() if any(found)))
     factors, scales = pack_factors(sites, layout, dtype, pause)
-    vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
-    rotations = {site: found for site, linears in sites.items() if (found := _site_rotations(linears, shapes[site]))}
-    copies = {site: found for site, linears in sites.items() if (found := _site_copies(linears, shapes[site]))}
+    vectors = _where_any(sites, shapes, _site_vectors)
+    rotations = _where_any(sites, shapes, _site_rotations)
+    copies = _where_any(sites, shapes, _site_copies)
     sequence_terms = _sequence_terms(adapter, rotations, copies)
-    parts = (*vectors.values(), *rotations.values(), *copies.values(), *adapter.bottlenecks.values())
-    others = [tensor for found in parts for tensor in found.tensors()]
+    parts: list[SiteVectors | SiteRotations | SiteCopies | Bottleneck]
+    parts = [*vectors.values(), *rotations.values(), *copies.values(), *adapter.bottlenecks.values()]
+    others = [tensor for part in parts for tensor in part.tensors()]
     prompts = [tensor for one in adapter.gated_prompts.values() for tensor in (one.keys, one.values)]
     other_bytes = sum(
         tensor.nbytes for tensor in (*others, *adapter.norms.values(), *prompts, *sequence_terms.tensors())
@@ -130,14 +131,18 @@ def _sequence_terms(
 
 def own(part: _Part) -> _Part:
     """The same, with copies of tensors that lie in a larger one's memory, which they would keep from being freed."""
+    return cast(_Part, _owned(part))  # it is built again as what it is
+
+
+def _owned(part: object) -> object:
     if isinstance(part, Tensor):
         return part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
     if isinstance(part, Mapping):
-        return {key: own(value) for key, value in part.items()}  # type: ignore[return-value]
+        return {key: _owned(value) for key, value in part.items()}
     if isinstance(part, tuple):
-        return tuple(own(item) for item in part)  # type: ignore[return-value]
+        return tuple(_owned(item) for item in part)
     if is_dataclass(part) and not isinstance(part, type):
-        return replace(part, **{field.name: own(getattr(part, field.name)) for field in fields(part)})
+        return replace(part, **{field.name: _owned(getattr(part, field.name)) for field in fields(part)})
     return part
 
 
@@ -145,14 +150,24 @@ def _by_site(adapter: LoweredAdapter, shapes: Mapping[SiteId, SiteShape]) -> dic
     """The linears of each site in the order of its targets, empty ones where it has none; sites in layer order."""
     sites: dict[SiteId, list[LoweredLinear]] = {}
     for linear_id, linear in adapter.linears.items():
-        site, target = SITE_OF_TARGET.get(linear_id.target, ("", 0))
-        shape = shapes.get((linear_id.layer, site))
-        if shape is None:
+        site = linear_id.layer, SITE_OF_TARGET.get(linear_id.target, "")
+        shape = shapes.get(site)
+        if shape is None or linear_id.target not in shape.targets:
             raise ValueError(f"{linear_id}: the base has no such linear")
+        target = shape.targets.index(linear_id.target)
         _check_shapes(linear_id, linear, shape.in_features, shape.widths[target])
-        sites.setdefault((linear_id.layer, site), [LoweredLinear()] * len(SITES[site]))[target] = linear
-    order = list(SITES)
-    return dict(sorted(sites.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
+        sites.setdefault(site, [LoweredLinear()] * len(shape.targets))[target] = linear
+    return dict(sorted(sites.items(), key=lambda item: (item[0][0], SITE_INDEX[item[0][1]])))
+
+
+def _where_any(
+    sites: Mapping[SiteId, Sequence[LoweredLinear]],
+    shapes: Mapping[SiteId, SiteShape],
+    find: Callable[[Sequence[LoweredLinear], SiteShape], _Part | None],
+) -> dict[SiteId, _Part]:
+    """What `find` gives of the sites' linears, without those of which it gives None."""
+    found = {site: find(linears, shapes[site]) for site, linears in sites.items()}
+    return {site: one for site, one in found.items() if one is not None}
 
 
 def _check_shapes(linear_id: LinearId, linear: LoweredLinear, in_features: int, out_features: int) -> None:

@@ -10,7 +10,7 @@ from hotshoe.registry.formats.lowering import CONFIG_FILE
 from hotshoe.registry.manifest import AdapterRecord
 from hotshoe.registry.recipes.comparison import Comparison
 from hotshoe.registry.registry import Registry
-from hotshoe.registry.validation import read_config
+from hotshoe.registry.strict_json import read_config
 from hotshoe.server.services.adapter_messages import adapter_message
 from hotshoe.server.services.registry_messages import referrer_message
 
