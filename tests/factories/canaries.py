@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import planted_bugs
 from canary_adapters import write_canary
 from model_directories import write_tiny_model
 from server_process import ServerProcess, command, launch, upload
@@ -143,11 +144,13 @@ def main() -> int:
     parser.add_argument("--adapters", type=int, default=64)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--planted", action="store_true", help="with a server that confuses pages: to be found out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="canaries-") as name:
         directory = Path(name)
         model = write_tiny_model(directory / "tiny")
-        server = launch(directory, command(directory / "tiny", directory / "registry", *SLOTS))
+        with planted_bugs.pages_of_anybody() if options.planted else contextlib.nullcontext():
+            server = launch(directory, command(directory / "tiny", directory / "registry", *SLOTS))
         with contextlib.ExitStack() as stack:
             stack.callback(server.end)
             canaries, started = publish_canaries(server, model, directory, options.adapters), time.monotonic()
@@ -160,7 +163,7 @@ def main() -> int:
         f"{canaries.unloaded} unloaded, {canaries.moves} moves of the tag, {canaries.cached_tokens} prompt tokens from "
         f"pages that were there: {len(canaries.wrong)} wrong"
     )
-    return 1 if canaries.wrong else 0
+    return int(bool(canaries.wrong) != options.planted)
 
 
 if __name__ == "__main__":

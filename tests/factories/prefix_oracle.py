@@ -81,11 +81,12 @@ def main() -> int:
     parser.add_argument("--guesses", type=int, default=2000)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--share-prefixes", action="store_true", help="the server's flag, with which all can tell")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="oracle-") as name, contextlib.ExitStack() as stack:
         directory = Path(name)
         write_tiny_model(directory / "tiny", max_position_embeddings=4096)
-        arguments = ("--tenant-metadata", TENANT_KEY)
+        arguments = ["--tenant-metadata", TENANT_KEY, *(["--share-prefixes"] if options.share_prefixes else [])]
         server = launch(directory, command(directory / "tiny", directory / "registry", *arguments))
         stack.callback(server.end)
         found = guess(server, options.guesses, prompt_tokens=options.prompt_tokens, seed=options.seed)
@@ -94,7 +95,8 @@ def main() -> int:
         medians = [1e3 * sorted(seconds)[len(seconds) // 2] for seconds in found[tenant].seconds]
         told = " and ".join(f"{median:.1f} ms" for median in medians)
         print(f"as {tenant}: {area:.3f} of {options.guesses} guesses, medians {told} where it was asked and not")
-    return 0 if areas[VICTIM] > 0.9 and 0.45 <= areas[OTHER] <= 0.55 else 1
+    others = areas[OTHER] > 0.9 if options.share_prefixes else 0.45 <= areas[OTHER] <= 0.55
+    return 0 if areas[VICTIM] > 0.9 and others else 1
 
 
 if __name__ == "__main__":

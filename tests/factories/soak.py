@@ -18,12 +18,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import grpc
+import planted_bugs
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from server_process import ServerProcess, command, launch
@@ -39,14 +38,6 @@ LIMITS = (
 ).split()
 MAX_GROWTH = 100  # MiB, of the second half of the parts
 MEMORY_GREW = "memory grew"
-LEAK = """
-import asyncio
-kept, create = [], asyncio.Event.__init__
-def create_and_keep(self):
-    create(self)
-    kept.append(b"x" * {size})
-asyncio.Event.__init__ = create_and_keep
-"""
 
 
 def smollm2() -> PreTrainedModel:
@@ -224,16 +215,6 @@ async def run(options: argparse.Namespace, directory: Path) -> list[str]:
         server.end()
 
 
-@contextlib.contextmanager
-def planted_leak(size: int) -> Iterator[None]:
-    """Servers that are started in the block lose so many bytes with each request."""
-    with tempfile.TemporaryDirectory(prefix="leak-") as directory:
-        Path(directory, "sitecustomize.py").write_text(LEAK.format(size=size))
-        paths = os.pathsep.join(filter(None, (directory, os.environ.get("PYTHONPATH"))))
-        with mock.patch.dict(os.environ, PYTHONPATH=paths):
-            yield
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=600, help="of traffic, in all")
@@ -247,7 +228,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-"))
         if options.leak:
-            stack.enter_context(planted_leak(options.leak))
+            stack.enter_context(planted_bugs.leak(options.leak))
         wrong = asyncio.run(run(options, Path(directory)))
     print(*sorted(wrong, key=len)[:8], sep="\n\n")
     print(f"{len(wrong)} wrong")

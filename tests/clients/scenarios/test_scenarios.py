@@ -4,9 +4,9 @@ import asyncio
 import sys
 from pathlib import Path
 
+import planted_bugs
 import pytest
 from model_directories import write_tiny_model
-from soak import planted_leak
 
 from hotshoe.clients.cli import scenario as verb
 from hotshoe.clients.scenarios import transfer
@@ -84,7 +84,7 @@ def test_transfer_measures_publishing_and_pulling_beside_the_least(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_tells_a_server_that_grows_from_one_that_does_not(base: Path, tmp_path: Path) -> None:
     sound = run("memory", base, tmp_path / "sound", scale=0.01)
-    with planted_leak(1_500_000):
+    with planted_bugs.leak(1_500_000):
         leaking = run("memory", base, tmp_path / "leaking", scale=0.01)
     assert sound.errors == {} and leaking.errors == {}
     assert sound.bars[0].met and not leaking.bars[0].met
