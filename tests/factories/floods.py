@@ -57,13 +57,21 @@ class Outcome:
         )
 
 
-def ask(address: str, *, timeout: float = _PATIENCE) -> float:
-    """Seconds until a client that was not there before has its answer. Raises grpc.RpcError."""
-    started = time.monotonic()
+def ask(address: str) -> None:
+    """Has a client that was not there before answered. Raises grpc.RpcError."""
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         request = generation_pb2.GenerateRequest(text="fresh", stopping={"max_new_tokens": 2, "ignore_eos": True})
-        generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, timeout=timeout)
-    return time.monotonic() - started
+        generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, timeout=_PATIENCE)
+
+
+def let_in(server: ServerProcess) -> float:
+    """Seconds until a fresh client is answered, however often it must knock: places come free when others have left."""
+    started = time.monotonic()
+    while time.monotonic() < started + _PATIENCE:
+        with contextlib.suppress(grpc.RpcError):
+            ask(server.ready["grpc"])
+            return time.monotonic() - started
+    raise AssertionError("nobody was let in")
 
 
 def under(server: ServerProcess, what: str, flood: Callable[[str], object]) -> Outcome:
@@ -80,7 +88,7 @@ def under(server: ServerProcess, what: str, flood: Callable[[str], object]) -> O
     thread, started = threading.Thread(target=run), time.monotonic()
     thread.start()
     while thread.is_alive() or not outcome.answers:
-        outcome.answers.append(ask(server.ready["grpc"]))
+        outcome.answers.append(let_in(server))
     thread.join()
     outcome.seconds = time.monotonic() - started
     outcome.wrong += [repr(error) for error in failures]
@@ -225,23 +233,13 @@ def full_house(server: ServerProcess, number: int, *, places: int) -> Iterator[O
     _look(server, outcome, before)
 
 
-def let_in(server: ServerProcess) -> float:
-    """Seconds until a fresh client is answered, however often it must knock."""
-    started = time.monotonic()
-    while time.monotonic() < started + _PATIENCE:
-        with contextlib.suppress(grpc.RpcError):
-            ask(server.ready["grpc"])
-            return time.monotonic() - started
-    raise AssertionError("nobody was let in")
-
-
 def held_idle(server: ServerProcess, number: int) -> Outcome:
     """Fewer than it has places, held until twenty fresh clients were answered."""
 
     def flood(address: str) -> None:
         with idle(address, number):
             for _ in range(20):
-                ask(address)
+                let_in(server)
 
     return under(server, f"{number} idle connections", flood)
 
