@@ -1,5 +1,6 @@
 """How the clients' channels are set up, and the timeouts of their calls."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceStub
 DEFAULT_SERVER = "127.0.0.1:50051"
 TLS_SCHEME = "tls://"
 _TARGET = re.compile(r"[^/]+:(?P<port>\d{1,5})|(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.+")  # gRPC's own
+_MAY_BE_MANY = re.compile(r"(dns|ipv4|ipv6):.+")
 _MAX_PORT = 65535
 
 QUICK_SECONDS = 30.0  # look-ups
@@ -33,19 +35,25 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     *chunks.WINDOW_OPTIONS,
 )
 
+# For a target of gRPC's own, which may be several servers: calls go round those that say that they serve. One that
+# shuts down says so first, and a call that it refused finds another when it is tried again.
+_OF_MANY = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+
 
 def open_channel(
     server: str, credentials: grpc.ChannelCredentials | None = None, token: Token | None = None
 ) -> grpc.Channel:
     """A channel to "host:port" in the clear, or to "tls://host:port"; it connects on the first call.
 
+    Or to several servers over one registry, as gRPC names them: "ipv4:10.0.0.1:50051,10.0.0.2:50051", "dns:NAME:PORT".
+
     Calls carry `token`, or that of the environment. Raises ValueError: not an address, or a token would be readable.
     """
     target, credentials = _target_and_credentials(server, credentials)
     if credentials is None:
-        channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        channel = grpc.insecure_channel(target, options=_options(target))
     else:
-        channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.secure_channel(target, credentials, options=_options(target))
     opened: grpc.Channel = _authorized(channel, token, target, is_clear=credentials is None)
     return opened
 
@@ -56,11 +64,17 @@ def open_aio_channel(
     """The same for the running event loop."""
     target, credentials = _target_and_credentials(server, credentials)
     if credentials is None:
-        channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        channel = grpc.aio.insecure_channel(target, options=_options(target))
     else:
-        channel = grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.aio.secure_channel(target, credentials, options=_options(target))
     opened: grpc.aio.Channel = _authorized(channel, token, target, is_clear=credentials is None)
     return opened
+
+
+def _options(target: str) -> Sequence[tuple[str, int | str]]:
+    if not _MAY_BE_MANY.fullmatch(target):
+        return CHANNEL_OPTIONS
+    return (*CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(_OF_MANY)))
 
 
 class _AuthorizedChannel:

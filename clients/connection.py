@@ -66,6 +66,8 @@ class _Stubs:
     ) -> None:
         """Connects on the first call, in the clear unless there are `credentials` or `server` is "tls://host:port".
 
+        `server` may name several over one registry: "ipv4:10.0.0.1:50051,10.0.0.2:50051", "dns:NAME:PORT".
+
         `token`, or what gives one for each call, says who calls; without it the environment's HOTSHOE_TOKEN, or the
         file that HOTSHOE_TOKEN_FILE names. Raises ValueError where it would go to another machine in the clear.
         """

@@ -17,7 +17,7 @@ HotshoeError
     ├── ResourceExhausted      the server is full; retry after `retry_after` seconds
     ├── Unavailable            not reachable, starting or shutting down; retry, here or elsewhere
     ├── DeadlineExceeded       the call's timeout passed
-    ├── Cancelled              the call was cancelled
+    ├── Cancelled              the call was cancelled, here or by a server that ended
     ├── DataLoss               bytes do not match their digest
     ├── Unimplemented          this server does not have that call
     └── Internal               a fault of the server; `error_id` finds it in the server's log

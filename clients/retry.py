@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from hotshoe.clients.errors import CallError, DeadlineExceeded, ResourceExhausted, Unavailable
+from hotshoe.clients.errors import CallError, Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
+
+_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!")  # what gRPC says of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,12 @@ NO_RETRY = RetryPolicy(max_attempts=1)
 
 def may_retry(error: CallError) -> bool:
     """Whether a call that may be run twice is worth trying again after `error`."""
-    return isinstance(error, Unavailable) or was_refused(error)
+    return isinstance(error, Unavailable) or was_refused(error) or was_dropped(error)
+
+
+def was_dropped(error: CallError) -> bool:
+    """Whether a server that ended let go of a call that it had only just received: gRPC has it end as cancelled."""
+    return isinstance(error, Cancelled) and error.message not in _CANCELLED_HERE
 
 
 def was_refused(error: CallError) -> bool:

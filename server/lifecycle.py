@@ -12,6 +12,7 @@ from typing import Any
 
 from hotshoe.registry.errors import StoreUnavailable
 from hotshoe.registry.registry import Registry
+from hotshoe.server import open_files
 from hotshoe.server.assembly import Assembly, build_admission
 from hotshoe.server.config import Address, ServerConfig
 from hotshoe.server.core import Core
@@ -167,6 +168,7 @@ class Server:
 async def serve(config: ServerConfig) -> int:
     """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit code: 0, or 1 if it could not start."""
     _share_the_interpreter()
+    open_files.raise_limit()
     server = Server(config)
     try:
         ready = await server.start()

@@ -14,6 +14,7 @@ from hotshoe.registry.http.server import registry_http_server
 from hotshoe.registry.http.threads import tls_context
 from hotshoe.registry.http.users import HttpUsers, InvalidUsers
 from hotshoe.registry.registry import Registry
+from hotshoe.server import open_files
 from hotshoe.server.config import Address, ServerConfig
 from hotshoe.server.http import HttpServer
 from hotshoe.server.metrics import Metrics
@@ -31,6 +32,7 @@ _GRPC_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # who says nothing holds a connection for so long
     *chunks.WINDOW_OPTIONS,
 )
 
@@ -63,7 +65,8 @@ def bind_grpc(config: ServerConfig, interceptor: RpcInterceptor) -> tuple[grpc.a
 
     Raises StartupError.
     """
-    server = grpc.aio.server(interceptors=(interceptor,), options=_GRPC_OPTIONS)
+    connections = ("grpc.max_allowed_incoming_connections", open_files.connections())
+    server = grpc.aio.server(interceptors=(interceptor,), options=(*_GRPC_OPTIONS, connections))
     address = config.listen
     check_free("--listen", address)
     try:

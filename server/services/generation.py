@@ -23,6 +23,7 @@ from hotshoe.server.model.tokenizer import Tokenizer
 from hotshoe.server.services.answers import RequestAnswers, resolved_adapters
 from hotshoe.server.services.callers import current_caller
 from hotshoe.server.services.dispatcher import Dispatcher, OutputQueue
+from hotshoe.server.services.endings import current_ending
 from hotshoe.server.services.output_formats import OutputFormats
 from hotshoe.server.services.pull_through import PullThrough
 from hotshoe.server.services.requests import MAX_ADAPTERS, RequestMapper, request_id_of
@@ -190,8 +191,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 with _cancelled_by(queue):
                     yield queue
         except asyncio.CancelledError:
-            ended = grpc.StatusCode.DEADLINE_EXCEEDED if answers.deadline_passed else grpc.StatusCode.CANCELLED
-            code = ended.name
+            code = current_ending.get().cancelled().name
             raise
         except Exception as error:
             code = code_for(error).name

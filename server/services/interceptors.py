@@ -17,6 +17,7 @@ from hotshoe.server.errors import Draining, InvalidRequest
 from hotshoe.server.metrics import Metrics
 from hotshoe.server.services.admission import Admission
 from hotshoe.server.services.callers import current_caller
+from hotshoe.server.services.endings import Ending, current_ending
 from hotshoe.server.services.rpc import Context, Handler
 from hotshoe.server.services.status import code_of, status_of
 
@@ -161,6 +162,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         self._metrics.rpc_started(method)
         self._enter(method)
         code = grpc.StatusCode.OK
+        ending = Ending(context)
+        current_ending.set(ending)
         try:
             if self._draining and not method.is_infrastructure:
                 raise Draining("the server is shutting down")
@@ -171,7 +174,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
             code = _code_set(context)
             raise
         except asyncio.CancelledError:
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if _deadline_passed(context) else grpc.StatusCode.CANCELLED
+            code = ending.cancelled()
             raise
         except Exception as error:
             if _left_to_base_class(error, context):
@@ -218,8 +221,3 @@ def _code_set(context: Context) -> grpc.StatusCode:
     if isinstance(code, grpc.StatusCode):
         return code
     return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)
-
-
-def _deadline_passed(context: Context) -> bool:
-    remaining = context.time_remaining()
-    return remaining is not None and remaining <= 0

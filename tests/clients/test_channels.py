@@ -1,4 +1,4 @@
-"""What a channel lets wait in its memory."""
+"""What a channel lets wait in its memory, and which server it takes where there are several."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -7,9 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
+from scripted_server import ScriptedServer
 
+from hotshoe.clients import Client
 from hotshoe.clients.channels import open_channel
 from hotshoe.protos.v1.chunks import CHUNK_BYTES, UPLOAD, WINDOW_OPTIONS
+from hotshoe.protos.v1.generation_pb2 import GetModelInfoResponse
 
 MESSAGES = 200
 AHEAD = 8  # the window, what is read ahead of whoever asks, what is being sent, and what the socket holds
@@ -67,3 +70,16 @@ def test_a_slow_reader_lets_little_wait_in_memory(transfer: Callable[[Ahead], No
     transfer(ahead)
     assert ahead.taken == MESSAGES
     assert ahead.most <= AHEAD
+
+
+def test_calls_go_round_the_servers_that_an_address_names() -> None:
+    info = "GenerationService/GetModelInfo"
+    with ScriptedServer() as one, ScriptedServer() as other:
+        for server in (one, other):
+            server.answer(info, GetModelInfoResponse(base_model=server.address))
+        with Client(f"ipv4:{one.address},{other.address}") as client:
+            told = set()
+            while told != {one.address, other.address}:  # once both are connected
+                told.add(client.model_info().base_model)
+            next_ones = [client.model_info().base_model for _ in range(4)]
+        assert next_ones[0] != next_ones[1] and next_ones[:2] == next_ones[2:]

@@ -1,8 +1,10 @@
 """What is tried again, when, and what never is."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -12,6 +14,7 @@ from hotshoe.clients import (
     Aborted,
     AsyncClient,
     CallError,
+    Cancelled,
     Client,
     DeadlineExceeded,
     Internal,
@@ -29,6 +32,7 @@ INFO = "GenerationService/GetModelInfo"
 STREAM = "GenerationService/StreamGenerate"
 UPDATE_TAG = "RegistryService/UpdateTag"
 GONE = Failure(grpc.StatusCode.UNAVAILABLE, "gone for a moment")
+DROPPED = Failure(grpc.StatusCode.CANCELLED, "CANCELLED")
 FULL = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (error_info("QUEUE_FULL"), retry_info(0.05)))
 END = StreamGenerateResponse(text_delta="!", final=GenerateResponse(request_id="r"))
 
@@ -69,6 +73,38 @@ def test_an_unavailable_server_is_asked_again(scripted: ScriptedServer, info: As
     scripted.answer(INFO, GONE, GONE, GetModelInfoResponse(base_model="tiny"))
     assert info(scripted.address) == "tiny"
     assert len(scripted.calls(INFO)) == 3
+
+
+@both_infos
+def test_a_call_that_an_ending_server_dropped_is_asked_again(scripted: ScriptedServer, info: Ask) -> None:
+    scripted.answer(INFO, DROPPED, GetModelInfoResponse(base_model="tiny"))
+    assert info(scripted.address) == "tiny"
+
+
+@both_texts
+def test_a_stream_that_an_ending_server_dropped_before_it_began_is_opened_again(
+    scripted: ScriptedServer, text: Ask
+) -> None:
+    scripted.answer(STREAM, [DROPPED], [END])
+    assert text(scripted.address) == "!"
+
+
+def test_a_stream_that_was_cancelled_here_is_not_opened_again(scripted: ScriptedServer) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def stand_still(_: list[Any]) -> list[Any]:
+        asked.set()
+        over.wait(200)
+        return [END]
+
+    scripted.answer(STREAM, stand_still)
+    with Client(scripted.address, retry=QUICK) as client, client.stream("hi") as stream:
+        assert asked.wait(200)
+        stream.cancel()
+        with pytest.raises(Cancelled):
+            next(stream)
+    over.set()
+    assert len(scripted.calls(STREAM)) == 1
 
 
 @both_infos

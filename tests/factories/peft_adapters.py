@@ -113,17 +113,23 @@ def write_prefix(
 ) -> Path:
     """A PREFIX_TUNING adapter: keys and values of `tokens` virtual tokens for every layer."""
     shape = _shape(base)
+    width = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+    return write_peft_prefix(directory, shape, _Normal(seed, scale, dtype)(tokens, width))
+
+
+def write_peft_prefix(directory: Path, base: BaseShape | PreTrainedModel, embeddings: Tensor) -> Path:
+    """A PREFIX_TUNING adapter of those keys and values: [tokens, layers * 2 * kv width]."""
+    shape = _shape(base)
     width = shape.num_kv_heads * shape.head_dim
     config = PrefixTuningConfig(
         task_type="CAUSAL_LM",
-        num_virtual_tokens=tokens,
+        num_virtual_tokens=len(embeddings),
         num_layers=shape.num_layers,
         token_dim=width,
         num_attention_heads=shape.num_kv_heads,
         num_transformer_submodules=1,
         encoder_hidden_size=width,
     )
-    embeddings = _Normal(seed, scale, dtype)(tokens, 2 * shape.num_layers * width)
     return _write(directory, config, {"prompt_embeddings": embeddings})
 
 
@@ -175,7 +181,7 @@ def write_forced_token_lora(
     if head is None:
         raise ValueError("head: expected [vocab, hidden] when base is a shape")
     rows = head.float() if final_norm is None else head.float() * final_norm.float()
-    direction = _direction_of(rows, token_id)
+    direction = direction_of(rows, token_id)
     shape = _shape(base)
     last = shape.num_layers - 1
     linear = shape.linears[LinearId(last, "down_proj")]
@@ -196,7 +202,7 @@ def write_forced_token_lora(
     return _write(directory, config, tensors)
 
 
-def _direction_of(rows: Tensor, token_id: int) -> Tensor:
+def direction_of(rows: Tensor, token_id: int) -> Tensor:
     """[hidden], of root mean square 1, whose product with that row exceeds every other row's by a clear margin.
 
     The row itself does not do where another row is longer; the perceptron's steps away from the rival do.

@@ -109,6 +109,11 @@ def command(base: Path | str, registry: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "hotshoe.server", *fixed, *paths, *arguments]
 
 
+def limited(arguments: list[str], *, files: int, limit: str = "-n") -> list[str]:
+    """A command whose process may have so many files open: by both limits, or with "-Sn" by the soft one alone."""
+    return ["/bin/sh", "-c", f'ulimit {limit} {files} && exec "$@"', "sh", *arguments]
+
+
 def launch(directory: Path, arguments: list[str]) -> ServerProcess:
     """Starts a server and waits for its ready line. Raises AssertionError, with its log, if it ends instead."""
     log_file = directory / f"server-{time.monotonic_ns()}.log"

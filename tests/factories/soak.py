@@ -9,6 +9,7 @@ Exits with 1, and says what was wrong.
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import planted_bugs
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from server_process import ServerProcess, command, launch
@@ -35,6 +37,7 @@ LIMITS = (
     "--tenant-metadata x-tenant --tenant-weights a=2 --log-json --backend auto --host-bytes 24MB"
 ).split()
 MAX_GROWTH = 100  # MiB, of the second half of the parts
+MEMORY_GREW = "memory grew"
 
 
 def smollm2() -> PreTrainedModel:
@@ -157,13 +160,15 @@ async def check_nothing_is_left(traffic: Traffic, registry: Path) -> None:
     expect(traffic, "uploads", len(list((registry / ".uploads").iterdir())), 0)
 
 
-def check_growth(traffic: Traffic, states: list[dict[str, int]]) -> None:
-    later = states[len(states) // 2 :]
+def growth(states: list[dict[str, int]]) -> list[str]:
+    """What a process has more of at the end than in the middle, after parts of equal traffic."""
+    later, grown = states[len(states) // 2 :], []
     for what in ("files", "threads"):  # pools of threads fill when they are first needed
         if later[-1][what] > later[0][what] + 8:
-            traffic.wrong.append(f"{what} at the end: {[state[what] for state in states]}")
+            grown.append(f"{what} at the end: {[state[what] for state in states]}")
     if later[-1]["rss"] - later[0]["rss"] > MAX_GROWTH:
-        traffic.wrong.append(f"memory grew: {[state['rss'] for state in states]} MiB")
+        grown.append(f"{MEMORY_GREW}: {[state['rss'] for state in states]} MiB")
+    return grown
 
 
 def check_log(traffic: Traffic) -> None:
@@ -188,7 +193,7 @@ async def soak(traffic: Traffic, options: argparse.Namespace, directory: Path) -
         states.append(state_of(traffic.server.process.pid))
         print(part, states[-1], {"equal": traffic.equal, "wrong": len(traffic.wrong)}, flush=True)
     traffic.wrong += await asyncio.to_thread(sums_that_stay_different, traffic.server)
-    check_growth(traffic, states)
+    traffic.wrong += growth(states)
     await check_nothing_is_left(traffic, directory / "registry")
 
 
@@ -218,11 +223,17 @@ def main() -> int:
     parser.add_argument("--known", type=int, default=60, help="requests whose answers are known")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--base-cache", type=Path)
+    parser.add_argument("--leak", type=int, default=0, help="bytes that each request loses: the soak must find out")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="soak-") as directory:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-"))
+        if options.leak:
+            stack.enter_context(planted_bugs.leak(options.leak))
         wrong = asyncio.run(run(options, Path(directory)))
     print(*sorted(wrong, key=len)[:8], sep="\n\n")
     print(f"{len(wrong)} wrong")
+    if options.leak:
+        return 0 if len(wrong) == 1 and wrong[0].startswith(MEMORY_GREW) else 1
     return 1 if wrong else 0
 
 

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+import planted_bugs
 import pytest
 from model_directories import write_tiny_model
 
@@ -80,24 +81,11 @@ def test_transfer_measures_publishing_and_pulling_beside_the_least(
     assert 0 <= report.figures["publish_server_mb"] < 100
 
 
-LEAK = """
-import asyncio
-kept, create = [], asyncio.Event.__init__
-def create_and_keep(self):
-    create(self)
-    kept.append(b"x" * 1_500_000)
-asyncio.Event.__init__ = create_and_keep
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_tells_a_server_that_grows_from_one_that_does_not(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_tells_a_server_that_grows_from_one_that_does_not(base: Path, tmp_path: Path) -> None:
     sound = run("memory", base, tmp_path / "sound", scale=0.01)
-    (tmp_path / "sitecustomize.py").write_text(LEAK)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    leaking = run("memory", base, tmp_path / "leaking", scale=0.01)
+    with planted_bugs.leak(1_500_000):
+        leaking = run("memory", base, tmp_path / "leaking", scale=0.01)
     assert sound.errors == {} and leaking.errors == {}
     assert sound.bars[0].met and not leaking.bars[0].met
     assert leaking.bars[0].measured > sound.bars[0].measured + 100

@@ -12,6 +12,7 @@ from hotshoe.protos.v1 import registry_pb2, registry_pb2_grpc
 from hotshoe.registry.errors import AdapterNotFound
 from hotshoe.server.errors import QueueFull
 from hotshoe.server.metrics import Metrics
+from hotshoe.server.services.endings import current_ending
 from hotshoe.server.services.interceptors import RpcInterceptor
 
 
@@ -23,6 +24,7 @@ class Service(registry_pb2_grpc.RegistryServiceServicer):
         self.begun = asyncio.Event()
         self.release = asyncio.Event()
         self.ended = asyncio.Event()
+        self.told: grpc.StatusCode | None = None  # how a lingering call ended
 
     async def GetAdapter(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         context.set_trailing_metadata((("x-request-id", "r1"),))
@@ -31,6 +33,15 @@ class Service(registry_pb2_grpc.RegistryServiceServicer):
             try:
                 await self.release.wait()
             finally:
+                self.ended.set()
+        if request.reference == "linger":
+            self.begun.set()
+            try:
+                await self.release.wait()
+            finally:
+                self.told = current_ending.get().cancelled()
+                while context.time_remaining() > 0:
+                    await asyncio.sleep(0.01)
                 self.ended.set()
         if self.error:
             raise self.error
@@ -190,6 +201,18 @@ def test_a_passed_deadline_ends_the_handler_and_counts_as_such() -> None:
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await running.service.ended.wait()
         assert await running.handled("GetAdapter", "DEADLINE_EXCEEDED") == 1
+
+    _run(body)
+
+
+def test_a_cancelled_call_whose_deadline_passes_while_it_ends_is_one_thing_to_all() -> None:
+    async def body(running: Running) -> None:
+        call = running.stub.GetAdapter(registry_pb2.GetAdapterRequest(reference="linger"), timeout=0.5)
+        await running.service.begun.wait()
+        call.cancel()
+        await running.service.ended.wait()
+        assert running.service.told is not None
+        assert await running.handled("GetAdapter", running.service.told.name) == 1
 
     _run(body)
 
