@@ -117,7 +117,7 @@ def _target_and_credentials(
 
 def registry_stub(channel: Any) -> Any:
     """The registry's methods, of which those that carry blobs' bytes copy them less."""
-    stub: Any = RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub: Any = RegistryServiceStub(channel)
     stub.UploadBlob = channel.stream_unary(
         chunks.UPLOAD,
         request_serializer=chunks.encode,

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import grpc
 
@@ -14,8 +14,24 @@ from hotshoe.clients.tokens import Token
 from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceStub
 from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceStub
 
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.generation_pb2_grpc import GenerationServiceAsyncStub
+    from hotshoe.protos.v1.registry_pb2_grpc import RegistryServiceAsyncStub, RegistryServiceStub
+    from hotshoe.protos.v1.residency_pb2_grpc import ResidencyServiceAsyncStub
 
-def call(method: Any, request: Any, attempts: Attempts) -> Any:
+Q = TypeVar("Q")
+Q_contra = TypeVar("Q_contra", contravariant=True)
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Method(Protocol[Q_contra, R_co]):
+    """A method of a stub: calling it gives an answer, what awaits one, or a stream of answers."""
+
+    def __call__(self, request: Q_contra, timeout: float | None = None) -> R_co: ...
+
+
+def call(method: Method[Q, R], request: Q, attempts: Attempts) -> R:
     """The answer to a request."""
     while True:
         try:
@@ -25,7 +41,7 @@ def call(method: Any, request: Any, attempts: Attempts) -> Any:
         time.sleep(attempts.wait_after(failure))
 
 
-async def call_aio(method: Any, request: Any, attempts: Attempts) -> Any:
+async def call_aio(method: Method[Q, Awaitable[R]], request: Q, attempts: Attempts) -> R:
     """The same on the running event loop."""
     while True:
         try:
@@ -56,13 +72,13 @@ class _Stubs:
         self._channel = self._open_channel(server, credentials, token)
         self.server = server
         self._retry = retry
-        self._generation: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._generation: Any = GenerationServiceStub(self._channel)
         self._registry: Any = registry_stub(self._channel)
-        self._residency: Any = ResidencyServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._residency: Any = ResidencyServiceStub(self._channel)
 
     def _opening(
-        self, method: Any, request: Any, timeout: float | None
-    ) -> tuple[Callable[[float | None], Any], Attempts]:
+        self, method: Method[Q, R], request: Q, timeout: float | None
+    ) -> tuple[Callable[[float | None], R], Attempts]:
         """What a stream of answers begins with, and begins anew with."""
         return lambda remaining: method(request, timeout=remaining), Attempts(self._retry, timeout)
 
@@ -71,6 +87,9 @@ class Connection(_Stubs):
     """What the blocking client's methods call."""
 
     _open_channel = staticmethod(open_channel)
+    _generation: "GenerationServiceStub"
+    _registry: "RegistryServiceStub"
+    _residency: "ResidencyServiceStub"
 
     def close(self) -> None:
         """Ends what is under way and closes the connection."""
@@ -82,7 +101,7 @@ class Connection(_Stubs):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _call(self, method: Any, request: Any, timeout: float | None, *, idempotent: bool = True) -> Any:
+    def _call(self, method: Method[Q, R], request: Q, timeout: float | None, *, idempotent: bool = True) -> R:
         return call(method, request, Attempts(self._retry, timeout, idempotent=idempotent))
 
 
@@ -90,6 +109,9 @@ class AsyncConnection(_Stubs):
     """What the asyncio client's methods call."""
 
     _open_channel = staticmethod(open_aio_channel)
+    _generation: "GenerationServiceAsyncStub"
+    _registry: "RegistryServiceAsyncStub"
+    _residency: "ResidencyServiceAsyncStub"
 
     async def close(self) -> None:
         """Ends what is under way and closes the connection."""
@@ -101,5 +123,7 @@ class AsyncConnection(_Stubs):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
-    async def _call(self, method: Any, request: Any, timeout: float | None, *, idempotent: bool = True) -> Any:
+    async def _call(
+        self, method: Method[Q, Awaitable[R]], request: Q, timeout: float | None, *, idempotent: bool = True
+    ) -> R:
         return await call_aio(method, request, Attempts(self._retry, timeout, idempotent=idempotent))

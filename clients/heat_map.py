@@ -38,6 +38,7 @@ def draw_heat_map(diagnosis: Any, path: Path) -> None:
 
     matplotlib.use("Agg")  # no display is asked for
     from matplotlib import pyplot
+    from matplotlib.patches import Rectangle
 
     found = {one.target for one in diagnosis.linears}
     targets = [name for name in _ORDER if name in found] + sorted(found.difference(_ORDER))
@@ -52,7 +53,7 @@ def draw_heat_map(diagnosis: Any, path: Path) -> None:
         row = targets.index(one.target)
         value = _value(one, by_strength)
         if value is None:
-            axes.add_patch(pyplot.Rectangle((one.layer - 0.5, row - 0.5), 1, 1, color=_UNKNOWN))
+            axes.add_patch(Rectangle((one.layer - 0.5, row - 0.5), 1, 1, color=_UNKNOWN))
         else:
             values[row][one.layer] = value
         is_dark = value is not None and value > _DARK * most

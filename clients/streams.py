@@ -6,8 +6,8 @@ not delivered twice.
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, Generic, Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Generic, Protocol, Self, TypeVar
 
 import grpc
 
@@ -16,17 +16,36 @@ from hotshoe.clients.retry import Attempts
 from hotshoe.protos.v1 import generation_pb2 as generation
 
 T = TypeVar("T")
-StartCall = Callable[[float | None], Any]  # seconds left → a call of grpc or grpc.aio
+T_co = TypeVar("T_co", covariant=True)
+
+
+class StreamCall(Protocol[T_co]):
+    """A streaming call of grpc."""
+
+    def __iter__(self) -> Iterator[T_co]: ...
+    def cancel(self) -> object: ...
+
+
+class AsyncStreamCall(Protocol[T_co]):
+    """A streaming call of grpc.aio."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+    def cancel(self) -> object: ...
 
 
 class ResponseStream(Generic[T]):
     """The messages of one call; iterate over it. Leaving its `with` block, or `cancel()`, ends the call."""
 
-    def __init__(self, start: StartCall, attempts: Attempts) -> None:
+    def __init__(self, start: Callable[[float | None], StreamCall[T]], attempts: Attempts) -> None:
+        """`start` begins the call, with the seconds that are left."""
         self._start = start
         self._attempts = attempts
-        self._call = start(attempts.remaining())
         self._delivered = False
+        self._open()
+
+    def _open(self) -> None:
+        self._call = self._start(self._attempts.remaining())
+        self._messages = iter(self._call)
 
     def __iter__(self) -> Self:
         return self
@@ -34,7 +53,7 @@ class ResponseStream(Generic[T]):
     def __next__(self) -> T:
         while True:
             try:
-                message: T = next(self._call)
+                message = next(self._messages)
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
             else:
@@ -43,7 +62,7 @@ class ResponseStream(Generic[T]):
             if self._delivered:
                 raise failure
             time.sleep(self._attempts.wait_after(failure))
-            self._call = self._start(self._attempts.remaining())
+            self._open()
 
     def cancel(self) -> None:
         """Ends the call; the server stops working on it. May be called from any thread."""
@@ -59,7 +78,8 @@ class ResponseStream(Generic[T]):
 class AsyncResponseStream(Generic[T]):
     """The messages of one call; iterate over it. Leaving its `async with` block, or `cancel()`, ends the call."""
 
-    def __init__(self, start: StartCall, attempts: Attempts) -> None:
+    def __init__(self, start: Callable[[float | None], AsyncStreamCall[T]], attempts: Attempts) -> None:
+        """`start` begins the call, with the seconds that are left."""
         self._start = start
         self._attempts = attempts
         self._delivered = False
@@ -75,7 +95,7 @@ class AsyncResponseStream(Generic[T]):
     async def __anext__(self) -> T:
         while True:
             try:
-                message: T = await anext(self._messages)
+                message = await anext(self._messages)
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
             else:

@@ -223,7 +223,7 @@ def is_correct(candidate: Candidate, seeds: list[int], dtypes: list[torch.dtype]
     return None
 
 
-class Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Computed(TorchDispatchMode):
     """The names of torch's operators that ran, except those that only make or view memory."""
 
     def __init__(self) -> None:

@@ -32,6 +32,8 @@ def _check(arguments: argparse.Namespace) -> int:
         return _fail(f"--registry: {arguments.registry} holds no registry")
     try:
         with Registry(arguments.registry) as registry:
+            if arguments.remote:
+                registry.check_writable()
             source = BlobsOfRemotes(registry, arguments.remote, docker_config=arguments.docker_config)
             registry.heal_from(source)
             report = registry.fsck(heal=bool(arguments.remote))
@@ -95,7 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     serve = verbs.add_parser(
         "serve", help="let OCI clients read a registry; others may publish to it meanwhile", allow_abbrev=False
     )
-    serve.add_argument("--registry", type=Path, required=True, metavar="DIR", help="the registry; made if missing")
+    serve.add_argument(
+        "--registry",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the registry; made if missing, only read if it cannot be written",
+    )
     serve.add_argument(
         "--http", default="127.0.0.1:5000", metavar="HOST:PORT", help="port 0 takes a free one (default: %(default)s)"
     )

@@ -14,6 +14,7 @@ RegistryError
 ├── QuotaExceeded           the store, or a part of its names, is full
 ├── BlobCorrupt             stored bytes no longer match their digest
 ├── StoreUnavailable        the disk refused
+│   └── StoreReadOnly       the store is only read here, and something was to be written
 └── RemoteError             another registry; `remote` is its URL
     ├── RemoteUnavailable   it cannot be reached, is too slow, or fails
     ├── RemoteRefused       it does not let us, or wants what we do not do
@@ -103,6 +104,10 @@ class BlobCorrupt(RegistryError):
 
 class StoreUnavailable(RegistryError):
     """The disk refused a read or a write; nothing was acknowledged."""
+
+
+class StoreReadOnly(StoreUnavailable):
+    """The store's directory cannot be written from here, now or later; the message says which, why, and what to do."""
 
 
 class RemoteError(RegistryError):

@@ -9,6 +9,7 @@ from hotshoe.registry.reader import StoreReader
 from hotshoe.registry.store.commits import Commits
 from hotshoe.registry.store.fsck import FsckProgress, FsckReport, check_blobs
 from hotshoe.registry.store.garbage import DEFAULT_GRACE_SECONDS, Garbage, GarbageReport
+from hotshoe.registry.store.guest_leases import GuestLeases
 from hotshoe.registry.store.index import Index
 from hotshoe.registry.store.index_rows import Lease
 from hotshoe.registry.store.layout import Layout, disk
@@ -27,16 +28,17 @@ class StoreKeeper(StoreReader):
         self, layout: Layout, *, locks: StoreLocks, index: Index, commits: Commits, log: TagLog, reserve_bytes: int
     ) -> None:
         super().__init__(layout, locks=locks, index=index)
-        self._leases = Leases(layout)
+        self._leases = GuestLeases(layout, index) if layout.read_only else Leases(layout)
         self._views = Views(layout, locks)
-        reserve = Reserve(layout.root, reserve_bytes)
+        reserve = Reserve(layout.root, 0 if layout.read_only else reserve_bytes)
         reserve.keep()
         self._garbage = Garbage(
             layout, locks=locks, index=index, blobs=self._blobs, commits=commits, log=log, reserve=reserve
         )
 
     def lease(self, digests: Sequence[str], *, holder: str, ttl_seconds: float = DEFAULT_LEASE_SECONDS) -> None:
-        """Keeps adapters from being collected while `holder` uses them; leasing them again extends that.
+        """Keeps adapters from being collected while `holder` uses them; leasing them again extends that. Of a store
+        that is only read it is noted, but the collector who may write to it does not hear of it.
 
         Raises:
             AdapterNotFound: one is not here; nothing is leased.

@@ -1,6 +1,6 @@
 """What a store takes in: uploads, and what is published of them or brought from elsewhere, checked before it counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,7 @@ class StorePublisher(StoreKeeper):
         Raises:
             InvalidReference: one is not a digest.
         """
+        self.check_writable()
         missing = []
         with disk("checking blobs"), self._locks.publishing():
             for digest in dict.fromkeys(map(check_digest, digests)):
@@ -97,6 +98,7 @@ class StorePublisher(StoreKeeper):
             InvalidUpload: its size is negative or above the limit.
             InvalidReference: its digest is not one.
         """
+        self.check_writable()
         return self._uploads.open(blob)
 
     def begin_upload(self, blob: FileDescriptor) -> Upload:
@@ -107,6 +109,7 @@ class StorePublisher(StoreKeeper):
         Raises:
             InvalidUpload: its size is negative or above the limit.
         """
+        self.check_writable()
         return self._uploads.begin(blob)
 
     def add_files(self, files: Mapping[str, bytes]) -> list[FileDescriptor]:
@@ -252,17 +255,26 @@ class StorePublisher(StoreKeeper):
         return {file.file_name: self._blobs.path(file.digest) for file in files}
 
     def attach(
-        self, digest: str, document: bytes, *, artifact_type: str, file_name: str, annotations: Mapping[str, str]
+        self,
+        digest: str,
+        document: bytes,
+        *,
+        artifact_type: str,
+        file_name: str,
+        annotations: Mapping[str, str],
+        outranked_by: Callable[[bytes], bool] = lambda document: False,
     ) -> Referrer:
         """Keeps a document about an adapter as its latest of that type, as an OCI referrer; earlier ones stay.
 
-        Attaching equal bytes again only makes them the latest.
+        Attaching equal bytes again only makes them the latest. Documents of its type for which `outranked_by` holds
+        stay later than it, in the same commit.
 
         Raises:
             InvalidDocument: its type, name, size or annotations, or a signature that is none.
             AdapterNotFound, BlobCorrupt: no adapter has that digest, or its manifest is lost.
             StoreUnavailable: the disk refused; nothing was acknowledged, and repeating it is safe.
         """
+        self.check_writable()
         check_attachment(digest, document, artifact_type=artifact_type, file_name=file_name, annotations=annotations)
         self._content(check_digest(digest))
         with disk("attaching a document"):
@@ -277,7 +289,7 @@ class StorePublisher(StoreKeeper):
                 annotations=annotations,
             )
             referrer = read_referrer(manifest)
-            self._writer.add_referrer(referrer, manifest, documents=[EMPTY_CONFIG, document])
+            self._writer.add_referrer(referrer, manifest, documents=[EMPTY_CONFIG, document], outranked_by=outranked_by)
         return referrer
 
 

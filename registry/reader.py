@@ -41,6 +41,15 @@ class StoreReader:
         """From now on blobs that are found damaged or lost are fetched from there, while their reader waits."""
         self._healing.source = source
 
+    @property
+    def read_only(self) -> str:
+        """Why nothing is written to the store from here; "" if it may be."""
+        return self._layout.read_only
+
+    def check_writable(self) -> None:
+        """For those who would otherwise work long in vain. Raises StoreReadOnly if the store is only read."""
+        self._layout.check_writable()
+
     # Content.
 
     def manifest(self, name: str, digest: str) -> bytes:

@@ -5,6 +5,7 @@ the index's transaction, tags.log, and index.json if that is small; only then is
 the same backwards.
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hotshoe.registry.reader import MAX_PAGE_SIZE
 from hotshoe.registry.reference import given_as
 from hotshoe.registry.store.commits import Commits
 from hotshoe.registry.store.export import Export
+from hotshoe.registry.store.followed_index import FollowedIndex
 from hotshoe.registry.store.index import Index
 from hotshoe.registry.store.layout import Layout, disk
 from hotshoe.registry.store.locks import StoreLocks
@@ -46,6 +48,9 @@ class Registry(StorePublisher):
     thread; several processes may have one store open. Wants a local disk: the locks and SQLite's log are not safe on
     network file systems.
 
+    A store that cannot be written, on a read-only mount or in somebody else's directory, is only read, as `read_only`
+    says; it follows what others commit to it, from any machine, and every write raises StoreReadOnly.
+
     Args:
         root: the store's directory; made if it is missing, recovered if it was left in the middle of something.
         max_blob_bytes: larger uploads are refused.
@@ -55,7 +60,7 @@ class Registry(StorePublisher):
         reserve_bytes: room that is kept aside, so that garbage can be collected on a full disk.
 
     Raises:
-        StoreUnavailable: the directory is something else, damaged beyond recovery, or not readable and writable.
+        StoreUnavailable: the directory is something else, damaged beyond recovery, or not readable.
     """
 
     def __init__(
@@ -69,12 +74,11 @@ class Registry(StorePublisher):
         reserve_bytes: int = 0,
     ) -> None:
         layout = Layout(root.absolute())
-        locks, log = StoreLocks(layout.root), TagLog(layout)
+        locks, log = StoreLocks(layout.root, layout.check_writable), TagLog(layout)
+        self._machine: MachineLock | None = None
         try:
             with disk("cannot be opened"):
-                layout.create()
-                self._machine = MachineLock(layout.root)
-                index = self._recover(layout, locks, log)
+                index = self._open(layout, locks, log)
         except StoreUnavailable as error:
             raise StoreUnavailable(f"registry {root}: {error}") from error
         self._export = Export(layout, locks=locks, index=index, log=log)
@@ -83,10 +87,23 @@ class Registry(StorePublisher):
         limits = StoreLimits(max_blob_bytes, upload_ttl_seconds, quotas or {}, reserve_bytes)
         super().__init__(layout, locks=locks, index=index, commits=commits, log=log, policy=policy, limits=limits)
         self._tags = Tags(locks=locks, index=index, commits=commits, log=log, policy=policy)
-        with disk("removing old uploads"):
-            self._parts.reap()
+        if not layout.read_only:
+            with disk("removing old uploads"):
+                self._parts.reap()
+
+    def _open(self, layout: Layout, locks: StoreLocks, log: TagLog) -> Index:
+        layout.create()
+        if not layout.read_only:
+            try:
+                return self._recover(layout, locks, log)
+            except OSError as error:
+                if error.errno != errno.EROFS:
+                    raise
+                layout.read_only = "its disk takes no writes any more"  # though it is mounted as one that does
+        return FollowedIndex(layout, log)
 
     def _recover(self, layout: Layout, locks: StoreLocks, log: TagLog) -> Index:
+        self._machine = MachineLock(layout.root)
         try:
             return recover(layout, locks=locks, log=log)
         except BaseException:
@@ -106,7 +123,8 @@ class Registry(StorePublisher):
             self._export.close()
         self._leases.close()
         self._index.close()
-        self._machine.release()
+        if self._machine is not None:
+            self._machine.release()
 
     # Tags.
 

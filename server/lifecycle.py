@@ -128,7 +128,10 @@ class Server:
     def _watch(self) -> None:
         watchdog = asyncio.create_task(self._watchdog())
         self._cleanup.callback(watchdog.cancel)
-        if self.config.collect_every_seconds:
+        if self.registry.read_only:
+            path, reason = str(self.config.registry), self.registry.read_only
+            log_event(logging.WARNING, "registry_read_only", registry=path, reason=reason)
+        elif self.config.collect_every_seconds:
             collector = asyncio.create_task(self._collect_garbage(self.config.collect_every_seconds))
             self._cleanup.callback(collector.cancel)
 

@@ -113,7 +113,7 @@ class Metrics:
     """The server's metrics in a registry of their own. Every method may be called on any thread."""
 
     def __init__(self, *, legacy_names: bool = False) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()
         self.registry = CollectorRegistry(auto_describe=False)
         self._specs = {spec.name: spec for spec in (*METRICS, *(LEGACY_METRICS if legacy_names else ()))}
         self._metrics = {

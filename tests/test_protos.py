@@ -13,4 +13,4 @@ def test_generated_code_is_current(tmp_path):
     names = sorted(path.name for path in tmp_path.iterdir())
     same, different, missing = filecmp.cmpfiles(tmp_path, PROTOS / "v1", names, shallow=False)
     assert (different, missing) == ([], [])
-    assert len(same) == 9
+    assert len(same) == 12

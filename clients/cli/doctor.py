@@ -1,5 +1,6 @@
 """hotshoe doctor: what an adapter does to the base's weights. The server looks, for it has the weights."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +48,7 @@ def doctor(
     if (mitigate is None) != (name is None):
         raise ValueError("--mitigate and --as go together")
     corrected: Any = None
+    not_kept = ""
     with Client(server) as client:
         if mitigate is not None and name is not None:
             corrected = _mitigate(client, adapter, keep=mitigate, name=name)
@@ -60,9 +62,12 @@ def doctor(
                     progress=lambda step: update(step.stage, step.completed_bytes, step.total_bytes),
                 )
         else:
-            diagnosis = client.diagnose(adapter, exact=exact).diagnosis
+            response = client.diagnose(adapter, exact=exact)
+            diagnosis, not_kept = response.diagnosis, response.not_kept
     if png is not None:
         draw_heat_map(diagnosis, png)
+    if not_kept:
+        print(output.printable(f"hotshoe: the report is not kept: {not_kept}"), file=sys.stderr)
     if json:
         return output.print_json(corrected or diagnosis)
     _print_linears([one for one in diagnosis.linears if every or _is_notable(one)], len(diagnosis.linears))

@@ -33,7 +33,7 @@ def told_clearly() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # The reader of our output went away. What is still buffered would fail again when Python ends.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         raise typer.Exit(0) from None
     except ValueError as error:
         fail(str(error), USAGE)

@@ -229,7 +229,7 @@ class _Repository:
 
     def _failed(self, where: str, error: BaseException) -> HubError:
         if isinstance(error, self._hub.errors.HfHubHTTPError):
-            status = error.response.status_code  # type: ignore[attr-defined]
+            status = error.response.status_code
             return (HubRefused if status in (401, 403) else HubError)(f"{where}: it answered {status}")
         reason = ascii(" ".join(str(error).split())[:300])[1:-1]
         return HubError(f"{where}: {reason or type(error).__name__}")

@@ -84,7 +84,7 @@ class AdapterMethods(Connection):
     def get_adapter(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.Adapter:
         """The adapter that `reference` resolves to now: "name", "name:tag" or "name@sha256:<hex>"."""
         request = registry.GetAdapterRequest(reference=reference)
-        response: registry.GetAdapterResponse = self._call(self._registry.GetAdapter, request, timeout)
+        response = self._call(self._registry.GetAdapter, request, timeout)
         return response.adapter
 
     def list_adapters(
@@ -98,7 +98,7 @@ class AdapterMethods(Connection):
         """All adapters, newest first; pages are fetched as the iterator needs them, `timeout` is for each page."""
         request = registry.ListAdaptersRequest(name_contains=name_contains, kind=kind, page_size=page_size)
         while True:
-            page: registry.ListAdaptersResponse = self._call(self._registry.ListAdapters, request, timeout)
+            page = self._call(self._registry.ListAdapters, request, timeout)
             yield from page.adapters
             if not page.next_page_token:
                 return

@@ -84,7 +84,7 @@ class AsyncAdapterMethods(AsyncConnection):
     async def get_adapter(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> registry.Adapter:
         """The adapter that `reference` resolves to now: "name", "name:tag" or "name@sha256:<hex>"."""
         request = registry.GetAdapterRequest(reference=reference)
-        response: registry.GetAdapterResponse = await self._call(self._registry.GetAdapter, request, timeout)
+        response = await self._call(self._registry.GetAdapter, request, timeout)
         return response.adapter
 
     async def list_adapters(
@@ -98,7 +98,7 @@ class AsyncAdapterMethods(AsyncConnection):
         """All adapters, newest first; pages are fetched as the iterator needs them, `timeout` is for each page."""
         request = registry.ListAdaptersRequest(name_contains=name_contains, kind=kind, page_size=page_size)
         while True:
-            page: registry.ListAdaptersResponse = await self._call(self._registry.ListAdapters, request, timeout)
+            page = await self._call(self._registry.ListAdapters, request, timeout)
             for adapter in page.adapters:
                 yield adapter
             if not page.next_page_token:

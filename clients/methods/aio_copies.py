@@ -1,15 +1,14 @@
 """Adapters copied between the server and its remotes. Twin of `copies.py`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from hotshoe.clients import registry_messages
 from hotshoe.clients.channels import TRANSFER_SECONDS
-from hotshoe.clients.connection import AsyncConnection
-from hotshoe.clients.copies import Copy
+from hotshoe.clients.connection import AsyncConnection, Method, Q
+from hotshoe.clients.copies import Copy, T
 from hotshoe.clients.progress import Progress, ignore_progress
 from hotshoe.clients.retry import NO_RETRY, Attempts
-from hotshoe.clients.streams import AsyncResponseStream
+from hotshoe.clients.streams import AsyncResponseStream, AsyncStreamCall
 from hotshoe.protos.v1 import registry_pb2 as registry
 
 
@@ -76,10 +75,10 @@ class AsyncCopyMethods(AsyncConnection):
         await self._follow(self._registry.PullAdapter, request, copy, timeout)
         return copy.done
 
-    async def _follow(self, method: Any, request: Any, copy: Copy[Any], timeout: float | None) -> None:
+    async def _follow(
+        self, method: Method[Q, AsyncStreamCall[T]], request: Q, copy: Copy[T], timeout: float | None
+    ) -> None:
         # The server has tried a remote again that failed; to do so once more only takes longer.
-        stream: AsyncResponseStream[Any]
-        message: Any
         async with AsyncResponseStream(
             lambda left: method(request, timeout=left), Attempts(NO_RETRY, timeout)
         ) as stream:

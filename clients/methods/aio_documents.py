@@ -65,7 +65,6 @@ class AsyncDocumentMethods(AsyncAdapterMethods):
         request = registry.DownloadBlobRequest(digest=digest)
         blob = blob_messages.SmallBlob(digest, max_bytes)
         message: registry.DownloadBlobResponse
-        stream: AsyncResponseStream[registry.DownloadBlobResponse]
         async with AsyncResponseStream(*self._opening(self._registry.DownloadBlob, request, timeout)) as stream:
             async for message in stream:
                 blob.add(message.data)

@@ -23,7 +23,7 @@ class AsyncKeepingMethods(AsyncConnection):
     async def unview(self, reference: str, *, timeout: float | None = QUICK_SECONDS) -> bool:
         """Removes an adapter's view; whether there was one."""
         request = registry.DeleteViewRequest(reference=reference)
-        response: registry.DeleteViewResponse = await self._call(self._registry.DeleteView, request, timeout)
+        response = await self._call(self._registry.DeleteView, request, timeout)
         return response.deleted
 
     async def lease(
@@ -39,19 +39,19 @@ class AsyncKeepingMethods(AsyncConnection):
         Leasing it again is for so long from then on. It outlives restarts of client and server.
         """
         request = registry.LeaseAdapterRequest(reference=reference, holder=holder, ttl_seconds=ttl_seconds)
-        response: registry.LeaseAdapterResponse = await self._call(self._registry.LeaseAdapter, request, timeout)
+        response = await self._call(self._registry.LeaseAdapter, request, timeout)
         return response.lease
 
     async def release_lease(self, holder: str, reference: str = "", *, timeout: float | None = QUICK_SECONDS) -> int:
         """Ends a holder's lease of an adapter, or all that it has; returns how many there were."""
         request = registry.ReleaseLeaseRequest(holder=holder, reference=reference)
-        response: registry.ReleaseLeaseResponse = await self._call(self._registry.ReleaseLease, request, timeout)
+        response = await self._call(self._registry.ReleaseLease, request, timeout)
         return response.released
 
     async def leases(self, holder: str = "", *, timeout: float | None = QUICK_SECONDS) -> Sequence[registry.Lease]:
         """The leases that hold now, of a holder or of all, the first to expire first; those of servers, too."""
         request = registry.ListLeasesRequest(holder=holder)
-        response: registry.ListLeasesResponse = await self._call(self._registry.ListLeases, request, timeout)
+        response = await self._call(self._registry.ListLeases, request, timeout)
         return response.leases
 
     async def collect_garbage(
@@ -74,7 +74,6 @@ class AsyncKeepingMethods(AsyncConnection):
     ) -> registry.StoreReport:
         """Has the server read and hash every blob. With `heal`, what is damaged or lost is fetched from its remotes."""
         request = registry.CheckStoreRequest(heal=heal)
-        stream: AsyncResponseStream[registry.CheckStoreResponse]
         last: registry.CheckStoreResponse | None = None
         async with AsyncResponseStream(*self._opening(self._registry.CheckStore, request, timeout)) as stream:
             async for last in stream:

@@ -18,9 +18,7 @@ class AsyncTagMethods(AsyncConnection):
         Raises Aborted when it points elsewhere. Not tried again when the answer was lost: read the tag then.
         """
         request = registry.UpdateTagRequest(name=name, tag=tag, digest=digest, expected_digest=expected_digest)
-        response: registry.UpdateTagResponse = await self._call(
-            self._registry.UpdateTag, request, timeout, idempotent=False
-        )
+        response = await self._call(self._registry.UpdateTag, request, timeout, idempotent=False)
         return response.adapter
 
     async def delete_tag(self, name: str, tag: str, *, timeout: float | None = QUICK_SECONDS) -> None:
@@ -43,5 +41,5 @@ class AsyncTagMethods(AsyncConnection):
     ) -> Sequence[registry.TagMove]:
         """What became of a name's tags, or of one, the latest first; at most `limit`, or 100."""
         request = registry.ListTagMovesRequest(name=name, tag=tag, limit=limit)
-        response: registry.ListTagMovesResponse = await self._call(self._registry.ListTagMoves, request, timeout)
+        response = await self._call(self._registry.ListTagMoves, request, timeout)
         return response.moves

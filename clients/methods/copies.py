@@ -1,15 +1,14 @@
 """Adapters copied between the server and its remotes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from hotshoe.clients import registry_messages
 from hotshoe.clients.channels import TRANSFER_SECONDS
-from hotshoe.clients.connection import Connection
-from hotshoe.clients.copies import Copy
+from hotshoe.clients.connection import Connection, Method, Q
+from hotshoe.clients.copies import Copy, T
 from hotshoe.clients.progress import Progress, ignore_progress
 from hotshoe.clients.retry import NO_RETRY, Attempts
-from hotshoe.clients.streams import ResponseStream
+from hotshoe.clients.streams import ResponseStream, StreamCall
 from hotshoe.protos.v1 import registry_pb2 as registry
 
 
@@ -76,10 +75,8 @@ class CopyMethods(Connection):
         self._follow(self._registry.PullAdapter, request, copy, timeout)
         return copy.done
 
-    def _follow(self, method: Any, request: Any, copy: Copy[Any], timeout: float | None) -> None:
+    def _follow(self, method: Method[Q, StreamCall[T]], request: Q, copy: Copy[T], timeout: float | None) -> None:
         # The server has tried a remote again that failed; to do so once more only takes longer.
-        stream: ResponseStream[Any]
-        message: Any
         with ResponseStream(lambda left: method(request, timeout=left), Attempts(NO_RETRY, timeout)) as stream:
             for message in stream:
                 copy.take(message)

@@ -65,7 +65,6 @@ class DocumentMethods(AdapterMethods):
         request = registry.DownloadBlobRequest(digest=digest)
         blob = blob_messages.SmallBlob(digest, max_bytes)
         message: registry.DownloadBlobResponse
-        stream: ResponseStream[registry.DownloadBlobResponse]
         with ResponseStream(*self._opening(self._registry.DownloadBlob, request, timeout)) as stream:
             for message in stream:
                 blob.add(message.data)

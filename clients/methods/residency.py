@@ -24,7 +24,6 @@ class ResidencyMethods(Connection):
     ) -> residency.ResidentAdapter:
         """Loads an adapter, or a task of one that has tasks, ahead of its first request; waits until it is ready."""
         request = messages.load_request(reference, tier=tier, pin=pin, task=task)
-        stream: ResponseStream[residency.LoadAdapterResponse]
         last: residency.LoadAdapterResponse | None = None
         with ResponseStream(*self._opening(self._residency.LoadAdapter, request, timeout)) as stream:
             for last in stream:
@@ -42,9 +41,7 @@ class ResidencyMethods(Connection):
     def list_resident(self, *, timeout: float | None = QUICK_SECONDS) -> Sequence[residency.ResidentAdapter]:
         """The adapters that the server holds in memory."""
         request = residency.ListResidentAdaptersRequest()
-        response: residency.ListResidentAdaptersResponse = self._call(
-            self._residency.ListResidentAdapters, request, timeout
-        )
+        response = self._call(self._residency.ListResidentAdapters, request, timeout)
         return response.adapters
 
     def watch_status(

@@ -18,7 +18,7 @@ class TagMethods(Connection):
         Raises Aborted when it points elsewhere. Not tried again when the answer was lost: read the tag then.
         """
         request = registry.UpdateTagRequest(name=name, tag=tag, digest=digest, expected_digest=expected_digest)
-        response: registry.UpdateTagResponse = self._call(self._registry.UpdateTag, request, timeout, idempotent=False)
+        response = self._call(self._registry.UpdateTag, request, timeout, idempotent=False)
         return response.adapter
 
     def delete_tag(self, name: str, tag: str, *, timeout: float | None = QUICK_SECONDS) -> None:
@@ -41,5 +41,5 @@ class TagMethods(Connection):
     ) -> Sequence[registry.TagMove]:
         """What became of a name's tags, or of one, the latest first; at most `limit`, or 100."""
         request = registry.ListTagMovesRequest(name=name, tag=tag, limit=limit)
-        response: registry.ListTagMovesResponse = self._call(self._registry.ListTagMoves, request, timeout)
+        response = self._call(self._registry.ListTagMoves, request, timeout)
         return response.moves

@@ -106,7 +106,7 @@ def _train_step(model: Any, examples: Sequence[Example], optimizer: Any, *, pad_
         # The logits before a column predict it; those of the prompt alone are not worth their time.
         logits = model(**inputs, use_cache=False, logits_to_keep=num_columns + 1).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -401,12 +401,14 @@ class DiagnoseAdapterRequest(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., exact: _Optional[bool] = ..., approximate_rank: _Optional[int] = ...) -> None: ...
 
 class DiagnoseAdapterResponse(_message.Message):
-    __slots__ = ("diagnosis", "referrer")
+    __slots__ = ("diagnosis", "referrer", "not_kept")
     DIAGNOSIS_FIELD_NUMBER: _ClassVar[int]
     REFERRER_FIELD_NUMBER: _ClassVar[int]
+    NOT_KEPT_FIELD_NUMBER: _ClassVar[int]
     diagnosis: Diagnosis
     referrer: Referrer
-    def __init__(self, diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., referrer: _Optional[_Union[Referrer, _Mapping]] = ...) -> None: ...
+    not_kept: str
+    def __init__(self, diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., referrer: _Optional[_Union[Referrer, _Mapping]] = ..., not_kept: _Optional[str] = ...) -> None: ...
 
 class MitigateAdapterRequest(_message.Message):
     __slots__ = ("reference", "keep", "name", "tags")

@@ -86,5 +86,5 @@ def whole(blocks: "Tensor", count: int) -> "Tensor":
 
     if count == 1:
         return blocks
-    matrix: Tensor = torch.block_diag(*blocks.chunk(count))  # type: ignore[no-untyped-call]
+    matrix: Tensor = torch.block_diag(*blocks.chunk(count))
     return matrix

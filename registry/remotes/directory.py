@@ -14,6 +14,7 @@ from hotshoe.registry.errors import (
     RemoteDamaged,
     RemoteRefused,
     RemoteUnavailable,
+    StoreReadOnly,
     StoreUnavailable,
 )
 from hotshoe.registry.manifest import FileDescriptor
@@ -24,7 +25,7 @@ from hotshoe.registry.remotes.remote_url import RemoteUrl
 
 
 class DirectoryRemote:
-    """A store, made if it is missing. Its tags are compared and set."""
+    """A store, made if it is missing, and only read if it cannot be written. Its tags are compared and set."""
 
     def __init__(self, url: RemoteUrl) -> None:
         self.url = url
@@ -112,6 +113,8 @@ class DirectoryRemote:
         except BlobCorrupt as error:
             raise RemoteDamaged(str(self.url), str(error)) from error
         except (BlobNotFound, InvalidUpload) as error:
+            raise RemoteRefused(str(self.url), str(error)) from error
+        except StoreReadOnly as error:
             raise RemoteRefused(str(self.url), str(error)) from error
         except (StoreUnavailable, OSError) as error:
             raise RemoteUnavailable(str(self.url), str(error)) from error

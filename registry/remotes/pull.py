@@ -59,7 +59,9 @@ def pull(
         RemoteError: it could not be pulled; the error names the remote. What came of its blobs is kept for the next
             time, but no adapter.
         InvalidAdapter, IncompatibleAdapter: it is refused.
+        StoreReadOnly: nothing is copied here.
     """
+    registry.check_writable()
     digest = reference if is_digest(reference) else remote.resolve(name, check_tag(reference))
     with _one_at_a_time(registry, digest):
         manifest = remote.read_manifest(name, digest)

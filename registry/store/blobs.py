@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hotshoe.registry.digest import digest_hex, digest_of, digest_of_stream, is_digest
-from hotshoe.registry.errors import BlobCorrupt, BlobNotFound
+from hotshoe.registry.errors import BlobCorrupt, BlobNotFound, StoreReadOnly
 from hotshoe.registry.store.index import Index, is_io_error
 from hotshoe.registry.store.index_rows import Fingerprint
-from hotshoe.registry.store.layout import Layout, open_regular, write_synced
+from hotshoe.registry.store.layout import Layout, entries, open_regular, write_synced
 from hotshoe.registry.store.quarantine import Quarantine
 
 # A collector spares what was touched within its grace, which is at least an hour.
@@ -170,7 +170,7 @@ class BlobStore:
 
     def scan(self) -> Iterator[tuple[str, int]]:
         """Digest and size in bytes of every regular file that is named as a blob."""
-        for entry in os.scandir(self._layout.blobs):
+        for entry in entries(self._layout.blobs):
             digest = f"sha256:{entry.name}"
             if is_digest(digest) and entry.is_file(follow_symlinks=False):
                 try:
@@ -201,7 +201,7 @@ class BlobStore:
 
     def _set_aside(self, digest: str, inode: int) -> None:
         self._verified.pop(digest, None)
-        with suppress(OSError):  # gone already, or the disk takes no writes: the caller raises anyway
+        with suppress(OSError, StoreReadOnly):  # gone already, or the disk takes no writes: the caller raises anyway
             if os.lstat(self.path(digest)).st_ino == inode:  # and not what a new upload put there meanwhile
                 self._quarantine.take(self.path(digest), digest)
 

@@ -24,7 +24,7 @@ from hotshoe.registry.store.blobs import BlobStore
 from hotshoe.registry.store.commits import Commits
 from hotshoe.registry.store.index import Index
 from hotshoe.registry.store.index_transaction import Transaction
-from hotshoe.registry.store.layout import Layout
+from hotshoe.registry.store.layout import Layout, entries
 from hotshoe.registry.store.locks import StoreLocks
 from hotshoe.registry.store.quarantine import DamagedFile, Quarantine
 from hotshoe.registry.store.reserve import Reserve, is_full
@@ -190,7 +190,7 @@ class Garbage:
         return self._blobs.older_than(digest, oldest) or self._blobs.size(digest) is None
 
     def _viewed(self) -> set[str]:
-        return {digest for name in os.listdir(self._layout.views) if is_digest(digest := f"sha256:{name}")}
+        return {digest for entry in entries(self._layout.views) if is_digest(digest := f"sha256:{entry.name}")}
 
     def _ancestors(self, digests: Iterable[str]) -> set[str]:
         parents = self._parents()
@@ -229,7 +229,7 @@ class Garbage:
         return swept
 
     def _trash(self) -> dict[str, int]:
-        return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._layout.trash)}
+        return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries(self._layout.trash)}
 
     def _empty_trash(self) -> dict[str, int]:
         trash = self._trash()

@@ -110,7 +110,8 @@ class Healing:
             logger.error("blob %s is damaged or lost", digest)
             healed = False
             try:
-                healed = self._make_again(digest) or self._release(digest) or self._fetch(digest)
+                if not self._layout.read_only:  # else it is for those who may write
+                    healed = self._make_again(digest) or self._release(digest) or self._fetch(digest)
             finally:
                 if self.source is not None:
                     self.source.note(digest, healed=healed)

@@ -7,7 +7,7 @@ come under `StoreLocks.committing`.
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._mutex = threading.Lock()  # of the writing connection
-        self._read_mutex = threading.Lock()
+        self._mutex: AbstractContextManager[Any] = threading.Lock()  # of the writing connection
+        self._read_mutex: AbstractContextManager[Any] = threading.Lock()
         if not path.exists():
             for suffix in ("-wal", "-shm"):  # the log of a database that is gone must not be replayed
                 path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -86,6 +86,11 @@ class Transaction:
             self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (digest,))
         self._connection.execute("DELETE FROM manifests WHERE digest = ?", (digest,))
 
+    def referrers_of(self, subject: str) -> list[str]:
+        """The digests of the documents about an adapter."""
+        sql = "SELECT digest FROM referrers WHERE subject = ?"
+        return [row[0] for row in self._connection.execute(sql, (subject,))]
+
     def forget_verified(self, digests: Iterable[str]) -> None:
         """Drops what is remembered of files that may go."""
         self._connection.executemany("DELETE FROM verified WHERE digest = ?", [(digest,) for digest in digests])

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from hotshoe.registry.errors import StoreUnavailable
+from hotshoe.registry.errors import StoreReadOnly, StoreUnavailable
 
 _OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _MAX_INDEX_BYTES = 256 << 20
+_WRITTEN_IN_PLACE = (".db", ".db-wal", ".db-shm", "tags.log", "leases.log", ".gate", ".gc", ".lock", ".machine")
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class Layout:
           views/<hex of a manifest>/<file>                         hard links, for those who want a directory
           .tmp/ .uploads/ .quarantine/ .trash/ .gate .gc .lock     ours; a layout may hold unknown files
           .machine .db
+
+    Attributes:
+        read_only: why the store is only read; "" if it may be written to. Known once it is open.
     """
 
     def __init__(self, root: Path) -> None:
@@ -52,35 +56,64 @@ class Layout:
         self.database = root / ".db"
         self.tag_log = root / "tags.log"
         self.lease_log = root / "leases.log"
+        self.read_only = ""
         self._staging = root / ".tmp"
         self._index_json = root / "index.json"
         self._failure: str | None = None
 
     def create(self) -> None:
-        """Makes what is missing.
+        """Makes what is missing. A store that is there and cannot be written stays as it is: `read_only` says why.
 
         Raises:
-            StoreUnavailable: the directory holds something else, or cannot be read and written.
+            StoreUnavailable: the directory holds something else, or cannot be read.
             OSError: the disk refused.
         """
         if self.root.exists() and not self.root.is_dir():
             raise StoreUnavailable("expected a directory")
+        self._check_readable()
+        if (self.root / "oci-layout").exists():
+            self._refuse_foreign_directory()
+            self.read_only = self._obstacle()
+            if self.read_only:
+                return
         self.root.mkdir(parents=True, exist_ok=True)
-        if os.statvfs(self.root).f_flag & os.ST_RDONLY:
-            raise StoreUnavailable("its file system is mounted read-only; `hotshoe import` copies adapters from there")
         self._refuse_foreign_directory()
-        directories = (self.blobs, self.uploads, self.quarantine, self.trash, self.views, self._staging)
-        for directory in directories:
+        for directory in self._directories[1:]:
             directory.mkdir(parents=True, exist_ok=True)
-        for directory in (self.root, *directories):
-            if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-                raise StoreUnavailable("the directory is not readable and writable by this user")
         if not (self.root / "oci-layout").exists():
             self.replace_file("oci-layout", _OCI_LAYOUT)
             self.sync_directory(self.blobs.parent)
 
+    @property
+    def _directories(self) -> tuple[Path, ...]:
+        return (self.root, self.blobs, self.uploads, self.quarantine, self.trash, self.views, self._staging)
+
+    def _check_readable(self) -> None:
+        for directory in (self.root, self.blobs):
+            if directory.exists() and not os.access(directory, os.R_OK | os.X_OK):
+                raise StoreUnavailable(f"{directory} is not readable by this user")
+
+    def _obstacle(self) -> str:
+        """Why a store that is there cannot be written; "" if it can."""
+        if os.statvfs(self.root).f_flag & os.ST_RDONLY:
+            return "its file system is mounted read-only"
+        files = (self.root / name for name in _WRITTEN_IN_PLACE)
+        for path in (*self._directories, *files):
+            needed = os.W_OK | os.X_OK if path.is_dir() else os.R_OK | os.W_OK
+            if path.exists() and not os.access(path, needed):
+                return f"this user may not write to {path}"
+        return ""
+
+    def check_writable(self) -> None:
+        """Raises StoreReadOnly if the store is only read."""
+        if self.read_only:
+            raise StoreReadOnly(
+                f"registry {self.root} is read-only: {self.read_only}; publish, tag and collect where it can be "
+                "written, or copy it (cp -a) and serve the copy"
+            )
+
     def _refuse_foreign_directory(self) -> None:
-        for entry in (*os.scandir(self.root), *_entries(self.blobs.parent)):
+        for entry in (*os.scandir(self.root), *entries(self.blobs.parent)):
             if entry.is_symlink():
                 raise StoreUnavailable(f"{os.path.relpath(entry.path, self.root)!r} is a symbolic link; remove it")
         marker = self.root / "oci-layout"
@@ -185,7 +218,8 @@ class Layout:
             raise StoreUnavailable(f"the store takes no writes until the server restarts: {self._failure}")
 
 
-def _entries(directory: Path) -> list[os.DirEntry[str]]:
+def entries(directory: Path) -> list[os.DirEntry[str]]:
+    """What is in a directory; nothing if it is not there, as in a copy of a store that left out what was empty."""
     try:
         return list(os.scandir(directory))
     except FileNotFoundError:

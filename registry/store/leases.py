@@ -48,7 +48,7 @@ class Leases:
             AdapterNotFound: one is not in the store; nothing is leased.
             InvalidReference: a digest is malformed, the holder has no name, or the time is not above 0.
         """
-        expires = time.time() + _check_ttl(ttl_seconds)
+        expires = time.time() + check_ttl(ttl_seconds)
         leases = [Lease(check_holder(holder), check_digest(digest), expires) for digest in digests]
         with self._transaction() as changes:
             self._add(leases)
@@ -61,7 +61,7 @@ class Leases:
             AdapterNotFound, InvalidReference: as `take`.
             QuotaExceeded: there are as many leases as there may be.
         """
-        lease = Lease(check_holder(holder), check_digest(digest), time.time() + _check_ttl(ttl_seconds))
+        lease = Lease(check_holder(holder), check_digest(digest), time.time() + check_ttl(ttl_seconds))
         with self._transaction(durable=True) as changes:
             self._connection.execute("DELETE FROM leases WHERE expires <= ?", (time.time(),))
             self._add([lease])
@@ -79,7 +79,7 @@ class Leases:
 
     def renew(self, holder: str, *, ttl_seconds: float) -> int:
         """Extends all leases of a holder; returns how many it has."""
-        expires = time.time() + _check_ttl(ttl_seconds)
+        expires = time.time() + check_ttl(ttl_seconds)
         with self._transaction() as changes:
             self._connection.execute("UPDATE leases SET expires = ? WHERE holder = ?", (expires, check_holder(holder)))
             changes += [LeaseChange(*row) for row in self._connection.execute(f"{_ALL} WHERE holder = ?", (holder,))]
@@ -136,7 +136,7 @@ class Leases:
         self._connection, self._identity = connection, identity
 
 
-def _check_ttl(seconds: float) -> float:
+def check_ttl(seconds: float) -> float:
     if not 0 < seconds < float("inf"):
         raise InvalidReference(f"ttl_seconds {seconds}: expected more than 0", field="ttl_seconds")
     return seconds

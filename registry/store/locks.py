@@ -7,15 +7,20 @@ collector holds back new publishers and cannot starve, and what a publisher link
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 class StoreLocks:
-    """The lock files of one store. A lock ends with the process that held it."""
+    """The lock files of one store. A lock ends with the process that held it.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        check: raises where nobody may change the store; asked before each lock is taken.
+    """
+
+    def __init__(self, root: Path, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
         self._gate = root / ".gate"
         self._gc = root / ".gc"
         self._lock = root / ".lock"
@@ -23,18 +28,21 @@ class StoreLocks:
     @contextmanager
     def publishing(self) -> Iterator[None]:
         """While it is held, nothing is collected. Many may hold it."""
+        self._check()
         with _flock(self._gc, fcntl.LOCK_SH, turnstile=self._gate):
             yield
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """While it is held, nobody publishes: for garbage collection and for recovery at start."""
+        self._check()
         with _flock(self._gc, fcntl.LOCK_EX, turnstile=self._gate):
             yield
 
     @contextmanager
     def committing(self) -> Iterator[None]:
         """While it is held, nobody else changes the index or its export. Taken inside one of the others."""
+        self._check()
         with _flock(self._lock, fcntl.LOCK_EX):
             yield
 

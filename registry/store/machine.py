@@ -79,5 +79,6 @@ def _take(fd: int, me: str) -> None:
         return
     name = holder.partition(" ")[2]
     raise StoreUnavailable(
-        f"the machine {name!r} has it open; a registry's directory is for the processes of one machine"
+        f"the machine {name!r} has it open; a registry's directory is for the processes of one machine, and others "
+        "may read it where it is mounted read-only"
     )

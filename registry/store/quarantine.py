@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hotshoe.registry.digest import digest_hex, digest_of_stream, is_digest
-from hotshoe.registry.store.layout import Layout, open_regular
+from hotshoe.registry.store.layout import Layout, entries, open_regular
 
 
 class DamagedFile(NamedTuple):
@@ -36,7 +36,8 @@ class Quarantine:
         self._directory = layout.quarantine
 
     def take(self, path: Path, digest: str = "") -> None:
-        """Moves a file here: what lay in a blob's place, or else a part of the index. Raises OSError."""
+        """Moves a file here: what lay in a blob's place, or else a part of the index. Raises OSError, StoreReadOnly."""
+        self._layout.check_writable()
         name = digest_hex(digest) if digest else f"index{path.name.removeprefix(self._layout.database.name)}"
         with suppress(OSError):
             os.utime(path, follow_symlinks=False)  # the grace begins now
@@ -45,7 +46,7 @@ class Quarantine:
     def files(self, digest: str = "") -> list[DamagedFile]:
         """What is here, of a blob or in all, what came first first."""
         found = []
-        for entry in os.scandir(self._directory):
+        for entry in entries(self._directory):
             stem, dot, _ = entry.name.partition(".")
             known = f"sha256:{stem}" if is_digest(f"sha256:{stem}") else ""
             is_ours = dot and (known or stem in ("index", "index-wal", "index-shm"))

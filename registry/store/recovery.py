@@ -22,6 +22,7 @@ from hotshoe.registry.store.export import index_document
 from hotshoe.registry.store.index import Index, IndexDamaged
 from hotshoe.registry.store.index_json import IndexListing, read_index, read_log_id
 from hotshoe.registry.store.index_rows import IndexEntry, ReferrerRow, StoredManifest
+from hotshoe.registry.store.index_transaction import Transaction
 from hotshoe.registry.store.layout import Layout
 from hotshoe.registry.store.lease_log import LeaseLog
 from hotshoe.registry.store.locks import StoreLocks
@@ -109,29 +110,38 @@ def _doubt(index: Index, *, layout: Layout, log: TagLog) -> str:
 
 def _rebuild(index: Index, *, layout: Layout, log: TagLog, lease_log: LeaseLog) -> None:
     blobs = BlobStore(layout, index)
-    entries, referrers, _ = _acknowledged(layout, blobs=blobs, log=log)
-    sizes = {entry.digest: entry.size_bytes for entry in entries}
-    manifests = [_stored_manifest(digest, size, blobs) for digest, size in sizes.items()]
+    listing = acknowledged(layout, blobs=blobs, log=log)
     with index.transaction() as transaction:
-        transaction.create_tables()
-        for manifest in manifests:
-            transaction.add_manifest(manifest)
-        for entry in entries:
-            transaction.add_adapter(entry.name, entry.digest)
-            if entry.tag is not None:
-                transaction.set_tag(entry.name, entry.tag, entry.digest)
-        for row in referrers:
-            if (found := _stored_referrer(row, blobs)) is not None:
-                transaction.add_manifest(found)
-                transaction.add_referrer(row)
+        fill(transaction, listing, blobs)
         if (last := log.last_line())[0]:
             transaction.add_move(*last)  # so that it is known how far the index has come
         transaction.add_leases(lease_log.leases(after=time.time()).values())
-    if entries:
-        logger.warning("the index was rebuilt: %d adapters", len(manifests))
+    if listing.entries:
+        logger.warning("the index was rebuilt: %d adapters", len({entry.digest for entry in listing.entries}))
 
 
-def _acknowledged(layout: Layout, *, blobs: BlobStore, log: TagLog) -> IndexListing:
+def fill(transaction: Transaction, listing: IndexListing, blobs: BlobStore) -> None:
+    """Gives an empty index its tables, and what is listed, with what the blobs say of it."""
+    transaction.create_tables()
+    for digest, size in {entry.digest: entry.size_bytes for entry in listing.entries}.items():
+        transaction.add_manifest(stored_manifest(digest, size, blobs))
+    for entry in listing.entries:
+        transaction.add_adapter(entry.name, entry.digest)
+        if entry.tag is not None:
+            transaction.set_tag(entry.name, entry.tag, entry.digest)
+    for row in listing.referrers:
+        if (found := stored_referrer(row, blobs)) is not None:
+            transaction.add_manifest(found)
+            transaction.add_referrer(row)
+
+
+def acknowledged(layout: Layout, *, blobs: BlobStore, log: TagLog) -> IndexListing:
+    """What index.json and tags.log say was acknowledged.
+
+    Raises:
+        StoreUnavailable: there are blobs, and neither says what they are called.
+        OSError: the disk refused.
+    """
     exported = layout.read_index()
     listing = read_index(exported) if exported is not None else None
     if listing is not None:
@@ -183,7 +193,8 @@ def _replayed(listing: IndexListing, events: Iterable[Move | ReferrerRow], blobs
     return IndexListing(entries, list(referrers.values()), listing.log_id)
 
 
-def _stored_manifest(digest: str, size_bytes: int, blobs: BlobStore) -> StoredManifest:
+def stored_manifest(digest: str, size_bytes: int, blobs: BlobStore) -> StoredManifest:
+    """An adapter's manifest as the index keeps it, without its document if that is lost."""
     try:
         document = _manifest_bytes(digest, blobs)
         content = read_manifest(document)
@@ -212,7 +223,8 @@ def _found_referrers(blobs: BlobStore, subjects: Collection[str]) -> list[Referr
     return rows
 
 
-def _stored_referrer(row: ReferrerRow, blobs: BlobStore) -> StoredManifest | None:
+def stored_referrer(row: ReferrerRow, blobs: BlobStore) -> StoredManifest | None:
+    """A document's manifest as the index keeps it; None if it is lost."""
     referrer = _read_referrer(row.digest, blobs)
     if referrer is None or referrer.subject != row.subject:
         logger.error("a referrer of %s is lost: %s", row.subject, row.digest)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import BinaryIO, NamedTuple
 
 from hotshoe.registry.manifest import canonical_json
-from hotshoe.registry.store.index_rows import ReferrerRow
+from hotshoe.registry.store.index_rows import Fingerprint, ReferrerRow
 from hotshoe.registry.store.layout import Layout
 
 _TAIL_BYTES = 64 << 10
@@ -57,6 +57,14 @@ class TagLog:
             return end.id, end.line.decode()
         return 0, ""
 
+    def stamp(self) -> Fingerprint | None:
+        """What its file is like, which is another once something was appended; None if there is no file."""
+        try:
+            status = os.stat(self._layout.tag_log)
+        except FileNotFoundError:
+            return None
+        return Fingerprint(status.st_ino, status.st_size, status.st_mtime_ns)
+
     def append(self, lines: Sequence[tuple[int, str]]) -> None:
         """Adds those of `lines` that the log lacks, and syncs all. A commit that a crash tore is cut off first."""
         if not lines:
@@ -87,9 +95,14 @@ class TagLog:
 
     def events(self, *, after: int) -> list[Move | ReferrerRow]:
         """What happened after the entry of that id, in order; what cannot be read is left out."""
+        return self.events_from(0, after=after)[0]
+
+    def events_from(self, position: int, *, after: int = 0) -> tuple[list[Move | ReferrerRow], int]:
+        """As `events`, of the commits that begin at that byte of the file; and the byte at which the next one will."""
         events: list[Move | ReferrerRow] = []
         with suppress(FileNotFoundError), self._open(os.O_RDONLY) as file:
-            for line in _whole_commits(file):
+            for line in _whole_commits(file, position):
+                position += len(line)
                 with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
                     if entry["id"] <= after:
@@ -98,7 +111,7 @@ class TagLog:
                         events.append(ReferrerRow(*(entry[key] for key in _REFERRER_KEYS)))
                     else:
                         events.append(Move(entry["name"], entry["tag"], entry["old"], entry["new"]))
-        return events
+        return events, position
 
     def digests_since(self, seconds: float) -> set[str]:
         """What was published, and what tags have left or come to, since a time in seconds since the epoch."""
@@ -135,10 +148,10 @@ def log_line(event_id: int, event: Move | ReferrerRow, *, more: int = 0) -> str:
     return canonical_json(entry).decode() + "\n"
 
 
-def _whole_commits(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of the commits that no crash tore."""
-    left = _end_of_commits(file).position
-    file.seek(0)
+def _whole_commits(file: BinaryIO, position: int = 0) -> Iterator[bytes]:
+    """The lines of the commits that no crash tore, from a byte at which one begins."""
+    left = _end_of_commits(file).position - position
+    file.seek(position)
     for line in file:
         left -= len(line)
         if left < 0:

@@ -3,11 +3,11 @@
 Nothing is acknowledged before all of it is durable, and repeating it is safe.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, BlobNotFound, InvalidUpload
 from hotshoe.registry.manifest import AdapterContent, AdapterRecord, Artifact, FileDescriptor
-from hotshoe.registry.referrer import Referrer
+from hotshoe.registry.referrer import Referrer, read_referrer
 from hotshoe.registry.store.blobs import BlobStore
 from hotshoe.registry.store.commits import Commits, move_tags
 from hotshoe.registry.store.index import Index
@@ -101,8 +101,17 @@ class StoreWriter:
         assert row is not None, "committed above, and nothing is collected while publishing"
         return AdapterRecord.of(content, name=name, tags=row.tags), created
 
-    def add_referrer(self, referrer: Referrer, manifest: bytes, *, documents: Sequence[bytes]) -> None:
-        """Commits a document about an adapter as its latest; `documents` are those of its blobs that may not be here.
+    def add_referrer(
+        self,
+        referrer: Referrer,
+        manifest: bytes,
+        *,
+        documents: Sequence[bytes],
+        outranked_by: Callable[[bytes], bool] = lambda document: False,
+    ) -> None:
+        """Commits a document about an adapter as its latest, but for those of its type by which it is outranked.
+
+        `documents` are those of its blobs that may not be here.
 
         Raises:
             AdapterNotFound: the adapter was collected meanwhile.
@@ -115,12 +124,31 @@ class StoreWriter:
                 raise AdapterNotFound(f"no adapter {referrer.subject}")
             transaction.add_manifest(StoredManifest(referrer.digest, len(manifest), kind, manifest, referrer.blobs))
             transaction.remember_verified(self._blobs.fingerprints([referrer.digest, *referrer.blobs]))
-            transaction.add_referrer(ReferrerRow(referrer.digest, referrer.subject, kind, len(manifest)))
+            above = [
+                row for row in self._index.referrers(subject=referrer.subject, artifact_type=kind) if outranks(row)
+            ]
+            for row in (ReferrerRow(referrer.digest, referrer.subject, kind, len(manifest)), *above):
+                transaction.add_referrer(row)
             return []
+
+        def outranks(row: ReferrerRow) -> bool:
+            document = None if row.digest == referrer.digest else self._document_of(row)
+            return document is not None and outranked_by(document)
 
         with self._locks.publishing():
             self._store(documents, manifest=manifest, needed=referrer.blobs)
             self._commits.commit(change)
+
+    def _document_of(self, row: ReferrerRow) -> bytes | None:
+        """What a referrer says; None if that is damaged or lost."""
+        manifest = self._index.manifest_document(row.digest)
+        if manifest is None:
+            return None
+        try:
+            with self._blobs.open_verified(read_referrer(manifest).document.digest) as file:
+                return file.read()
+        except (BlobCorrupt, BlobNotFound):
+            return None
 
     def _store(self, documents: Sequence[bytes], *, manifest: bytes, needed: Sequence[str]) -> None:
         """Makes documents durable, then the manifest that names them; `needed` are all the blobs that it names."""

@@ -76,18 +76,16 @@ class Claims:
         """The place of the first claim on an adapter; infinite if there is none."""
         return next((claim.order for claim in self._by_key.get(key, {}).values()), math.inf)
 
-    def kept_from(self, order: float) -> set[str]:
-        """What whoever has this place may not evict: all that it, and those before it, claim."""
-        now = time.monotonic()
+    def kept_from(self, order: float, now: float) -> set[str]:
+        """What whoever has this place may not evict: all that it, and those before it at `now`, claim."""
         kept: set[str] = set()
         for claim in self._claims.values():
             if claim.order == order or (claim.order < order and claim.lease_until > now):
                 kept |= claim.keys
         return kept
 
-    def leased(self) -> set[str]:
-        """All that is kept for somebody."""
-        now = time.monotonic()
+    def leased(self, now: float) -> set[str]:
+        """All that is kept for somebody at `now`."""
         return {key for claim in self._claims.values() if claim.lease_until > now for key in claim.keys}
 
     def _forget_old(self) -> None:

@@ -1,11 +1,21 @@
 """Loads that wait for a loader thread, and which may go on next. Bookkeeping, under residency's lock."""
 
 import time
+from typing import NamedTuple
 
 from hotshoe.server.adapters.residency_entry import Entry, Phase
 from hotshoe.server.adapters.residency_state import ResidencyState
 
 ASK_SECONDS = 0.5  # how often waiting requests are asked whether they still want what is kept for them
+
+
+class Look(NamedTuple):
+    """What a loader finds at one moment: a load that can go on, or none, and in how many seconds it should look again;
+    None: when somebody says that something has changed.
+    """
+
+    entry: Entry | None
+    pause: float | None
 
 
 class LoadQueue:
@@ -22,10 +32,18 @@ class LoadQueue:
         self._pending[entry] = None
         self.num_unread += phase is Phase.QUEUED
 
-    def take(self) -> Entry | None:
+    def look(self) -> Look:
+        """Takes the first in line that can go on, or tells when that may change: both by one look at the clock, so that
+        no lease lapses between them and is missed.
+        """
+        now = time.monotonic()
+        entry = self.take(now)
+        return Look(entry, self.seconds_until_asking(now) if entry is None else None)
+
+    def take(self, now: float) -> Entry | None:
         """The first in line that can go on: PLACING, with its slot reserved, or READING. None if none can."""
         first = self._first(Phase.AWAITING_SLOT)
-        if first is not None and self._state.reserve(first):
+        if first is not None and self._state.reserve(first, now):
             del self._pending[first]
             return first
         entry = self._first(Phase.QUEUED)
@@ -39,11 +57,11 @@ class LoadQueue:
         self.num_unread -= 1
         return entry
 
-    def seconds_until_asking(self) -> float | None:
+    def seconds_until_asking(self, now: float) -> float | None:
         """How long until requests should be asked whether they still want what others wait for; None: no need to."""
-        if self._first(Phase.AWAITING_SLOT) is None or not self._state.leases_hold():
+        if self._first(Phase.AWAITING_SLOT) is None or not self._state.leases_hold(now):
             return None
-        return max(0.0, self._asked + ASK_SECONDS - time.monotonic())
+        return max(0.0, self._asked + ASK_SECONDS - now)
 
     def note_asking(self) -> None:
         """They are being asked now."""

@@ -100,17 +100,13 @@ class Loaders:
         """Waits for a load that can go on, the oldest request's first; None after `close`."""
         while True:
             with self._board.locked():
-                while not self._board.closed and (entry := self._queue.take()) is None:
-                    if (pause := self._queue.seconds_until_asking()) == 0.0:
-                        break
-                    if pause is None and (entry := self._queue.take()) is not None:
-                        break  # the last lease lapsed between the two looks, and nobody would say so
-                    self._board.work.wait(pause)
+                while not self._board.closed and (look := self._queue.look()).entry is None and look.pause != 0.0:
+                    self._board.work.wait(look.pause)
                 if self._board.closed:
                     return None
-                if entry is not None:
+                if look.entry is not None:
                     self._board.work.notify()  # there may be more to do
-                    return entry
+                    return look.entry
                 self._queue.note_asking()
             self._on_turn_end()  # requests that still wait for what is kept for them ask again, which renews the lease
 
@@ -141,7 +137,8 @@ class Loaders:
                 self._state.trim_host()
                 self._board.work.notify()
                 return
-            if not (entry.prefetched and self._state.has_room(entry) and self._state.reserve(entry)):
+            has_room = entry.prefetched and self._state.has_room(entry)
+            if not (has_room and self._state.reserve(entry, time.monotonic())):
                 self._finish(entry, "disk", seconds)
                 return
         self._place(entry)

@@ -1,8 +1,8 @@
 """An adapter made ready for the device: its factors at their true ranks, so that placing it only copies bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -82,12 +82,13 @@ def pack_adapter(
     """
     sites = _by_site(adapter, shapes)
     packed = pack_factors(sites, shapes, dtype, pause, as_stored=as_stored)
-    vectors = {site: found for site, linears in sites.items() if (found := _site_vectors(linears, shapes[site]))}
-    rotations = {site: found for site, linears in sites.items() if (found := _site_rotations(linears, shapes[site]))}
-    copies = {site: found for site, linears in sites.items() if (found := _site_copies(linears, shapes[site]))}
+    vectors = _where_any(sites, shapes, _site_vectors)
+    rotations = _where_any(sites, shapes, _site_rotations)
+    copies = _where_any(sites, shapes, _site_copies)
     sequence_terms = _sequence_terms(adapter, rotations, copies)
-    parts = (*vectors.values(), *rotations.values(), *copies.values(), *adapter.bottlenecks.values())
-    others = [tensor for found in parts for tensor in found.tensors()]
+    parts: list[SiteVectors | SiteRotations | SiteCopies | Bottleneck]
+    parts = [*vectors.values(), *rotations.values(), *copies.values(), *adapter.bottlenecks.values()]
+    others = [tensor for part in parts for tensor in part.tensors()]
     prompts = [tensor for one in adapter.gated_prompts.values() for tensor in (one.keys, one.values)]
     other_bytes = sum(
         tensor.nbytes for tensor in (*others, *adapter.norms.values(), *prompts, *sequence_terms.tensors())
@@ -133,15 +134,19 @@ def _sequence_terms(
 
 def own(part: _Part) -> _Part:
     """The same, with copies of tensors that lie in a larger one's memory, which they would keep from being freed."""
+    return cast(_Part, _owned(part))  # it is built again as what it is
+
+
+def _owned(part: object) -> object:
     if isinstance(part, Tensor):
         storage = part.untyped_storage()  # of numpy's memory, nobody says how much is behind it
         return part.clone() if storage.nbytes() > part.nbytes or not storage.resizable() else part
     if isinstance(part, Mapping):
-        return {key: own(value) for key, value in part.items()}  # type: ignore[return-value]
+        return {key: _owned(value) for key, value in part.items()}
     if isinstance(part, tuple):
-        return tuple(own(item) for item in part)  # type: ignore[return-value]
+        return tuple(_owned(item) for item in part)
     if is_dataclass(part) and not isinstance(part, type):
-        return replace(part, **{field.name: own(getattr(part, field.name)) for field in fields(part)})
+        return replace(part, **{field.name: _owned(getattr(part, field.name)) for field in fields(part)})
     return part
 
 
@@ -157,6 +162,16 @@ def _by_site(adapter: LoweredAdapter, shapes: Mapping[SiteId, SiteShape]) -> dic
         sites.setdefault((linear_id.layer, site), [LoweredLinear()] * len(SITES[site]))[target] = linear
     order = list(SITES)
     return dict(sorted(sites.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
+
+
+def _where_any(
+    sites: Mapping[SiteId, Sequence[LoweredLinear]],
+    shapes: Mapping[SiteId, SiteShape],
+    find: Callable[[Sequence[LoweredLinear], SiteShape], _Part | None],
+) -> dict[SiteId, _Part]:
+    """What `find` gives of the sites' linears, without those of which it gives None."""
+    found = {site: find(linears, shapes[site]) for site, linears in sites.items()}
+    return {site: one for site, one in found.items() if one is not None}
 
 
 def _check_shapes(linear_id: LinearId, linear: LoweredLinear, in_features: int, out_features: int) -> None:

@@ -128,11 +128,13 @@ class ResidencyState:
         """Whether a slot and its bytes are free, so that nobody must go for it."""
         return bool(self._free_slots) and self._device_used + entry.device_bytes <= self._config.device_bytes
 
-    def reserve(self, entry: Entry) -> bool:
-        """Gives it a slot and its bytes, by evicting what it may. False, and nothing is evicted, if that fails."""
+    def reserve(self, entry: Entry, now: float) -> bool:
+        """Gives it a slot and its bytes, by evicting what no lease keeps at `now`, in time.monotonic() seconds, and
+        nobody uses. False, and nothing is evicted, if that fails.
+        """
         victims: list[Entry] = []
         slots, room = len(self._free_slots), self._config.device_bytes - self._device_used
-        candidates = iter(sorted(self._evictable(entry), key=lambda e: e.used))
+        candidates = iter(sorted(self._evictable(entry, now), key=lambda e: e.used))
         while slots == 0 or room < entry.device_bytes:
             victim = next(candidates, None)
             if victim is None:
@@ -147,9 +149,9 @@ class ResidencyState:
         self._device_used += entry.device_bytes
         return True
 
-    def leases_hold(self) -> bool:
-        """Whether an idle adapter is kept for a request that has yet to take it."""
-        leased = self.claims.leased()
+    def leases_hold(self, now: float) -> bool:
+        """Whether an idle adapter is kept at `now` for a request that has yet to take it."""
+        leased = self.claims.leased(now)
         holders = self._holders.values()
         return any(e.on_device and e.is_free and not e.holds_slot and e.key in leased for e in holders)
 
@@ -160,8 +162,8 @@ class ResidencyState:
         self._evicted(entry.key, Tier.DEVICE, reason)
         self.forget_if_gone(entry)
 
-    def _evictable(self, claimant: Entry) -> Iterator[Entry]:
-        kept = self.claims.kept_from(self.claims.order_of(claimant.key))
+    def _evictable(self, claimant: Entry, now: float) -> Iterator[Entry]:
+        kept = self.claims.kept_from(self.claims.order_of(claimant.key), now)
         for entry in self._holders.values():
             if entry.on_device and entry.is_free and not entry.holds_slot and entry.key not in kept:
                 yield entry

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from hotshoe.server.config import EngineConfig
 from hotshoe.server.engine.admission import check_request
+from hotshoe.server.engine.committer import Committer
 from hotshoe.server.engine.inbox import Inbox
 from hotshoe.server.engine.intake import Intake
 from hotshoe.server.engine.kv_blocks import KvBlocks
-from hotshoe.server.engine.live_requests import LiveRequests, new_output
-from hotshoe.server.engine.outcome import Outcome, advance_grammars, read_result
+from hotshoe.server.engine.live_requests import LiveRequests
+from hotshoe.server.engine.outcome import advance_grammars, read_result
 from hotshoe.server.engine.report import StepReport, step_stats
-from hotshoe.server.engine.request import AnswerOutput, FinishReason, Request, RequestTimes
+from hotshoe.server.engine.request import AnswerOutput, FinishReason, Request
 from hotshoe.server.engine.runner import new_runner
 from hotshoe.server.engine.scheduler import Scheduler
-from hotshoe.server.engine.sequence import Sequence, SequenceStatus
-from hotshoe.server.engine.step_plan import Chunk, StepPlan
-from hotshoe.server.errors import AdapterUnusable, Draining, EngineDead, InvalidRequest
+from hotshoe.server.engine.step_plan import StepPlan
+from hotshoe.server.errors import Draining, EngineDead
 
 if TYPE_CHECKING:
     from hotshoe.server.adapters.adapter_places import AdapterPlaces
@@ -88,6 +88,7 @@ class Engine:
         self._inbox = Inbox()
         self._intake = Intake(self._inbox, capacity=config.max_running_requests + config.max_waiting_requests)
         self._live = LiveRequests(self._scheduler, eos_token_ids=eos_token_ids, on_finished=self._intake.forget)
+        self._committer = Committer(self._scheduler, self._live, residency)
         self._stopping = False
         self._is_dead = False
         self._waiting_told = 0  # sequences, by the latest report
@@ -182,7 +183,7 @@ class Engine:
         outputs = self._take_messages() + self._live.expire(started)
         plan = self._scheduler.plan()
         self._residency.pace.set_decoding(plan.num_decodes > 0)
-        outputs += self._fail_unstartable(plan)
+        outputs += self._committer.drop_unstartable(plan)
         if plan.chunks:
             outputs += self._compute(plan)
         if plan.chunks or outputs or len(self._scheduler.waiting) != self._waiting_told:
@@ -201,65 +202,7 @@ class Engine:
             return self._recover(plan, error)
         now = time.monotonic()
         self._scheduler.note_step(plan, now - self._heartbeat)
-        outputs: list[AnswerOutput] = []
-        for chunk, outcome in zip(plan.chunks, outcomes, strict=True):
-            outputs += self._commit(chunk, outcome, now)
-        return outputs
-
-    def _commit(self, chunk: Chunk, outcome: Outcome, now: float) -> list[AnswerOutput]:
-        """Takes over what a chunk's logits said; gives the outputs that follow."""
-        sequence = chunk.sequence
-        if sequence.status is not SequenceStatus.RUNNING:  # a sibling failed in this very step
-            return []
-        if not outcome.finite:
-            return self._fail_non_finite(sequence)
-        self._scheduler.commit(chunk)
-        sequence.known_logprobs += outcome.known_logprobs
-        if not chunk.draws and not (sequence.scores and sequence.computed == sequence.target):
-            return []
-        if sequence.grammar is not None and sequence.grammar.problem:
-            error = InvalidRequest("format", f"it became too complex for this answer: {sequence.grammar.problem}")
-            return self._live.fail(sequence.request.request_id, error)
-        output = new_output(sequence)
-        if sequence.first_token is None:
-            sequence.first_token = now
-            output.times = self._times(sequence)
-        if sequence.scores:
-            output.token_ids, output.logprobs = sequence.output, list(sequence.known_logprobs)
-            output.finish_reason = FinishReason.LENGTH
-        else:
-            _add_token(sequence, outcome, output)
-        if output.finish_reason is not None:
-            self._live.finish(sequence)
-        return [output]
-
-    def _fail_unstartable(self, plan: StepPlan) -> list[AnswerOutput]:
-        """Fails the requests that the plan found can never start."""
-        outputs: list[AnswerOutput] = []
-        for sequence, error in plan.failed:
-            outputs += self._live.fail(sequence.request.request_id, error)
-        if plan.failed:  # a sibling of a failed answer may be in the plan
-            plan.chunks = [chunk for chunk in plan.chunks if chunk.sequence.status is SequenceStatus.RUNNING]
-            plan.tail_copies = [c for c in plan.tail_copies if c.sequence.status is SequenceStatus.RUNNING]
-            plan.prefix_writes = [w for w in plan.prefix_writes if w.sequence.status is SequenceStatus.RUNNING]
-        return outputs
-
-    def _fail_non_finite(self, sequence: Sequence) -> list[AnswerOutput]:
-        """Fails the request whose numbers are not finite, alone; its pages are cleared before anyone gets them."""
-        names = ", ".join(f"{use.name}@{use.key}" for use in sequence.request.adapters)
-        error: Exception
-        if names:
-            error = AdapterUnusable(f"the model gave numbers that are not finite with {names}")
-            self._quarantine(sequence)
-        else:
-            error = FloatingPointError("the base model gave numbers that are not finite")
-        logger.error("request %s: %s", sequence.request.request_id, error)
-        return self._live.fail(sequence.request.request_id, error, soiled=True)
-
-    def _quarantine(self, sequence: Sequence) -> None:
-        """Has an adapter refused that spoils answers, if it is sure which one: alone, and at its own weight."""
-        if len(sequence.request.adapters) == 1 and sequence.request.adapters[0].weight == 1.0:
-            self._residency.quarantine(sequence.adapter_keys[0], "the model gave numbers that are not finite with it")
+        return self._committer.commit(plan.chunks, outcomes, now)
 
     def _recover(self, plan: StepPlan, cause: Exception) -> list[AnswerOutput]:
         """After a step that raised: fails the requests that were in it, and begins again with an empty cache."""
@@ -317,33 +260,3 @@ class Engine:
         else:
             done.set_result(None)
         return []
-
-    def _times(self, sequence: Sequence) -> RequestTimes:
-        assert sequence.started is not None and sequence.first_token is not None
-        arrival = sequence.request.arrival
-        loads = (self._residency.adapter_load_seconds(key, since=arrival) for key in sequence.adapter_keys)
-        load = max(loads, default=0.0)
-        return RequestTimes(
-            queued=sequence.started - arrival, adapter_load=load, first_token=sequence.first_token - arrival
-        )
-
-
-def _add_token(sequence: Sequence, outcome: Outcome, output: AnswerOutput) -> None:
-    """Appends a drawn token to its sequence, and to the output with all that belongs to it."""
-    token, stopping = outcome.token_id, sequence.request.stopping
-    assert token is not None, "a chunk that draws gives a token"
-    sequence.append(token)
-    output.token_ids = [token]
-    if outcome.logprob is not None:
-        output.logprobs = [outcome.logprob]
-    if sequence.wants_prompt_logprobs:
-        output.prompt_logprobs = [None, *sequence.known_logprobs]
-        sequence.wants_prompt_logprobs = False
-    if token in stopping.stop_token_ids:
-        output.finish_reason = FinishReason.STOP
-    elif token in sequence.eos_token_ids:
-        output.finish_reason = FinishReason.EOS
-    elif sequence.grammar is not None and sequence.grammar.over:
-        output.finish_reason = FinishReason.STOP
-    elif sequence.num_output == stopping.max_new_tokens:
-        output.finish_reason = FinishReason.LENGTH

@@ -37,7 +37,7 @@ class LiveRequests:
         """Queues a request's answers, or its choices; there are no outputs yet."""
         self._arrivals += 1
         answers: list[Sequence] = []
-        for index in range(len(request.choices) or request.n):
+        for index in range(request.num_answers):
             leader = answers[0] if answers else None
             order = (self._arrivals, index)
             answers.append(Sequence(request, index, order=order, leader=leader, eos=self._eos_token_ids))

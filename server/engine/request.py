@@ -115,6 +115,11 @@ class Request:
     arrival: float = field(default_factory=time.monotonic)
 
     @property
+    def num_answers(self) -> int:
+        """Of its answers, or of its scored choices."""
+        return len(self.choices) or self.n
+
+    @property
     def named_adapters(self) -> tuple[AdapterUse, ...]:
         """Those that the caller named, wherever they are applied."""
         return (*self.merged, *self.adapters)
@@ -155,7 +160,12 @@ class AnswerOutput:
     cached_prompt_tokens: int = 0  # in every output of an answer
     times: RequestTimes | None = None  # with the first output
     finish_reason: FinishReason | None = None
-    error: Exception | None = None  # the answer failed; nothing follows
+    error: Exception | None = None  # the answer failed
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of this answer follows."""
+        return self.finish_reason is not None or self.error is not None
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:

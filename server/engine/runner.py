@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -154,5 +154,8 @@ def new_runner(decoder: "Decoder", *, adapter_slots: "AdapterPlaces[Any]", block
     """The runner of a decoder's backend."""
     if decoder.backend.ops is None:
         return Runner(decoder, adapter_slots=adapter_slots, blocks=blocks)
-    fixed = cast("FixedAdapterSlots", adapter_slots)
-    return DeviceRunner(cast("TritonDecoder", decoder), adapter_slots=fixed, blocks=blocks)
+    from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
+    from hotshoe.server.model.triton_decoder import TritonDecoder
+
+    assert isinstance(decoder, TritonDecoder) and isinstance(adapter_slots, FixedAdapterSlots), "made for one backend"
+    return DeviceRunner(decoder, adapter_slots=adapter_slots, blocks=blocks)

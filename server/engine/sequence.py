@@ -144,7 +144,7 @@ class Sequence:
 
     @property
     def has_siblings(self) -> bool:
-        return self.request.n > 1 or len(self.request.choices) > 1
+        return self.request.num_answers > 1
 
     def take_charge(self, end: int) -> int:
         """How many input tokens before position `end` are not charged yet; they are now."""

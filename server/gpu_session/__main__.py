@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -120,7 +121,7 @@ def run_tests(out: Path, limit_seconds: int, *, dry_run: bool) -> bool:
 _OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 
 
-def _start(command: list[str], log: "object", *, dry_run: bool) -> "subprocess.Popen[bytes]":
+def _start(command: list[str], log: IO[str], *, dry_run: bool) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
     if dry_run:
         environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -128,7 +129,7 @@ def _start(command: list[str], log: "object", *, dry_run: bool) -> "subprocess.P
         command,
         cwd=ROOT,
         env=environment,
-        stdout=log,  # type: ignore[arg-type]
+        stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )

@@ -28,6 +28,9 @@ class RandomCheckpoint:
         self._generator = torch.Generator(device).manual_seed(0)
         self.names = frozenset(self._shapes)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
     def tensor(self, name: str) -> Tensor:
         """Norms of ones, everything else normal with a deviation of 0.02."""
         shape = self._shapes[name]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hotshoe.kernels import bench
+from hotshoe.kernels.bench.case import Sizes
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -15,7 +15,7 @@ class SessionSizes:
     """A model, the batches that decode it, and for how long each part may run."""
 
     config: dict[str, Any]  # of a LlamaForCausalLM
-    kernels: bench.Sizes
+    kernels: Sizes
     rows: tuple[int, ...]  # of a decode step
     adapters: tuple[int, ...]
     context: int  # of each row
@@ -44,7 +44,7 @@ REAL = SessionSizes(
         "rope_theta": 500_000.0,
         "tie_word_embeddings": False,
     },
-    kernels=bench.Sizes(),
+    kernels=Sizes(),
     rows=(1, 8, 32, 64),
     adapters=(0, 1, 8, 32),
     context=512,
@@ -67,7 +67,7 @@ DRY = SessionSizes(
         "rope_theta": 1e4,
         "tie_word_embeddings": False,
     },
-    kernels=bench.Sizes(
+    kernels=Sizes(
         hidden=64, intermediate=64, heads=4, kv_heads=2, head_dim=16, rows=(1,), adapters=(1,), contexts=(8,), prompt=4
     ),
     rows=(1, 2),

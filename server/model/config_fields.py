@@ -23,11 +23,11 @@ def number(config: Config, name: str, default: float | None, *, above: float | N
     """A number of at least 0, or above `above`; null and absence mean the default."""
     value = config.get(name)
     value = default if value is None else value
-    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LARGEST  # NaN is not
-    if not known or (above is not None and value <= above):
-        least = "from 0" if above is None else f"above {above:g}"
-        raise UnsupportedModel(f"{name}: expected a number {least} and up to {_LARGEST:g}, not {shown(value)}")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LARGEST:  # NaN is not
+        if above is None or value > above:
+            return float(value)
+    least = "from 0" if above is None else f"above {above:g}"
+    raise UnsupportedModel(f"{name}: expected a number {least} and up to {_LARGEST:g}, not {shown(value)}")
 
 
 def flag(config: Config, name: str) -> bool:

@@ -4,7 +4,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,9 +12,13 @@ from hotshoe.server.errors import InvalidRequest, UnsupportedModel
 from hotshoe.server.model.grammar import Grammar, reason
 from hotshoe.server.model.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
+    from llguidance._lib import JsonCompileOptions  # of its stubs alone
+
 # One blank, or a new line and its indentation: what a small model could go on with for ever is not allowed.
 WHITESPACE = r" |\n {0,40}|\n\t{0,10}"
-JSON_OPTIONS = {
+JSON_OPTIONS: "JsonCompileOptions" = {
     "item_separator": ",",
     "key_separator": ":",
     "whitespace_flexible": False,
@@ -23,17 +27,6 @@ JSON_OPTIONS = {
     "lenient": False,
     "json_allowed_escapes": 'nrbtf\\"u',
     "json_allow_general_unicode_escapes": False,
-}
-# Of one grammar, on the compiling thread: a quarter of a second and some 50 MB at most. On the engine's, of one token:
-# some 10 ms of the lexer, 2 of the parser.
-_LIMITS = {
-    "max_items_in_row": 2_000,
-    "initial_lexer_fuel": 250_000,
-    "step_lexer_fuel": 100_000,
-    "step_max_items": 30_000,
-    "max_lexer_states": 10_000,
-    "max_grammar_size": 50_000,
-    "verbose_errors": False,  # they would tell of the answer
 }
 _STACK_BYTES = 256 << 20  # address space, most of it never touched: rules and references may lead on thousands deep
 _MASK_THREADS = 4
@@ -98,12 +91,12 @@ class Grammars:
         return tuple(sorted(token for token in self._tokenizer.eos_token_ids if token < self._tokenizer.vocab_size))
 
     def _compile(self, field: str, source: str) -> Grammar:
-        from llguidance import LLMatcher, LLParserLimits
+        from llguidance import LLMatcher
 
         self.warm()
         if self._problem is not None:
             raise self._problem.with_traceback(None)
-        matcher = LLMatcher(self._vocabulary, source, log_level=0, limits=LLParserLimits(**_LIMITS))
+        matcher = LLMatcher(self._vocabulary, source, log_level=0, limits=_limits())
         first = b"" if matcher.is_error() else matcher.compute_bitmask()
         if matcher.is_error():
             raise InvalidRequest(field, reason(matcher.get_error()))
@@ -113,6 +106,23 @@ class Grammars:
         if grammar.only_empty:
             raise InvalidRequest(field, "expected a format of some text, but it allows none")
         return grammar
+
+
+def _limits() -> "LLParserLimits":
+    """Of one grammar, on the compiling thread: a quarter of a second and some 50 MB at most. On the engine's, of one
+    token: some 10 ms of the lexer, 2 of the parser.
+    """
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        max_items_in_row=2_000,
+        initial_lexer_fuel=250_000,
+        step_lexer_fuel=100_000,
+        step_max_items=30_000,
+        max_lexer_states=10_000,
+        max_grammar_size=50_000,
+        verbose_errors=False,  # they would tell of the answer
+    )
 
 
 def deep_executor(name: str, initializer: Callable[[], None]) -> ThreadPoolExecutor:

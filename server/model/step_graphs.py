@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -92,7 +93,7 @@ class StepGraphs:
         return batch.tables.shape[1] <= sizes.pages and entries <= sizes.entries
 
     def run(
-        self, inputs: DecoderInput, adapters: "SlotBatch | None", riders: "NDArray | None" = None
+        self, inputs: DecoderInput, adapters: "SlotBatch | None", riders: "NDArray[np.float64] | None" = None
     ) -> tuple[StepRows, Tensor]:
         """Plays a step that `take` accepted.
 

@@ -16,6 +16,7 @@ from hotshoe.kernels import ops
 from hotshoe.kernels.attention_batch import PagedBatch
 from hotshoe.kernels.row_tiles import tile_rows
 from hotshoe.kernels.triton.paged_attention import AttentionTiles, plan_tiles
+from hotshoe.server.adapters.adapter_batch import AdapterBatch
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots, InputScales, SlotBatch
 from hotshoe.server.model.backends import Backend
 from hotshoe.server.model.decoder import Decoder, DecoderLayer, with_own_heads
@@ -105,7 +106,9 @@ class TritonDecoder(Decoder):
             x = torch.zeros(rows, in_features, dtype=self.backend.dtype, device=self.backend.device)
             self._triton.product(0, site, (x,))
 
-    def forward(self, inputs: DecoderInput, kv: KvCache, adapters: SlotBatch | None = None) -> Tensor:
+    def forward(self, inputs: DecoderInput, kv: KvCache, adapters: AdapterBatch | SlotBatch | None = None) -> Tensor:
+        if isinstance(adapters, AdapterBatch):
+            return super().forward(inputs, kv, adapters)
         return self.step(inputs, kv, adapters)[0]
 
     @torch.inference_mode()
@@ -114,7 +117,7 @@ class TritonDecoder(Decoder):
         inputs: DecoderInput,
         kv: KvCache,
         adapters: SlotBatch | None = None,
-        riders: NDArray[Any] | None = None,
+        riders: NDArray[np.float64] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Runs one step.
 
@@ -133,7 +136,7 @@ class TritonDecoder(Decoder):
         return rows.logits, found
 
     def _step_at_once(
-        self, inputs: DecoderInput, kv: KvCache, adapters: SlotBatch | None, riders: NDArray[Any] | None
+        self, inputs: DecoderInput, kv: KvCache, adapters: SlotBatch | None, riders: NDArray[np.float64] | None
     ) -> tuple[StepRows, Tensor]:
         buffers = StepBuffers(sizes_of(inputs, adapters, riders), self.backend.device)
         buffers.write(inputs, adapters, riders)

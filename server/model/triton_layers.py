@@ -115,7 +115,8 @@ class TritonLayers:
         """Norms and rotates queries and keys, and writes keys and values; the queries."""
         spec, norms = self._spec, self._qk_norms[index]
         if self._choices["rope"] == "triton":
-            return rope_write_kv(qkv, step.cos, step.sin, cache, step.kv_slots, *(norms or ()), eps=spec.norm_eps)
+            q_norm, k_norm = norms or (None, None)
+            return rope_write_kv(qkv, step.cos, step.sin, cache, step.kv_slots, q_norm, k_norm, spec.norm_eps)
         heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
         rotated = heads[:, : spec.num_heads + spec.num_kv_heads]
         norm = self._layers[index].qk_norm

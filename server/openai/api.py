@@ -50,10 +50,10 @@ class OpenAiApi:
         base_model: str,
         health: Callable[[], tuple[bool, Mapping[str, Any]]],
     ) -> None:
-        self._generate = interceptor.direct(f"{_GENERATION}/Generate", generation.Generate, streams=False)
-        self._stream = interceptor.direct(f"{_GENERATION}/StreamGenerate", generation.StreamGenerate, streams=True)
-        self._list = interceptor.direct(f"{_REGISTRY}/ListAdapters", registry.ListAdapters, streams=False)
-        self._get = interceptor.direct(f"{_REGISTRY}/GetAdapter", registry.GetAdapter, streams=False)
+        self._generate = interceptor.direct(f"{_GENERATION}/Generate", generation.Generate)
+        self._stream = interceptor.direct_stream(f"{_GENERATION}/StreamGenerate", generation.StreamGenerate)
+        self._list = interceptor.direct(f"{_REGISTRY}/ListAdapters", registry.ListAdapters)
+        self._get = interceptor.direct(f"{_REGISTRY}/GetAdapter", registry.GetAdapter)
         self._base_model = base_model
         self._health = health
         self._started = int(time.time())

@@ -13,8 +13,11 @@ from hotshoe.server.openai import request_body, response_body
 from hotshoe.server.openai.errors import Refused
 from hotshoe.server.openai.http_context import http_context
 from hotshoe.server.openai.response_body import Head
+from hotshoe.server.services.rpc import Context
 
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+StreamGenerate = Callable[[generation_pb2.StreamGenerateRequest, Context], Awaitable[None]]
 
 
 class _EventStream(ABC):
@@ -26,9 +29,7 @@ class _EventStream(ABC):
         self._tells_usage = request_body.streams_usage(body)
         self._response: web.StreamResponse | None = None
 
-    async def run(
-        self, stream: Callable[..., Awaitable[Any]], message: generation_pb2.GenerateRequest
-    ) -> web.StreamResponse:
+    async def run(self, stream: StreamGenerate, message: generation_pb2.GenerateRequest) -> web.StreamResponse:
         call = generation_pb2.StreamGenerateRequest(request=message)
         try:
             await stream(call, http_context(self._request, self._take))

@@ -67,8 +67,12 @@ def _format(where: str, kind: str, value: Any) -> generation_pb2.OutputFormat:
             value = json.dumps(value, ensure_ascii=False)
         except RecursionError:
             raise InvalidRequest(where, "is nested too deeply") from None
-    field = {"json": "json_schema", "regex": "regex", "grammar": "lark"}[kind]
-    return generation_pb2.OutputFormat(**{field: _text(where, value)})
+    text = _text(where, value)
+    if kind == "regex":
+        return generation_pb2.OutputFormat(regex=text)
+    if kind == "grammar":
+        return generation_pb2.OutputFormat(lark=text)
+    return generation_pb2.OutputFormat(json_schema=text)
 
 
 def _text(where: str, value: Any) -> str:

@@ -1,6 +1,6 @@
 """An HTTP request as the services see the context of an RPC."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -8,11 +8,12 @@ from aiohttp import web
 from google.rpc import status_pb2
 
 from hotshoe.server.openai.errors import Refused
+from hotshoe.server.services.rpc import Metadata
 from hotshoe.server.services.status import DETAILS_KEY
 
 
 class HttpContext:
-    """What of grpc.aio.ServicerContext the services use.
+    """The `Context` of a call that came by HTTP.
 
     Args:
         metadata: the request's, keys in lower case.
@@ -21,14 +22,14 @@ class HttpContext:
 
     def __init__(
         self,
-        metadata: Sequence[tuple[str, str]],
+        metadata: Metadata,
         write: Callable[[Any], Awaitable[None]] | None = None,
     ) -> None:
         self._metadata = metadata
         self._write = write
-        self._trailing: Sequence[tuple[str, str | bytes]] = ()
+        self._trailing: Metadata = ()
 
-    def invocation_metadata(self) -> Sequence[tuple[str, str]]:
+    def invocation_metadata(self) -> Metadata:
         return self._metadata
 
     def time_remaining(self) -> None:
@@ -37,19 +38,17 @@ class HttpContext:
     def code(self) -> int:
         return int(grpc.StatusCode.OK.value[0])
 
-    def trailing_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+    def trailing_metadata(self) -> Metadata:
         return self._trailing
 
-    def set_trailing_metadata(self, trailing_metadata: Sequence[tuple[str, str | bytes]]) -> None:
+    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
         self._trailing = trailing_metadata
 
     async def write(self, message: Any) -> None:
         assert self._write is not None, "only a streaming method writes"
         await self._write(message)
 
-    async def abort(
-        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, Any]] = ()
-    ) -> NoReturn:
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """Raises Refused, with what the status' details say."""
         packed = next((value for key, value in trailing_metadata if key == DETAILS_KEY), None)
         status = status_pb2.Status(code=code.value[0], message=details)
@@ -58,6 +57,6 @@ class HttpContext:
         raise Refused(status)
 
 
-def http_context(request: web.Request, write: Callable[[Any], Awaitable[None]] | None = None) -> Any:
-    """That of a request; Any, for it is no grpc.aio.ServicerContext by its class."""
+def http_context(request: web.Request, write: Callable[[Any], Awaitable[None]] | None = None) -> HttpContext:
+    """That of a request."""
     return HttpContext([(name.lower(), value) for name, value in request.headers.items()], write)

@@ -7,7 +7,7 @@ ignore_eos, and those of `format_body`) and `adapters`, more of a stack: [{"refe
 Defaults are OpenAI's: temperature 1, top_p 1; 16 tokens of a completion, and what the server gives a chat.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hotshoe.protos.v1 import generation_pb2
@@ -247,7 +247,7 @@ def _texts(name: str, values: Any) -> list[str]:
     return [_encodable(name, value) for value in values]
 
 
-def _token_ids(name: str, values: Any) -> Sequence[int]:
+def _token_ids(name: str, values: Any) -> list[int]:
     if not isinstance(values, list) or not all(type(value) is int and 0 <= value < _UINT32 for value in values):
         raise InvalidRequest(name, "expected a list of token ids")
     return values

@@ -57,7 +57,7 @@ def completion(
         prompts: the texts that answers begin with; None where they do not.
         told: how many tokens of an answer are told, 0 where a prompt's own were all that was asked for; None: all.
     """
-    choices = []
+    choices: list[dict[str, Any]] = []
     for response, prompt in zip(responses, prompts, strict=True):
         for answer in response.completions:
             tokens = [*(response.prompt_tokens if prompt is not None else ()), *answer.tokens[:told]]

@@ -1,13 +1,13 @@
 """Who comes in: each call's token, and each message against what its caller may do."""
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 from hotshoe.server.errors import NotPermitted
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.callers import Caller, current_caller
 from hotshoe.server.services.permissions import NamesOf, demands_by_path
+from hotshoe.server.services.rpc import Metadata
 from hotshoe.server.services.tokens import TokenVerifier
 
 
@@ -23,7 +23,7 @@ class Admission:
         self._names_of = names_of
         self._demands = demands_by_path()
 
-    def admit(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+    def admit(self, metadata: Metadata) -> Caller:
         """Who calls. Raises Unauthenticated."""
         return self._verifier.caller(metadata)
 

@@ -86,7 +86,7 @@ class RequestAnswers:
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self.request = request
         self._tokenizer = tokenizer
-        self._answers = [Answer(request, tokenizer) for _ in range(len(request.choices) or request.n)]
+        self._answers = [Answer(request, tokenizer) for _ in range(request.num_answers)]
         self._ended: set[int] = set()  # answers of which the engine gives nothing more
         self._prompt: list[generation_pb2.Token] = []
         self._cached_tokens = 0
@@ -122,7 +122,7 @@ class RequestAnswers:
             Exception: the engine's, if the answer failed.
             DeadlinePassed, Draining: the engine gave it up.
         """
-        if output.finish_reason or output.error:
+        if output.is_last:
             self._ended.add(output.index)
         answer = self._answers[output.index]
         if answer.finish_reason:

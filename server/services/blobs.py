@@ -45,8 +45,9 @@ class BlobService(RegistryPart):
             await call_to_its_end(upload.close)
         return registry_pb2.UploadBlobResponse(digest=upload.blob.digest, committed_bytes=upload.committed_bytes)
 
-    async def DownloadBlob(self, request: registry_pb2.DownloadBlobRequest, context: Context) -> AsyncIterator[bytes]:
-        """Encoded DownloadBlobResponses."""
+    async def DownloadBlob(  # type: ignore[override]  # encoded DownloadBlobResponses
+        self, request: registry_pb2.DownloadBlobRequest, context: Context
+    ) -> AsyncIterator[bytes]:
         if request.offset < 0:
             raise InvalidRequest("offset", f"must be 0 or more, not {request.offset}")
         file: BinaryIO = await call(self._registry.read_blob, request.digest, request.offset)

@@ -61,7 +61,7 @@ class OutputQueue:
 
     def submitted(self) -> None:
         """The engine has taken the request."""
-        self.unended = len(self.request.choices) or self.request.n
+        self.unended = self.request.num_answers
 
     def seconds_since_last_token(self, output: AnswerOutput, now: float) -> float | None:
         """Since this answer's token before; None for its first."""
@@ -130,23 +130,21 @@ class Dispatcher:
     def _deliver(self, report: StepReport) -> None:
         now = time.monotonic()
         for output in report.outputs:
-            has_ended = output.finish_reason is not None or output.error is not None
             queue = self._queues.get(output.request_id)
             if queue is None:
-                self._note_left(output.request_id, has_ended=has_ended)
+                self._note_left(output)
                 continue
-            queue.unended -= has_ended
+            queue.unended -= output.is_last
             if output.token_ids and not queue.request.choices:
                 self.generated_tokens += len(output.token_ids)
                 self._metrics.tokens_generated(len(output.token_ids), queue.seconds_since_last_token(output, now))
             queue.put(output)
         self.stats = report.stats
-        ended = sum(output.finish_reason is not None or output.error is not None for output in report.outputs)
-        self._metrics.step(report.stats, ended=ended)
+        self._metrics.step(report.stats, ended=sum(output.is_last for output in report.outputs))
 
-    def _note_left(self, request_id: str, *, has_ended: bool) -> None:
-        queue = self._left.get(request_id)
-        if queue is not None and has_ended:
+    def _note_left(self, output: AnswerOutput) -> None:
+        queue = self._left.get(output.request_id)
+        if queue is not None and output.is_last:
             queue.unended -= 1
             if not queue.unended:
-                del self._left[request_id]
+                del self._left[output.request_id]

@@ -4,6 +4,7 @@ Those are paced while requests decode, so that nothing that runs waits for them.
 """
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -145,7 +146,9 @@ class Doctor:
         return task.result() if task.done() else None
 
     def attach(self, record: AdapterRecord, diagnosis: Diagnosis) -> Referrer:
-        """Keeps a diagnosis as the adapter's latest. Blocks on the disk."""
+        """Keeps a diagnosis as the adapter's latest, but what is screened never goes before what was counted: neither
+        bytes nor base ever change, so what was counted still holds, whenever it was asked for. Blocks on the disk.
+        """
         base = {"name": self._base.shape.name, "digest": self._base.shape.digest}
         return self._registry.attach(
             record.digest,
@@ -156,7 +159,16 @@ class Doctor:
                 f"{ANNOTATION_PREFIX}grade": diagnosis.grade.value,
                 f"{ANNOTATION_PREFIX}headline": diagnosis.headline,
             },
+            outranked_by=lambda report: not diagnosis.is_exact and self._is_counted(report),
         )
+
+    def _is_counted(self, report: bytes) -> bool:
+        """Whether a report that the registry has is of an exact diagnosis on this base."""
+        try:
+            told = json.loads(report)
+            return bool(told["exact"]) and told["base"]["digest"] == self._base.shape.digest
+        except (ValueError, KeyError, TypeError):  # somebody else's
+            return False
 
     def warm(self) -> None:
         """Begins with the spectra that are not known yet."""

@@ -62,7 +62,7 @@ class Health:
         return state == "serving", {"status": state, "uptime_seconds": round(uptime, 3)}
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
     """The gRPC side of it: "" and each service share one status."""
 
     def __init__(self, health: Health, services: Sequence[str]) -> None:

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -33,6 +33,9 @@ _SHAPES = {
     (True, True): ("stream_stream", "bidi_stream"),
 }
 
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
 
 @dataclass(frozen=True, slots=True)
 class RpcMethod:
@@ -48,7 +51,7 @@ class RpcMethod:
         return self.path.startswith(_INFRASTRUCTURE)
 
 
-class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs alone
     """Wraps every handler once; unary and streaming alike."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -85,15 +88,19 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._wrapped[path] = self._wrap(path, handler)
         return self._wrapped[path]
 
-    def direct(self, path: str, behaviour: Callable[..., Any], *, streams: bool) -> Callable[..., Awaitable[Any]]:
-        """`behaviour` as an RPC of that path runs it: for messages that come by other ways than gRPC.
+    def direct(
+        self, path: str, behaviour: Callable[[_Request, Context], Awaitable[_Response]]
+    ) -> Callable[[_Request, Context], Coroutine[Any, Any, _Response]]:
+        """`behaviour` as an RPC of that path runs it: for messages that come by other ways than gRPC."""
+        method = _method(path, requests_stream=False, responses_stream=False)
+        return self._guard_unary(method, self._reading(method, behaviour, lambda message: message, streams=False))
 
-        Args:
-            streams: whether it answers with a stream, which goes to its context's `write`.
-        """
-        method = _method(path, requests_stream=False, responses_stream=streams)
-        reading = self._reading(method, behaviour, lambda message: message, streams=False)
-        return self._guard_stream(method, reading) if streams else self._guard_unary(method, reading)
+    def direct_stream(
+        self, path: str, behaviour: Callable[[_Request, Context], Awaitable[None]]
+    ) -> Callable[[_Request, Context], Awaitable[None]]:
+        """As `direct`, of one that answers with a stream, which goes to its context's `write`."""
+        method = _method(path, requests_stream=False, responses_stream=True)
+        return self._guard_stream(method, self._reading(method, behaviour, lambda message: message, streams=False))
 
     def _wrap(self, path: str, handler: Handler) -> Handler:
         method = _method(path, requests_stream=handler.request_streaming, responses_stream=handler.response_streaming)
@@ -104,7 +111,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         guarded: dict[str, Any] = {slot: guard(method, behaviour), "request_deserializer": None}
         if path in _ENCODERS:
             guarded["response_serializer"] = _ENCODERS[path]
-        replaced: Handler = handler._replace(**guarded)  # type: ignore[attr-defined]
+        replaced: Handler = handler._replace(**guarded)  # type: ignore[attr-defined]  # a named tuple
         return replaced
 
     def _reading(
@@ -127,7 +134,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return lambda requests, context: behaviour((decoded(data) async for data in requests), context)
         return lambda request, context: behaviour(decoded(request), context)
 
-    def _guard_unary(self, method: RpcMethod, behaviour: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    def _guard_unary(self, method: RpcMethod, behaviour: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
         async def guarded(request: Any, context: Context) -> Any:
             async with self._rpc(method, context):
                 response = behaviour(request, context)

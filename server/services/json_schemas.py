@@ -7,7 +7,7 @@ are intersected, where one step takes the product of their alternatives, of whic
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -96,7 +96,7 @@ class _Part:
 
     __slots__ = ("bits", "leads_to")
 
-    def __init__(self, part: Mapping[str, Any], references: "_References") -> None:
+    def __init__(self, part: _Schema, references: "_References") -> None:
         pattern = part.get("pattern")
         length = len(pattern).bit_length() if isinstance(pattern, str) else 0
         self.bits = max(length, _FORMAT_BITS if isinstance(part.get("format"), str) else 0)
@@ -136,12 +136,12 @@ class _References:
         return found if isinstance(found, dict) else self._root
 
 
-def _parts(schema: _Schema) -> list[Mapping[str, Any]]:
+def _parts(schema: _Schema) -> list[_Schema]:
     """Parts that are for the same value: their patterns may have to hold at once."""
     alone = {name: value for name, value in schema.items() if name not in (*_APPLIED_BESIDE, "allOf")}
     together = schema.get("allOf")
-    parts = [alone] + [{name: schema[name]} for name in _APPLIED_BESIDE if name in schema]
-    return parts + [{"allOf": one} for one in together] if isinstance(together, list) else parts
+    parts: list[_Schema] = [alone, *({name: schema[name]} for name in _APPLIED_BESIDE if name in schema)]
+    return [*parts, *({"allOf": one} for one in together)] if isinstance(together, list) else parts
 
 
 def _objects(value: Any) -> Iterator[_Schema]:

@@ -2,14 +2,22 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from hotshoe.protos.v1 import generation_pb2, registry_pb2, residency_pb2
 from hotshoe.server.services.callers import Demand
 
 # The names that a digest is published under.
 NamesOf = Callable[[str], Iterable[str]]
-Demands = Callable[[Any, NamesOf], Iterable[Demand]]
+Demands = Callable[[Any, NamesOf], Iterable[Demand]]  # of the method's request
+
+
+class _Named(Protocol):
+    name: str
+
+
+class _Referring(Protocol):
+    reference: str
 
 
 def _plain(*demands: Demand) -> Demands:
@@ -17,40 +25,48 @@ def _plain(*demands: Demand) -> Demands:
 
 
 def _of_name(action: str) -> Demands:
-    return lambda message, names_of: (Demand(action, (message.name,)),)
+    def demands(message: _Named, names_of: NamesOf) -> Iterable[Demand]:
+        return (Demand(action, (message.name,)),)
+
+    return demands
 
 
 def _of_reference(action: str) -> Demands:
-    return lambda message, names_of: (Demand(action, (_name_of(message.reference),)),)
+    def demands(message: _Referring, names_of: NamesOf) -> Iterable[Demand]:
+        return (Demand(action, (_name_of(message.reference),)),)
+
+    return demands
 
 
-def _generate(message: Any, names_of: NamesOf) -> Iterable[Demand]:
+def _generate(
+    message: generation_pb2.GenerateRequest | generation_pb2.ScoreRequest, names_of: NamesOf
+) -> Iterable[Demand]:
     yield Demand("generate")  # the base alone, too
     for selection in message.adapters:
         yield Demand("generate", (_name_of(selection.reference),))
 
 
-def _made_of_others(message: Any, names_of: NamesOf) -> Iterable[Demand]:
+def _made_of_others(message: _Named, names_of: NamesOf) -> Iterable[Demand]:
     return Demand("read"), Demand("publish", (message.name,))
 
 
-def _diagnose(message: Any, names_of: NamesOf) -> Iterable[Demand]:
+def _diagnose(message: registry_pb2.DiagnoseAdapterRequest, names_of: NamesOf) -> Iterable[Demand]:
     """The report of a published adapter is kept with it."""
     yield Demand("publish", (_name_of(message.reference),) if message.reference else ())
 
 
-def _pull(message: Any, names_of: NamesOf) -> Iterable[Demand]:
+def _pull(message: registry_pb2.PullAdapterRequest, names_of: NamesOf) -> Iterable[Demand]:
     yield Demand("publish", (message.name or _name_of(message.reference),))
 
 
-def _release(message: Any, names_of: NamesOf) -> Iterable[Demand]:
+def _release(message: registry_pb2.ReleaseLeaseRequest, names_of: NamesOf) -> Iterable[Demand]:
     if message.reference:
         yield Demand("publish", (_name_of(message.reference),))
     else:
         yield Demand("publish", of_all=True)
 
 
-def _adopt_referrer(message: Any, names_of: NamesOf) -> Iterable[Demand]:
+def _adopt_referrer(message: registry_pb2.AdoptReferrerRequest, names_of: NamesOf) -> Iterable[Demand]:
     try:
         subject = json.loads(message.manifest)["subject"]["digest"]
     except (ValueError, TypeError, KeyError, RecursionError):

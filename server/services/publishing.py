@@ -23,6 +23,8 @@ class PublishingService(RegistryPart):
     ) -> registry_pb2.PublishAdapterResponse:
         check_count("blobs", len(request.blobs))
         files = [file_of(blob) for blob in request.blobs]
+        if not request.validate_only:
+            self._registry.check_writable()
         diagnosis = cut = None
         if rank := request.approximate_rank:
             paths = await call(self._registry.uploaded_files, files)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor
 from functools import partial
 
-from hotshoe.registry.errors import AdapterNotFound, InvalidReference, RegistryError, RemoteError
+from hotshoe.registry.errors import AdapterNotFound, InvalidReference, RegistryError, RemoteError, StoreReadOnly
 from hotshoe.registry.reference import AdapterRef
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.progress import TransferProgress
@@ -49,6 +49,7 @@ class PullThrough:
             AdapterNotFound: no remote has one.
             RemoteError, InvalidAdapter, IncompatibleAdapter: it could not be fetched, or is refused.
             QueueFull: too many are being fetched.
+            StoreReadOnly: the registry cannot take one in.
         """
         for reference in references:
             flight = await self._flight(reference)
@@ -84,6 +85,10 @@ class PullThrough:
         if await asyncio.get_running_loop().run_in_executor(None, self._is_here, reference):
             self._observer.pulled_through("hit")
             return None
+        try:
+            self._registry.check_writable()
+        except StoreReadOnly as error:
+            raise StoreReadOnly(f"no adapter {ref} here, and none is fetched: {error}") from None
         if (flight := self._flights.get(reference)) is not None:
             return flight
         self._raise_known_failure(reference)

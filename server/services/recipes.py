@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
+from hotshoe.registry.errors import StoreReadOnly
 from hotshoe.registry.manifest import AdapterRecord, FileDescriptor, Lineage, Parent
 from hotshoe.registry.recipes.lora_files import lora_files
 from hotshoe.registry.recipes.merge_parameters import MergeParameters
@@ -27,7 +28,7 @@ class RecipeService(RegistryPart):
     async def DiagnoseAdapter(
         self, request: registry_pb2.DiagnoseAdapterRequest, context: Context
     ) -> registry_pb2.DiagnoseAdapterResponse:
-        """The report of a published adapter becomes its latest."""
+        """The report of a published adapter becomes its latest, where the registry may be written."""
         check_count("blobs", len(request.blobs))
         if bool(request.reference) == bool(request.blobs):
             raise InvalidRequest("reference", "expected a reference or blobs, and not both")
@@ -42,16 +43,19 @@ class RecipeService(RegistryPart):
         files = await call(self._registry.adapter_files, record.digest)
         rank = record.approximate_rank
         diagnosis = await self._doctor.diagnose(files, exact=request.exact, approximate_rank=rank)
-        referrer = await call(self._doctor.attach, record, diagnosis)
-        return registry_pb2.DiagnoseAdapterResponse(
-            diagnosis=diagnosis_message(diagnosis), referrer=referrer_message(referrer)
-        )
+        response = registry_pb2.DiagnoseAdapterResponse(diagnosis=diagnosis_message(diagnosis))
+        try:
+            response.referrer.CopyFrom(referrer_message(await call(self._doctor.attach, record, diagnosis)))
+        except StoreReadOnly as error:
+            response.not_kept = str(error)
+        return response
 
     async def MitigateAdapter(
         self, request: registry_pb2.MitigateAdapterRequest, context: Context
     ) -> registry_pb2.MitigateAdapterResponse:
         if not 0 <= request.keep < 1:
             raise InvalidRequest("keep", f"expected a number from 0 to below 1, not {request.keep}")
+        self._registry.check_writable()
         parent = await call(self._registry.resolve, request.reference)
         part = Part(await call(self._registry.adapter_files, parent.digest), parent.approximate_rank)
         mitigation = await self._doctor.mitigate(part, keep=request.keep)
@@ -80,6 +84,7 @@ class RecipeService(RegistryPart):
         weights = [source.weight if source.HasField("weight") else 1.0 for source in request.sources]
         parameters.check_parents(weights)
         check_count("sources", len(weights))
+        self._registry.check_writable()
         parents = [
             await self._resolve(f"sources[{index}].reference", source.reference)
             for index, source in enumerate(request.sources)

@@ -11,6 +11,7 @@ from hotshoe.registry.store.fsck import FsckProgress, FsckReport
 from hotshoe.registry.store.garbage import GarbageReport
 from hotshoe.registry.store.index_rows import Lease
 from hotshoe.registry.store.tag_log import LoggedMove
+from hotshoe.server.services.adapter_messages import blob_message
 
 _MODES = {
     Mode.OFF: registry_pb2.Verification.MODE_OFF,
@@ -95,12 +96,9 @@ def verification_message(verdict: Verdict) -> registry_pb2.Verification:
 
 def referrer_message(referrer: Referrer) -> registry_pb2.Referrer:
     """A document about an adapter."""
-    document = referrer.document
     return registry_pb2.Referrer(
         digest=referrer.digest,
         artifact_type=referrer.artifact_type,
-        document=registry_pb2.Blob(
-            digest=document.digest, size_bytes=document.size_bytes, file_name=document.file_name
-        ),
+        document=blob_message(referrer.document),
         annotations=dict(referrer.annotations),
     )

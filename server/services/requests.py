@@ -10,7 +10,7 @@ import math
 import re
 import secrets
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,18 +18,16 @@ from hotshoe.protos.v1 import generation_pb2
 from hotshoe.registry.reference import given_as
 from hotshoe.server.engine.request import AdapterUse, Request, SamplingParams, StopCriteria
 from hotshoe.server.errors import InvalidRequest, OnlyMergedServed, PromptTooLong
+from hotshoe.server.services.stop_criteria import check_stopping, stop_criteria
 from hotshoe.server.services.task_choice import chosen_task
+from hotshoe.server.services.token_ids import check_id, checked_ids
 
-DEFAULT_MAX_NEW_TOKENS = 256
 MAX_ADAPTERS = 8
 MAX_ADAPTER_WEIGHT = 100.0
 MAX_ANSWERS = 16
 MAX_CHOICES = 64
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
-MAX_STOP_STRINGS = 16
-MAX_STOP_STRING_BYTES = 256
-MAX_STOP_TOKEN_IDS = 64
 MAX_MESSAGES = 1024
 ROLES = ("system", "user", "assistant")
 
@@ -89,14 +87,16 @@ class RequestMapper:
         logprobs = _optional_count(message, "logprobs")
         prompt_logprobs = _optional_count(message, "prompt_logprobs")
         sampling = self._sampling(message.sampling)
-        self._check_stopping(message.stopping)
+        check_stopping(message.stopping, vocab_size=self.vocab_size)
         uses, virtual_tokens = self._adapters(message.adapters)
         prompt = self._prompt(message)
         return Request(
             request_id=request_id,
             prompt_token_ids=prompt,
             sampling=sampling,
-            stopping=self._stopping(message.stopping, len(prompt), virtual_tokens),
+            stopping=stop_criteria(
+                message.stopping, prompt_tokens=len(prompt), virtual_tokens=virtual_tokens, max_tokens=self.max_tokens
+            ),
             adapters=() if self.merged else uses,
             merged=uses if self.merged else (),
             n=answers,
@@ -169,12 +169,12 @@ class RequestMapper:
                 "alone, at weight 1"
             )
 
-    def _prompt(self, message: "generation_pb2.GenerateRequest | generation_pb2.ScoreRequest") -> tuple[int, ...]:
+    def _prompt(self, message: generation_pb2.GenerateRequest | generation_pb2.ScoreRequest) -> tuple[int, ...]:
         field = message.WhichOneof("prompt")
         if field is None:
             raise InvalidRequest("prompt", "expected one of text, token_ids and chat")
         if field == "token_ids":
-            ids = self._checked_ids("token_ids.ids", message.token_ids.ids)
+            ids = checked_ids("token_ids.ids", message.token_ids.ids, vocab_size=self.vocab_size)
         elif field == "chat":
             ids = self._chat(message.chat)
         else:
@@ -205,7 +205,7 @@ class RequestMapper:
                 "sampling.logit_bias", f"at most {MAX_LOGIT_BIASES} tokens, not {len(message.logit_bias)}"
             )
         for token in message.logit_bias:
-            self._check_id(f"sampling.logit_bias[{token}]", token)
+            check_id(f"sampling.logit_bias[{token}]", token, vocab_size=self.vocab_size)
         given = {
             field.name: getattr(message, field.name)
             for field in message.DESCRIPTOR.fields
@@ -213,53 +213,6 @@ class RequestMapper:
         }
         given.setdefault("seed", secrets.randbits(_SEED_BITS))
         return SamplingParams(**given, logit_bias=dict(message.logit_bias))
-
-    def _check_stopping(self, message: generation_pb2.StopCriteria) -> None:
-        if len(message.stop) > MAX_STOP_STRINGS:
-            raise InvalidRequest("stopping.stop", f"at most {MAX_STOP_STRINGS} stop strings, not {len(message.stop)}")
-        for index, text in enumerate(message.stop):
-            size = len(text.encode())
-            if not 1 <= size <= MAX_STOP_STRING_BYTES:
-                raise InvalidRequest(
-                    f"stopping.stop[{index}]", f"expected 1 to {MAX_STOP_STRING_BYTES} bytes of UTF-8, not {size}"
-                )
-        if len(message.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            raise InvalidRequest(
-                "stopping.stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS} ids, not {len(message.stop_token_ids)}"
-            )
-        self._checked_ids("stopping.stop_token_ids", message.stop_token_ids)
-
-    def _stopping(self, message: generation_pb2.StopCriteria, prompt_tokens: int, virtual_tokens: int) -> StopCriteria:
-        room = self.max_tokens - prompt_tokens - virtual_tokens
-        if message.HasField("max_new_tokens"):
-            max_new_tokens = message.max_new_tokens
-            if not max_new_tokens:
-                raise InvalidRequest("stopping.max_new_tokens", "must be at least 1")
-        else:
-            max_new_tokens = max(min(DEFAULT_MAX_NEW_TOKENS, room), 1, min(message.min_new_tokens, room))
-        if max_new_tokens > room:
-            raise PromptTooLong(
-                "stopping.max_new_tokens",
-                f"{prompt_tokens} prompt tokens, {virtual_tokens} of soft prompts and {max_new_tokens} new ones "
-                f"exceed {self.max_tokens}",
-            )
-        return StopCriteria(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=message.min_new_tokens,
-            stop=tuple(message.stop),
-            stop_token_ids=frozenset(message.stop_token_ids),
-            ignore_eos=message.ignore_eos,
-            time_limit_seconds=_time_limit(message),
-        )
-
-    def _checked_ids(self, field: str, ids: Iterable[int]) -> tuple[int, ...]:
-        for index, token in enumerate(checked := tuple(ids)):
-            self._check_id(f"{field}[{index}]", token)
-        return checked
-
-    def _check_id(self, field: str, token: int) -> None:
-        if token >= self.vocab_size:
-            raise InvalidRequest(field, f"token id {token} is not below the vocabulary's {self.vocab_size}")
 
 
 def request_id_of(given: str) -> str:
@@ -281,7 +234,7 @@ def _answers(message: generation_pb2.GenerateRequest, *, streaming: bool) -> int
 
 
 def _optional_count(message: generation_pb2.GenerateRequest, field: str) -> int | None:
-    if not message.HasField(field):  # type: ignore[arg-type]
+    if not message.HasField(field):
         return None
     count = getattr(message, field)
     if count > MAX_LOGPROBS:
@@ -297,12 +250,3 @@ def _weight(index: int, selection: generation_pb2.AdapterSelection) -> float:
             f"expected a number from -{MAX_ADAPTER_WEIGHT:g} to {MAX_ADAPTER_WEIGHT:g}, not {weight}",
         )
     return float(weight)
-
-
-def _time_limit(message: generation_pb2.StopCriteria) -> float | None:
-    if not message.HasField("time_limit"):
-        return None
-    limit = message.time_limit
-    if not 0 <= limit.nanos < 1_000_000_000:
-        raise InvalidRequest("stopping.time_limit.nanos", f"expected 0 to 999999999, not {limit.nanos}")
-    return limit.seconds + limit.nanos * 1e-9

@@ -1,20 +1,45 @@
-"""gRPC's generic types under short names, and calls of what blocks on the disk."""
+"""What a service sees of a call, and calls of what blocks on the disk."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import grpc
 
 from hotshoe.registry.errors import BlobCorrupt
 from hotshoe.registry.store.healing import BlobBeingHealed, healing_elsewhere
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+
+
+class Context(Protocol):
+    """What of grpc.aio.ServicerContext services use: calls that come by other ways have contexts of their own."""
+
+    def invocation_metadata(self) -> Metadata | None:
+        """The caller's."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the caller's deadline; None without one."""
+
+    def code(self) -> grpc.StatusCode | int | None:
+        """What was set."""
+
+    def trailing_metadata(self) -> Metadata | None:
+        """What was set."""
+
+    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
+        """Goes to the caller with the status."""
+
+    async def write(self, message: Any) -> None:
+        """Sends one message of a stream; waits while the caller does not read."""
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        """Ends the call with a status, by raising."""
 
 
 async def call(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -45,6 +45,7 @@ STATUS_TABLE: dict[type[Exception], StatusRow] = {
     registry_errors.QuotaExceeded: StatusRow(_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     registry_errors.BlobCorrupt: StatusRow(_Code.DATA_LOSS, "DIGEST_MISMATCH"),
     registry_errors.StoreUnavailable: StatusRow(_Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry_seconds=5.0),
+    registry_errors.StoreReadOnly: StatusRow(_Code.FAILED_PRECONDITION, "STORE_READ_ONLY"),
     registry_errors.RemoteUnavailable: StatusRow(_Code.UNAVAILABLE, "REMOTE_UNAVAILABLE", retry_seconds=5.0),
     registry_errors.RemoteRefused: StatusRow(_Code.FAILED_PRECONDITION, "REMOTE_REFUSED"),
     registry_errors.RemoteDamaged: StatusRow(_Code.DATA_LOSS, "REMOTE_DAMAGED"),

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,7 @@ from hotshoe.registry.file_stamp import file_stamp
 from hotshoe.server.errors import Unauthenticated
 from hotshoe.server.logs import log_event
 from hotshoe.server.services.callers import Caller, Scope
+from hotshoe.server.services.rpc import Metadata
 
 MAX_TOKEN_CHARS = 8192
 MAX_LIFETIME_SECONDS = 86_400  # a token cannot be taken back, so it must not last
@@ -48,7 +49,7 @@ class InvalidKeys(Exception):
 class _Key:
     """A public key, and the one algorithm that it is for."""
 
-    public: Any
+    public: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
     algorithm: str
 
 
@@ -74,7 +75,7 @@ class TokenVerifier:
         self._remembered: dict[bytes, tuple[float, Caller]] = {}  # by the token's hash: until when, and whose
         self._mutex = threading.Lock()
 
-    def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+    def caller(self, metadata: Metadata) -> Caller:
         """Who sent an RPC with that metadata.
 
         Raises:

@@ -26,7 +26,6 @@ _STEP_BYTES = 1 << 20  # between two messages about one blob
 # With what a request waits for: it fails sooner than a transfer that was asked for.
 _REQUEST_PATIENCE = Patience(connect_seconds=2.0, silence_seconds=10.0, exchange_seconds=30.0, attempts=3)
 
-
 # What a transfer tells as it goes: bytes, and adapters that are here now. Closing it ends the transfer.
 Steps: TypeAlias = AsyncGenerator[TransferProgress | Pulled, None]
 
@@ -111,17 +110,13 @@ class Transfers:
 
     def pull_here(self, url: RemoteUrl, ref: AdapterRef, progress: Progress) -> Pulled:
         """Copies an adapter here under its own name, moving no tag; on the caller's thread."""
-        with self._counted("pull_through", url, progress) as progress:
-            opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
-            with contextlib.closing(opened) as remote:
-                return self._pull(remote, ref, name="", tags=(), progress=progress)
+        with self._opened_for_request("pull_through", url, progress) as (remote, progress):
+            return self._pull(remote, ref, name="", tags=(), progress=progress)
 
     def fetch_blob(self, url: RemoteUrl, blob: FileDescriptor, name: str) -> None:
         """Copies one blob of an adapter here; on the caller's thread. Raises what `pull_blob` raises."""
-        with self._counted("heal", url, ignore_progress) as progress:
-            opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
-            with contextlib.closing(opened) as remote:
-                pull_blob(self._registry, remote, blob, name=name, progress=progress)
+        with self._opened_for_request("heal", url, ignore_progress) as (remote, progress):
+            pull_blob(self._registry, remote, blob, name=name, progress=progress)
 
     def _pull(self, remote: Remote, ref: AdapterRef, *, name: str, tags: Sequence[str], progress: Progress) -> Pulled:
         return pull(
@@ -155,6 +150,14 @@ class Transfers:
                 problem = f"this server was not given that remote; it has {given} (hotshoe serve --remote)"
                 raise RemoteRefused(text, problem)
             with contextlib.closing(parse_remote(text, docker_config=self._docker_config)) as remote:
+                yield remote, counting
+
+    @contextmanager
+    def _opened_for_request(self, op: str, url: RemoteUrl, progress: Progress) -> Iterator[tuple[Remote, Progress]]:
+        """As `_opened`, one of our own remotes, which a request waits for."""
+        with self._counted(op, url, progress) as counting:
+            opened = parse_remote(str(url), docker_config=self._docker_config, patience=_REQUEST_PATIENCE)
+            with contextlib.closing(opened) as remote:
                 yield remote, counting
 
     @contextmanager

@@ -171,7 +171,7 @@ class RunningEngine:
                 if output.prompt_logprobs is not None:
                     assert answer.prompt_logprobs is None, "prompt log-probabilities come once"
                     answer.prompt_logprobs = output.prompt_logprobs
-                if output.finish_reason is not None or output.error is not None:
+                if output.is_last:
                     answer.terminals += 1
                     answer.finish_reason, answer.error = output.finish_reason, output.error
             self._changed.notify_all()

@@ -60,7 +60,7 @@ class SteppedResidency:
 
     def step(self) -> bool:
         """One step passes; True if a load has ended."""
-        while (entry := self._queue.take()) is not None:
+        while (entry := self._queue.look().entry) is not None:
             self._placing.append([entry, self._load_steps])
         for placing in self._placing:
             placing[1] -= 1

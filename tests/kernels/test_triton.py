@@ -7,7 +7,10 @@ import pytest
 import torch
 from interpreter_run import InterpreterRun
 
-from hotshoe.kernels import bench
+from hotshoe.kernels.bench.__main__ import main
+from hotshoe.kernels.bench.case import Case
+from hotshoe.kernels.bench.limits import Limits
+from hotshoe.kernels.bench.row import line, measure
 from hotshoe.kernels.triton import KERNELS
 
 pytest.importorskip("triton")
@@ -27,7 +30,7 @@ def test_every_kernel_has_tests() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
 def test_the_benchmark_without_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main([]) == 0
+    assert main([]) == 0
     assert "No CUDA device" in capsys.readouterr().out
 
 
@@ -35,8 +38,8 @@ def test_what_fails_in_the_benchmark_costs_only_its_own_figure(capsys: pytest.Ca
     def fail() -> None:
         raise RuntimeError("no kernel image is available")
 
-    case = bench.Case("silu_mul", "3 rows", lambda: None, {"torch": fail, "other": lambda: None}, bytes=600)
-    row = bench.measure(case, bench.Limits(100.0, 10.0), lambda run: run() or 2.0)
+    case = Case("silu_mul", "3 rows", lambda: None, {"torch": fail, "other": lambda: None}, bytes=600)
+    row = measure(case, Limits(100.0, 10.0), lambda run: run() or 2.0)
     assert (row["ours"], row["other"]) == (2.0, 2.0) and math.isnan(float(row["torch"]))
-    assert "torch nan×, other 1.00×" in bench.line(row)
+    assert "torch nan×, other 1.00×" in line(row)
     assert "silu_mul, 3 rows: torch fails: RuntimeError('no kernel image is available')" in capsys.readouterr().err

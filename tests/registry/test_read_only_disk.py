@@ -1,10 +1,11 @@
-"""A store on a disk that takes no writes: opening it says so, and one that is open goes on to be read."""
+"""A store on a disk that takes no writes is read, whether it was open before or is opened then."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from read_only_disks import FailingDisk, read_only_view
@@ -13,12 +14,28 @@ from store_children import check_whole
 
 from hotshoe.clients.exchange.layout_reader import read_layout
 from hotshoe.clients.exchange.sources import open_source
-from hotshoe.registry.errors import RemoteUnavailable, StoreUnavailable
+from hotshoe.registry.errors import RemoteRefused, StoreReadOnly, StoreUnavailable
 from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.directory import DirectoryRemote
+from hotshoe.registry.remotes.pull import pull
+from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 
-READ_ONLY = "its file system is mounted read-only; `hotshoe import` copies adapters from there"
+READ_ONLY = "is read-only: its file system is mounted read-only; publish, tag and collect where it can be written"
+
+
+class Told(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def fsck(store: Path, *arguments: str) -> Told:
+    command = [sys.executable, "-m", "hotshoe.registry", "fsck", "--registry", str(store), *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return Told(ran.returncode, ran.stdout, ran.stderr)
 
 
 @pytest.fixture
@@ -46,8 +63,11 @@ def test_a_store_is_read_on_while_its_disk_takes_no_writes_and_is_whole_afterwar
             with pytest.raises(StoreUnavailable, match="Read-only file system"):
                 write()
         assert registry.resolve("kept:v1") == kept
-    with pytest.raises(StoreUnavailable, match=f"registry {root}: cannot be opened: Read-only file system"):
-        Registry(root)
+    with closing(Registry(root)) as registry:
+        assert registry.read_only == "its disk takes no writes any more"
+        assert registry.resolve("kept:v1") == kept and registry.fsck().is_clean
+        with pytest.raises(StoreReadOnly, match=f"registry {root} is read-only: its disk takes no writes any more; "):
+            registry.delete_tag("kept", "v1")
     failing.unmount()
     failing.mount()
     with closing(Registry(root)) as registry:
@@ -56,21 +76,23 @@ def test_a_store_is_read_on_while_its_disk_takes_no_writes_and_is_whole_afterwar
         check_whole(registry, root)
 
 
-def test_a_store_on_a_read_only_mount_is_not_opened_and_can_be_imported_from(tmp_path: Path) -> None:
+def test_a_store_on_a_read_only_mount_is_read_by_all_who_read_stores(tmp_path: Path) -> None:
     with closing(Registry(tmp_path / "store")) as registry:
         kept, _ = publish(registry, "kept", lora_files(0), tags=["v1"])
+        stats = registry.stats()
     with read_only_view(tmp_path, tmp_path.with_name(f"{tmp_path.name}-view")) as view:
         store = view / "store"
-        with pytest.raises(StoreUnavailable, match=f"registry {store}: {READ_ONLY}"):
-            Registry(store)
         with pytest.raises(StoreUnavailable, match="cannot be opened: Read-only file system"):
             Registry(view / "none")
-        with pytest.raises(RemoteUnavailable, match=f"{store}: registry {store}: {READ_ONLY}"):
-            DirectoryRemote(RemoteUrl.parse(f"dir://{store}"))
-        command = [sys.executable, "-m", "hotshoe.registry", "serve", "--registry", str(store), "--http", "127.0.0.1:0"]
-        told = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert told.returncode == 2
-        assert told.stderr.splitlines()[-1] == f"hotshoe registry: registry {store}: {READ_ONLY}"
+        with closing(DirectoryRemote(RemoteUrl.parse(f"dir://{store}"))) as remote:
+            with closing(Registry(tmp_path / "elsewhere")) as elsewhere:
+                assert pull(elsewhere, remote, "v1", name="kept").record.digest == kept.digest
+                other, _ = publish(elsewhere, "other", lora_files(1))
+                with pytest.raises(RemoteRefused, match=f"{store}: registry {store} {READ_ONLY}"):
+                    push(elsewhere, other, remote, name="other", tags=["v1"])
+        assert fsck(store) == (0, f"{stats.blobs} blobs are sound, {stats.blob_bytes} bytes\n", "")
+        refused = fsck(store, "--remote", f"dir://{tmp_path / 'elsewhere'}")
+        assert refused.returncode == 2 and f"hotshoe registry: registry {store} {READ_ONLY}" in refused.stderr
         (tmp_path / "copy").mkdir()
         with open_source(store) as source:
             assert read_layout(source, tmp_path / "copy", None).digest == kept.digest

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_adapters import lora_files, publish
@@ -17,13 +18,16 @@ from hotshoe.registry.registry import Registry
 NOWHERE = f"sha256:{'0' * 64}"
 
 
-def attach(registry: Registry, digest: str, document: bytes = b'{"grade":"OK"}', *, kind: str = "") -> Referrer:
+def attach(
+    registry: Registry, digest: str, document: bytes = b'{"grade":"OK"}', *, kind: str = "", **options: Any
+) -> Referrer:
     return registry.attach(
         digest,
         document,
         artifact_type=kind or DIAGNOSIS_TYPE,
         file_name="doctor.json",
         annotations={"dev.hotshoe.doctor.grade": "OK"},
+        **options,
     )
 
 
@@ -40,6 +44,31 @@ def test_a_document_is_found_by_its_adapter_and_type_the_latest_first(registry: 
     assert attach(registry, record.digest) == first
     assert registry.referrers(record.digest) == [first, second]
     assert registry.list()[0] == [other, record] and registry.fsck().is_clean
+
+
+def test_a_document_goes_below_those_that_outrank_it_in_one_commit(registry: Registry, root: Path) -> None:
+    record, _ = publish(registry, "a", lora_files(1))
+    better, best = (attach(registry, record.digest, document) for document in (b"[1]", b"[2]"))
+    other = attach(registry, record.digest, b"[3]", kind="text/eval")
+    worse = attach(registry, record.digest, b"[0]", outranked_by=lambda document: document > b"[0]")
+    assert registry.referrers(record.digest) == [best, better, worse, other]
+    assert attach(registry, record.digest, b"[1]", outranked_by=lambda document: document > b"[1]") == better
+    assert registry.referrers(record.digest, DIAGNOSIS_TYPE) == [best, better, worse]
+    of_last_commit = [json.loads(line) for line in (root / "tags.log").read_text().splitlines()][-2:]
+    assert [entry["referrer"] for entry in of_last_commit] == [better.digest, best.digest]
+    assert of_last_commit[0]["more"] == 1 and "more" not in of_last_commit[1]
+    registry.close()
+    (root / ".db").unlink()
+    with Registry(root) as rebuilt:
+        assert rebuilt.referrers(record.digest, DIAGNOSIS_TYPE) == [best, better, worse]
+
+
+def test_a_document_that_cannot_be_read_outranks_nothing(registry: Registry) -> None:
+    record, _ = publish(registry, "a", lora_files(1))
+    lost = attach(registry, record.digest, b"[1]")
+    (registry.adapter_files(record.digest)["adapter_config.json"].parent / lost.document.digest[7:]).unlink()
+    worse = attach(registry, record.digest, b"[0]", outranked_by=lambda document: True)
+    assert registry.referrers(record.digest) == [worse, lost]
 
 
 def test_what_is_no_adapter_has_no_documents_and_a_document_is_no_adapter(registry: Registry) -> None:

@@ -100,12 +100,63 @@ def test_a_disk_that_takes_no_writes_is_told_before_anything_is_served(config: S
         return str(told.value)
 
     (tmp_path / "empty").mkdir()
-    with closing(Registry(tmp_path / "empty" / "registry")):
-        pass
     with read_only_view(tmp_path / "empty", tmp_path / "view") as view:
         cache = replace(config, base_cache=view, registry=tmp_path / "registry")
         assert asyncio.run(refusal(cache)).startswith(f"--base-cache: {view}/")
         none = replace(cache, base_cache=view / "none")
         assert asyncio.run(refusal(none)) == f"--base-cache: {view}/none: Read-only file system"
-        told = asyncio.run(refusal(replace(config, registry=view / "registry")))
-        assert told.startswith(f"registry {view}/registry: its file system is mounted read-only")
+
+
+def test_a_server_serves_from_a_registry_that_it_cannot_write_and_follows_who_can(
+    config: ServerConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {
+        path.name: path.read_bytes() for path in write_lora(tmp_path / "adapter", tiny_model(), scale=1.0).iterdir()
+    }
+    (tmp_path / "shared").mkdir()
+    base = load_base(config.base, cache=config.base_cache, backend="reference").weights.shape
+
+    async def main(view: Path, writer: Registry) -> None:
+        one, _ = publish(writer, "one", files, tags=["v1"], base=base)
+        remote = f"dir://{tmp_path / 'remote'}"
+        reading = replace(config, registry=view / "registry", remotes=(remote,), collect_every_seconds=0.01)
+        async with running(reading) as (_, channel):
+            assert await generate(channel, "one:v1") == 3
+            writer.update_tag("one", "later", one.digest, "")
+            assert await generate(channel, "one:later") == 3
+            stub: Any = registry_pb2_grpc.RegistryServiceStub(channel)
+            [listed] = (await stub.ListAdapters(registry_pb2.ListAdaptersRequest())).adapters
+            assert list(listed.tags) == ["later", "v1"]
+            examined = await stub.DiagnoseAdapter(registry_pb2.DiagnoseAdapterRequest(reference="one:v1"))
+            told = f"registry {view}/registry is read-only: its file system is mounted read-only; publish, tag and"
+            assert examined.diagnosis.linears and examined.not_kept.startswith(told)
+            for refused in await refusals(stub, channel, listed, remote):
+                assert refused.code() is grpc.StatusCode.FAILED_PRECONDITION and told in refused.details()
+
+    with closing(Registry(tmp_path / "shared" / "registry")) as writer:
+        with read_only_view(tmp_path / "shared", tmp_path / "view") as view:
+            asyncio.run(main(view, writer))
+            assert not writer.leases() and not writer.referrers(writer.resolve("one:v1").digest)
+    assert "registry_read_only" in caplog.messages
+
+
+async def refusals(stub: Any, channel: grpc.aio.Channel, adapter: Any, remote: str) -> list[grpc.aio.AioRpcError]:
+    """What the server answers to everything that would write."""
+    absent = f"absent@sha256:{'0' * 64}"
+    source = registry_pb2.MergeAdaptersRequest.Source(reference="one:v1")
+    pull = stub.PullAdapter(registry_pb2.PullAdapterRequest(reference="one:v1", remote=remote))
+    calls = [
+        stub.PublishAdapter(registry_pb2.PublishAdapterRequest(name="new", blobs=adapter.blobs)),
+        stub.UpdateTag(registry_pb2.UpdateTagRequest(name="one", tag="v2", digest=adapter.digest)),
+        stub.DeleteTag(registry_pb2.DeleteTagRequest(name="one", tag="v1")),
+        stub.CollectGarbage(registry_pb2.CollectGarbageRequest()),
+        stub.LeaseAdapter(registry_pb2.LeaseAdapterRequest(reference="one:v1", holder="me")),
+        stub.CreateView(registry_pb2.CreateViewRequest(reference="one:v1")),
+        stub.MergeAdapters(registry_pb2.MergeAdaptersRequest(sources=[source, source], method="linear", name="new")),
+        stub.MitigateAdapter(registry_pb2.MitigateAdapterRequest(reference="one:v1", keep=0.5, name="new")),
+        pull.read(),
+        generate(channel, absent),
+    ]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [grpc.aio.AioRpcError] * len(calls)
+    return answers  # type: ignore[return-value]

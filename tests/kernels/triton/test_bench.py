@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hotshoe.kernels import bench
-from hotshoe.kernels.bench import Case, Sizes, cases
+from hotshoe.kernels.bench.case import Case, Sizes
+from hotshoe.kernels.bench.cases import cases
+from hotshoe.kernels.bench.limits import Limits
+from hotshoe.kernels.bench.row import line
 from hotshoe.kernels.kernel_task import Draw
 from hotshoe.kernels.triton import KERNELS
 
@@ -54,10 +56,10 @@ def test_the_alternatives_compute_the_same(device: torch.device) -> None:
 
 def test_the_floor_is_the_longer_of_bytes_and_products() -> None:
     case = Case("silu_mul", "", lambda: None, {}, bytes=600, flops=90)
-    assert bench.Limits(bytes_per_ms=100, flops_per_ms=10).floor_ms(case) == pytest.approx(9)
-    assert bench.Limits(bytes_per_ms=100, flops_per_ms=30).floor_ms(case) == pytest.approx(6)
+    assert Limits(bytes_per_ms=100, flops_per_ms=10).floor_ms(case) == pytest.approx(9)
+    assert Limits(bytes_per_ms=100, flops_per_ms=30).floor_ms(case) == pytest.approx(6)
 
 
 def test_a_line_says_how_near_the_floor_and_the_others_are() -> None:
-    text = bench.line({"op": "nf4_linear", "shape": "1 row", "floor": 0.5, "ours": 1.0, "bitsandbytes": 2.5})
+    text = line({"op": "nf4_linear", "shape": "1 row", "floor": 0.5, "ours": 1.0, "bitsandbytes": 2.5})
     assert text.split() == "nf4_linear 1 row 1.0000 ms, 50% of the floor; bitsandbytes 2.50×".split()

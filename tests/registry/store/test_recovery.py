@@ -187,19 +187,18 @@ def test_a_line_that_a_crash_tore_from_the_tag_log_is_written_again(root: Path) 
     assert log.read_bytes() == whole
 
 
-@pytest.mark.parametrize("mode", [0o555, 0o000])
-def test_a_directory_that_may_not_be_written_fails_at_open_with_one_line(mode: int) -> None:
+def test_a_directory_that_may_not_be_read_fails_at_open_with_one_line() -> None:
     with tempfile.TemporaryDirectory() as parent:  # pytest's own is closed to other users
         os.chmod(parent, 0o755)
         root = Path(parent) / "store"
         make_store(root)
-        os.chmod(root, mode)
+        os.chmod(root, 0)
         child, lines = fork(lambda: _open_as_nobody(root))
         says = lines.read()
         lines.close()
         os.waitpid(child, 0)
         os.chmod(root, 0o755)
-    assert re.fullmatch(rf"StoreUnavailable: registry {root}: .*(readable and writable|Permission denied).*\n", says)
+    assert says == f"StoreUnavailable: registry {root}: {root} is not readable by this user\n"
 
 
 @pytest.mark.parametrize("what", ["file", "foreign directory", "other layout version"])

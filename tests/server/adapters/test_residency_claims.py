@@ -107,9 +107,12 @@ def test_the_first_in_line_keeps_its_place_while_its_lease_is_renewed(monkeypatc
     claims = Claims()
     assert claims.renew(["a", "b"]) and claims.renew(["b", "c"]) and not claims.renew(["b", "a"])
     assert [claims.order_of(digest) for digest in "abc"] == [0, 0, 1]
-    assert claims.kept_from(0) == {"a", "b"} and claims.kept_from(1) == {"a", "b", "c"}
+    now = time.monotonic()
+    assert claims.kept_from(0, now) == {"a", "b"} and claims.kept_from(1, now) == {"a", "b", "c"}
+    lapsed = now + 2000.0
+    assert claims.kept_from(1, lapsed) == {"b", "c"} and claims.leased(lapsed) == set()
     claims.drop(["a", "b"])
-    assert claims.order_of("b") == 1 and claims.leased() == {"b", "c"}
+    assert claims.order_of("b") == 1 and claims.leased(now) == {"b", "c"}
 
 
 def test_an_adapter_in_quarantine_is_refused_until_it_is_unloaded(new_house: Callable[..., House]) -> None:

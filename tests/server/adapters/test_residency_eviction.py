@@ -9,7 +9,7 @@ import pytest
 from residency_house import WAIT, House, tiers, until
 from running_engine import Clock
 
-from hotshoe.server.adapters import claims
+from hotshoe.server.adapters import claims, load_queue
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.load_queue import LoadQueue
 from hotshoe.server.adapters.residency_entry import Phase
@@ -112,11 +112,12 @@ def test_a_slot_is_given_though_its_lease_lapses_while_a_loader_looks(
 ) -> None:
     clock, ask = Clock(), LoadQueue.seconds_until_asking
 
-    def ask_late(queue: LoadQueue) -> float | None:
+    def ask_late(queue: LoadQueue, now: float) -> float | None:
         clock.put_forward(2 * claims.LEASE_SECONDS if queue._first(Phase.AWAITING_SLOT) else 0.0)
-        return ask(queue)
+        return ask(queue, now)
 
     monkeypatch.setattr(claims, "time", clock)
+    monkeypatch.setattr(load_queue, "time", clock)
     monkeypatch.setattr(LoadQueue, "seconds_until_asking", ask_late)
     house = new_house(adapter_slots=1, loader_threads=1)
     gone, alive, _ = house.digests

@@ -1,14 +1,17 @@
 """Diagnoses give way to what decodes, and end when nobody wants them any more."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from peft_adapters import adapter_files, write_lora
+from store_adapters import publish
 from tiny_models import TARGETS, ModelWeights, tiny_llama
 
 from hotshoe.registry.registry import Registry
@@ -47,6 +50,18 @@ class Clock:
         time.sleep(seconds)
 
 
+class HeldBack(ThreadPoolExecutor):
+    """One thread, which does what it is asked once it is free."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.asked, self.free = threading.Event(), threading.Event()
+
+    def submit(self, work, *arguments):
+        self.asked.set()
+        return super().submit(lambda: self.free.wait(WAIT) and work(*arguments))
+
+
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
@@ -75,8 +90,15 @@ async def happens(wait: Callable[..., bool]) -> None:
 
 
 @pytest.fixture
-def with_doctor(pace: LoaderPace, tmp_path: Path) -> Iterator[Callable[[Callable[[Doctor], Awaitable[None]]], None]]:
-    registry = Registry(tmp_path / "registry")
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with Registry(tmp_path / "registry") as registry:
+        yield registry
+
+
+@pytest.fixture
+def with_doctor(
+    pace: LoaderPace, tmp_path: Path, registry: Registry
+) -> Callable[[Callable[[Doctor], Awaitable[None]]], None]:
     base = ModelWeights(tiny_llama())
 
     def run(test: Callable[[Doctor], Awaitable[None]]) -> None:
@@ -90,8 +112,7 @@ def with_doctor(pace: LoaderPace, tmp_path: Path) -> Iterator[Callable[[Callable
 
         asyncio.run(within())
 
-    yield run
-    registry.close()
+    return run
 
 
 @pytest.fixture
@@ -142,5 +163,33 @@ def test_closing_ends_what_waits(
         await doctor.close()
         with pytest.raises(Exception, match="nobody waits"):
             await asyncio.wait_for(waiting, WAIT)
+
+    with_doctor(test)
+
+
+def test_what_was_counted_stays_the_latest_report_whatever_is_screened_later(
+    with_doctor, registry: Registry, files: dict[str, Path]
+) -> None:
+    def reports(digest: str) -> list[bool]:
+        """Whether each is of an exact diagnosis, the latest first."""
+        found = []
+        for referrer in registry.referrers(digest):
+            with registry.read_blob(referrer.document.digest) as file:
+                found.append(json.load(file)["exact"])
+        return found
+
+    async def test(doctor: Doctor) -> None:
+        contents = {name: path.read_bytes() for name, path in files.items()}
+        record, _ = publish(registry, "a", contents, base=ModelWeights(tiny_llama()).shape)
+        screens = doctor._screens = HeldBack()
+        screening = asyncio.create_task(doctor.examine_soon(record))
+        await happens(screens.asked.wait)
+        doctor.attach(record, await doctor.diagnose(files, exact=True))
+        assert reports(record.digest) == [True]
+        screens.free.set()
+        await asyncio.gather(screening, *doctor._tasks)
+        assert reports(record.digest) == [True, False]
+        doctor.attach(record, await doctor.diagnose(files))
+        assert reports(record.digest) == [True, False]
 
     with_doctor(test)

@@ -9,7 +9,8 @@ from hotshoe.protos.v1 import generation_pb2
 from hotshoe.registry.errors import AdapterNotFound
 from hotshoe.server.engine.request import Request
 from hotshoe.server.errors import InvalidRequest, PromptTooLong
-from hotshoe.server.services.requests import DEFAULT_MAX_NEW_TOKENS, RequestMapper, request_id_of
+from hotshoe.server.services.requests import RequestMapper, request_id_of
+from hotshoe.server.services.stop_criteria import DEFAULT_MAX_NEW_TOKENS
 
 MAX_TOKENS = 1000
 VOCAB_SIZE = 300

@@ -109,6 +109,7 @@ def test_a_lost_tag_says_where_it_points() -> None:
     [
         (registry_errors.BlobCorrupt("x"), grpc.StatusCode.DATA_LOSS),
         (registry_errors.StoreUnavailable("x"), grpc.StatusCode.UNAVAILABLE),
+        (registry_errors.StoreReadOnly("x"), grpc.StatusCode.FAILED_PRECONDITION),
         (registry_errors.InvalidAdapter("r", "0"), grpc.StatusCode.FAILED_PRECONDITION),
         (ValueError("x"), grpc.StatusCode.FAILED_PRECONDITION),
     ],

@@ -81,7 +81,7 @@ def run_apart(base: TritonBase, backend: str, slots: AdapterPlaces, kv: KvCache,
     decoder = base.decoder if backend == "triton" else base.reference
     batch = slots.batch_apart if backend == "triton" else slots.batch
     adapters = batch(segments, inputs.token_ids.shape[0])
-    return decoder.logits_of(inputs, kv, adapters, compiled=False).values.clone().cpu()
+    return decoder.forward(inputs, kv, adapters).clone().cpu()
 
 
 def all_logits(base: TritonBase, backend: str, stacks: Sequence[AdapterStack] = STACKS) -> Tensor:
