@@ -1,6 +1,7 @@
 """Large factors stay where they were read, small ones are copied, and no memory is held that is not counted."""
 
 import gc
+import threading
 import weakref
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from hotshoe.registry.formats.base import LinearId, NormId
 from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear
 from hotshoe.registry.formats.stored_matrix import StoredMatrix
-from hotshoe.server.adapters import packed_factors
+from hotshoe.server.adapters import factor_places, packed_factors
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 
 
@@ -80,6 +81,23 @@ def test_tables_are_the_same_wherever_factors_lie(
         found.append(contents(slots))
     assert any(bool(table.any()) for table in found[0])
     assert all(torch.equal(*tables) for tables in zip(*found, strict=True))
+
+
+def test_two_threads_write_what_one_does_and_one_of_them_pauses(
+    any_is_large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factor_places, "_SHARED_BYTES", 1)
+    adapter, room = read_together(canonical.lora(40), torch.float16, scale=1.7)
+    slots, paused, found = slots_of(torch.bfloat16), set(), []
+    packed = slots.pack(adapter)
+    for threads in (1, 2):
+        slots.place(0, canonical.lora(40, seed=1))
+        slots.clear(0)
+        slots.place_packed(0, packed, pause=lambda: paused.add(threading.get_ident()), threads=threads)
+        slots.clear(0)
+        found.append(contents(slots))
+    assert all(torch.equal(*tables) for tables in zip(*found, strict=True))
+    assert paused == {threading.get_ident()}
 
 
 def test_large_factors_are_not_copied_and_keep_their_memory(any_is_large: None) -> None:
