@@ -42,10 +42,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [rows, heads, head_dim] rotated: x ∘ cos + (−x₂, x₁) ∘ sin, with x₁, x₂ the halves of a head.
 
-    cos and sin are [rows, head_dim], both halves equal.
+    cos and sin are [rows, rotary_dim], both halves equal; only the first rotary_dim of a head's dimensions turn.
     """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype)[:, None] + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)[:, None]
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    swapped = torch.cat((-second, first), dim=-1)
+    turned = turned * cos.to(x.dtype)[:, None] + swapped * sin.to(x.dtype)[:, None]
+    return torch.cat((turned, rest), dim=-1)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

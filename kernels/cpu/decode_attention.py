@@ -38,8 +38,11 @@ WIDE = 4 * LANES
 
 @compiled
 def _rotate(j: Any, norm: int, delta: int, row: int, source: Any, out: Any, factor: Any) -> None:
-    """One query or key head: its norm, if there is one, as the row changes it, then the rotation; times factor."""
-    half = j.head_dim // 2
+    """One query or key head: its norm, if there is one, as the row changes it, then the rotation; times factor.
+
+    Behind the rotary dimensions nothing turns.
+    """
+    half = j.rotary_dim // 2
     cos, sin = f32(j.cos + 4 * row * half, half), f32(j.sin + 4 * row * half, half)
     if norm:
         weight = f32(norm, j.head_dim)
@@ -57,6 +60,8 @@ def _rotate(j: Any, norm: int, delta: int, row: int, source: Any, out: Any, fact
     for i in range(half):
         out[i] = (source[i] * cos[i] - source[half + i] * sin[i]) * factor
         out[half + i] = (source[half + i] * cos[i] + source[i] * sin[i]) * factor
+    for i in range(j.rotary_dim, j.head_dim):
+        out[i] = source[i] * factor
 
 
 @compiled

@@ -57,14 +57,14 @@ def _note(j: Any, site: int, thread: int, index: int, row: int, copy: int, field
     depth, width = fields[2], fields[3]
     entry = i64(j.copy_list + 8 * LIST_WIDTH * (thread * AT_ONCE + index), LIST_WIDTH)
     entry[0], entry[1] = row, fields[1] + 4 * copy * width
-    for target in range(num_targets(site)):
+    for target in range(num_targets(j, site)):
         entry[2 + target] = fields[4 + target] + 4 * copy * depth
 
 
 @compiled
 def copy_inputs(j: Any, site: int, thread: int, team: int, count: int, x: int, depth: int) -> None:
     """A thread's part of the inputs of the copies that are noted, of x [rows, depth] in float32."""
-    for task in range(thread, num_targets(site) * count, team):
+    for task in range(thread, num_targets(j, site) * count, team):
         target, index = task // count, task % count
         entry = i64(j.copy_list + 8 * LIST_WIDTH * (thread * AT_ONCE + index), LIST_WIDTH)
         out = u16(copied_input(j, target, depth) + 2 * index * depth, depth)

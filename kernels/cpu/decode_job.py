@@ -22,12 +22,12 @@ _NUMBERS = (
     "program num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms "
     "num_blocks shrunk_stride probabilities_stride tile_stride tile_blocks vocab_size num_logits barrier_base "
     "num_network_terms num_network_blocks network_stride num_segments prompt_depth swap_depth copy_depth "
-    "num_turn_blocks"
+    "num_turn_blocks fused rotary_dim"
 )
 _ADDRESSES = (
     # the model: [layers, LAYER_WIDTH] and, by site, where each thread's columns begin, [sites, team + 1]; int64
     "layers starts "
-    # the rows: float32 [rows, hidden], [rows, head_dim / 2] twice; int64 [rows] three times, the last the row of
+    # the rows: float32 [rows, hidden], [rows, rotary_dim / 2] twice; int64 [rows] three times, the last the row of
     # slots [sequences, max_context] that is the row's own sequence
     "hidden cos sin kv_slots lengths sequences slots "
     # scratch: of each thread, then shared; …16 are bfloat16
@@ -81,8 +81,10 @@ def site_width(j: Any, site: int) -> int:
 
 
 @compiled
-def num_targets(site: int) -> int:
-    """How many targets share a site."""
+def num_targets(j: Any, site: int) -> int:
+    """How many targets share a site; one each where a family has fused them."""
+    if j.fused:
+        return 1
     return 3 if site == QKV else 2 if site == GATE_UP else 1
 
 

@@ -64,7 +64,7 @@ def shrink(j: Any, layer: int, site: int, block: int, half: int, x: int, depth: 
     first, last = i64(j.term_blocks + 8 * block, 2)
     ranks = _ranks(j, layer, site, first)
     units = (max(ranks[0], ranks[1], ranks[2]) + UNIT - 1) // UNIT
-    targets = num_targets(site)
+    targets = num_targets(j, site)
     columns, inputs = targets * UNIT, depth // HALVES
     a = i64(j.tables + 8 * (layer * NUM_SITES + site) * 2, 1)[0]
     rows = i64(j.term_rows + 8 * first, last - first)
@@ -130,7 +130,7 @@ def shrink_rows(
 def expand(j: Any, layer: int, site: int, block: int, thread: int, low: int, high: int) -> None:
     """Adds weight · (x A) B of a block's terms to some columns of their rows."""
     first, last = i64(j.term_blocks + 8 * block, 2)
-    ranks, targets, width = _ranks(j, layer, site, first), num_targets(site), site_width(j, site)
+    ranks, targets, width = _ranks(j, layer, site, first), num_targets(j, site), site_width(j, site)
     unit = i64(j.term_units + 8 * first, 1)[0]
     b = i64(j.tables + 8 * ((layer * NUM_SITES + site) * 2 + 1), 1)[0]
     values = j.low_rank_values + thread * VALUES_BYTES

@@ -113,9 +113,9 @@ def _run_site(
         turn_inputs(j, layer, site, thread, team, x, depth)
         meeting = meet(j, team, meeting)
     fetched, at_once = 0, lines_at_once(j, layer, site, thread, last - first, depth)
-    for target in range(num_targets(site)):
-        begin, end = _columns_of(j, site, target, first, last)
-        own16 = turned_input(j, target, depth) if turned else x16
+    for part in range(_num_parts(j, site)):
+        begin, end = _columns_of(j, site, part, first, last)
+        own16 = turned_input(j, _target_of(j, part), depth) if turned else x16
         fetched = multiply(
             j, layer, site, thread, j.num_rows, own16, depth, begin, end, fields, j.product, fetched, at_once
         )
@@ -145,12 +145,24 @@ def _run_site(
 
 
 @compiled
-def _columns_of(j: Any, site: int, target: int, first: int, last: int) -> Any:
-    """Which columns of a target are a thread's, whole tiles; first … last−1 are its columns of the site, or of gate."""
-    low = target_start(j, site, target)
+def _num_parts(j: Any, site: int) -> int:
+    """In how many parts a thread multiplies a site: by target; gate and up, fused or not, are two."""
+    return 2 if site == GATE_UP else num_targets(j, site)
+
+
+@compiled
+def _target_of(j: Any, part: int) -> int:
+    """The target that a part of a site is of."""
+    return 0 if j.fused else part
+
+
+@compiled
+def _columns_of(j: Any, site: int, part: int, first: int, last: int) -> Any:
+    """Which columns of a part are a thread's, whole tiles; first … last−1 are its columns of the site, or of gate."""
     if site == GATE_UP:
-        return low + first, low + last
-    high = target_start(j, site, target + 1) if target + 1 < num_targets(site) else site_width(j, site)
+        return part * j.intermediate_size + first, part * j.intermediate_size + last
+    low = target_start(j, site, part)
+    high = target_start(j, site, part + 1) if part + 1 < num_targets(j, site) else site_width(j, site)
     return max(first, low), min(last, high)
 
 
@@ -168,10 +180,10 @@ def _multiply_copies(
         done += count
         copy_inputs(j, site, thread, team, count, x, depth)
         meeting = meet(j, team, meeting)
-        for target in range(num_targets(site)):
-            begin, end = _columns_of(j, site, target, first, last)
+        for part in range(_num_parts(j, site)):
+            begin, end = _columns_of(j, site, part, first, last)
             if begin < end:
-                rows, x16 = copies_to_multiply(j, count), copied_input(j, target, depth)
+                rows, x16 = copies_to_multiply(j, count), copied_input(j, _target_of(j, part), depth)
                 multiply(j, layer, site, thread, rows, x16, depth, begin, end, fields, j.copied, 0, 0)
                 add_copies(j, thread, count, width, begin, end)
         meeting = meet(j, team, meeting)

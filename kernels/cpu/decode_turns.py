@@ -32,7 +32,7 @@ def turned_input(j: Any, target: int, depth: int) -> int:
 @compiled
 def turn_inputs(j: Any, layer: int, site: int, thread: int, team: int, x: int, depth: int) -> None:
     """A thread's part of every row's inputs, of x [rows, depth] in float32."""
-    for task in range(thread, num_targets(site) * j.num_turn_blocks, team):
+    for task in range(thread, num_targets(j, site) * j.num_turn_blocks, team):
         target, block = task // j.num_turn_blocks, task % j.num_turn_blocks
         first, last = i64(j.turn_blocks + 8 * block, 2)
         rows, out = i64(j.turn_rows + 8 * first, last - first), turned_input(j, target, depth)

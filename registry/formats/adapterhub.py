@@ -38,6 +38,7 @@ def _text(pattern: str, expected: str, why: str = "") -> Rule[str]:
 _VERSION = _text(r"adapters\.\d+(\.\w+)*", "adapters.<version>", "older files name and mean things otherwise")
 _MODEL_CLASS = _text(r"\w+ForCausalLM", "a class …ForCausalLM", "others have heads, which are no part of an adapter")
 _NAME = _text(r"[^.]+", "characters without a dot")
+_WRAPPED = ("llama", "mistral")  # families that the package has classes of its own for
 _HOOKED = ("qwen2", "qwen3")  # families that the package knows by an interface
 # What the package calls the parts of a layer between which its networks stand.
 _PLACES: Mapping[str, Rule[object]] = {
@@ -124,6 +125,8 @@ def take_model(config: Config, base: BaseShape) -> HubModel:
                 config.take(OF_INTERFACE + place, rule, default=None)
             else:
                 config.require(OF_INTERFACE + place, rule)
+    elif family not in _WRAPPED + _HOOKED:
+        raise InvalidAdapter("adapter_interface.json", f"missing: the package knows {family} by an interface only")
     return HubModel(name, by_interface or family in _HOOKED)
 
 

@@ -101,8 +101,10 @@ class AdapterBatch:
         if self._row_terms is None:
             segments = [segment for group in self._groups for segment in group.segments]
             vectors = [stack_vectors(stack) for _, _, stack in segments]
-            tables = self._groups[0].tables
-            self._row_terms = RowTerms(segments, vectors, tables=tables, num_layers=num_layers, num_rows=num_rows)
+            first = self._groups[0]
+            self._row_terms = RowTerms(
+                segments, vectors, tables=first.tables, shapes=first.shapes, num_layers=num_layers, num_rows=num_rows
+            )
         return self._row_terms
 
     def _turned(self, layer: int, site: str) -> Iterator[tuple[int, int, list[tuple[SiteRotations, float]]]]:

@@ -21,7 +21,7 @@ from hotshoe.server.adapters.placed_adapter import (
     SiteRotations,
     SiteVectors,
 )
-from hotshoe.server.adapters.sites import SITE_OF_TARGET, SITES, SiteId, SiteShape
+from hotshoe.server.adapters.sites import SITE_INDEX, SITE_OF_TARGET, SiteId, SiteShape
 
 _Part = TypeVar("_Part")
 
@@ -154,14 +154,14 @@ def _by_site(adapter: LoweredAdapter, shapes: Mapping[SiteId, SiteShape]) -> dic
     """The linears of each site in the order of its targets, empty ones where it has none; sites in layer order."""
     sites: dict[SiteId, list[LoweredLinear]] = {}
     for linear_id, linear in adapter.linears.items():
-        site, target = SITE_OF_TARGET.get(linear_id.target, ("", 0))
-        shape = shapes.get((linear_id.layer, site))
-        if shape is None:
+        site = linear_id.layer, SITE_OF_TARGET.get(linear_id.target, "")
+        shape = shapes.get(site)
+        if shape is None or linear_id.target not in shape.targets:
             raise ValueError(f"{linear_id}: the base has no such linear")
+        target = shape.targets.index(linear_id.target)
         _check_shapes(linear_id, linear, shape.in_features, shape.widths[target])
-        sites.setdefault((linear_id.layer, site), [LoweredLinear()] * len(SITES[site]))[target] = linear
-    order = list(SITES)
-    return dict(sorted(sites.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
+        sites.setdefault(site, [LoweredLinear()] * len(shape.targets))[target] = linear
+    return dict(sorted(sites.items(), key=lambda item: (item[0][0], SITE_INDEX[item[0][1]])))
 
 
 def _where_any(

@@ -77,7 +77,7 @@ class RowGroup:
         self.key = key
         self.tables = tables
         self._kind = kind
-        self._shapes = shapes
+        self.shapes = shapes
         self.segments = [(start, end, stack) for start, end, stack in key if stack]
         self._adapters = list({adapter: None for _, _, stack in self.segments for adapter, _ in stack})
         self._plans: dict[object, LowRankPlan | None] = {}
@@ -115,7 +115,7 @@ class RowGroup:
     def _plan(self, site: SiteId) -> LowRankPlan | None:
         """The plan of a site, shared by all sites of the same shape where the adapters have the same ranks."""
         ranks = tuple(adapter.ranks.get(site) for adapter in self._adapters)
-        shape = self._shapes[site]
+        shape = self.shapes[site]
         key = (shape, ranks)
         if key not in self._plans:
             segments = [LowRankSegment(start, end, _terms(stack, site)) for start, end, stack in self.segments]

@@ -14,7 +14,7 @@ from hotshoe.server.adapters.row_copies import copy_addresses
 from hotshoe.server.adapters.row_networks import RowNetworks
 from hotshoe.server.adapters.row_prompts import prompt_addresses
 from hotshoe.server.adapters.row_turns import RowTurns
-from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
+from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId, SiteShape
 from hotshoe.server.adapters.term_blocks import Segment, term_blocks
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")  # as compiled code counts them
@@ -33,6 +33,7 @@ class RowTerms:
         segments: rows start … end−1 and their (adapter, weight) stack.
         vectors: of each segment, what its stack has at each site where it has any.
         tables: the low-rank tables, in bfloat16.
+        shapes: of the base's sites.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class RowTerms:
         vectors: Sequence[Mapping[SiteId, SiteVectors]],
         *,
         tables: Mapping[SiteId, LowRankTable],
+        shapes: Mapping[SiteId, SiteShape],
         num_layers: int,
         num_rows: int,
     ) -> None:
@@ -55,7 +57,7 @@ class RowTerms:
         self.ranks, self.block_starts, self.term_adapters = ranks, terms.starts, terms.places
         self.term_folded = folded[terms.places]
         self.term_units = np.array([adapter.first_unit for adapter in terms.adapters], np.int64)[terms.places]
-        self.turns = RowTurns(segments, vectors, num_layers=num_layers, num_rows=num_rows, kept=kept)
+        self.turns = RowTurns(segments, vectors, shapes=shapes, num_layers=num_layers, num_rows=num_rows, kept=kept)
         self.networks = RowNetworks(segments, num_layers, kept)
         self.addresses: dict[str, int] = {
             "num_terms": self.num_terms,

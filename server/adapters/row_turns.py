@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hotshoe.server.adapters.kept_arrays import KeptArrays
 from hotshoe.server.adapters.placed_adapter import NO_VECTORS, PlacedAdapter, SiteRotations, SiteVectors
-from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId
+from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId, SiteShape
 from hotshoe.server.adapters.term_blocks import Segment, row_blocks
 
 Weighted = list[tuple[SiteRotations, float]]
@@ -29,11 +29,12 @@ class RowTurns:
         segments: Sequence[Segment],
         vectors: Sequence[Mapping[SiteId, SiteVectors]],
         *,
+        shapes: Mapping[SiteId, SiteShape],
         num_layers: int,
         num_rows: int,
         kept: KeptArrays,
     ) -> None:
-        self._kept = kept
+        self._kept, self._shapes = kept, shapes
         turns = [_rotations(stack) for *_, stack in segments]
         flags = np.zeros((num_layers, len(SITES)), np.int64)
         for found, turned in zip(vectors, turns, strict=True):
@@ -64,7 +65,7 @@ class RowTurns:
             for layer, index in np.argwhere(flags).tolist():
                 site = (layer, tuple(SITES)[index])
                 scales, weighted = found.get(site, NO_VECTORS), turned.get(site, [])
-                for target in range(len(SITES[site[1]])):
+                for target in range(len(self._shapes[site].targets)):
                     place = table[segment, layer, index, target]
                     place[0] = self._kept.address_of(scales.input_of(target))
                     matrices = _combined([(rotations.inputs[target], weight) for rotations, weight in weighted])

@@ -82,6 +82,7 @@ class Engine:
             adapter_slots=slots,
             base_digest=base_digest,
             max_sequence_length=decoder.spec.max_sequence_length,
+            far_from=decoder.spec.rope.far_from,
             tenant_weights=tenant_weights,
         )
         self._runner = new_runner(decoder, adapter_slots=slots, blocks=blocks)

@@ -7,7 +7,7 @@ A page's key is a SHA-256 hash chain over everything that its keys and values de
 
 so that no two adapters, tasks, weights or tenants can share a page, and a page is only found behind those before it.
 An adapter that acts from some position on is not in the seed, but joins the chain at that position's page: the pages
-before are the base's own.
+before are the base's own. A base that turns far sequences otherwise is another base to them.
 
 Several answers to one prompt, or several choices, also share the prompt's end that does not fill a page: it is cached
 as a tail, under the key of just those tokens, and copied by who finds it, for each goes on in it by its own.

@@ -43,9 +43,14 @@ class Scheduler:
         adapter_slots: "AdapterPlaces[Any]",
         base_digest: str,
         max_sequence_length: int,
+        far_from: int | None = None,
         tenant_weights: Mapping[str, float] | None = None,
     ) -> None:
-        """`tenant_weights`: shares of the batch; 1 for each tenant that is not named."""
+        """
+        Args:
+            far_from: sequences of more positions are far, as `RopeSpec` has it; None: none is.
+            tenant_weights: shares of the batch; 1 for each tenant that is not named.
+        """
         self.blocks = blocks
         self.running: list[Sequence] = []
         self.shares = TenantShares(tenant_weights)
@@ -56,6 +61,7 @@ class Scheduler:
         self._adapter_slots = adapter_slots
         self._pages = SequencePages(blocks, base_digest=base_digest, shared=config.share_prefixes)
         self._max_sequence_length = max_sequence_length
+        self._far_from = far_from
         self._prompt_budget = PromptBudget(
             max_rows=config.max_prefill_tokens_with_decodes, max_stretch=config.max_step_stretch
         )
@@ -125,7 +131,9 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda s: s.order):
             if sequence.status is not SequenceStatus.RUNNING or sequence.target - sequence.computed != 1:
                 continue
-            if self._grow(sequence, plan):
+            if self._is_far(sequence) != sequence.far:
+                self._requeue(sequence)  # all its positions turn otherwise from now on: they are computed again
+            elif self._grow(sequence, plan):
                 self._append_chunk(plan, sequence)
         plan.num_decodes = len(plan.chunks)
 
@@ -196,9 +204,13 @@ class Scheduler:
             f"{sequence.virtual_tokens} virtual tokens of the adapters, prompt and answer do not fit {limit}",
         )
 
+    def _is_far(self, sequence: Sequence) -> bool:
+        return self._far_from is not None and sequence.target > self._far_from
+
     def _open_table(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Takes cached pages for its beginning and free ones for the rest; False, and nothing taken, if too few."""
         blocks = self.blocks
+        sequence.turn(far=self._is_far(sequence))
         cached, tail = self._pages.find(sequence)
         table = blocks.open_table(cached)
         spare = len(self.running)  # a page for the next token of each that runs: else it might be preempted at once

@@ -38,6 +38,7 @@ class Sequence:
         leader: the sibling that computes the shared prompt first; None for that sibling itself.
         table: its block table; None unless running.
         computed: positions whose keys and values are in the cache.
+        far: whether those are turned as the model turns a sequence of more positions than it was first trained on.
         stack: (adapter_slot, weight) of each adapter; empty unless running.
         starts: from which position on each adapter acts; infinite if the prompt does not call it up.
         embedding_rows, head_rows: what its adapters put in place of the base's.
@@ -72,6 +73,7 @@ class Sequence:
 
         self.table: int | None = None
         self.computed = 0
+        self.far = False
         self.page_keys: list[bytes] = []  # the prefix cache's, of its first pages, as far as they were asked for
         self.offered_pages = 0  # leading pages that were taken from, or given to, the prefix cache
         self.stack: tuple[tuple[int, float], ...] = ()
@@ -145,6 +147,12 @@ class Sequence:
     @property
     def has_siblings(self) -> bool:
         return self.request.num_answers > 1
+
+    def turn(self, *, far: bool) -> None:
+        """What it computes from now on is turned so; nothing of it is in the cache yet."""
+        if far != self.far:
+            self.far = far
+            self.page_keys.clear()
 
     def take_charge(self, end: int) -> int:
         """How many input tokens before position `end` are not charged yet; they are now."""

@@ -68,7 +68,8 @@ class SequencePages:
             previous = before[-1]
         else:
             acting = [(use.key, use.weight) for use, begin in uses if begin == 0]
-            previous = chain_seed(self._base_digest, acting, "" if self._shared else sequence.request.tenant)
+            base = f"{self._base_digest} far" if sequence.far else self._base_digest
+            previous = chain_seed(base, acting, "" if self._shared else sequence.request.tenant)
         for use, begin in uses:
             if max(start, 1) <= begin < end:
                 previous = joined_key(previous, use.key, use.weight, int(begin))

@@ -57,6 +57,7 @@ def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks, attention: Atten
         embeddings=embeddings,
         added_rows=added_rows,
         added=added,
+        far_rows=_far_rows(chunks, lengths),
         head_rows=_head_rows(chunks),
         head_updates=_head_updates(chunks),
     )
@@ -152,6 +153,12 @@ def _added_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) ->
             rows.append(places + row_start)
             parts.append(sum(updates[1:], updates[0]))
     return (torch.cat(rows), torch.cat(parts)) if rows else (None, None)
+
+
+def _far_rows(chunks: Sequence[Chunk], lengths: NDArray[np.int64]) -> Tensor | None:
+    """Which rows are of far sequences; None if none is."""
+    far = np.array([chunk.sequence.far for chunk in chunks])
+    return torch.from_numpy(np.repeat(far, lengths)) if far.any() else None
 
 
 def _head_updates(chunks: Sequence[Chunk]) -> tuple[HeadUpdate, ...]:

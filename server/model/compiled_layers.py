@@ -20,7 +20,7 @@ from hotshoe.kernels.cpu.nf4_amx import MANY, scratch_bytes
 from hotshoe.kernels.cpu.nf4_linear import PackedNf4
 from hotshoe.kernels.cpu.vectors import LANES
 from hotshoe.server.adapters.placed_adapter import Beyond
-from hotshoe.server.adapters.sites import MAX_TARGETS, SiteShape
+from hotshoe.server.adapters.sites import MAX_TARGETS, SiteShape, site_targets
 from hotshoe.server.model.factor_fetches import MOST_ROWS, FactorFetches
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import ModelSpec
@@ -35,11 +35,15 @@ _ROWS_AT_FIRST, _CONTEXT_AT_FIRST = 32, 1024
 
 
 def can_compile(spec: ModelSpec, layers: Sequence["DecoderLayer"]) -> bool:
-    """Whether every site is one packed NF4 weight, and heads are whole vectors: what compiled steps are made for."""
-    return spec.head_dim % LANES == 0 and all(
-        len(layer.sites[site].weights) == 1 and isinstance(layer.sites[site].weights[0], PackedNf4)
-        for layer in layers
-        for site in SITE_NAMES
+    """Whether every site is one packed NF4 weight, heads are whole vectors, and gate and up are whole tiles."""
+    return (
+        spec.head_dim % LANES == 0
+        and spec.intermediate_size % _TILE == 0
+        and all(
+            len(layer.sites[site].weights) == 1 and isinstance(layer.sites[site].weights[0], PackedNf4)
+            for layer in layers
+            for site in SITE_NAMES
+        )
     )
 
 
@@ -73,12 +77,10 @@ class CompiledLayers:
         self._kv: KvCache | None = None
         gate = next(iter(layers)).sites["gate_up"].weights[0]
         self._sizes = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, gate.shape[0] // 2)
-        heads, kv, intermediate = self._sizes
+        targets = site_targets({linear.target for linear, _ in spec.linears()})
         self._shapes = [
-            SiteShape(spec.hidden_size, (heads, kv, kv)),
-            SiteShape(heads, (spec.hidden_size,)),
-            SiteShape(spec.hidden_size, (intermediate, intermediate)),
-            SiteShape(intermediate, (spec.hidden_size,)),
+            SiteShape(linear.weights[0].shape[1], targets[site], tuple(linear.widths))
+            for site, linear in ((site, layers[0].sites[site]) for site in SITE_NAMES)
         ]
         self._layers = self._layer_table(layers)
         self._starts = starts = self._first_columns()
@@ -90,7 +92,9 @@ class CompiledLayers:
             heads=spec.num_heads,
             kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
+            rotary_dim=spec.rope.rotary_dim(spec.head_dim),
             eps=spec.norm_eps,
+            fused=spec.fused,
             layers=self._keep(self._layers),
             starts=self._keep(starts),
         )
@@ -111,7 +115,7 @@ class CompiledLayers:
         """Takes hidden [rows, hidden_size] float32 through all layers in place, and writes the rows' keys and values.
 
         Args:
-            cos, sin: [rows, head_dim / 2] float32.
+            cos, sin: [rows, rotary_dim / 2] float32.
             kv_slots: [rows] int64, as `DecoderInput` has them.
             terms: what the rows' adapters add.
         """

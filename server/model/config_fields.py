@@ -30,6 +30,14 @@ def number(config: Config, name: str, default: float | None, *, above: float | N
     raise UnsupportedModel(f"{name}: expected a number {least} and up to {_LARGEST:g}, not {shown(value)}")
 
 
+def numbers(config: Config, name: str, count: int) -> tuple[float, ...]:
+    """A list of so many numbers above 0."""
+    value = config.get(name)
+    if not isinstance(value, list) or len(value) != count:
+        raise UnsupportedModel(f"{name}: expected a list of {count} numbers, not {shown(value)}")
+    return tuple(number({name: one}, name, None, above=0.0) for one in value)
+
+
 def flag(config: Config, name: str) -> bool:
     """True or false; null and absence mean false."""
     value = config.get(name)

@@ -58,6 +58,7 @@ class Decoder:
         self._norm = norm
         self._head = head
         self._frequencies = spec.rope.inverse_frequencies(spec.head_dim).to(backend.device)
+        self._far_frequencies = spec.rope.inverse_frequencies(spec.head_dim, far=True).to(backend.device)
         compile_steps = backend.compile_steps
         self._compiled = compile_steps(spec, self._layers, norm=norm, head=head) if compile_steps else None
 
@@ -131,7 +132,7 @@ class Decoder:
         if layers is None or not rows or _attended_positions(_by_slots(inputs.attention)) > _COMPILED_POSITIONS:
             return False
         terms = None if adapters is None else adapters.row_terms(num_rows=rows, num_layers=self.spec.num_layers)
-        angles = inputs.positions[:, None].float() * self._frequencies
+        angles = self._angles(inputs.positions, inputs.far_rows)
         factor = self.spec.rope.attention_factor
         layers.run(
             hidden,
@@ -147,7 +148,7 @@ class Decoder:
     def _run_layers(self, hidden: Tensor, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None") -> None:
         """Takes hidden through all layers in place, operation by operation."""
         device = self.backend.device
-        rotation = self._rotation(inputs.positions.to(device))
+        rotation = self._rotation(inputs)
         slots = inputs.kv_slots.to(device)
         plans = self._plan_attention(inputs)
         for index, layer in enumerate(self._layers):
@@ -175,9 +176,18 @@ class Decoder:
         if inputs.added_rows is not None and inputs.added is not None:
             hidden.index_add_(0, inputs.added_rows.to(hidden.device), inputs.added.to(hidden))
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [rows, 1, head_dim] as `ops.rope_` takes them."""
-        angles = positions[:, None].float() * self._frequencies
+    def _angles(self, positions: Tensor, far_rows: Tensor | None) -> Tensor:
+        """[rows, rotary_dim / 2] float32 of what lies on the device."""
+        frequencies = self._frequencies
+        if far_rows is not None:
+            frequencies = torch.where(far_rows[:, None], self._far_frequencies, frequencies)
+        return positions[:, None].float() * frequencies
+
+    def _rotation(self, inputs: DecoderInput) -> tuple[Tensor, Tensor]:
+        """cos and sin [rows, 1, rotary_dim] as `ops.rope_` takes them."""
+        far_rows = inputs.far_rows
+        device = self.backend.device
+        angles = self._angles(inputs.positions.to(device), None if far_rows is None else far_rows.to(device))
         cos = angles.cos() * self.spec.rope.attention_factor
         sin = angles.sin() * self.spec.rope.attention_factor
         both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
@@ -218,7 +228,7 @@ class Decoder:
         spec = self.spec
         heads = qkv.view(qkv.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
         query_and_key = heads[:, : spec.num_heads + spec.num_kv_heads]
-        ops.rope_(query_and_key, *rotation)
+        ops.rope_(query_and_key[..., : rotation[0].shape[-1]], *rotation)
         new = heads[:, spec.num_heads :].view(heads.shape[0], 2, spec.num_kv_heads, spec.head_dim)
         kv.layers[index].index_copy_(0, slots, new.to(kv.layers[index].dtype))
         out = self._attention(heads[:, : spec.num_heads], kv.layers[index], plan)
@@ -278,6 +288,8 @@ class Decoder:
             raise ValueError(f"positions, kv_slots: expected [{rows}], one for each token id")
         if inputs.attention.num_rows != rows:
             raise ValueError(f"attention: covers {inputs.attention.num_rows} rows of {rows}")
+        if inputs.far_rows is not None and inputs.far_rows.shape != (rows,):
+            raise ValueError(f"far_rows: expected [{rows}], one for each token id")
         if (inputs.embedding_rows is None) != (inputs.embeddings is None):
             raise ValueError("embedding_rows, embeddings: expected both or neither")
         if (inputs.added_rows is None) != (inputs.added is None):

@@ -40,6 +40,7 @@ class DecoderInput:
     embeddings: Tensor | None = None  # [E, hidden_size]
     added_rows: Tensor | None = None  # [A]: rows to whose input something is added, given or looked up
     added: Tensor | None = None  # [A, hidden_size]
+    far_rows: Tensor | None = None  # [T] bool: of sequences that are longer than `RopeSpec.far_from`; None: none is
     head_rows: tuple[HeadRows, ...] = ()
     head_updates: tuple[HeadUpdate, ...] = ()  # beside what `head_rows` replaces
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hotshoe.registry.formats.base import LinearId, LinearShape
-from hotshoe.server.adapters.sites import SITES
+from hotshoe.server.adapters.sites import site_targets
 from hotshoe.server.errors import UnsupportedModel
 from hotshoe.server.model.backends import Backend, LinearTensor
 from hotshoe.server.model.checkpoints import Checkpoint
@@ -85,6 +85,7 @@ class _Reader:
         self._backend = backend
         self._shapes = tensor_shapes(spec)
         self._linears = dict(spec.linears())
+        self._targets = site_targets({linear.target for linear in self._linears})
 
     def tensor(self, name: str) -> Tensor:
         tensor = self._checkpoint.tensor(name)
@@ -100,7 +101,7 @@ class _Reader:
             input_norm=self.norm(f"{prefix}.input_layernorm.weight"),
             post_attention_norm=self.norm(f"{prefix}.post_attention_layernorm.weight"),
             qk_norm=self._qk_norm(prefix) if self._spec.qk_norm else None,
-            sites={site: self._site(index, targets) for site, targets in SITES.items()},
+            sites={site: self._site(index, targets) for site, targets in self._targets.items()},
         )
 
     def _qk_norm(self, prefix: str) -> Tensor:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hotshoe.kernels.cpu.decode_job import GATE_UP
 from hotshoe.kernels.cpu.decode_low_rank import HALVES
 from hotshoe.kernels.cpu.factor_fetch import LINE
 from hotshoe.kernels.low_rank_table import UNIT_RANK
@@ -26,7 +27,7 @@ class FactorFetches:
     """
 
     def __init__(self, terms: "RowTerms", shapes: list[SiteShape], starts: NDArray[np.int64]) -> None:
-        """`starts`: [sites, team + 1], the first column of each thread, within each target if all are split alike."""
+        """`starts`: [sites, team + 1], the first column of each thread; of each half, where the site is gate and up."""
         team = starts.shape[1] - 1
         table = np.zeros((team, len(shapes), 4), np.int64)
         self._kept: list[object] = [table]
@@ -62,21 +63,16 @@ class FactorFetches:
     def _lines_of_b(self, site: int, shape: SiteShape, first: int, last: int) -> NDArray[np.int64]:
         """A rank's columns are contiguous; of several targets, a thread has some of each or some of all together."""
         width, parts = sum(shape.widths), []
-        for target, columns in enumerate(shape.columns):
-            begin, end = _thread_columns(shape, columns, first, last)
-            if begin >= end:
-                continue
-            ranks = self._ranks[:, site, target]
-            rank = np.arange(ranks.max(initial=0))
-            starts = ((self._units[:, None] * UNIT_RANK + rank) * width + begin) * 2
-            parts.append(_lines(starts[rank < ranks[:, None]], 2 * (end - begin)))
+        for offset in (0, width // 2) if site == GATE_UP else (0,):
+            for target, columns in enumerate(shape.columns):
+                begin, end = max(columns.start, offset + first), min(columns.stop, offset + last)
+                if begin >= end:
+                    continue
+                ranks = self._ranks[:, site, target]
+                rank = np.arange(ranks.max(initial=0))
+                starts = ((self._units[:, None] * UNIT_RANK + rank) * width + begin) * 2
+                parts.append(_lines(starts[rank < ranks[:, None]], 2 * (end - begin)))
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-
-def _thread_columns(shape: SiteShape, columns: slice, first: int, last: int) -> tuple[int, int]:
-    if len(shape.widths) == 2:  # gate and up
-        return columns.start + first, columns.start + last
-    return max(columns.start, first), min(columns.stop, last)
 
 
 def _lines(starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hotshoe.server.errors import UnsupportedModel
 from hotshoe.server.model.config_fields import Config, flag, integer, number, section, shown, spelled
-from hotshoe.server.model.rope_config import rope_from_config
+from hotshoe.server.model.rope_config import PHI3_ROPES, RopeRules, rope_from_config
 from hotshoe.server.model.spec import ModelSpec
 
 Windows = tuple[int | None, ...]
@@ -23,6 +23,11 @@ def no_windows(config: Config, num_layers: int) -> Windows:
 def one_window(config: Config, num_layers: int) -> Windows:
     """Mistral: the same window in every layer; a config that says nothing means 4096."""
     return (_window(config, "sliding_window", 4096),) * num_layers
+
+
+def one_window_if_any(config: Config, num_layers: int) -> Windows:
+    """Phi-3: the same window in every layer; a config that says nothing means none."""
+    return (None if config.get("sliding_window") is None else integer(config, "sliding_window"),) * num_layers
 
 
 def upper_windows(config: Config, num_layers: int) -> Windows:
@@ -47,11 +52,15 @@ class Family:
     qkv_bias: bool | str = False  # or the config field that says so
     o_bias: bool | str = False
     mlp_bias: bool | str = False
+    fused: bool = False  # q, k and v are one linear, and gate and up are
     qk_norm: bool = False
     windows: Callable[[Config, int], Windows] = no_windows
     head_dim: int | None = None  # where the config says nothing; None is hidden_size / num_attention_heads
     num_kv_heads: int | None = None  # where the config says nothing; None is num_attention_heads
     max_positions: int = 32_768
+    norm_eps: float = 1e-6
+    ropes: RopeRules = RopeRules()
+    known_code: str | None = None  # beside its checkpoints: what transformers took over, so that it need not run
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -69,6 +78,15 @@ FAMILIES: Mapping[str, Family] = {
         head_dim=128,
         num_kv_heads=32,
     ),
+    "Phi3ForCausalLM": Family(
+        "phi3",
+        fused=True,
+        windows=one_window_if_any,
+        max_positions=4096,
+        norm_eps=1e-5,
+        ropes=PHI3_ROPES,
+        known_code="modeling_phi3.Phi3ForCausalLM",
+    ),
 }
 
 
@@ -80,7 +98,7 @@ def spec_from_config(config: Config) -> ModelSpec:
     """
     architecture = _architecture(config)
     family = FAMILIES[architecture]
-    _refuse_features(config)
+    _refuse_features(config, family)
     hidden_size = integer(config, "hidden_size")
     num_heads = integer(config, "num_attention_heads")
     silent = family.num_kv_heads if "num_key_value_heads" not in config else None  # null means one for each head
@@ -103,11 +121,12 @@ def spec_from_config(config: Config) -> ModelSpec:
         head_dim=head_dim,
         vocab_size=integer(config, "vocab_size"),
         max_sequence_length=max_positions,
-        norm_eps=number(config, "rms_norm_eps", 1e-6),
-        rope=rope_from_config(config, max_positions=max_positions),
+        norm_eps=number(config, "rms_norm_eps", family.norm_eps),
+        rope=rope_from_config(config, family.ropes, head_dim=head_dim, max_positions=max_positions),
         qkv_bias=_bias(config, family.qkv_bias),
         o_bias=_bias(config, family.o_bias),
         mlp_bias=_bias(config, family.mlp_bias),
+        fused=family.fused,
         qk_norm=family.qk_norm,
         tied_head=flag(config, "tie_word_embeddings"),
         windows=family.windows(config, num_layers),
@@ -129,11 +148,12 @@ def _architecture(config: Config) -> str:
     return name
 
 
-def _refuse_features(config: Config) -> None:
+def _refuse_features(config: Config, family: Family) -> None:
     activation = config.get("hidden_act") or "silu"
     if activation not in ("silu", "swish"):
         raise UnsupportedModel(f"hidden_act: {spelled(activation)} is not served here; known is silu")
-    if "AutoModelForCausalLM" in section(config, "auto_map"):
+    own_code = section(config, "auto_map").get("AutoModelForCausalLM")
+    if own_code is not None and own_code != family.known_code:
         raise UnsupportedModel("auto_map: models that bring their own code are not served here")
 
 

@@ -15,7 +15,12 @@ from hotshoe.server.errors import UnsupportedModel
 from hotshoe.server.model.config_fields import integer
 from hotshoe.server.model.spec import RopeSpec
 
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _FIELDS = {  # of the architecture → in config.json
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -54,6 +59,9 @@ _MODEL_TENSORS = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+_PHI3_TENSORS = {**_LAYER_TENSORS, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+_PHI3_FIELDS = {"attention.sliding_window", "rope.scaling.attn_factor"}
+_LONG_SHORT = _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 _ROPE_FACTORS = "rope_freqs.weight"  # divisors of the rotary frequencies, as Llama 3 scales them
 
 
@@ -74,11 +82,16 @@ class GgufFile:
         if self._architecture not in _ARCHITECTURES:
             known = ", ".join(sorted(_ARCHITECTURES))
             raise UnsupportedModel(f"GGUF architecture {self._architecture} is not served here; known are {known}")
-        self._stored = {self._hugging_face_name(name): name for name in self._tensors if name != _ROPE_FACTORS}
+        factors = _LONG_SHORT if self._is_phi3 else (_ROPE_FACTORS,)
+        self._stored = {self._hugging_face_name(name): name for name in self._tensors if name not in factors}
 
     @property
     def name(self) -> str:
         return self.path.stem
+
+    @property
+    def _is_phi3(self) -> bool:
+        return self._architecture == "phi3"
 
     @property
     def names(self) -> frozenset[str]:
@@ -102,12 +115,37 @@ class GgufFile:
             config["eos_token_id"] = self.fields["tokenizer.ggml.eos_token_id"]
         each = integer(config, "hidden_size") // integer(config, "num_attention_heads")
         head_dim = config.setdefault("head_dim", each)
-        for name in ("rope.dimension_count", "attention.value_length"):
+        whole = ("attention.value_length",) if self._is_phi3 else ("attention.value_length", "rope.dimension_count")
+        for name in whole:
             if own.get(name, head_dim) != head_dim:
                 raise UnsupportedModel(f"{name}: expected the head's length, {head_dim}, not {own[name]}")
+        if self._is_phi3:
+            return config | self._phi3_config(own, head_dim)
         if scaling := self._rope_scaling(own, head_dim, config):
             config["rope_scaling"] = scaling
         return config
+
+    def _phi3_config(self, own: dict[str, Any], head_dim: int) -> dict[str, Any]:
+        """What is Phi-3's alone: its window, of which 0 says that there is none, and how it turns."""
+        if "attention.sliding_window" not in own:
+            raise UnsupportedModel("attention.sliding_window: missing, as in old files; convert the model anew")
+        found = {
+            "sliding_window": own["attention.sliding_window"] or None,
+            "partial_rotary_factor": own.get("rope.dimension_count", head_dim) / head_dim,
+        }
+        if "rope.scaling.original_context_length" in own:
+            found["original_max_position_embeddings"] = own["rope.scaling.original_context_length"]
+        factors = {name: self._tensors[name].data.tolist() for name in _LONG_SHORT if name in self._tensors}
+        if len(factors) == 1:
+            raise UnsupportedModel(f"{', '.join(_LONG_SHORT)}: expected both or neither")
+        if factors:
+            found["rope_scaling"] = {
+                "rope_type": "longrope",
+                "short_factor": factors[_SHORT],
+                "long_factor": factors[_LONG],
+                "attention_factor": own.get("rope.scaling.attn_factor"),
+            }
+        return found
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(int(size) for size in reversed(self._find(name).shape))
@@ -138,7 +176,7 @@ class GgufFile:
         """The architecture's fields; those that could change the arithmetic unseen are refused."""
         prefix = f"{self._architecture}."
         own = {name.removeprefix(prefix): value for name, value in self.fields.items() if name.startswith(prefix)}
-        known = _FIELDS.keys() | _ROPE_FIELDS.keys() | _OTHER_FIELDS
+        known = _FIELDS.keys() | _ROPE_FIELDS.keys() | _OTHER_FIELDS | (_PHI3_FIELDS if self._is_phi3 else set())
         unknown = sorted(name for name, value in own.items() if name not in known and value)
         if unknown:
             raise UnsupportedModel(f"GGUF fields that are not served here: {', '.join(unknown)}")
@@ -162,8 +200,9 @@ class GgufFile:
         if name in _MODEL_TENSORS:
             return _MODEL_TENSORS[name]
         parts = name.split(".")  # blk.<layer>.<part>.weight
-        if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER_TENSORS:
-            return f"model.layers.{parts[1]}.{_LAYER_TENSORS[parts[2]]}.{parts[3]}"
+        known = _PHI3_TENSORS if self._is_phi3 else _LAYER_TENSORS
+        if len(parts) == 4 and parts[0] == "blk" and parts[2] in known:
+            return f"model.layers.{parts[1]}.{known[parts[2]]}.{parts[3]}"
         raise UnsupportedModel(f"{name}: a tensor that {self._architecture} does not have here")
 
 

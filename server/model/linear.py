@@ -15,7 +15,7 @@ class SiteLinear:
     def __init__(self, weights: Sequence[Any], widths: Sequence[int], bias: Tensor | None) -> None:
         """Takes the packed weights, which cover the targets in order, each target's width, and all biases as one."""
         self.weights = tuple(weights)
-        self._widths = list(widths)
+        self.widths = list(widths)
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class SiteLinear:
         """
         if len(inputs) == 1:
             return self._run(inputs[0], product)
-        if len(inputs) != len(self._widths):
-            raise ValueError(f"inputs: expected 1 or {len(self._widths)}, not {len(inputs)}")
-        outputs = [torch.split(self._run(x, product), self._widths, dim=1)[target] for target, x in enumerate(inputs)]
+        if len(inputs) != len(self.widths):
+            raise ValueError(f"inputs: expected 1 or {len(self.widths)}, not {len(inputs)}")
+        outputs = [torch.split(self._run(x, product), self.widths, dim=1)[target] for target, x in enumerate(inputs)]
         return torch.cat(outputs, dim=1)

@@ -90,7 +90,7 @@ def _with_biases(spec: ModelSpec, adapter: LoweredAdapter) -> ModelSpec:
 
     return replace(
         spec,
-        qkv_bias=spec.qkv_bias or any_of("q_proj", "k_proj", "v_proj"),
+        qkv_bias=spec.qkv_bias or any_of("q_proj", "k_proj", "v_proj", "qkv_proj"),
         o_bias=spec.o_bias or any_of("o_proj"),
-        mlp_bias=spec.mlp_bias or any_of("gate_proj", "up_proj", "down_proj"),
+        mlp_bias=spec.mlp_bias or any_of("gate_proj", "up_proj", "gate_up_proj", "down_proj"),
     )

@@ -38,7 +38,8 @@ def _check_layers(spec: ModelSpec, checkpoint: Checkpoint) -> None:
 
 def _check_rope(spec: ModelSpec) -> None:
     try:
-        finite = bool(torch.isfinite(spec.rope.inverse_frequencies(spec.head_dim)).all())
+        found = [spec.rope.inverse_frequencies(spec.head_dim, far=far) for far in (False, True)]
+        finite = bool(torch.isfinite(torch.cat(found)).all())
     except (ArithmeticError, ValueError):  # a logarithm of what is as good as zero, or a bound beyond all numbers
         finite = False
     if not finite:
@@ -49,10 +50,14 @@ def _claims(spec: ModelSpec) -> tuple[tuple[str, int, str, int], ...]:
     """What the config says of a tensor's size: field, size, tensor, axis."""
     attention, mlp = "model.layers.0.self_attn", "model.layers.0.mlp"
     query, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    keys = ("num_key_value_heads times head_dim", kv, f"{attention}.k_proj.weight", 0)
+    if spec.fused:
+        heads = "num_attention_heads and twice num_key_value_heads, times head_dim"
+        keys = (heads, query + 2 * kv, f"{attention}.qkv_proj.weight", 0)
     return (
         ("vocab_size", spec.vocab_size, EMBEDDING, 0),
         ("hidden_size", spec.hidden_size, EMBEDDING, 1),
-        ("num_attention_heads times head_dim", query, f"{attention}.q_proj.weight", 0),
-        ("num_key_value_heads times head_dim", kv, f"{attention}.k_proj.weight", 0),
-        ("intermediate_size", spec.intermediate_size, f"{mlp}.gate_proj.weight", 0),
+        ("num_attention_heads times head_dim", query, f"{attention}.o_proj.weight", 1),
+        keys,
+        ("intermediate_size", spec.intermediate_size, f"{mlp}.down_proj.weight", 1),
     )

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hotshoe.server.errors import UnsupportedModel
-from hotshoe.server.model.config_fields import flag, number, section, spelled
+from hotshoe.server.model.config_fields import flag, integer, number, numbers, section, spelled
 from hotshoe.server.model.spec import RopeSpec
 
 _COMMON = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
@@ -24,29 +25,85 @@ _FIELDS: Mapping[str, set[str]] = {
         "mscale_all_dim",
         "truncate",
     },
+    "longrope": {"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"},
 }
 
 
-def rope_from_config(config: Mapping[str, Any], *, max_positions: int) -> RopeSpec:
-    """The rotary embedding that transformers would compute once for a model.
+@dataclass(frozen=True, slots=True)
+class RopeRules:
+    """Which rotary embeddings a family has."""
+
+    types: frozenset[str] = frozenset({"default", "linear", "llama3", "yarn"})
+    others: Mapping[str, str] = field(default_factory=dict)  # what it calls types, too
+    partial: bool = False  # it may turn a part of each head only
+    original_max_positions: int | None = None  # where the config says nothing; None is max_position_embeddings
+
+
+PHI3_ROPES = RopeRules(
+    frozenset({"default", "longrope"}),
+    others={"su": "longrope", "yarn": "longrope"},
+    partial=True,
+    original_max_positions=4096,
+)
+
+
+def rope_from_config(config: Mapping[str, Any], rules: RopeRules, *, head_dim: int, max_positions: int) -> RopeSpec:
+    """The rotary embedding that transformers would compute for a model.
 
     Raises:
-        UnsupportedModel: a type whose frequencies change with the sequence (dynamic, longrope), or an unknown field.
+        UnsupportedModel: a type that the family does not have, or an unknown field.
     """
     parameters = section(config, "rope_parameters") or section(config, "rope_scaling")
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if not isinstance(kind, str) or kind not in _FIELDS:
-        raise UnsupportedModel(f"rope_type: {spelled(kind)} is not served here; known are {', '.join(sorted(_FIELDS))}")
+    named = parameters.get("rope_type") or parameters.get("type") or "default"
+    kind = rules.others.get(named, named) if isinstance(named, str) else None
+    if kind not in rules.types:
+        known = ", ".join(sorted(rules.types))
+        raise UnsupportedModel(f"rope_type: {spelled(named)} is not served here; known are {known}")
     unknown = sorted(name for name in parameters if name not in _FIELDS[kind] | _COMMON)
     if unknown:
         raise UnsupportedModel(f"rope_parameters: {kind} with {', '.join(unknown)} is not served here")
-    partial = number(parameters, "partial_rotary_factor", number(config, "partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        raise UnsupportedModel(f"partial_rotary_factor: only 1.0 is served here, not {partial}")
+    share = number(parameters, "partial_rotary_factor", number(config, "partial_rotary_factor", 1.0))
+    _check_share(share, rules, head_dim)
     theta = number(parameters, "rope_theta", number(config, "rope_theta", 10_000.0), above=0.0)
     if kind == "default":
-        return RopeSpec(theta=theta)
+        return RopeSpec(theta=theta, share=share)
+    if kind == "longrope":
+        return _long(parameters, config, rules, RopeSpec(theta, kind, share), head_dim, max_positions)
     return _scaled(kind, parameters, config, theta=theta, max_positions=max_positions)
+
+
+def _check_share(share: float, rules: RopeRules, head_dim: int) -> None:
+    if share != 1.0 and not rules.partial:
+        raise UnsupportedModel(f"partial_rotary_factor: only 1.0 is served here, not {share}")
+    turned = int(head_dim * share) if share <= 1 else 0
+    if turned < 2 or turned % 2:
+        wanted = f"an even number of a head's {head_dim} dimensions"
+        raise UnsupportedModel(f"partial_rotary_factor: expected the share of {wanted}, not {share}")
+
+
+def _long(
+    parameters: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rules: RopeRules,
+    plain: RopeSpec,
+    head_dim: int,
+    max_positions: int,
+) -> RopeSpec:
+    """Sequences of up to `original` positions are turned by the short factors, longer ones by the long factors."""
+    original = integer(config, "original_max_position_embeddings", rules.original_max_positions, minimum=2)
+    factor = number(parameters, "factor", max_positions / original)
+    strength = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    count = plain.rotary_dim(head_dim) // 2
+    return RopeSpec(
+        theta=plain.theta,
+        type=plain.type,
+        share=plain.share,
+        factor=factor,
+        original_max_positions=original,
+        short_factors=numbers(parameters, "short_factor", count),
+        long_factors=numbers(parameters, "long_factor", count),
+        attention_factor=number(parameters, "attention_factor", strength),
+    )
 
 
 def _scaled(

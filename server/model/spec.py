@@ -18,7 +18,8 @@ class RopeSpec:
     """Rotary position embedding; the scaling fields are those of its type, None elsewhere."""
 
     theta: float
-    type: str = "default"  # default | linear | llama3 | yarn
+    type: str = "default"  # default | linear | llama3 | yarn | longrope
+    share: float = 1.0  # of a head's dimensions, the first ones, that are turned; the others stay as they are
     factor: float = 1.0
     original_max_positions: int = 0
     low_freq_factor: float = 1.0  # llama3
@@ -26,11 +27,25 @@ class RopeSpec:
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn
+    short_factors: tuple[float, ...] = ()  # longrope: they divide the frequencies, one each
+    long_factors: tuple[float, ...] = ()  # longrope: those of far sequences
     attention_factor: float = 1.0  # multiplies cos and sin
 
-    def inverse_frequencies(self, head_dim: int) -> Tensor:
-        """[head_dim / 2] float32: the angle of one position, by pair of dimensions."""
+    @property
+    def far_from(self) -> int | None:
+        """Sequences of more positions are far: all their positions have other frequencies. None: all have the same."""
+        return self.original_max_positions if self.type == "longrope" else None
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many of a head's dimensions are turned."""
+        return int(head_dim * self.share)
+
+    def inverse_frequencies(self, head_dim: int, *, far: bool = False) -> Tensor:
+        """[rotary_dim / 2] float32: the angle of one position, by pair of dimensions; in a far sequence if so asked."""
+        head_dim = self.rotary_dim(head_dim)
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        if self.type == "longrope":
+            return 1.0 / (torch.tensor(self.long_factors if far else self.short_factors) * self.theta**exponents)
         frequencies = 1.0 / (self.theta**exponents)
         if self.type == "linear":
             return frequencies / self.factor
@@ -84,6 +99,7 @@ class ModelSpec:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
+    fused: bool  # q, k and v are one linear, and gate and up are
     qk_norm: bool  # RMSNorm over each query and key head, before the rotation
     tied_head: bool  # the output head is the embedding
     windows: tuple[int | None, ...]  # by layer: positions that a token sees, itself included; None is all
@@ -91,19 +107,20 @@ class ModelSpec:
     def linears(self) -> Iterator[tuple[LinearId, LinearShape]]:
         """Every linear of every layer, in the order in which they run."""
         query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        wide = self.intermediate_size
+        qkv = {"qkv_proj": query + 2 * kv} if self.fused else {"q_proj": query, "k_proj": kv, "v_proj": kv}
+        gate_up = {"gate_up_proj": 2 * wide} if self.fused else {"gate_proj": wide, "up_proj": wide}
         parts = (
-            ("self_attn", "q_proj", query, self.hidden_size, self.qkv_bias),
-            ("self_attn", "k_proj", kv, self.hidden_size, self.qkv_bias),
-            ("self_attn", "v_proj", kv, self.hidden_size, self.qkv_bias),
-            ("self_attn", "o_proj", self.hidden_size, query, self.o_bias),
-            ("mlp", "gate_proj", self.intermediate_size, self.hidden_size, self.mlp_bias),
-            ("mlp", "up_proj", self.intermediate_size, self.hidden_size, self.mlp_bias),
-            ("mlp", "down_proj", self.hidden_size, self.intermediate_size, self.mlp_bias),
+            ("self_attn", qkv, self.hidden_size, self.qkv_bias),
+            ("self_attn", {"o_proj": self.hidden_size}, query, self.o_bias),
+            ("mlp", gate_up, self.hidden_size, self.mlp_bias),
+            ("mlp", {"down_proj": self.hidden_size}, wide, self.mlp_bias),
         )
         for layer in range(self.num_layers):
-            for block, target, out_features, in_features, has_bias in parts:
-                module = f"model.layers.{layer}.{block}.{target}"
-                yield LinearId(layer, target), LinearShape(module, out_features, in_features, has_bias)
+            for block, targets, in_features, has_bias in parts:
+                for target, out_features in targets.items():
+                    module = f"model.layers.{layer}.{block}.{target}"
+                    yield LinearId(layer, target), LinearShape(module, out_features, in_features, has_bias)
 
     def norms(self) -> Iterator[tuple[NormId, NormShape]]:
         """Every norm, in the order in which a step comes to it."""

@@ -38,6 +38,7 @@ class StepSizes:
             "riders": ((self.logit_rows, self.riders), np.dtype(np.float64)),
             "token_ids": ((self.rows,), int32),
             "positions": ((self.rows,), int32),
+            "far_rows": ((self.rows,), int32),
             "kv_slots": ((self.rows,), int32),
             "logit_rows": ((self.logit_rows,), int32),
             "attention": ((self.tiles, 4), int32),
@@ -90,6 +91,7 @@ class StepBuffers:
         tiles = tile_sequences(batch.rows, batch.contexts)
         host["token_ids"][:rows] = inputs.token_ids.numpy()
         host["positions"][:rows] = inputs.positions.numpy()
+        host["far_rows"][:rows] = 0 if inputs.far_rows is None else inputs.far_rows.numpy()
         host["kv_slots"][:rows] = inputs.kv_slots.numpy()
         host["logit_rows"][:logit_rows] = inputs.logit_rows.numpy()
         host["logit_rows"][logit_rows:] = 0

@@ -154,7 +154,8 @@ class TritonDecoder(Decoder):
         hidden = F.embedding(found["token_ids"], self._embedding).to(self.backend.dtype)
         if batch.inputs is not None:
             self._complete(hidden, batch.inputs)
-        angles = found["positions"][:, None].float() * self._frequencies
+        far_rows = None if self.spec.rope.far_from is None else found["far_rows"] != 0
+        angles = self._angles(found["positions"], far_rows)
         angles = torch.cat((angles, angles), dim=1)
         factor = self.spec.rope.attention_factor
         adapters = None if slots is None else StepAdapters(slots.tables.site, buffers.row_tiles, scales)

@@ -43,7 +43,7 @@ class StepAdapters:
 class LayerStep:
     """A step as all layers see it."""
 
-    cos: Tensor  # [rows, head_dim] float32
+    cos: Tensor  # [rows, rotary_dim] float32
     sin: Tensor
     kv_slots: Tensor  # [rows] integers; negative: written nowhere
     attention: Mapping[int | None, Any]  # window → AttentionTiles, or a plan of `ops.plan_attention`
@@ -122,9 +122,9 @@ class TritonLayers:
         norm = self._layers[index].qk_norm
         if norm is not None:
             rotated.copy_(ops.rms_norm(rotated, norm, spec.norm_eps))
-        half = spec.head_dim // 2
-        sin = torch.cat((-step.sin[:, :half], step.sin[:, half:]), dim=1)
-        ops.rope_(rotated, step.cos[:, None].to(qkv), sin[:, None].to(qkv))
+        dims = step.cos.shape[1]
+        sin = torch.cat((-step.sin[:, : dims // 2], step.sin[:, dims // 2 :]), dim=1)
+        ops.rope_(rotated[..., :dims], step.cos[:, None].to(qkv), sin[:, None].to(qkv))
         new = heads[:, spec.num_heads :].view(heads.shape[0], 2, spec.num_kv_heads, spec.head_dim)
         nowhere = step.kv_slots < 0
         new = new.masked_fill(nowhere[:, None, None, None], 0)  # the null page stays zero

@@ -19,6 +19,7 @@ class Chunk:
     token_ids: Sequence[int]
     start: int  # position of the first of them
     slots: Tensor  # [at least start + len(token_ids)] int64
+    far: bool = False  # of a sequence that is longer than the model's first context
 
 
 def paged_slots(count: int, *, first_page: int, stride: int = 1) -> Tensor:
@@ -53,5 +54,6 @@ def decoder_input(chunks: Sequence[Chunk], *, all_logits: bool = False) -> Decod
             decode_lengths=torch.tensor(lengths, dtype=torch.int64),
             prefills=tuple(prefills),
         ),
+        far_rows=torch.tensor([c.far for c in chunks for _ in c.token_ids]) if any(c.far for c in chunks) else None,
         logit_rows=torch.arange(row) if all_logits else torch.tensor(last),
     )

@@ -1,5 +1,6 @@
 """A config of PEFT's for each kind that is served, and for its variants, for a tiny Llama or Qwen2."""
 
+import re
 from collections.abc import Callable, Mapping
 
 from peft import (
@@ -265,6 +266,27 @@ DENSE_CONFIGS: Mapping[str, Callable[[], PeftConfig]] = {
 def suits(name: str, model: str) -> bool:
     """Whether PEFT can put an adapter of `CONFIGS` on a model; ADAPTION_PROMPT knows few, and repeats a bias."""
     return not name.startswith("adaption") or model not in ("qwen2", "llama with biases")
+
+
+_FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+
+def for_fused(config: PeftConfig) -> PeftConfig:
+    """The same for a base whose q, k and v are one linear, and whose gate and up are; the names as they are in it."""
+
+    def renamed(name: str) -> str:
+        return re.sub(r"(?<![a-z_])(q|k|v|gate|up)_proj", lambda found: f"{_FUSED[found[1]]}_proj", name)
+
+    for field, value in vars(config).items():
+        if not isinstance(value, dict | list | set) or not all(isinstance(name, str) for name in value):
+            continue
+        if isinstance(value, dict):
+            setattr(config, field, {renamed(name): one for name, one in value.items()})
+        else:
+            setattr(config, field, type(value)(dict.fromkeys(map(renamed, value))))
+    if config.peft_type.value == "IA3" and config.target_modules is None:  # PEFT has no defaults for such a base
+        config.target_modules, config.feedforward_modules = {"qkv_proj", "down_proj"}, {"down_proj"}
+    return config
 
 
 def tasks_of(config: PeftConfig) -> list[int | None]:

@@ -5,12 +5,21 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape, NormId, NormShape
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FUSED_TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
 def tiny_llama(*, seed: int = 0, layers: int = 2, bias: bool = False, tied: bool = False) -> LlamaForCausalLM:
@@ -24,6 +33,12 @@ def tiny_llama(*, seed: int = 0, layers: int = 2, bias: bool = False, tied: bool
 def tiny_qwen2(*, seed: int = 0, layers: int = 2, tied: bool = False) -> Qwen2ForCausalLM:
     """As `tiny_llama`, with Qwen2's biases on q_proj, k_proj and v_proj."""
     return _randomized(Qwen2ForCausalLM(Qwen2Config(**_sizes(layers), tie_word_embeddings=tied)), seed)
+
+
+def tiny_phi3(*, seed: int = 0, layers: int = 2, tied: bool = False) -> Phi3ForCausalLM:
+    """As `tiny_llama`, with Phi-3's fused linears."""
+    config = Phi3Config(**_sizes(layers), tie_word_embeddings=tied, pad_token_id=None, eos_token_id=None)
+    return _randomized(Phi3ForCausalLM(config), seed)
 
 
 def base_shape(model: PreTrainedModel, *, name: str = "tiny", digest: str = f"sha256:{'0' * 64}") -> BaseShape:
@@ -52,7 +67,7 @@ def decoder_linears(model: PreTrainedModel) -> Iterator[tuple[LinearId, str, nn.
     """Each linear of each decoder layer, with its full name."""
     for module, part in model.named_modules():
         names = module.split(".")
-        if isinstance(part, nn.Linear) and names[-1] in TARGETS:
+        if isinstance(part, nn.Linear) and names[-1] in TARGETS + FUSED_TARGETS:
             yield LinearId(int(names[names.index("layers") + 1]), names[-1]), module, part
 
 

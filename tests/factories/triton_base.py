@@ -30,12 +30,20 @@ from hotshoe.server.model.quantize import write_quantized
 from hotshoe.server.model.step_graphs import GraphLimits, StepGraphs
 from hotshoe.server.model.triton_decoder import TritonDecoder
 
-EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.2, 1.4, 1.5, 1.7, 2.0],
+    "long_factor": [1.0, 2.5, 4.0, 6.0, 9.0, 14.0],
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 16},
     "mistral": {"sliding_window": 9, "head_dim": 16},
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     "qwen3": {"head_dim": 32},
+    "phi3": {"rope_parameters": LONG, "original_max_position_embeddings": 8, "sliding_window": 9},
 }
 PAGES = 40
 TOLERANCE = {"cpu": 1e-5, "cuda": 4e-2}  # float32 in the interpreter, bfloat16 on a GPU
@@ -83,10 +91,12 @@ def triton_base(
     shape = spec.base_shape(name="tiny", digest=f"sha256:{'b' * 64}")
     written = (
         write_lora(directory / "r4", shape, rank=4, targets=EVERY, seed=1),
-        write_lora(directory / "r24", shape, rank=24, targets=("q_proj", "v_proj", "up_proj"), seed=2),
+        write_lora(directory / "r24", shape, rank=24, targets=("q_proj", "v_proj", "up_proj", "qkv_proj"), seed=2),
         write_lora(directory / "bias", shape, rank=16, targets=EVERY, seed=3, lora_bias=True),
-        write_ia3(directory / "ia3", shape, seed=4),
-        write_ia3(directory / "apart", shape, targets=("k_proj", "v_proj"), feedforward=("v_proj",), seed=6),
+        write_ia3(directory / "ia3", shape, targets=("k_proj", "v_proj", "qkv_proj", "down_proj"), seed=4),
+        write_ia3(
+            directory / "apart", shape, targets=("k_proj", "v_proj", "gate_up_proj"), feedforward=("v_proj",), seed=6
+        ),
     )
     weights = CheckpointWeights(checkpoint, shape)
     decoder = read_decoder(checkpoint, spec, triton_backend(device, ops))
@@ -108,6 +118,7 @@ class Part:
     start: int
     pages: Sequence[int]
     stack: AdapterStack = ()
+    far: bool = False
 
 
 def step_of(parts: Sequence[Part], *, paged: bool) -> tuple[DecoderInput, list[AdapterSegment]]:
@@ -129,6 +140,7 @@ def step_of(parts: Sequence[Part], *, paged: bool) -> tuple[DecoderInput, list[A
         positions=torch.cat(positions),
         kv_slots=torch.cat(kv_slots),
         attention=batch if paged else batch.by_slots(),
+        far_rows=torch.tensor([part.far for part in parts]).repeat_interleave(torch.tensor(lengths)),
         logit_rows=ends - 1,
     )
     segments = [

@@ -31,6 +31,14 @@ def test_rope_equals_the_reference_in_place() -> None:
     assert torch.equal(fused[:, 4:], untouched)
 
 
+def test_rope_turns_the_first_dimensions_and_leaves_the_others() -> None:
+    x, angles = torch.randn(7, 6, 32), torch.randn(7, 10)
+    cos, sin = torch.cat((angles.cos(), angles.cos()), -1), torch.cat((angles.sin(), angles.sin()), -1)
+    expected = reference.rope(x.double(), cos, sin)
+    torch.testing.assert_close(expected[..., :20], reference.rope(x[..., :20].double(), cos, sin))
+    assert torch.equal(expected[..., 20:], x[..., 20:].double())
+
+
 def test_silu_mul_equals_the_reference() -> None:
     gate_up = torch.randn(5, 64) * 4
     expected = reference.silu_mul(gate_up.double())

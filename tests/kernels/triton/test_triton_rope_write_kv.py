@@ -9,14 +9,18 @@ from hotshoe.kernels.kernel_tasks import rope_write_kv as expected
 from hotshoe.kernels.triton.rope_write_kv import rope_write_kv
 
 
-def inputs(device: torch.device, *, norm: bool) -> Inputs:
+def inputs(device: torch.device, *, norm: bool, rotary_dim: int = 16) -> Inputs:
+    """Heads of 16 dimensions, of which the first `rotary_dim` turn."""
     drawn = TASKS["rope_write_kv"].inputs(Draw(torch.Generator().manual_seed(1), device, torch.float32, True))
+    angle = torch.rand(5, rotary_dim // 2, generator=torch.Generator().manual_seed(2)).repeat(1, 2).to(device) * 6.3
+    drawn |= {"cos": angle.cos(), "sin": angle.sin()}
     return drawn if norm else drawn | {"q_weight": None, "k_weight": None}
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_it_rotates_and_writes(norm: bool, device: torch.device) -> None:
-    given = inputs(device, norm=norm)
+@pytest.mark.parametrize("rotary_dim", [16, 12, 6, 2])
+def test_it_rotates_and_writes(norm: bool, rotary_dim: int, device: torch.device) -> None:
+    given = inputs(device, norm=norm, rotary_dim=rotary_dim)
     query, kv = expected(given)
     torch.testing.assert_close(rope_write_kv(**given), query)
     torch.testing.assert_close(given["kv"], kv)
@@ -48,5 +52,8 @@ def test_shapes_that_disagree_are_refused(device: torch.device) -> None:
         rope_write_kv(**given | {"k_weight": None})
     with pytest.raises(ValueError, match="slots"):
         rope_write_kv(**given | {"slots": given["slots"][:3]})
+    for wide in (0, 3, 18):
+        with pytest.raises(ValueError, match="cos: expected an even number of a head's 16 dimensions"):
+            rope_write_kv(**given | {"cos": torch.zeros(5, wide, device=device)})
     with pytest.raises(ValueError, match="qkv"):
         rope_write_kv(**given | {"qkv": given["qkv"][:, :-2]})

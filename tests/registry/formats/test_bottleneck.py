@@ -9,12 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from canonical import canonical_logits
-from hub_adapters import CASES, CONFIG_FILE, FAMILIES, FIXTURES, WEIGHTS_FILE, hub_base, hub_files, hub_logits
+from hub_adapters import (
+    CASES,
+    CONFIG_FILE,
+    FAMILIES,
+    FIXTURES,
+    WEIGHTS_FILE,
+    hub_base,
+    hub_files,
+    hub_logits,
+    write_bottleneck,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft_adapters import write_lora
 from safetensors.torch import load_file, save_file
-from tiny_models import ModelWeights, base_shape
+from tiny_models import ModelWeights, base_shape, tiny_phi3
 from torch import Tensor
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
@@ -276,6 +286,15 @@ def test_an_interface_of_another_model_or_form_is_refused(copied: Callable[..., 
         shutil.copy(FIXTURES / "qwen2" / "pfeiffer" / INTERFACE_FILE, directory / INTERFACE_FILE)
         edit(directory / INTERFACE_FILE, lambda document, change=change: document.update(change))
         assert refused(directory, "qwen2").field in (INTERFACE_FILE, "interface")
+
+
+def test_a_family_that_the_package_knows_by_an_interface_only_needs_one(tmp_path: Path) -> None:
+    model, of_qwen2 = tiny_phi3(), FIXTURES / "qwen2" / "pfeiffer" / INTERFACE_FILE
+    files = {path.name: path for path in write_bottleneck(tmp_path, model).iterdir()}
+    with pytest.raises(InvalidAdapter, match="adapter_interface.json: missing: the package knows phi3 by an interface"):
+        inspect_adapter(files, base_shape(model))
+    (tmp_path / INTERFACE_FILE).write_text(json.dumps(json.loads(of_qwen2.read_text()) | {"model_type": "phi3"}))
+    assert inspect_adapter(files | {INTERFACE_FILE: tmp_path / INTERFACE_FILE}, base_shape(model)).kind == "BOTTLENECK"
 
 
 def test_where_the_model_adds_the_residual_an_adapter_cannot_leave_it_out(copied: Callable[..., Path]) -> None:

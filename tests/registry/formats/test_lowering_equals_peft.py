@@ -1,5 +1,6 @@
 """Every kind and variant, saved by PEFT, lowered by us, and run in the canonical form: the same logits as PEFT's."""
 
+import copy
 import itertools
 import json
 import re
@@ -19,9 +20,9 @@ from peft_adapters import (
     write_prefix,
     write_prompt,
 )
-from peft_kinds import CONFIGS, DENSE_CONFIGS, lora, one_of_each_kind, suits, tasks_of
+from peft_kinds import CONFIGS, DENSE_CONFIGS, for_fused, ia3, lora, one_of_each_kind, suits, tasks_of
 from safetensors.torch import load_file, save_file
-from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_qwen2
+from tiny_models import TARGETS, ModelWeights, base_shape, tiny_llama, tiny_phi3, tiny_qwen2
 
 from hotshoe.registry.errors import IncompatibleAdapter, InvalidAdapter
 from hotshoe.registry.formats import unilora
@@ -56,9 +57,44 @@ def test_the_canonical_form_gives_pefts_logits(name, model, tmp_path):
         with pytest.raises(IncompatibleAdapter):
             inspect_adapter(adapter_files(tmp_path), base_shape(MODELS[model]()))
         return
-    save_peft(tmp_path, MODELS[model](), CONFIGS[name]())
-    for task in tasks_of(CONFIGS[name]()):
-        base = MODELS[model]()
+    compare_with_peft(MODELS[model], CONFIGS[name](), tmp_path)
+
+
+# Of the kinds that PEFT can put on it, one each, and variants.
+ON_PHI3 = {kind: config for kind, config in one_of_each_kind().items() if kind != "ADAPTION_PROMPT"} | {
+    name: CONFIGS[name]()
+    for name in ("lora with patterns", "rank-stabilized lora with patterns", "lora with every bias", "activated lora")
+    + ("lora on all-linear", "lora without excluded modules", "lora on one module by its full name")
+    + ("lora on parameters", "kasa with patterns")
+    + ("ia3 on everything", "dora", "rank-stabilized dora with patterns", "pissa", "olora", "bd-lora", "velora", "mica")
+    + ("loha with patterns", "lokr of two products", "glora of matrices", "prefix with projection")
+}
+
+
+@pytest.mark.parametrize("name", ON_PHI3)
+def test_fused_linears_are_one_module_each_to_an_adapter_as_they_are_to_peft(name, tmp_path):
+    compare_with_peft(tiny_phi3, for_fused(copy.deepcopy(ON_PHI3[name])), tmp_path)
+
+
+def test_names_of_linears_that_a_base_has_fused_select_nothing_of_it(tmp_path):
+    save_peft(tmp_path, tiny_llama(), lora(target_modules=["q_proj", "up_proj"]))
+    with pytest.raises(IncompatibleAdapter, match="expected of o_proj, qkv_proj, gate_up_proj, down_proj"):
+        inspect_adapter(adapter_files(tmp_path), base_shape(tiny_phi3()))
+
+
+def test_names_that_peft_would_have_to_know_are_asked_for_as_peft_asks(tmp_path):
+    for config in (lora(target_modules=["o_proj"]), ia3(target_modules=["o_proj"], feedforward_modules=[])):
+        save_peft(tmp_path, tiny_phi3(), config)
+        path = tmp_path / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": None}))
+        with pytest.raises(InvalidAdapter, match="target_modules: expected .*: PEFT has no default for phi3"):
+            inspect_adapter(adapter_files(tmp_path), base_shape(tiny_phi3()))
+
+
+def compare_with_peft(model, config, tmp_path):
+    save_peft(tmp_path, model(), config)
+    for task in tasks_of(config):
+        base = model()
         lowered = lower_adapter(adapter_files(tmp_path), ModelWeights(base), task=task)
         ours = canonical_logits(base, lowered, TOKENS)
         plain = base(TOKENS).logits

@@ -44,7 +44,7 @@ def run_site(batch: AdapterBatch | None, layer: int, site: str, x: Tensor, weigh
     if batch is None:
         return x @ weight.T + bias
     xs = batch.scaled_inputs(layer, site, x)
-    widths = [LINEAR_SHAPES[target][0] for target in SITES[site]]
+    widths = [LINEAR_SHAPES[target][0] for target in SITES[site][0]]
     parts = [(xs[0] if len(xs) == 1 else xs[i]) @ w.T for i, w in enumerate(weight.split(widths))]
     y = torch.cat(parts, 1)
     batch.scale_output(layer, site, y)
@@ -56,8 +56,8 @@ def run_site(batch: AdapterBatch | None, layer: int, site: str, x: Tensor, weigh
 def base_of(site: str) -> tuple[Tensor, Tensor, int]:
     """A site's weight, bias and input width."""
     generator = torch.Generator().manual_seed(len(site))
-    out_features = sum(LINEAR_SHAPES[target][0] for target in SITES[site])
-    in_features = LINEAR_SHAPES[SITES[site][0]][1]
+    out_features = sum(LINEAR_SHAPES[target][0] for target in SITES[site][0])
+    in_features = LINEAR_SHAPES[SITES[site][0][0]][1]
     return (
         torch.randn(out_features, in_features, generator=generator),
         torch.randn(out_features, generator=generator),
@@ -79,7 +79,7 @@ def check_against_formula(
     rows = segments[-1].end
     batch = slots.batch(segments, rows)
     for layer in range(canonical.LAYERS):
-        for site, targets in SITES.items():
+        for site, (targets, *_) in SITES.items():
             weight, bias, in_features = base_of(site)
             x = torch.randn(rows, in_features, generator=torch.Generator().manual_seed(rows))
             y = run_site(batch, layer, site, x, weight, bias)
@@ -174,7 +174,7 @@ def test_a_sequences_bits_do_not_depend_on_its_neighbours(
 
 def run_rows(batch: AdapterBatch | None, site: str, x: Tensor, weight: Tensor, row: int) -> Tensor:
     xs = batch.scaled_inputs(1, site, x) if batch else (x,)
-    widths = [LINEAR_SHAPES[target][0] for target in SITES[site]]
+    widths = [LINEAR_SHAPES[target][0] for target in SITES[site][0]]
     return torch.cat([xs[i % len(xs)][row : row + 1] @ w.T for i, w in enumerate(weight.split(widths))], 1)
 
 

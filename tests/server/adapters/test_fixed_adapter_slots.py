@@ -176,7 +176,7 @@ def test_rows_apart_find_factors_in_scattered_units_and_vectors_in_their_slots_l
     assert slots.batch_apart(segments, 7) is batch
     generator = torch.Generator().manual_seed(1)
     for site in ("qkv", "gate_up", "down"):
-        shape, targets = slots._shapes[1, site], SITES[site]
+        shape, targets = slots._shapes[1, site], SITES[site][0]
         x, weight = torch.randn(7, shape.in_features, generator=generator), torch.randn(sum(shape.widths), 1)
         weight = weight * torch.randn(1, shape.in_features, generator=generator)
         inputs = batch.scaled_inputs(1, site, x)

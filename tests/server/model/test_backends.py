@@ -36,7 +36,7 @@ def read(directory: Path, name: str) -> Decoder:
     return read_decoder(checkpoint, spec_from_config(checkpoint.config), backend_of(name))
 
 
-@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", "qwen2", "qwen3", "phi3"])
 def quantized(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A tiny NF4 base, wide enough for every kernel's tiles."""
     fields = {"hidden_size": 128, "head_dim": 32, "num_attention_heads": 4}
@@ -76,6 +76,22 @@ def test_linears_that_fill_no_tile_are_dense(tmp_path: Path) -> None:
     for name in ("cpu_nf4", "cuda"):
         actual = two_steps(read(tmp_path / "nf4", name))
         assert (actual - expected).norm() / expected.norm() < 2e-2
+
+
+@needs_kernel
+@pytest.mark.parametrize(("intermediate", "compiled"), [(128, True), (80, False)])
+def test_fused_steps_are_compiled_where_gate_and_up_fill_whole_tiles(
+    intermediate: int, compiled: bool, tmp_path: Path
+) -> None:
+    """80 columns of each end within a tile of 32, though the 160 of both do not."""
+    write_tiny_model(tmp_path / "model", "phi3", hidden_size=128, intermediate_size=intermediate)
+    checkpoint = DirectoryCheckpoint(tmp_path / "model")
+    (tmp_path / "nf4").mkdir()
+    write_quantized(checkpoint, spec_from_config(checkpoint.config), tmp_path / "nf4")
+    decoder = read(tmp_path / "nf4", "cpu_nf4")
+    assert (decoder._compiled is not None and decoder._compiled.layers is not None) is compiled
+    expected = two_steps(read(tmp_path / "nf4", "reference"))
+    assert (two_steps(decoder) - expected).norm() / expected.norm() < 2e-2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,7 +146,7 @@ class _OneAdapter:
         self.targets_apart = targets_apart
 
     def scaled_inputs(self, layer: int, site: str, x: Tensor) -> Sequence[Tensor]:
-        count = len(SITES[site]) if self.targets_apart else 1
+        count = len(SITES[site][0]) if self.targets_apart else 1
         return [x * (1 + target + layer) for target in range(count)]
 
     def scale_output(self, layer: int, site: str, y: Tensor) -> None:
@@ -167,7 +183,7 @@ def test_a_site_scales_then_adds_the_bias_then_the_delta(targets_apart: bool, tm
         return adapted
 
     for index, layer in enumerate(model.model.layers):
-        for targets in SITES.values():
+        for targets, *_ in SITES.values():
             for target, name in enumerate(targets):
                 block = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
                 getattr(block, name).register_forward_hook(hook(index, target))

@@ -32,12 +32,15 @@ from hotshoe.server.model.compiled_steps import compile_steps
 
 pytestmark = pytest.mark.skipif(nf4_linear.kernel() is None, reason="needs AVX512-BF16")
 
-EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
 CONTEXTS = (1, 17, 40, 5, 33, 64, 2)
 Make = Callable[[BaseShape, torch.Generator], LoweredAdapter]
 
 
-@pytest.fixture(scope="module", params=[("qwen3", 1), ("llama", 2)], ids=lambda param: f"{param[0]} on {param[1]}")
+BASES = [("qwen3", 1), ("llama", 2), ("phi3", 3)]
+
+
+@pytest.fixture(scope="module", params=BASES, ids=lambda param: f"{param[0]} on {param[1]}")
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
     (family, team), tmp_path = request.param, tmp_path_factory.mktemp("base")
     write_tiny_model(tmp_path / "model", family, hidden_size=128, num_attention_heads=4, head_dim=32)
@@ -85,7 +88,7 @@ def linears(shape: BaseShape, make: Callable[[LinearShape], LoweredLinear], *tar
     return LoweredAdapter("LINEARS", {at: make(of) for at, of in shape.linears.items() if at.target in targets})
 
 
-SIZES = {"q_proj": 4, "v_proj": 16, "o_proj": 64}
+SIZES = {"q_proj": 4, "v_proj": 16, "o_proj": 64, "gate_up_proj": 16}
 
 
 def turned(shape: BaseShape, generator: torch.Generator, *, targets: Sequence[str] = EVERY) -> LoweredAdapter:
@@ -125,6 +128,8 @@ def scaled_apart(shape: BaseShape, generator: torch.Generator) -> LoweredAdapter
         "k_proj",
         "v_proj",
         "up_proj",
+        "qkv_proj",
+        "gate_up_proj",
     )
 
 
@@ -140,7 +145,7 @@ def copied(shape: BaseShape, generator: torch.Generator, *, copies: int) -> Lowe
             copies=ScaledCopies(3 * outputs, 3 * inputs),
         )
 
-    return linears(shape, linear, *(EVERY if copies < 9 else ("k_proj", "up_proj", "down_proj")))
+    return linears(shape, linear, *(EVERY if copies < 9 else ("k_proj", "up_proj", "qkv_proj", "down_proj")))
 
 
 KINDS: Mapping[str, tuple[Make, ...]] = {
@@ -149,7 +154,7 @@ KINDS: Mapping[str, tuple[Make, ...]] = {
     "rotations": (
         turned,
         swapped,
-        partial(turned, targets=("q_proj", "v_proj", "down_proj")),
+        partial(turned, targets=("q_proj", "v_proj", "qkv_proj", "down_proj")),
     ),
     "copies": (partial(copied, copies=2), partial(copied, copies=11)),
     "scales": (scaled_apart,),

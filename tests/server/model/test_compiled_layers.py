@@ -24,12 +24,13 @@ from hotshoe.server.model.compiled_steps import compile_steps
 
 pytestmark = pytest.mark.skipif(nf4_linear.kernel() is None, reason="needs AVX512-BF16")
 
-EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
 FAMILIES = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": 24},
     "qwen2": {},
     "qwen3": {},
+    "phi3": {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.75}, "sliding_window": 24},
 }
 CONTEXTS = (1, 17, 40, 5, 33, 64, 2, 50, 31)  # of each row; no two rows of one page
 
@@ -70,9 +71,9 @@ def adapters(base: LoadedBase, tmp_path: Path) -> AdapterSlots:
     shape = base.weights.shape
     directories = [
         write_lora(tmp_path / "r4", shape, rank=4, targets=EVERY, seed=1),
-        write_lora(tmp_path / "r40", shape, rank=40, targets=("q_proj", "v_proj", "up_proj"), seed=2),
+        write_lora(tmp_path / "r40", shape, rank=40, targets=("q_proj", "v_proj", "up_proj", "qkv_proj"), seed=2),
         write_lora(tmp_path / "bias", shape, rank=16, targets=EVERY, seed=3, lora_bias=True),
-        write_ia3(tmp_path / "ia3", shape, seed=4),
+        write_ia3(tmp_path / "ia3", shape, targets=("k_proj", "v_proj", "qkv_proj", "down_proj"), seed=4),
     ]
     slots = AdapterSlots.for_base(shape, num_slots=8, backend="cpu_nf4")
     for slot, directory in enumerate(directories):

@@ -25,6 +25,19 @@ LLAMA3 = {
     "rope_theta": 500.0,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1000.0}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.4, 1.6, 2.0, 2.5, 3.0],
+    "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0],
+    "rope_theta": 1e4,
+}
+PARTIAL_LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.2, 1.4, 1.5, 1.7, 2.0],
+    "long_factor": [1.0, 2.5, 4.0, 6.0, 9.0, 14.0],
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama_tied": ("llama", {"tie_word_embeddings": True}),
@@ -44,6 +57,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_biases": ("qwen3", {"attention_bias": True}),
     "qwen3_yarn_rope": ("qwen3", {"rope_parameters": YARN}),
     "qwen3_window": ("qwen3", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "phi3": ("phi3", {}),
+    "phi3_tied_no_gqa": ("phi3", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "phi3_window": ("phi3", {"sliding_window": 9}),
+    "phi3_partial_rotary": ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "phi3_longrope": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 64}),
+    "phi3_partial_longrope": ("phi3", {"rope_parameters": PARTIAL_LONG, "original_max_position_embeddings": 64}),
 }
 PROMPTS = (
     [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61],
@@ -86,3 +105,27 @@ def test_logits_equal_transformers_when_chunked_and_mixed(variant: str, tmp_path
         logits = decoder.forward(decoder_input(step, all_logits=True), kv)
         wanted = [expected[id(c.slots)][c.start : c.start + len(c.token_ids)] for c in step]
         assert relative_error(logits, torch.cat(wanted)) < 1e-5
+
+
+@pytest.mark.parametrize("rope", [LONG, PARTIAL_LONG], ids=["whole heads", "a part of each"])
+def test_far_sequences_turn_as_transformers_turns_them_beside_others_that_do_not(
+    rope: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = {"rope_parameters": rope, "original_max_position_embeddings": 16}
+    model = write_tiny_model(tmp_path, "phi3", seed=3, **fields)
+    decoder = read(tmp_path)
+    kv = decoder.new_kv_cache(64 * PAGE)
+    a, _, c = PROMPTS
+    slots = [paged_slots(64, first_page=1 + i, stride=2) for i in range(2)]
+    steps = [
+        [Chunk(c[:9], 0, slots[1], far=True), Chunk(a[:8], 0, slots[0])],
+        [Chunk([57], 17, slots[1], far=True), Chunk(a[8:], 8, slots[0])],
+    ]
+    steps.insert(1, [Chunk(c[9:], 9, slots[1], far=True)])
+    far, near = expected_logits(model, [*c, 57]), expected_logits(model, a)
+    for step in steps:
+        logits = decoder.forward(decoder_input(step, all_logits=True), kv)
+        wanted = [(far if c.far else near)[c.start : c.start + len(c.token_ids)] for c in step]
+        assert relative_error(logits, torch.cat(wanted)) < 1e-5
+    turned_near = decoder.forward(decoder_input([Chunk(c, 0, slots[0])], all_logits=True), kv)
+    assert relative_error(turned_near, far[: len(c)]) > 1e-2

@@ -1,5 +1,6 @@
 """Configs become specs: transformers' own defaults and spellings, and refusals by name."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -78,6 +79,32 @@ def test_rope_frequencies_equal_transformers(name: str, spelling: str) -> None:
     assert rope.attention_factor == pytest.approx(attention_factor)
 
 
+@pytest.mark.parametrize("spelling", ["longrope", "su", "yarn"])
+@pytest.mark.parametrize("share", [1.0, 0.75])
+@pytest.mark.parametrize("fields", [{}, {"factor": 4.0}, {"attention_factor": 1.25}])
+def test_phi3_s_frequencies_equal_transformers_near_and_far(
+    fields: dict[str, Any], share: float, spelling: str
+) -> None:
+    count = int(16 * share) // 2
+    parameters = {
+        "type": spelling,
+        "short_factor": [1 + 0.1 * i for i in range(count)],
+        "long_factor": [1.0 + i**2 for i in range(count)],
+        "original_max_position_embeddings": 4096,
+        **fields,
+    }
+    beside = {"partial_rotary_factor": share, "max_position_embeddings": 131_072, "rope_theta": 5e5}
+    given = config("Phi3ForCausalLM", **beside, rope_scaling=parameters, original_max_position_embeddings=4096)
+    theirs = AutoConfig.for_model(**copy.deepcopy(given))
+    rope = spec_from_config(given).rope
+    for far in (False, True):
+        length = 4097 if far else 4096
+        expected, factor = ROPE_INIT_FUNCTIONS["longrope"](theirs, torch.device("cpu"), seq_len=length)
+        torch.testing.assert_close(rope.inverse_frequencies(16, far=far), expected, rtol=1e-6, atol=0)
+        assert rope.attention_factor == pytest.approx(factor)
+    assert rope.far_from == theirs.rope_parameters["original_max_position_embeddings"] == 4096
+
+
 def test_the_old_spelling_of_a_rope_type_is_read() -> None:
     assert spec_from_config(config(rope_scaling={"type": "linear", "factor": 2.0})).rope.type == "linear"
 
@@ -86,6 +113,8 @@ def test_windows_lie_where_the_config_says() -> None:
     qwen = {"use_sliding_window": True, "sliding_window": 9}
     assert spec_from_config(config("MistralForCausalLM", sliding_window=9)).windows == (9,) * 4
     assert spec_from_config(config("MistralForCausalLM", sliding_window=None)).windows == (None,) * 4
+    assert spec_from_config(config("Phi3ForCausalLM", sliding_window=9)).windows == (9,) * 4
+    assert spec_from_config(config("Phi3ForCausalLM", sliding_window=None)).windows == (None,) * 4
     assert spec_from_config(config("Qwen2ForCausalLM", **qwen, max_window_layers=3)).windows == (None, None, None, 9)
     assert spec_from_config(config("Qwen2ForCausalLM", sliding_window=9)).windows == (None,) * 4
     types = ["sliding_attention", "full_attention"] * 2
@@ -93,7 +122,7 @@ def test_windows_lie_where_the_config_says() -> None:
 
 
 def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones() -> None:
-    with pytest.raises(UnsupportedModel, match=r"Gemma2ForCausalLM .*LlamaForCausalLM, MistralForCausalLM, Qwen2"):
+    with pytest.raises(UnsupportedModel, match=r"Gemma2ForCausalLM .*LlamaForCausalLM, MistralForCausalLM, "):
         spec_from_config(config("Gemma2ForCausalLM"))
 
 
@@ -122,6 +151,33 @@ def test_what_cannot_be_served_exactly_is_refused_by_name(fields: dict[str, Any]
         spec_from_config(config(**fields))
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type: linear .*known are default, longrope"),
+        ({"rope_scaling": {"type": "longrope"}}, "short_factor: expected a list of 8 numbers"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8}}, "long_factor: expected a list of 8"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [0.0] * 8}}, "short_factor: expected a number above 0"),
+        ({"rope_scaling": {"type": "longrope", "long_mscale": 1.2}}, "longrope with long_mscale"),
+        ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 1}, "original_max_position"),
+        ({"partial_rotary_factor": 0.7}, "partial_rotary_factor: expected the share of an even number"),
+        ({"partial_rotary_factor": 2}, "partial_rotary_factor"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_phi4mm.Phi4MMForCausalLM"}}, "auto_map"),
+        ({"sliding_window": 0}, "sliding_window"),
+    ],
+)
+def test_what_cannot_be_served_of_phi3_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModel, match=named):
+        spec_from_config(config("Phi3ForCausalLM", **fields))
+
+
+def test_the_code_beside_phi3_s_checkpoints_is_known() -> None:
+    code = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    assert spec_from_config(config("Phi3ForCausalLM", auto_map=code)).fused
+    with pytest.raises(UnsupportedModel, match="auto_map"):
+        spec_from_config(config("LlamaForCausalLM", auto_map=code))
+
+
 def test_unknown_layer_types_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedModel, match="layer_types"):
         spec_from_config(config("Qwen2ForCausalLM", layer_types=["chunked_attention"] * 4))
@@ -135,3 +191,11 @@ def test_a_spec_lists_every_linear_with_its_module_and_shape() -> None:
     assert (key.out_features, key.in_features, key.has_bias) == (32, 64, True)
     assert not linears["model.layers.0.self_attn.o_proj"].has_bias
     assert linears["model.layers.0.mlp.down_proj"].in_features == 128
+
+
+def test_a_spec_of_fused_linears_lists_them_as_they_are() -> None:
+    spec = spec_from_config(config("Phi3ForCausalLM"))
+    shapes = {shape.module: (shape.out_features, shape.in_features) for _, shape in spec.linears()}
+    assert len(shapes) == 4 * 4
+    assert shapes["model.layers.3.self_attn.qkv_proj"] == (64 + 2 * 32, 64)
+    assert shapes["model.layers.3.mlp.gate_up_proj"] == (2 * 128, 64)

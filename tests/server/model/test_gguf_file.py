@@ -38,6 +38,15 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.25, 1.5, 1.5, 1.75, 2.0],
+    "long_factor": [1.0, 2.5, 4.0, 6.0, 9.0, 14.0],
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
 }
 
 
@@ -59,7 +68,10 @@ def write_gguf(
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim if architecture != "qwen2" else 16)
+    if architecture == "phi3":
+        _add_phi3(writer, config)
+    else:
+        writer.add_key_length(config.head_dim if architecture != "qwen2" else 16)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     for name, value in (fields or {}).items():
@@ -79,6 +91,20 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _add_phi3(writer: GGUFWriter, config: Any) -> None:
+    """As convert_hf_to_gguf.py writes what is Phi-3's alone."""
+    rope = config.rope_parameters
+    writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+    writer.add_rope_dimension_count(
+        int(rope["partial_rotary_factor"] * config.hidden_size) // config.num_attention_heads
+    )
+    writer.add_sliding_window(config.sliding_window or 0)
+    if rope["rope_type"] == "longrope":
+        writer.add_rope_scaling_attn_factors(ROPE_INIT_FUNCTIONS["longrope"](config)[1])
+        writer.add_tensor("rope_factors_long.weight", np.array(rope["long_factor"], np.float32))
+        writer.add_tensor("rope_factors_short.weight", np.array(rope["short_factor"], np.float32))
 
 
 def _add_tokenizer(writer: GGUFWriter, pre: str) -> None:
@@ -136,6 +162,10 @@ def expected_logits(model: PreTrainedModel) -> Tensor:
         ("llama", {"attention_bias": True}),
         ("qwen2", {}),
         ("qwen3", {}),
+        ("phi3", {}),
+        ("phi3", {"sliding_window": 7, "tie_word_embeddings": True}),
+        ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 64}),
+        ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     ],
 )
 def test_logits_equal_those_of_the_model_that_was_written(family: str, config: dict[str, Any], tmp_path: Path) -> None:
@@ -180,6 +210,32 @@ def test_rope_divisors_become_llama3_scaling(tmp_path: Path) -> None:
         spec_from_config(GgufFile(other).config)
 
 
+def test_phi3_s_fields_become_its_config(tmp_path: Path) -> None:
+    fields = {"rope_parameters": LONG, "original_max_position_embeddings": 64, "sliding_window": 200}
+    model = tiny_model("phi3", **fields)
+    spec = spec_from_config(GgufFile(write_gguf(tmp_path / "model.gguf", model)).config)
+    expected = spec_from_config(model.config.to_dict())
+    assert (spec.fused, spec.windows, spec.norm_eps) == (True, expected.windows, pytest.approx(expected.norm_eps))
+    assert (spec.rope.far_from, spec.rope.share) == (64, 0.75)
+    assert spec.rope.attention_factor == pytest.approx(expected.rope.attention_factor)
+    for far in (False, True):
+        ours, theirs = (one.rope.inverse_frequencies(16, far=far) for one in (spec, expected))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_half_of_phi3_s_factors_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", tiny_model("phi3"), tensors={"rope_factors_long.weight": torch.ones(8)})
+    with pytest.raises(UnsupportedModel, match="rope_factors_short.weight: expected both or neither"):
+        spec_from_config(GgufFile(path).config)
+
+
+def test_an_old_phi3_file_that_says_nothing_of_its_window_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(GGUFWriter, "add_sliding_window", lambda *_: None)
+    path = write_gguf(tmp_path / "model.gguf", tiny_model("phi3"))
+    with pytest.raises(UnsupportedModel, match=r"attention\.sliding_window: missing"):
+        spec_from_config(GgufFile(path).config)
+
+
 def test_linear_rope_scaling_is_read(tmp_path: Path) -> None:
     model = tiny_model(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4})
     fields = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
@@ -221,7 +277,7 @@ def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones(tmp_path
     model = tiny_model()
     model.config.model_type = "mamba"
     path = write_gguf(tmp_path / "model.gguf", model)
-    with pytest.raises(UnsupportedModel, match="mamba is not served here; known are llama, qwen2, qwen3"):
+    with pytest.raises(UnsupportedModel, match="mamba is not served here; known are llama, phi3, qwen2, qwen3"):
         GgufFile(path)
 
 

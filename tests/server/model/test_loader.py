@@ -45,7 +45,7 @@ def with_served_weights(model: PreTrainedModel, base: LoadedBase) -> PreTrainedM
     return model
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
 def test_nf4_logits_equal_transformers_with_the_dequantized_weights(family: str, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", family)
     base = load(tmp_path / "model", tmp_path)
@@ -81,10 +81,11 @@ def test_shards_and_sixteen_bits_give_the_same_codes(tmp_path: Path) -> None:
     assert sharded.digest != whole.digest  # other files, other name
 
 
-def test_an_nf4_directory_is_used_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "linear"), [("llama", "mlp.up_proj"), ("phi3", "mlp.gate_up_proj")])
+def test_an_nf4_directory_is_used_as_it_is(family: str, linear: str, tmp_path: Path) -> None:
     from transformers import BitsAndBytesConfig
 
-    write_tiny_model(tmp_path / "model")
+    write_tiny_model(tmp_path / "model", family)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -98,12 +99,12 @@ def test_an_nf4_directory_is_used_as_it_is(tmp_path: Path) -> None:
     quantized.save_pretrained(tmp_path / "nf4")
     base = load(tmp_path / "nf4", tmp_path)
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"digests.json"}
-    model = with_served_weights(tiny_model(), base)
+    model = with_served_weights(tiny_model(family), base)
     with torch.inference_mode():
         expected = model(torch.tensor([PROMPT])).logits[0]
     assert relative_error(logits_of(base, PROMPT), expected) < 1e-2  # this directory keeps the rest in 32 bits
-    codes = load_file(tmp_path / "nf4" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
-    stored = base.weights._checkpoint.linear("model.layers.0.mlp.up_proj").codes
+    codes = load_file(tmp_path / "nf4" / "model.safetensors")[f"model.layers.0.{linear}.weight"]
+    stored = base.weights._checkpoint.linear(f"model.layers.0.{linear}").codes
     assert torch.equal(stored, codes.reshape(-1))
 
 
@@ -250,3 +251,17 @@ def test_a_directory_without_weights_or_config_says_which(tmp_path: Path) -> Non
     (tmp_path / "model" / "config.json").write_text("[")
     with pytest.raises(UnsupportedModel, match=r"config\.json: is not JSON"):
         load(tmp_path / "model", tmp_path)
+
+
+def test_the_code_beside_a_phi3_checkpoint_is_neither_wanted_nor_run(tmp_path: Path) -> None:
+    """As Microsoft's own directories have it."""
+    write_tiny_model(tmp_path / "model", "phi3")
+    expected = logits_of(load(tmp_path / "model", tmp_path), PROMPT)
+    path = tmp_path / "model" / "config.json"
+    known = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {**known, "AutoTokenizer": "other/place"}}))
+    for name in ("configuration_phi3.py", "modeling_phi3.py"):
+        (tmp_path / "model" / name).write_text("raise AssertionError('it was run')")
+    base = load(tmp_path / "model", tmp_path)
+    assert torch.equal(logits_of(base, PROMPT), expected)
+    assert base.tokenizer.render_chat([{"role": "user", "content": "hi"}])

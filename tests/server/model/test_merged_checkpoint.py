@@ -18,7 +18,7 @@ from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.model.loader import LoadedBase, load_base
 
 PROMPT = [5, 9, 200, 31, 7, 88, 42, 3, 19, 250, 61]
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
 
 
 def load(source: Path, adapter: Path | None = None, *, backend: str = "reference") -> LoadedBase:
@@ -57,7 +57,7 @@ def peft_logits(source: Path, base: LoadedBase, adapter: Path, *, merged: bool =
 WRITERS: dict[str, Callable[..., Path]] = {
     "lora": lambda path, model: write_lora(path, model, targets=ALL, scale=0.03),
     "lora with biases of its own": lambda path, model: write_lora(path, model, lora_bias=True, scale=0.05),
-    "ia3": lambda path, model: write_ia3(path, model, scale=0.2),
+    "ia3": lambda path, model: write_ia3(path, model, targets=("k_proj", "v_proj", "qkv_proj", "down_proj"), scale=0.2),
 }
 
 
@@ -69,6 +69,8 @@ WRITERS: dict[str, Callable[..., Path]] = {
         ("qwen2", "lora"),
         ("qwen2", "ia3"),
         ("qwen2", "lora with biases of its own"),
+        ("phi3", "lora"),
+        ("phi3", "ia3"),
     ],
 )
 def test_logits_are_those_of_pefts_merge_on_the_dequantized_weights(family: str, kind: str, tmp_path: Path) -> None:
@@ -83,10 +85,13 @@ def test_logits_are_those_of_pefts_merge_on_the_dequantized_weights(family: str,
     assert merged.digest == base.digest and (merged.quantization, base.quantization) == ("none", "nf4")
 
 
-def test_a_bias_is_merged_where_the_base_has_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_bias_is_merged_where_the_base_has_none(family: str, tmp_path: Path) -> None:
     """Which PEFT's merge refuses, so this is held against its forward."""
     source = tmp_path / "model"
-    adapter = write_lora(tmp_path / "adapter", write_tiny_model(source), targets=ALL, lora_bias=True, scale=0.03)
+    adapter = write_lora(
+        tmp_path / "adapter", write_tiny_model(source, family), targets=ALL, lora_bias=True, scale=0.03
+    )
     expected = peft_logits(source, load(source), adapter, merged=False)
     assert relative_error(logits_of(load(source)), expected) > 0.02
     assert relative_error(logits_of(load(source, adapter)), expected) < 0.005

@@ -1,11 +1,22 @@
 """The decoder in Triton kernels: the reference's logits, for every family, kind of adapter and choice of operations."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from triton_base import FAMILIES, TOLERANCE, TritonBase, prompts_then_decodes, relative_error, run_step, triton_base
+from triton_base import (
+    FAMILIES,
+    TOLERANCE,
+    Part,
+    TritonBase,
+    prompts_then_decodes,
+    recorded,
+    relative_error,
+    run_step,
+    triton_base,
+)
 
 from hotshoe.server.model import triton_layers
 
@@ -45,6 +56,26 @@ def test_many_rows_multiply_by_a_decoded_weight(
     monkeypatch.setattr(triton_layers, "DENSE_ROWS", 8)
     monkeypatch.setattr(triton_layers, "nf4_linear", _only_below(8))
     assert relative_error(logits(base, "triton"), expected) < TOLERANCE[device.type]
+
+
+def test_far_sequences_turn_otherwise_beside_others_at_once_and_recorded(tmp_path: Path, device: torch.device) -> None:
+    base = triton_base(tmp_path, "phi3", device)
+    steps = prompts_then_decodes(STACKS)
+    steps = [[replace(part, far=part.pages == [1, 5]) for part in step] for step in steps]
+    steps.append([Part([33], 4, [2], STACKS[1]), Part([44], 11, [1, 5], STACKS[0], far=True)])
+
+    def run(name: str, steps: list, *, record: bool = False) -> Tensor:
+        decoder = base.decoder if name == "triton" else base.reference
+        slots, kv = base.slots(name), base.cache(decoder)
+        if record:
+            recorded(base, kv, slots)
+        return torch.cat([run_step(decoder, slots, kv, step) for step in steps])
+
+    expected = run("reference", steps)
+    assert relative_error(run("triton", steps), expected) < TOLERANCE[device.type]
+    assert relative_error(run("triton", steps, record=True), expected) < TOLERANCE[device.type]
+    near = run("reference", [[replace(part, far=False) for part in step] for step in steps])
+    assert relative_error(near[-1], expected[-1]) > 1e-2 and torch.equal(near[-2], expected[-2])
 
 
 def _only_below(limit: int):
