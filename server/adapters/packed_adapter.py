@@ -68,7 +68,7 @@ def pack_adapter(
     shapes: Mapping[SiteId, SiteShape],
     dtype: torch.dtype,
     *,
-    as_stored: bool,
+    as_stored: bool = False,
     pause: Pause = go_on,
 ) -> PackedAdapter:
     """Groups an adapter's linears by site, and gathers their factors; calls `pause` at each site.
