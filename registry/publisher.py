@@ -262,7 +262,7 @@ class StorePublisher(StoreKeeper):
         artifact_type: str,
         file_name: str,
         annotations: Mapping[str, str],
-        outranked_by: Callable[[bytes], bool] = lambda document: False,
+        outranked_by: Callable[[bytes], bool] | None = None,
     ) -> Referrer:
         """Keeps a document about an adapter as its latest of that type, as an OCI referrer; earlier ones stay.
 

@@ -9,7 +9,7 @@ the store to write completes or removes it.
 import logging
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -95,7 +95,7 @@ class FollowedIndex(Index):
     def _catch_up(self, seen: Fingerprint) -> None:
         events, position = self._log.events_from(self._position)
         with self.transaction() as transaction:
-            for event in events:
+            for event in _still_so(events):
                 self._apply(transaction, event)
         self._seen, self._position = seen, position
 
@@ -115,6 +115,19 @@ class FollowedIndex(Index):
                     transaction.set_tag(name, tag, new)
             case Move(name, str(tag), _, None):
                 transaction.remove_tag(name, tag)
+
+
+def _still_so(events: Sequence[Move | ReferrerRow]) -> Iterator[Move | ReferrerRow]:
+    """Without what is about an adapter that was collected afterwards: its blobs are gone."""
+    collected = {
+        event.old: place
+        for place, event in enumerate(events)
+        if isinstance(event, Move) and event.tag is None and event.new is None
+    }
+    for place, event in enumerate(events):
+        subject = event.subject if isinstance(event, ReferrerRow) else event.new
+        if place >= collected.get(subject, -1):
+            yield event
 
 
 def _listed_by_database(database: Path) -> IndexListing | None:

@@ -5,6 +5,7 @@ Nothing is acknowledged before all of it is durable, and repeating it is safe.
 
 from collections.abc import Callable, Sequence
 
+from hotshoe.registry.digest import digest_of
 from hotshoe.registry.errors import AdapterNotFound, BlobCorrupt, BlobNotFound, InvalidUpload
 from hotshoe.registry.manifest import AdapterContent, AdapterRecord, Artifact, FileDescriptor
 from hotshoe.registry.referrer import Referrer, read_referrer
@@ -107,7 +108,7 @@ class StoreWriter:
         manifest: bytes,
         *,
         documents: Sequence[bytes],
-        outranked_by: Callable[[bytes], bool] = lambda document: False,
+        outranked_by: Callable[[bytes], bool] | None = None,
     ) -> None:
         """Commits a document about an adapter as its latest, but for those of its type by which it is outranked.
 
@@ -124,31 +125,32 @@ class StoreWriter:
                 raise AdapterNotFound(f"no adapter {referrer.subject}")
             transaction.add_manifest(StoredManifest(referrer.digest, len(manifest), kind, manifest, referrer.blobs))
             transaction.remember_verified(self._blobs.fingerprints([referrer.digest, *referrer.blobs]))
-            above = [
-                row for row in self._index.referrers(subject=referrer.subject, artifact_type=kind) if outranks(row)
-            ]
+            listed = self._index.referrers(subject=referrer.subject, artifact_type=kind) if outranked_by else []
+            above = [row for row in listed if outranks(row)]
             for row in (ReferrerRow(referrer.digest, referrer.subject, kind, len(manifest)), *above):
                 transaction.add_referrer(row)
             return []
 
         def outranks(row: ReferrerRow) -> bool:
             document = None if row.digest == referrer.digest else self._document_of(row)
-            return document is not None and outranked_by(document)
+            return bool(document is not None and outranked_by and outranked_by(document))
 
         with self._locks.publishing():
             self._store(documents, manifest=manifest, needed=referrer.blobs)
             self._commits.commit(change)
 
     def _document_of(self, row: ReferrerRow) -> bytes | None:
-        """What a referrer says; None if that is damaged or lost."""
+        """What a referrer says; None if that is damaged or lost. Notes nothing of that: a transaction is under way."""
         manifest = self._index.manifest_document(row.digest)
         if manifest is None:
             return None
+        blob = read_referrer(manifest).document
         try:
-            with self._blobs.open_verified(read_referrer(manifest).document.digest) as file:
-                return file.read()
+            with self._blobs.open(blob.digest) as file:
+                document = file.read(blob.size_bytes + 1)
         except (BlobCorrupt, BlobNotFound):
             return None
+        return document if digest_of(document) == blob.digest else None
 
     def _store(self, documents: Sequence[bytes], *, manifest: bytes, needed: Sequence[str]) -> None:
         """Makes documents durable, then the manifest that names them; `needed` are all the blobs that it names."""

@@ -1,6 +1,7 @@
 """Documents about adapters: attached, listed, read by ordinary tools, and there after whatever happened."""
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -63,10 +64,24 @@ def test_a_document_goes_below_those_that_outrank_it_in_one_commit(registry: Reg
         assert rebuilt.referrers(record.digest, DIAGNOSIS_TYPE) == [best, better, worse]
 
 
-def test_a_document_that_cannot_be_read_outranks_nothing(registry: Registry) -> None:
+def test_a_document_that_was_touched_since_it_was_read_is_read_again_within_the_commit(
+    registry: Registry, root: Path
+) -> None:
+    record, _ = publish(registry, "a", lora_files(1))
+    better = attach(registry, record.digest, b"[1]")
+    os.utime(root / "blobs" / "sha256" / better.document.digest[7:], (1, 1))
+    worse = attach(registry, record.digest, b"[0]", outranked_by=lambda document: document == b"[1]")
+    assert registry.referrers(record.digest) == [better, worse]
+
+
+@pytest.mark.parametrize("harm", ["lost", "damaged"])
+def test_a_document_that_cannot_be_read_outranks_nothing(registry: Registry, root: Path, harm: str) -> None:
     record, _ = publish(registry, "a", lora_files(1))
     lost = attach(registry, record.digest, b"[1]")
-    (registry.adapter_files(record.digest)["adapter_config.json"].parent / lost.document.digest[7:]).unlink()
+    blob = root / "blobs" / "sha256" / lost.document.digest[7:]
+    blob.unlink()
+    if harm == "damaged":
+        blob.write_bytes(b"[2]")
     worse = attach(registry, record.digest, b"[0]", outranked_by=lambda document: True)
     assert registry.referrers(record.digest) == [worse, lost]
 
