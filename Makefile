@@ -22,7 +22,7 @@ lint: $(INSTALLED)  ## style, format, imports, types, generated code
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	mkdir -p build/typing && ln -sfn ../.. build/typing/hotshoe
-	MYPYPATH=build/typing $(BIN)/mypy -p hotshoe.registry -p hotshoe.clients -p hotshoe.kernels -p hotshoe.server
+	MYPYPATH=build/typing $(BIN)/mypy -p hotshoe.registry -p hotshoe.clients -p hotshoe.kernels -p hotshoe.server -p hotshoe.protos
 	rm -rf build/protos && mkdir -p build/protos && $(BIN)/python protos/generate.py build/protos
 	for file in build/protos/*; do diff $$file protos/v1/$$(basename $$file) || exit 1; done
 

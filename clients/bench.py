@@ -136,6 +136,10 @@ async def run_bench(server: str, plan: BenchPlan, on_round: Callable[[int, int, 
     """
     async with AsyncClient(server) as client:
         info = await client.model_info()
+        if plan.prompt_tokens + plan.new_tokens > info.max_sequence_length:
+            lengths = f"{plan.prompt_tokens} and {plan.new_tokens}"
+            most = info.max_sequence_length
+            raise ValueError(f"prompt_tokens, new_tokens: expected at most {most} together, not {lengths}")
         words = sorted(set((await client.tokenize(ORDINARY_TEXT)).token_ids))
         # As many as fit stay loaded from here on; what a load costs is another question.
         for reference in [name for name in plan.adapters if name != BASE][: info.max_resident_adapters]:
@@ -149,8 +153,23 @@ async def run_bench(server: str, plan: BenchPlan, on_round: Callable[[int, int, 
                 if number >= 0:
                     measured[level].append(result)
                     on_round(level, number + 1, result.figures)
-    described = {name.name: getattr(info, name.name) for name in info.DESCRIPTOR.fields if not name.is_repeated}
-    return BenchReport(described, plan, [_level_report(level, rounds) for level, rounds in measured.items()])
+    return BenchReport(server_facts(info), plan, [_level_report(level, rounds) for level, rounds in measured.items()])
+
+
+def server_facts(info: generation.GetModelInfoResponse) -> dict[str, Any]:
+    """What a server says about itself, but for its lists."""
+    return {field.name: getattr(info, field.name) for field in info.DESCRIPTOR.fields if not field.is_repeated}
+
+
+def greedy_payload(prompt: Sequence[int], *, new_tokens: int, adapter: str | None) -> bytes:
+    """A StreamGenerateRequest, encoded, for an answer that only its length ends."""
+    request = generation.GenerateRequest(
+        adapters=adapter_selections([adapter] if adapter else []),
+        token_ids=generation.TokenIds(ids=prompt),
+        sampling=generation.SamplingParams(temperature=0.0),
+        stopping=generation.StopCriteria(max_new_tokens=new_tokens, ignore_eos=True),
+    )
+    return generation.StreamGenerateRequest(request=request).SerializeToString()
 
 
 class _Load:
@@ -191,13 +210,7 @@ class _Load:
 
     def _payload(self, stream: int) -> bytes:
         adapter = self._adapter(stream)
-        request = generation.GenerateRequest(
-            adapters=adapter_selections([adapter] if adapter else []),
-            token_ids=generation.TokenIds(ids=self._prompt()),
-            sampling=generation.SamplingParams(temperature=0.0),
-            stopping=generation.StopCriteria(max_new_tokens=self._plan.new_tokens, ignore_eos=True),
-        )
-        return generation.StreamGenerateRequest(request=request).SerializeToString()
+        return greedy_payload(self._prompt(), new_tokens=self._plan.new_tokens, adapter=adapter)
 
     def _adapter(self, stream: int) -> str | None:
         adapters = self._plan.adapters

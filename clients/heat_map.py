@@ -3,7 +3,10 @@
 import importlib.util
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.registry_pb2 import Diagnosis, LinearDiagnosis
 
 NEEDS = "no heat map: matplotlib is not installed; pip install 'hotshoe[bench]'"
 DOTS_PER_INCH = 150
@@ -20,13 +23,10 @@ def require_matplotlib() -> None:
         raise ValueError(NEEDS)
 
 
-def draw_heat_map(diagnosis: Any, path: Path) -> None:
+def draw_heat_map(diagnosis: "Diagnosis", path: Path) -> None:
     """Draws each linear's strength as a colour, and its intruder dimensions, where it has any, as a number.
 
     Of an adapter whose linears have no strength, because none is of low rank, the numbers are the colours too.
-
-    Args:
-        diagnosis: a `Diagnosis` message.
 
     Raises:
         ValueError: matplotlib is not installed, or the adapter changes no linear.
@@ -74,14 +74,14 @@ def draw_heat_map(diagnosis: Any, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _value(one: Any, by_strength: bool) -> float | None:
+def _value(one: "LinearDiagnosis", by_strength: bool) -> float | None:
     """What a linear's colour tells; None if nothing is known."""
     if by_strength:
         return one.strength if one.HasField("strength") else 0.0 if one.HasField("predicted") else None
     return one.exact if one.HasField("exact") else None
 
 
-def _mark(one: Any) -> str:
+def _mark(one: "LinearDiagnosis") -> str:
     if not one.is_finite:
         return "!"
     return "0" if one.is_dead else str((one.exact if one.HasField("exact") else one.predicted) or "")

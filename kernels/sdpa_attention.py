@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment
 
+PADDED_FREELY = 1 << 16  # positions of a step
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
@@ -65,12 +67,20 @@ def plan_grouped(batch: AttentionBatch, *, window: int | None, device: torch.dev
 
 
 def plan_padded(batch: AttentionBatch, *, window: int | None, device: torch.device, dtype: torch.dtype) -> SdpaPlan:
-    """A plan of one group, padded to the longest context: fewest launches."""
-    if batch.num_decodes == 0:
-        return _plan(batch, (), window=window, device=device, dtype=dtype)
-    rows = range(batch.num_decodes)
-    group = _decode_group(batch, rows, batch.decode_slots.shape[1], window=window, device=device, dtype=dtype)
-    return _plan(batch, (group,), window=window, device=device, dtype=dtype)
+    """A plan of one group, padded to the longest context: fewest launches.
+
+    Where that would copy far more than there is, rows of half that length and less are groups of their own.
+    """
+    lengths = batch.decode_lengths.tolist()
+    groups: dict[int, list[int]] = {}
+    apart = len(lengths) * max(lengths, default=0) > max(PADDED_FREELY, 2 * sum(lengths))
+    for row, length in enumerate(lengths):
+        groups.setdefault((length - 1).bit_length() if apart else 0, []).append(row)
+    decodes = tuple(
+        _decode_group(batch, rows, max(lengths[row] for row in rows), window=window, device=device, dtype=dtype)
+        for rows in groups.values()
+    )
+    return _plan(batch, decodes, window=window, device=device, dtype=dtype)
 
 
 def paged_attention(query: Tensor, kv: Tensor, plan: SdpaPlan, *, scale: float) -> Tensor:

@@ -74,8 +74,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         tls = tls_context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
         users = HttpUsers(arguments.users) if arguments.users else None
         registry = Registry(arguments.registry)
-    except (StoreUnavailable, InvalidUsers, OSError) as error:
+    except (StoreUnavailable, InvalidUsers) as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     with registry:
         try:
             server = registry_http_server(host.strip("[]"), int(port), Distribution(registry), tls=tls, users=users)

@@ -77,8 +77,10 @@ def build_admission(config: ServerConfig, core: Core) -> Admission | None:
             audience=config.auth_audience,
             tenant_claim=config.auth_tenant_claim,
         )
-    except (InvalidKeys, OSError) as error:
+    except InvalidKeys as error:
         raise StartupError(f"--auth-keys: {error}") from error
+    except OSError as error:
+        raise StartupError(f"--auth-keys: {error.filename or config.auth_keys}: {error.strerror}") from error
     return Admission(verifier, lambda digest: core.registry.adapter_names(digest))
 
 
@@ -129,7 +131,7 @@ class Assembly:
             tokenizer=core.base.tokenizer,
             resolve=core.gate.resolve,
             vocab_size=core.base.spec.vocab_size,
-            max_tokens=min(core.base.spec.max_sequence_length, config.engine.kv_tokens),
+            max_tokens=min(core.base.spec.max_sequence_length, core.capacity.tokens),
             merged=core.merged,
         )
         return GenerationService(
@@ -140,7 +142,7 @@ class Assembly:
                 pull_through=self._pull_through,
                 tokenizer=core.base.tokenizer,
                 metrics=core.metrics,
-                model_info=model_info(core.base, config, core.merged),
+                model_info=model_info(core.base, config, core.capacity, core.merged),
                 tenant_metadata=config.tenant_metadata,
                 stream_buffer_tokens=config.stream_buffer_tokens,
                 executor=self._executor("mapping", _MAPPING_THREADS),

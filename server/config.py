@@ -40,13 +40,21 @@ class EngineConfig:
     max_overtakes: int = _setting(
         64, "requests that may pass one that waits for an adapter slot, by using adapters that are on the device"
     )
-    kv_tokens: int = _setting(16_384, "capacity of the key-value cache, in tokens")
+    kv_tokens: int | None = _setting(
+        None, "capacity of the key-value cache, in tokens (default: what a GPU has room for; on a CPU up to 16384)"
+    )
+    free_gpu_memory_fraction: float = _setting(
+        0.9,
+        "share of the GPU's memory, as it is free beside base and adapters, that the key-value cache and steps take "
+        "without --kv-tokens",
+        metavar="X",
+    )
     share_prefixes: bool = _setting(False, "let requests of different tenants share cached prefixes")
     page_tokens: int = _setting(16, "tokens of one page: what the prefix cache shares")
     check_every_step: bool = _setting(False, "check pages and slots after each step: for tests")
 
     def __post_init__(self) -> None:
-        for name in ("max_running_requests", "max_waiting_requests", "max_step_tokens", "kv_tokens", "page_tokens"):
+        for name in ("max_running_requests", "max_waiting_requests", "max_step_tokens", "page_tokens"):
             _require_positive(self, name)
         _require_positive(self, "max_prefill_tokens_with_decodes")
         if not (math.isfinite(self.max_step_stretch) and self.max_step_stretch > 1.0):
@@ -55,8 +63,12 @@ class EngineConfig:
             raise ValueError(f"max_overtakes: must be at least 0, not {self.max_overtakes}")
         if self.max_step_tokens < self.max_running_requests:
             raise ValueError("max_step_tokens: must be at least max_running_requests, one row for each")
-        if self.kv_tokens % self.page_tokens:
-            raise ValueError(f"kv_tokens: must be a multiple of page_tokens, {self.page_tokens}")
+        if self.kv_tokens is not None:
+            _require_positive(self, "kv_tokens")
+            if self.kv_tokens % self.page_tokens:
+                raise ValueError(f"kv_tokens: must be a multiple of page_tokens, {self.page_tokens}")
+        if not 0 < self.free_gpu_memory_fraction <= 1:
+            raise ValueError(f"free_gpu_memory_fraction: must be above 0, up to 1, not {self.free_gpu_memory_fraction}")
 
 
 @dataclass(frozen=True, slots=True)

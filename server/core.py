@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +24,12 @@ from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.adapters.signature_gate import SignatureGate
 from hotshoe.server.config import ServerConfig
 from hotshoe.server.engine.engine import Engine
+from hotshoe.server.engine.kv_capacity import KvCapacity, kv_capacity
 from hotshoe.server.engine.request import AdapterUse
 from hotshoe.server.errors import UnsupportedModel
+from hotshoe.server.logs import log_event
 from hotshoe.server.metrics import Metrics, Sources
+from hotshoe.server.model.device_memory import free_bytes
 from hotshoe.server.model.loader import LoadedBase, load_base
 from hotshoe.server.services.dispatcher import Dispatcher
 from hotshoe.server.startup import StartupError
@@ -46,6 +50,7 @@ class Core:
         self.merged: AdapterUse | None = None
         self.dispatcher: Dispatcher
         self.residency: AdapterResidency
+        self.capacity: KvCapacity
         self.engine: Engine
         self._cleanup = cleanup
 
@@ -71,6 +76,8 @@ class Core:
         self.dispatcher = Dispatcher(self.metrics)
         try:
             self._build_engine()
+        except ValueError as error:
+            raise StartupError(str(error)) from error
         except (MemoryError, OverflowError, RuntimeError) as error:
             limits = "--kv-tokens, --adapter-slots, --max-running-requests, --max-rank, --device-bytes"
             reason = str(error).partition("\n")[0] or type(error).__name__
@@ -92,16 +99,32 @@ class Core:
             max_rank=config.residency.max_rank,
         )
         self._build_residency(slots)
+        self.capacity = self._kv_capacity(slots)
         self.engine = Engine(
             decoder=base.decoder,
             slots=slots,
             residency=self.residency,
             config=config.engine,
+            kv_tokens=self.capacity.tokens,
             base_digest=base.digest,
             eos_token_ids=base.tokenizer.eos_token_ids,
             on_step=self.dispatcher.on_step,
             tenant_weights=config.tenant_weights,
         )
+
+    def _kv_capacity(self, slots: AdapterPlaces[Any]) -> KvCapacity:
+        config, decoder = self.config, self.base.decoder
+        free, adapters = free_bytes(decoder.backend.device), slots.bytes_to_come(config.residency.device_bytes)
+        capacity = kv_capacity(config.engine, decoder, adapter_bytes=adapters, free_bytes=free)
+        log_event(
+            logging.INFO,
+            "kv_cache",
+            tokens=capacity.tokens,
+            bytes=capacity.size_bytes,
+            free_bytes=free,
+            adapter_bytes=config.residency.device_bytes,
+        )
+        return capacity
 
     def _open_registry(self) -> None:
         config = self.config
@@ -120,7 +143,7 @@ class Core:
     def _load_base(self) -> None:
         config = self.config
         if config.merge:
-            self.gate.resolve(config.merge)  # what is not there, or not signed, is told before the base is loaded
+            self._check_merged(config.merge)  # before the base is loaded
         try:
             self.base = load_base(
                 config.base,
@@ -135,6 +158,13 @@ class Core:
             if not Path(str(error.filename)).is_relative_to(config.base_cache):
                 raise
             raise StartupError(f"--base-cache: {error.filename}: {error.strerror}") from error
+
+    def _check_merged(self, reference: str) -> None:
+        """Raises StartupError for an adapter that is not there, or not signed."""
+        try:
+            self.gate.resolve(reference)
+        except RegistryError as error:
+            raise StartupError(f"--merge: {error}") from error
 
     def _read_merged(self, weights: BaseWeights) -> LoweredAdapter:
         record = self.gate.resolve(self.config.merge)
@@ -163,7 +193,7 @@ class Core:
             quantization=self.base.quantization,
             version=version("hotshoe"),
             page_tokens=config.engine.page_tokens,
-            pages=config.engine.kv_tokens // config.engine.page_tokens,
+            pages=self.capacity.pages,
             sources=Sources(
                 residents=self.residency.residents,
                 waiting_adapters=lambda: [name for name, _ in self.dispatcher.waiting_adapters()],

@@ -65,7 +65,7 @@ def main() -> None:
     try:
         report = run(options)
     except (Refused, ServerError, OSError, ValueError) as error:
-        print(f"hotshoe: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hotshoe: {' '.join(_told(error).split())}", file=sys.stderr)
         raise SystemExit(_REFUSED if isinstance(error, Refused | UnsupportedModel) else 1) from None
     print(json.dumps(report))
 
@@ -276,9 +276,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     found = parser.parse_args(arguments)
     try:
         cut = Cut(found.rank, found.rank_energy, found.max_rank)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
         probe = PROBE if found.probe is None else found.probe.read_text(encoding="utf-8")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(f"--probe: {_told(error)}")
     return Options(
         tuned=found.tuned,
         to=found.to,
@@ -291,6 +294,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
         takes_flat=found.flat,
         probe=probe,
     )
+
+
+def _told(error: Exception) -> str:
+    """In words, with the file that could not be read."""
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 Adapters are labelled by name, never by digest, and only so many of them: the rest share one label.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, exposition
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from hotshoe.server.adapter_labels import MAX_ADAPTER_LABELS, OTHER_ADAPTERS, AdapterLabels
 from hotshoe.server.metric_table import LEGACY_METRICS, METRICS, MODEL, Kind, MetricSpec
 
-MAX_ADAPTER_LABELS = 256
-OTHER_ADAPTERS = "_other"
 BASE_ALONE = "_base"
 
 
@@ -89,24 +87,6 @@ class Sources:
     waiting_adapters: Callable[[], Sequence[str]]  # names
     blob_bytes: Callable[[], float]
     max_adapters: int
-
-
-class AdapterLabels:
-    """Adapter name → label: its own for the first so many names, one shared by the rest."""
-
-    def __init__(self, limit: int = MAX_ADAPTER_LABELS) -> None:
-        self._limit = limit
-        self._names: set[str] = set()
-        self._lock = threading.Lock()
-
-    def of(self, name: str) -> str:
-        if name in self._names:
-            return name
-        with self._lock:
-            if len(self._names) >= self._limit:
-                return OTHER_ADAPTERS
-            self._names.add(name)
-            return name
 
 
 class Metrics:

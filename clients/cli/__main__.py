@@ -1,5 +1,7 @@
 """The `hotshoe` command: its verbs, and how it fails."""
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,6 +42,7 @@ from hotshoe.clients.cli.scenario import scenario
 from hotshoe.clients.cli.serve import serve
 from hotshoe.clients.cli.show import show
 from hotshoe.clients.cli.sign import sign
+from hotshoe.clients.cli.swap import swap
 from hotshoe.clients.cli.tag import tag
 from hotshoe.clients.cli.token import new as new_token
 from hotshoe.clients.cli.token import show as show_token
@@ -95,7 +98,7 @@ VERBS = (
 )
 # Verbs that have others below them.
 BELOW: Mapping[object, Mapping[str, Callable[..., None]]] = {
-    bench: {"compare": compare, "scenario": scenario},
+    bench: {"compare": compare, "scenario": scenario, "swap": swap},
     key: {"new": new_key, "show": show_keys},
     token: {"new": new_token, "show": show_token},
 }
@@ -145,6 +148,8 @@ def _group(above: Callable[..., None]) -> typer.Typer:
 
 def main() -> None:
     """The console script's entry."""
+    if sys.argv[1:2] not in (["serve"], ["registry"]):  # whose processes take over the environment
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a failure is one line, and has what gRPC says
     command_line()(prog_name="hotshoe")
 
 

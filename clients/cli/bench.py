@@ -7,7 +7,7 @@ import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.failures import FAILED
-from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server
+from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, whole_numbers
 
 if TYPE_CHECKING:
     from hotshoe.clients.bench import BenchReport, Figures, LevelReport
@@ -44,12 +44,8 @@ def bench(
 
     if pattern not in list(Pattern):
         raise ValueError(f"--pattern: {pattern!r} is none of {', '.join(Pattern)}")
-    try:
-        levels = tuple(int(level) for level in concurrency.split(","))
-    except ValueError:
-        raise ValueError(f"--concurrency: {concurrency!r} is not a list of whole numbers") from None
     plan = BenchPlan(
-        concurrency=levels,
+        concurrency=whole_numbers("concurrency", concurrency),
         adapters=tuple(name.strip() for name in adapters.split(",") if name.strip()),
         pattern=Pattern(pattern),
         zipf_exponent=zipf_exponent,

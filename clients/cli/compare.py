@@ -8,7 +8,7 @@ import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.failures import FAILED, INTERRUPTED
-from hotshoe.clients.cli.options import Json
+from hotshoe.clients.cli.options import Json, whole_numbers
 
 if TYPE_CHECKING:
     from hotshoe.clients.compare.plan import ComparePlan
@@ -55,9 +55,9 @@ def compare(
     from hotshoe.clients.compare.plan import ComparePlan
 
     plan = ComparePlan(
-        concurrency=_numbers("concurrency", concurrency),
+        concurrency=whole_numbers("concurrency", concurrency),
         adapters=adapters,
-        fewer_adapters=_numbers("fewer-adapters", fewer_adapters),
+        fewer_adapters=whole_numbers("fewer-adapters", fewer_adapters),
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         warmup=warmup,
@@ -107,13 +107,6 @@ def _measure(
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(number) for number in text.split(",") if text)
-    except ValueError:
-        raise ValueError(f"--{option}: {text!r} is not a list of whole numbers") from None
 
 
 def _print_report(report: "CompareReport") -> None:

@@ -1,11 +1,14 @@
 """hotshoe diff: how two adapters differ."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server
+
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.registry_pb2 import CompareAdaptersResponse, LinearDifference
 
 REFERENCE = typer.Argument(metavar="REF", help="name, name:tag or name@sha256:…")
 
@@ -39,9 +42,9 @@ def diff(
         print(f"\nnot compared: {', '.join(found.others)}")
 
 
-def _figures(one: Any) -> tuple[str, str, str, str]:
+def _figures(one: "LinearDifference") -> tuple[str, str, str, str]:
     return f"{one.first_norm:.4g}", f"{one.second_norm:.4g}", *_angle(one)
 
 
-def _angle(one: Any) -> tuple[str, str]:
+def _angle(one: "LinearDifference | CompareAdaptersResponse") -> tuple[str, str]:
     return f"{one.cosine:.4f}" if one.HasField("cosine") else "", f"{one.distance:.4f}"

@@ -3,13 +3,17 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, ApproximateRank, Json, Server, name_and_tag
 from hotshoe.clients.cli.progress import byte_progress
+
+if TYPE_CHECKING:
+    from hotshoe.clients import Client
+    from hotshoe.protos.v1.registry_pb2 import Diagnosis, LinearDiagnosis, MitigateAdapterResponse
 
 COLUMNS = (
     *("LAYER", "TARGET", "RANK", "ALPHA/R", "NORM", "SPIKE", "STRENGTH", "STABLE RANK"),
@@ -47,20 +51,20 @@ def doctor(
         require_matplotlib()
     if (mitigate is None) != (name is None):
         raise ValueError("--mitigate and --as go together")
-    corrected: Any = None
+    if not adapter:
+        raise ValueError("DIR|REF: expected a directory or a reference, not ''")
+    if mitigate is not None and _is_directory(adapter):
+        raise ValueError(f"--mitigate: expected a published adapter, not the directory {adapter}; publish it first")
+    if approximate_rank and not _is_directory(adapter):
+        raise ValueError("--approximate-rank: expected none with a REF: a published adapter has its own")
+    corrected: MitigateAdapterResponse | None = None
     not_kept = ""
     with Client(server) as client:
         if mitigate is not None and name is not None:
             corrected = _mitigate(client, adapter, keep=mitigate, name=name)
             diagnosis = corrected.diagnosis
         elif _is_directory(adapter):
-            with byte_progress() as update:
-                diagnosis = client.diagnose_directory(
-                    adapter,
-                    exact=exact,
-                    approximate_rank=approximate_rank,
-                    progress=lambda step: update(step.stage, step.completed_bytes, step.total_bytes),
-                )
+            diagnosis = _diagnose_directory(client, adapter, exact=exact, approximate_rank=approximate_rank)
         else:
             response = client.diagnose(adapter, exact=exact)
             diagnosis, not_kept = response.diagnosis, response.not_kept
@@ -70,10 +74,7 @@ def doctor(
         print(output.printable(f"hotshoe: the report is not kept: {not_kept}"), file=sys.stderr)
     if json:
         return output.print_json(corrected or diagnosis)
-    _print_linears([one for one in diagnosis.linears if every or _is_notable(one)], len(diagnosis.linears))
-    print(f"{output.enum_word(diagnosis, 'grade').upper()}: {diagnosis.headline}")
-    for line in diagnosis.advice:
-        print(f"- {line}")
+    _print_diagnosis(diagnosis, every=every)
     if corrected:
         print(f"{corrected.shrunk} intruders shrunk, {corrected.energy_kept:.1%} of the correction kept at its rank")
         print(f"{corrected.adapter.name}@{corrected.adapter.digest}")
@@ -84,18 +85,35 @@ def _is_directory(text: str) -> bool:
     return text.startswith((".", "/")) or (Path(text) / "adapter_config.json").is_file()
 
 
-def _mitigate(client: Any, reference: str, *, keep: float, name: str) -> Any:
+def _diagnose_directory(client: "Client", directory: str, *, exact: bool, approximate_rank: int) -> "Diagnosis":
+    with byte_progress() as update:
+        return client.diagnose_directory(
+            directory,
+            exact=exact,
+            approximate_rank=approximate_rank,
+            progress=lambda step: update(step.stage, step.completed_bytes, step.total_bytes),
+        )
+
+
+def _mitigate(client: "Client", reference: str, *, keep: float, name: str) -> "MitigateAdapterResponse":
     """The corrected adapter of a published one."""
     name, tag = name_and_tag(name)
     return client.mitigate(reference, name, keep=keep, tags=[tag])
 
 
-def _is_notable(one: Any) -> bool:
+def _print_diagnosis(diagnosis: "Diagnosis", *, every: bool) -> None:
+    _print_linears([one for one in diagnosis.linears if every or _is_notable(one)], len(diagnosis.linears))
+    print(f"{output.enum_word(diagnosis, 'grade').upper()}: {diagnosis.headline}")
+    for line in diagnosis.advice:
+        print(f"- {line}")
+
+
+def _is_notable(one: "LinearDiagnosis") -> bool:
     """Whether something is wrong with a linear, or nearly so."""
     return bool(one.predicted or one.exact or one.strength >= _NEAR or one.is_dead or not one.is_finite)
 
 
-def _print_linears(linears: Sequence[Any], count: int) -> None:
+def _print_linears(linears: Sequence["LinearDiagnosis"], count: int) -> None:
     """Prints a table of these out of `count`, without the columns that say nothing of any."""
     rows = [_row(one) for one in linears]
     if rows:
@@ -105,7 +123,7 @@ def _print_linears(linears: Sequence[Any], count: int) -> None:
         print(f"{left} {'more linears' if rows else 'linears'}, of which nothing bad is known: --all")
 
 
-def _row(one: Any) -> tuple[object, ...]:
+def _row(one: "LinearDiagnosis") -> tuple[object, ...]:
     return (
         str(one.layer),
         one.target,
@@ -123,5 +141,5 @@ def _row(one: Any) -> tuple[object, ...]:
     )
 
 
-def _figure(one: Any, name: str, form: str) -> str:
+def _figure(one: "LinearDiagnosis", name: str, form: str) -> str:
     return format(getattr(one, name), form) if one.HasField(name) else ""

@@ -5,13 +5,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_tag
 from hotshoe.clients.cli.progress import byte_progress
+
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.registry_pb2 import Adapter
 
 COLUMNS = ("LINEAR", "RANK", "ENERGY", "UPDATE/WEIGHT")
 
@@ -97,7 +100,7 @@ def _run(arguments: list[str]) -> dict[str, Any]:
     return report
 
 
-def _publish(directory: Path, name: str, tag: str, *, server: str) -> Any:
+def _publish(directory: Path, name: str, tag: str, *, server: str) -> "Adapter":
     from hotshoe.clients import Client
 
     with Client(server) as client, byte_progress() as update:

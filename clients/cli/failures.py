@@ -22,6 +22,12 @@ EXIT_CODES: Mapping[int, str] = {
 }
 FAILED, USAGE, UNREACHABLE, NOT_FOUND, REFUSED, CONFLICT, FULL, TIMED_OUT = range(1, 9)
 INTERRUPTED = 130
+# What gRPC says of a connection, and what that mostly means.
+_HINTS: Mapping[str, str] = {
+    "refused": "hotshoe serve starts one, --server names another",
+    "parsing HTTP/2": "what answers there speaks no gRPC: --server wants what hotshoe serve has as --listen",
+    "WRONG_VERSION_NUMBER": "what answers there speaks no TLS: leave out tls://",
+}
 
 
 @contextmanager
@@ -61,7 +67,7 @@ def describe(error: Exception) -> str:
     if not isinstance(error, errors.CallError):
         return text
     if isinstance(error, errors.Unavailable) and not error.reason:
-        hint = " (hotshoe serve starts one, --server names another)" if "refused" in text else ""
+        hint = next((f" ({hint})" for sign, hint in _HINTS.items() if sign in text), "")
         return f"the server cannot be reached{hint}: {text}"
     if isinstance(error, errors.DeadlineExceeded) and not error.reason and "Deadline Exceeded" in text:
         return "no answer came within the time that the call was given"  # gRPC says it in several ways

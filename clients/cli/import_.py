@@ -1,13 +1,16 @@
 """hotshoe import: an adapter from a PEFT directory, an OCI layout, an archive of one, or the Hugging Face hub."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, name_and_tag
 from hotshoe.clients.cli.progress import byte_progress
+
+if TYPE_CHECKING:
+    from hotshoe.clients.exchange.imports import Imported
 
 ANOTHER = (
     "here it has another digest, for its manifest names another base model, or this version of hotshoe would not have "
@@ -57,13 +60,16 @@ def import_(
     if json:
         fields = {"created": done.created, "original_digest": done.original_digest or None, "documents": done.documents}
         return output.print_json({**fields, "commit": done.commit or None, "adapter": done.adapter})
+    _print_imported(name, tag, done)
+
+
+def _print_imported(name: str, tag: str, done: "Imported") -> None:
     adapter = done.adapter
     word = "imported" if done.created else "already there"
     along = f"  with {done.documents} document{'s'[: done.documents > 1]} about it" if done.documents else ""
     along += f"  of commit {done.commit}" if done.commit else ""
-    print(
-        f"{word} {name}:{tag}  {adapter.kind}  {output.human_bytes(adapter.size_bytes)}{along}\n{name}@{adapter.digest}"
-    )
+    size = output.human_bytes(adapter.size_bytes)
+    print(f"{word} {name}:{tag}  {adapter.kind}  {size}{along}\n{name}@{adapter.digest}")
 
 
 import_.__name__ = "import"  # the verb; Python keeps the word for itself

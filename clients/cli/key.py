@@ -21,6 +21,8 @@ def new(
     """Make an ECDSA P-256 key pair. The private half is for you alone, and not encrypted."""
     from hotshoe.registry.signing.keys import PrivateKey
 
+    if not file.name:
+        raise ValueError(f"FILE: expected the name of a file, not '{file}'")
     made = PrivateKey.new()
     public = file.with_name(file.name + ".pub")
     _write_new(public, made.public.pem(), mode=0o644)

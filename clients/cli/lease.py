@@ -2,12 +2,17 @@
 
 import getpass
 import socket
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, FullDigests, Json, Reference, Server
+
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.registry_pb2 import Lease
+
+MAX_HOURS = 30 * 24  # as the server has it
 
 Holder = Annotated[
     str,
@@ -17,7 +22,9 @@ Holder = Annotated[
 
 def lease(
     reference: Reference,
-    hours: Annotated[float, typer.Option("--for", metavar="HOURS", min=0.001, help="For how long, from now.")] = 24,
+    hours: Annotated[
+        float, typer.Option("--for", metavar="HOURS", min=0.001, max=MAX_HOURS, help="For how long, from now.")
+    ] = 24,
     holder: Holder = "",
     server: Server = DEFAULT_SERVER,
     json: Json = False,
@@ -66,7 +73,7 @@ def leases(
     output.print_table(("HOLDER", "DIGEST", "UNTIL (UTC)"), rows)
 
 
-def _until(lease: Any) -> str:
+def _until(lease: "Lease") -> str:
     """To the second."""
     return str(lease.expire_time.ToJsonString()).partition(".")[0].removesuffix("Z")
 

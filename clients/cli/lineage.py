@@ -2,10 +2,13 @@
 
 import json as jsonlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
+
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.registry_pb2 import Adapter
 
 _TOLD = ("op", "method", "energy_kept")  # of a recipe, in words of their own here or by show
 
@@ -29,7 +32,7 @@ def lineage(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = 
         print(output.printable(f"→ {_named(child)}{_made_by(child)}{_reported(child)}"))
 
 
-def _branches(adapter: Any, known: dict[str, Any], above: frozenset[str]) -> Iterator[str]:
+def _branches(adapter: "Adapter", known: dict[str, "Adapter"], above: frozenset[str]) -> Iterator[str]:
     """The lines below an adapter, its parents' first; a loop, which no honest manifest has, is not followed."""
     above |= {adapter.digest}
     for index, parent in enumerate(adapter.parents):
@@ -43,12 +46,12 @@ def _branches(adapter: Any, known: dict[str, Any], above: frozenset[str]) -> Ite
             yield from (indent + line for line in _branches(found, known, above))
 
 
-def _named(adapter: Any) -> str:
+def _named(adapter: "Adapter") -> str:
     tags = f" ({', '.join(adapter.tags)})" if adapter.tags else ""
     return f"{adapter.name}@{output.short_digest(adapter.digest)}{tags}"
 
 
-def _made_by(adapter: Any) -> str:
+def _made_by(adapter: "Adapter") -> str:
     """By what an adapter's parents became it."""
     if not adapter.recipe:
         return ""
@@ -57,7 +60,7 @@ def _made_by(adapter: Any) -> str:
     return ", ".join([f"  by {recipe.get('method') or recipe.get('op')}", *chosen])
 
 
-def _reported(adapter: Any) -> str:
+def _reported(adapter: "Adapter") -> str:
     """What evaluations say of an adapter."""
     from hotshoe.clients.evaluations import SUMMARY, evaluations
 

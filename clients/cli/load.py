@@ -2,13 +2,16 @@
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Server, TaskReference, one_task
 from hotshoe.clients.cli.progress import byte_progress
+
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.residency_pb2 import LoadAdapterResponse
 
 
 class TierChoice(StrEnum):
@@ -45,5 +48,5 @@ def load(
     print(f"{re.split('[:@]', named)[0]}@{adapter.digest}")
 
 
-def _doing(step: Any) -> str:
+def _doing(step: "LoadAdapterResponse") -> str:
     return "fetching" if output.enum_word(step, "stage") == "downloading" else "loading"

@@ -21,7 +21,9 @@ def log(
     """
     from hotshoe.clients import Client
 
-    bare, _, tag = name.partition(":")
+    bare, colon, tag = name.partition(":")
+    if colon and not tag:
+        raise ValueError(f"{name!r} is not NAME or NAME:TAG")
     with Client(server) as client:
         moves = client.list_tag_moves(bare, tag, limit=limit)
     if json:

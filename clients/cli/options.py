@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from hotshoe.clients.cli.inputs import read_text
+
 # As hotshoe.clients.channels has it; importing that would cost every `--help` the time to import gRPC.
 DEFAULT_SERVER = "127.0.0.1:50051"
 
@@ -85,8 +87,16 @@ def weighted(text: str) -> tuple[str, float]:
 
 
 def schema_text(given: str) -> str:
-    """A JSON schema as text, or that of the file which is named. Raises OSError for one that cannot be read."""
-    return given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+    """A JSON schema as text, or that of the file which is named. Raises OSError or ValueError for one that cannot."""
+    return given if given.lstrip().startswith("{") else read_text(Path(given))
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """The numbers of "1,8,16". Raises ValueError, which names the option."""
+    try:
+        return tuple(int(number) for number in text.split(",") if text)
+    except ValueError:
+        raise ValueError(f"--{option}: {text!r} is not a list of whole numbers") from None
 
 
 def name_and_tag(text: str, *, default_tag: str | None = "latest") -> tuple[str, str]:

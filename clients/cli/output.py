@@ -3,7 +3,13 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from hotshoe.protos.v1.registry_pb2 import Approximation
+    from hotshoe.protos.v1.residency_pb2 import ResidentAdapter
 
 DIGEST_CHARS = len("sha256:") + 12
 
@@ -51,7 +57,7 @@ def _enum_word(enum_type: Any, number: int) -> str:
     return value.name.removeprefix(prefix).lower() if value else str(number)
 
 
-def enum_word(message: Any, field_name: str) -> str:
+def enum_word(message: "Message", field_name: str) -> str:
     """The value of an enum field as a lower-case word."""
     return _enum_word(message.DESCRIPTOR.fields_by_name[field_name].enum_type, getattr(message, field_name))
 
@@ -87,7 +93,7 @@ def human_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
-def approximation(value: Any) -> str:
+def approximation(value: "Approximation") -> str:
     """What an approximate adapter keeps, in one line."""
     return (
         f"cut to rank {value.rank}, {value.energy:.2%} of the update kept, "
@@ -95,7 +101,7 @@ def approximation(value: Any) -> str:
     )
 
 
-def resident_name(adapter: Any) -> str:
+def resident_name(adapter: "ResidentAdapter") -> str:
     """An adapter in memory, and which of its tasks it is."""
     return f"{adapter.name}#{adapter.task}" if adapter.HasField("task") else str(adapter.name)
 

@@ -1,13 +1,16 @@
 """hotshoe publish: a PEFT or AdapterHub directory becomes an adapter of the registry."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, ApproximateRank, Json, Server, name_and_tag
 from hotshoe.clients.cli.progress import byte_progress
+
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.registry_pb2 import PublishAdapterResponse
 
 
 def publish(
@@ -50,10 +53,16 @@ def publish(
         )
     if json:
         return output.print_json(response)
-    adapter = response.adapter
     done = "valid" if validate_only else "published" if response.created else "already there"
     tags = ",".join(tag for _, tag in references)
-    print(f"{done} {name}:{tags}  {adapter.kind}  {output.human_bytes(adapter.size_bytes)}\n{name}@{adapter.digest}")
+    _print_published(f"{done} {name}:{tags}", name, response)
+
+
+def _print_published(done: str, name: str, response: "PublishAdapterResponse") -> None:
+    """Prints what was done, and what there is to know of the adapter."""
+    adapter = response.adapter
+    size = output.human_bytes(adapter.size_bytes)
+    print(f"{done}  {adapter.kind}  {size}\n{name}@{adapter.digest}")
     if adapter.HasField("approximation"):
         print(output.approximation(adapter.approximation))
     if problem := adapter.verification.problem:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hotshoe.clients.cli import output
+from hotshoe.clients.cli.inputs import read_bytes
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
 
 
@@ -26,7 +27,7 @@ def report(
     from hotshoe.clients.evaluations import SUMMARY
 
     with Client(server) as client:
-        attached = client.report(reference, file.read_bytes(), file_name=file.name)
+        attached = client.report(reference, read_bytes(file), file_name=file.name)
     if json:
         return output.print_json(attached)
     summary = attached.referrer.annotations.get(SUMMARY, "no figures")

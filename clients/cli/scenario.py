@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from hotshoe.clients.scenarios.report import ScenarioReport
 
 # As hotshoe.clients.scenarios.table has them, which is not needed for `--help`.
-NAMES = ("long-prompt", "many-adapters", "slots", "tenants", "loading", "memory", "prefix", "publishing", "transfer")
+NAMES = (
+    "long-prompt",
+    "many-adapters",
+    "slots",
+    "tenants",
+    "loading",
+    "memory",
+    "prefix",
+    "publishing",
+    "first-token",
+    "transfer",
+)
 
 
 def scenario(
@@ -30,8 +41,8 @@ def scenario(
 ) -> None:
     """Measure one promise under hard traffic.
 
-    Starts a server with the default base on free ports, publishes random adapters, and ends it again. Ends with 1 if a
-    request failed; a bar that is missed is told, and is no failure.
+    Starts a server with the default base, or one of random weights, on free ports, publishes random adapters, and ends
+    it again. Ends with 1 if a request failed; a bar that is missed is told, and is no failure.
     """
     import asyncio
     import sys

@@ -1,9 +1,12 @@
 """hotshoe show: all that the registry knows of one adapter."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hotshoe.clients.cli import output
 from hotshoe.clients.cli.options import DEFAULT_SERVER, Json, Reference, Server
+
+if TYPE_CHECKING:
+    from hotshoe.protos.v1.registry_pb2 import Referrer, Verification
 
 # Annotations that have a field of their own; --json has them all.
 _TOLD = {
@@ -44,13 +47,13 @@ def show(reference: Reference, server: Server = DEFAULT_SERVER, json: Json = Fal
     output.print_fields(fields)
 
 
-def _document(referrer: Any) -> tuple[str, str]:
+def _document(referrer: "Referrer") -> tuple[str, str]:
     """A document about the adapter: by its file's name, what its annotations say, and where it is."""
     said = ", ".join(referrer.annotations[key] for key in sorted(referrer.annotations))
     return referrer.document.file_name.removesuffix(".json"), f"{said} {referrer.document.digest}".strip()
 
 
-def _verification(verification: Any) -> str:
+def _verification(verification: "Verification") -> str:
     """What the policy says, in words."""
     mode = output.enum_word(verification, "mode")
     if mode == "off":

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hotshoe.clients.cli import output
+from hotshoe.clients.cli.inputs import read_text
 from hotshoe.clients.cli.options import Json
 
 Issuer = Annotated[str, typer.Option(metavar="NAME", help="Whom it is from, as the server's --auth-issuer has it.")]
@@ -59,7 +60,7 @@ def show(
     """Tell what a token says. Whether it is right only the server knows."""
     import jwt
 
-    text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+    text = sys.stdin.read() if file == "-" else read_text(Path(file))
     try:
         read = jwt.decode_complete(text.strip(), options={"verify_signature": False})
     except jwt.PyJWTError as error:

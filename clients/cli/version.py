@@ -26,6 +26,7 @@ def version(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
         return output.print_json({"client": client_version, "server": info})
     print(f"hotshoe {client_version}")
     print(f"{info.base_model} ({info.quantization}, {info.device}) at {server}\n{info.base_digest}")
+    print(f"{info.max_sequence_length:,} tokens a request, {info.kv_cache_tokens:,} in the key-value cache")
     if info.HasField("merged"):
         merged = info.merged
         print(

@@ -106,6 +106,8 @@ def open_source(path: Path) -> Iterator[Source]:
     if path.is_dir():
         yield DirectorySource(path)
         return
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+        raise InvalidLayout("neither a directory nor a file")
     with path.open("rb") as file:
         yield ArchiveSource(file)
 

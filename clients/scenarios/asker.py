@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 
+from hotshoe.clients.bench import greedy_payload
 from hotshoe.clients.channels import GENERATE_SECONDS
 from hotshoe.clients.errors import CallError, from_rpc_error
-from hotshoe.clients.messages import adapter_selections
 from hotshoe.protos.v1 import generation_pb2 as generation
 
 Prompt = tuple[int, ...]
@@ -49,6 +49,7 @@ class Answer:
         return self.num_messages >= 3
 
     def parsed(self) -> "ParsedAnswer":
+        """What the messages say: work that waits until no clock runs."""
         messages = [generation.StreamGenerateResponse.FromString(message) for message in self._messages]
         times = [at for at, message in zip(self._arrivals, messages, strict=True) for _ in message.tokens]
         cached = messages[-1].final.usage.cached_prompt_tokens if messages else 0
@@ -98,14 +99,7 @@ class Asker:
 
     def make(self, prompt: Prompt, *, new_tokens: int, adapter: str | None = None, tenant: str = "") -> Ask:
         """A greedy request that only its length ends."""
-        request = generation.GenerateRequest(
-            adapters=adapter_selections([adapter] if adapter else []),
-            token_ids=generation.TokenIds(ids=prompt),
-            sampling=generation.SamplingParams(temperature=0.0),
-            stopping=generation.StopCriteria(max_new_tokens=new_tokens, ignore_eos=True),
-        )
-        payload = generation.StreamGenerateRequest(request=request).SerializeToString()
-        return Ask(payload, len(prompt), tenant)
+        return Ask(greedy_payload(prompt, new_tokens=new_tokens, adapter=adapter), len(prompt), tenant)
 
     async def send(self, ask: Ask) -> Answer:
         """Asks, and waits for the whole answer."""

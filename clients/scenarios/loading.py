@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
-from statistics import median
 
-from hotshoe.clients.scenarios.asker import count_errors
 from hotshoe.clients.scenarios.gaps import background
 from hotshoe.clients.scenarios.report import Bar, ScenarioReport, Sense
 from hotshoe.clients.scenarios.stage import Stage
+from hotshoe.clients.swaps import ask_swaps
 
 SERVER_ARGUMENTS = ()
 STREAMS = 8
@@ -58,29 +57,10 @@ async def _measure_gaps(stage: Stage, report: ScenarioReport, warm: Sequence[str
 
 async def _measure_first_tokens(stage: Stage, report: ScenarioReport, cold: Sequence[str]) -> None:
     """Time to first token with the adapter on the device, on the host and on disk, nothing else running."""
-    asker, client = stage.asker, stage.client
-
-    async def on_device(name: str) -> None:
-        await client.load(name)
-
-    async def on_host(name: str) -> None:
-        await client.unload(name)
-        await client.load(name, tier="host")
-
-    prepare: dict[str, Callable[[str], Awaitable[object]]] = {
-        "device": on_device,
-        "host": on_host,
-        "disk": client.unload,
-    }
-    seconds: dict[str, list[float]] = {place: [] for place in prepare}
-    for index in range(stage.scaled(TRIES, at_least=2)):
-        for place, bring in prepare.items():
-            name = cold[index % len(cold)]
-            await bring(name)
-            answer = await asker.send(asker.make(asker.prompt(32), new_tokens=1, adapter=name))
-            seconds[place].append(answer.parsed().first_token_seconds or 0.0)
-            report.errors |= count_errors([answer])
-    medians = {place: median(times) for place, times in seconds.items()}
+    tries = stage.scaled(TRIES, at_least=2)
+    found = await ask_swaps(stage.client, stage.asker, cold, tries=tries)
+    medians = {place: found.medians.get(place, 0.0) for place in found.seconds}
+    report.errors |= found.errors
     report.figures |= {f"first_token_{place}": value for place, value in medians.items()}
     report.bars += [
         Bar("added time to first token, on host", 1e3 * (medians["host"] - medians["device"]), Sense.AT_MOST, 5, "ms"),

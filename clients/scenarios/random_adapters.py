@@ -62,11 +62,16 @@ def write_random_lora(
     return directory
 
 
+def module_of(layer: int, target: str) -> str:
+    """A linear's name in its model."""
+    return f"model.layers.{layer}.{_BLOCKS[target]}.{target}"
+
+
 def _tensors(shape: DecoderShape, targets: Sequence[str], rank: int) -> Iterator[tuple[str, tuple[int, int]]]:
     for layer in range(shape.layers):
         for target in targets:
             inputs, outputs = shape.of(target)
-            module = f"base_model.model.model.layers.{layer}.{_BLOCKS[target]}.{target}"
+            module = f"base_model.model.{module_of(layer, target)}"
             yield f"{module}.lora_A.weight", (rank, inputs)
             yield f"{module}.lora_B.weight", (outputs, rank)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hotshoe.clients.aio import AsyncClient
-from hotshoe.clients.bench import ORDINARY_TEXT
+from hotshoe.clients.bench import ORDINARY_TEXT, server_facts
 from hotshoe.clients.channels import open_aio_channel
 from hotshoe.clients.local_server import LocalServer
 from hotshoe.clients.scenarios.asker import Ask, Asker
 from hotshoe.clients.scenarios.random_adapters import EVERY_LINEAR, SMOLLM2_135M, DecoderShape, write_random_lora
+from hotshoe.clients.scenarios.random_base import write_random_base
 
 _FREE_PORTS = ("--listen", "127.0.0.1:0", "--http", "", "--log-level", "warning")
 _UPLOADS = 4  # at the same time
@@ -43,9 +44,16 @@ class Stage:
     """One running server with its client, channel and load generator."""
 
     def __init__(
-        self, settings: StageSettings, server: LocalServer, client: AsyncClient, asker: Asker, info: dict[str, Any]
+        self,
+        settings: StageSettings,
+        server: LocalServer,
+        client: AsyncClient,
+        asker: Asker,
+        info: dict[str, Any],
+        directory: Path,
     ) -> None:
         self.settings = settings
+        self.registry = directory / "registry"  # the server's
         self.resident_bytes = server.resident_bytes
         self.server = server.grpc
         self.server_pid = server.pid
@@ -89,19 +97,28 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def open_stage(settings: StageSettings, arguments: Sequence[str]) -> AsyncIterator[Stage]:
-    """Starts a server with these arguments; leaving the block ends it."""
+async def open_stage(
+    settings: StageSettings, arguments: Sequence[str], *, random_base: bool = False
+) -> AsyncIterator[Stage]:
+    """Starts a server with these arguments; leaving the block ends it.
+
+    `random_base`: of a base of random weights, which has the shape of the settings and is made first.
+    """
     with contextlib.ExitStack() as cleanup:
         directory = settings.directory
         if directory is None:
             directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="hotshoe-scenario-")))
         directory.mkdir(parents=True, exist_ok=True)
+        if random_base:
+            settings.tell("a base of random weights")
+            base = await asyncio.to_thread(write_random_base, directory / "random-base", settings.shape)
+            arguments = ("--base", str(base), *arguments)
         own = ("--registry", str(directory / "registry"), *_FREE_PORTS, *arguments, *settings.server_arguments)
         server = cleanup.enter_context(LocalServer(own, directory / "server.log"))
         async with AsyncClient(server.grpc) as client, open_aio_channel(server.grpc) as channel:
             info = await client.model_info()
             words = sorted(set((await client.tokenize(ORDINARY_TEXT)).token_ids))
             asker = Asker(channel, words, seed=settings.seed, tenant_key=TENANT_KEY)
-            described = {name.name: getattr(info, name.name) for name in info.DESCRIPTOR.fields if not name.is_repeated}
+            described = server_facts(info)
             described["arguments"] = " ".join((*arguments, *settings.server_arguments))
-            yield Stage(settings, server, client, asker, described)
+            yield Stage(settings, server, client, asker, described, directory)

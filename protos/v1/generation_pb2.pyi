@@ -309,7 +309,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("base_model", "base_digest", "quantization", "device", "max_sequence_length", "max_running_requests", "max_resident_adapters", "adapter_kinds", "eos_token_id", "merged")
+    __slots__ = ("base_model", "base_digest", "quantization", "device", "max_sequence_length", "max_running_requests", "max_resident_adapters", "adapter_kinds", "eos_token_id", "merged", "kv_cache_tokens", "kv_cache_bytes")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
@@ -320,6 +320,8 @@ class GetModelInfoResponse(_message.Message):
     ADAPTER_KINDS_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     MERGED_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     base_digest: str
     quantization: str
@@ -330,7 +332,9 @@ class GetModelInfoResponse(_message.Message):
     adapter_kinds: _containers.RepeatedScalarFieldContainer[str]
     eos_token_id: int
     merged: MergedAdapter
-    def __init__(self, base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., quantization: _Optional[str] = ..., device: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_resident_adapters: _Optional[int] = ..., adapter_kinds: _Optional[_Iterable[str]] = ..., eos_token_id: _Optional[int] = ..., merged: _Optional[_Union[MergedAdapter, _Mapping]] = ...) -> None: ...
+    kv_cache_tokens: int
+    kv_cache_bytes: int
+    def __init__(self, base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., quantization: _Optional[str] = ..., device: _Optional[str] = ..., max_sequence_length: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_resident_adapters: _Optional[int] = ..., adapter_kinds: _Optional[_Iterable[str]] = ..., eos_token_id: _Optional[int] = ..., merged: _Optional[_Union[MergedAdapter, _Mapping]] = ..., kv_cache_tokens: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ...) -> None: ...
 
 class MergedAdapter(_message.Message):
     __slots__ = ("name", "digest", "linears", "kept", "error", "nf4_kept", "nf4_error")

@@ -79,7 +79,9 @@ class Policy:
             if len(text) > MAX_POLICY_BYTES:
                 raise InvalidPolicy(f"expected at most {MAX_POLICY_BYTES} bytes")
             return _policy(tomllib.loads(text.decode()), path.parent)
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise InvalidPolicy(f"policy {error.filename or path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
             raise InvalidPolicy(f"policy {path}: {error}") from error
 
     @classmethod

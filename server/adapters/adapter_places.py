@@ -53,7 +53,7 @@ class AdapterPlaces(ABC, Generic[P]):
         Raises:
             ValueError: the adapter does not fit the base; the message names the linear.
         """
-        packed = pack_adapter(adapter, self._shapes, self.dtype, pause=pause)
+        packed = pack_adapter(adapter, self._shapes, self.dtype, as_stored=self._takes_stored, pause=pause)
         return replace(packed, device_bytes=self._device_bytes(packed))
 
     def place(self, slot: int, adapter: LoweredAdapter) -> None:
@@ -64,11 +64,14 @@ class AdapterPlaces(ABC, Generic[P]):
         """
         self.place_packed(slot, self.pack(adapter))
 
-    def place_packed(self, slot: int, adapter: PackedAdapter, *, pause: Pause = go_on) -> None:
-        """Copies an adapter to the device in layer order, into a slot that is clear."""
+    def place_packed(self, slot: int, adapter: PackedAdapter, *, pause: Pause = go_on, threads: int = 1) -> None:
+        """Copies an adapter to the device in layer order, into a slot that is clear.
+
+        `threads` copy it if it is large, this one among them; only this one calls `pause`.
+        """
         if self._placed[slot] is not None:
             raise AssertionError(f"adapter slot {slot} is not clear")
-        self._placed[slot] = self._store(slot, adapter, pause)
+        self._placed[slot] = self._store(slot, adapter, pause, threads)
 
     def clear(self, slot: int) -> None:
         """Frees a slot that no request uses; clearing a clear one does nothing. Takes no time."""
@@ -98,18 +101,27 @@ class AdapterPlaces(ABC, Generic[P]):
             ValueError: segments overlap or exceed `num_rows`, or name a slot that is clear.
         """
 
+    def bytes_to_come(self, device_bytes: int) -> int:
+        """How much of the device's memory adapters of so many bytes may yet take, beside what is taken already."""
+        return device_bytes  # what lies in no table
+
     def _in_use(self, slot: int) -> P:
         placed = self._placed[slot]
         if placed is None:
             raise ValueError(f"adapter slot {slot} is clear")
         return placed
 
+    @property
+    def _takes_stored(self) -> bool:
+        """Whether placing makes of factors in 16 bits exactly what the tables are to hold."""
+        return self.dtype is torch.float32
+
     def _device_bytes(self, adapter: PackedAdapter) -> int:
         """How much of the device's bytes an adapter takes."""
         return adapter.device_bytes
 
     @abstractmethod
-    def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> P:
+    def _store(self, slot: int, adapter: PackedAdapter, pause: Pause, threads: int) -> P:
         """Copies what an adapter is to the device; complete when it returns."""
 
     @abstractmethod

@@ -3,20 +3,19 @@
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, islice
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hotshoe.kernels.low_rank import LowRankKind
-from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable, units_of
+from hotshoe.kernels.low_rank_table import UNIT_RANK, LowRankTable
 from hotshoe.registry.formats.base import BaseShape, BlockId
 from hotshoe.registry.formats.lowered import Bottleneck
 from hotshoe.registry.validation import Pause
 from hotshoe.server.adapters.adapter_batch import AdapterBatch, AdapterSegment
 from hotshoe.server.adapters.adapter_places import AdapterPlaces, check_segments
-from hotshoe.server.adapters.factor_layout import FactorLayout, pieces_of, places_of
+from hotshoe.server.adapters.factor_layout import FactorLayout
+from hotshoe.server.adapters.factor_places import CompiledPlaces, FactorPlaces, TensorPlaces
 from hotshoe.server.adapters.fixed_adapter_slots import FixedAdapterSlots
 from hotshoe.server.adapters.packed_adapter import PackedAdapter
 from hotshoe.server.adapters.packed_bottleneck import PackedBottleneck, pack_bottleneck
@@ -50,7 +49,8 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         super().__init__(num_slots, base, device=device, dtype=dtype)
         self._kind = kind
         self._tables: Mapping[SiteId, LowRankTable] = {}
-        self._places: dict[int, tuple[FactorLayout, list[list[Tensor]]]] = {}  # by first unit: views of the tables
+        self._places: dict[int, tuple[tuple[FactorLayout, torch.dtype], FactorPlaces]] = {}  # by first unit
+        self._compiled = kind == "gathered" and self.device.type == "cpu" and _can_compile()
         self._capacity = 0  # units that every table holds
         # On a CPU memory that was never written to is free, so the tables seldom have to grow.
         self._first_capacity = 2 * num_slots if self.device.type == "cpu" else _FIRST_CAPACITY
@@ -96,6 +96,9 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
             self._last = AdapterBatch(key, self._groups(key))
         return self._last
 
+    def bytes_to_come(self, device_bytes: int) -> int:
+        return 2 * device_bytes  # the old tables are read while larger ones are filled
+
     def _stack(self, stack: Sequence[tuple[int, float]]) -> Stack:
         placed = [(self._in_use(slot), weight) for slot, weight in stack]
         return tuple((adapter, weight) for adapter, weight in placed if adapter.changes_layers)
@@ -113,15 +116,19 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         groups = [self._decodes, RowGroup(rest, kind="segmented", tables=tables, shapes=self._shapes)]
         return [group for group in groups if group.has_stacks]
 
-    def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> PlacedAdapter:
+    def _store(self, slot: int, adapter: PackedAdapter, pause: Pause, threads: int) -> PlacedAdapter:
         vectors = {site: found.to(self.device) for site, found in adapter.vectors.items()}
         placed = self._packed(adapter.placed(vectors, device=self.device, num_layers=self._num_layers), pause)
         if not adapter.layout.sites:
             return placed
         with self._writing:
-            first_unit = self._write(adapter, pause)
+            first_unit = self._write(adapter, pause, threads)
         units = range(first_unit, first_unit + adapter.layout.num_units)
         return replace(placed, units=units, folded=self._folds(adapter.layout))
+
+    @property
+    def _takes_stored(self) -> bool:
+        return self._compiled or super()._takes_stored
 
     def _folds(self, layout: FactorLayout) -> bool:
         """Whether factors are to lie as compiled steps read them fastest."""
@@ -147,13 +154,13 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
 
     # Writing the tables, under `_writing`.
 
-    def _write(self, adapter: PackedAdapter, pause: Pause) -> int:
+    def _write(self, adapter: PackedAdapter, pause: Pause, threads: int) -> int:
         num_units = adapter.layout.num_units
         with self._units_lock:
             first_unit = self._units.take(num_units)
         try:
             self._reserve(adapter.layout.ranks)
-            self._copy(adapter, first_unit, pause)
+            self._copy(adapter, first_unit, pause, threads)
         except BaseException:
             with self._units_lock:
                 self._units.give_back(first_unit, num_units)
@@ -188,34 +195,31 @@ class AdapterSlots(AdapterPlaces[PlacedAdapter]):
         new.b[: old.b.shape[0]] = old.b
         return new
 
-    def _copy(self, adapter: PackedAdapter, first_unit: int, pause: Pause) -> None:
+    def _copy(self, adapter: PackedAdapter, first_unit: int, pause: Pause, threads: int) -> None:
         factors = adapter.factors.to(self.device)  # at once: on a device, many small copies would take longer
-        places = self._places_of(adapter.layout, first_unit)
-        scales = iter(adapter.scales)
-        for (site, pairs), targets in zip(adapter.layout.by_site(factors), places, strict=True):
-            if adapter.layout.has_unused_ranks:
-                torch._foreach_zero_(_whole_units(self._tables[site], first_unit, adapter.layout.num_units))
-            pieces = pieces_of(pairs, folded=self._folds(adapter.layout))
-            torch._foreach_copy_(targets, pieces)  # one call, so that this thread does not take the GIL again
-            if adapter.scales:
-                ends = accumulate(units_of(pair.rank) + 1 for pair in pairs)  # B is behind the units of A
-                torch._foreach_mul_([targets[end - 1] for end in ends], list(islice(scales, len(pairs))))
-            pause()
+        places = self._places_of(adapter.layout, first_unit, factors.dtype)
+        places.write(factors, adapter.scales, pause, threads=threads)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
-    def _places_of(self, layout: FactorLayout, first_unit: int) -> list[list[Tensor]]:
-        """Views of the tables where factors of a layout go; kept for the next adapter that is placed there."""
-        kept_layout, places = self._places.get(first_unit, (None, []))
-        if kept_layout is not layout:
+    def _places_of(self, layout: FactorLayout, first_unit: int, dtype: torch.dtype) -> FactorPlaces:
+        """Where factors of a layout go; kept for the next adapter that is placed there."""
+        kept_key, places = self._places.get(first_unit, (None, None))
+        if places is None or kept_key != (layout, dtype):
             folded = self._folds(layout)
-            places = [
-                places_of(ranks, self._tables[site], first_unit, folded=folded) for site, ranks in layout.ranks.items()
-            ]
-            self._places[first_unit] = layout, places
+            if self._compiled:
+                places = CompiledPlaces(layout, self._tables, first_unit, folded=folded, dtype=dtype)
+            else:
+                places = TensorPlaces(layout, self._tables, first_unit, folded=folded)
+            self._places[first_unit] = (layout, dtype), places
         return places
 
 
-def _whole_units(table: LowRankTable, first: int, count: int) -> list[Tensor]:
-    """All of some units, unused ranks too: a GEMM may multiply those by 0, and whoever was there may have left NaN."""
-    return [table.a[first : first + count], table.b[first * UNIT_RANK : (first + count) * UNIT_RANK]]
+def _can_compile() -> bool:
+    """Whether there is a compiler for copies; it has compiled them then."""
+    try:
+        from hotshoe.kernels.cpu import transposes
+    except ImportError:  # no numba
+        return False
+    transposes.warm()
+    return True

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from hotshoe.server.adapters.sites import SiteId, SiteShape
 
 @dataclass(frozen=True, slots=True)
 class FactorPair:
-    """One linear's Aᵀ and Bᵀ, as views."""
+    """One linear's Aᵀ and Bᵀ, as views: A and B themselves are contiguous."""
 
     target: int  # of the site
     rank: int
@@ -25,13 +26,14 @@ class FactorPair:
 
 @dataclass(frozen=True)
 class FactorLayout:
-    """The order and the sizes of factors: by site in layer order, then by target, Aᵀ before Bᵀ.
+    """The order and the sizes of factors: by site in layer order, then by target, A before B, each as its file has it.
 
     One tensor for each adapter, and one layout for all with the same ranks: thousands of adapters on the host cost
     Python's garbage collector next to nothing.
     """
 
     sites: tuple[tuple[SiteId, SiteShape, tuple[int, ...]], ...]  # and the rank of each target, where one is not 0
+    starts: tuple[int, ...] = ()  # where each begins; empty if they lie one behind the other
 
     @cached_property
     def ranks(self) -> Mapping[SiteId, tuple[int, ...]]:
@@ -55,7 +57,7 @@ class FactorLayout:
 
     @cached_property
     def num_elements(self) -> int:
-        return sum(self._sizes)
+        return max((start + size for start, size in self._spans), default=0)
 
     @cached_property
     def num_device_elements(self) -> int:
@@ -67,7 +69,7 @@ class FactorLayout:
 
     def by_site(self, flat: Tensor) -> Iterator[tuple[SiteId, list[FactorPair]]]:
         """The factors in a flat tensor of `num_elements`, as views, one site after another."""
-        parts = iter(flat.split(self._sizes))
+        parts = iter(flat[start : start + size] for start, size in self._spans)
         for site, shape, ranks in self.sites:
             yield (
                 site,
@@ -75,8 +77,8 @@ class FactorLayout:
                     FactorPair(
                         target,
                         rank,
-                        next(parts).view(shape.in_features, rank),
-                        next(parts).view(rank, shape.widths[target]),
+                        next(parts).view(rank, shape.in_features).t(),
+                        next(parts).view(shape.widths[target], rank).t(),
                     )
                     for target, rank in enumerate(ranks)
                     if rank
@@ -88,20 +90,24 @@ class FactorLayout:
         return _rank_table(self, num_layers)
 
     @cached_property
-    def _sizes(self) -> list[int]:
-        return [
+    def _spans(self) -> list[tuple[int, int]]:
+        """Of each factor, where it begins and how many numbers it has."""
+        sizes = [
             size
             for _, shape, ranks in self.sites
             for target, rank in enumerate(ranks)
             if rank
-            for size in (shape.in_features * rank, rank * shape.widths[target])
+            for size in (rank * shape.in_features, shape.widths[target] * rank)
         ]
+        return list(zip(self.starts or accumulate(sizes, initial=0), sizes, strict=False))
 
 
 @lru_cache(maxsize=256)
-def factor_layout(sites: tuple[tuple[SiteId, SiteShape, tuple[int, ...]], ...]) -> FactorLayout:
-    """The layout of these sites and ranks: one object for all who ask."""
-    return FactorLayout(sites)
+def factor_layout(
+    sites: tuple[tuple[SiteId, SiteShape, tuple[int, ...]], ...], starts: tuple[int, ...] = ()
+) -> FactorLayout:
+    """The layout of these sites, ranks and starts: one object for all who ask."""
+    return FactorLayout(sites, starts)
 
 
 @lru_cache(maxsize=256)
@@ -119,6 +125,12 @@ def pieces_of(pairs: Sequence[FactorPair], *, folded: bool) -> list[Tensor]:
             pieces += (pair.a,) if pair.rank <= UNIT_RANK else pair.a.split(UNIT_RANK, dim=1)
         pieces.append(pair.b)
     return pieces
+
+
+def last_pieces(pairs: Sequence[FactorPair], *, folded: bool) -> list[int]:
+    """Which of a site's pieces are the pairs' B, behind what there is of A."""
+    ends = accumulate((2 if folded else units_of(pair.rank)) + 1 for pair in pairs)
+    return [end - 1 for end in ends]
 
 
 def places_of(ranks: Sequence[int], table: LowRankTable, first_unit: int, *, folded: bool) -> list[Tensor]:

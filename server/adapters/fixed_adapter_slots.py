@@ -158,7 +158,7 @@ class FixedAdapterSlots(AdapterPlaces[FixedAdapter]):
         in_tables = adapter.layout.num_device_elements * self.dtype.itemsize + vectors
         return adapter.layout.num_units * self._unit_bytes + adapter.device_bytes - in_tables
 
-    def _store(self, slot: int, adapter: PackedAdapter, pause: Pause) -> FixedAdapter:
+    def _store(self, slot: int, adapter: PackedAdapter, pause: Pause, threads: int) -> FixedAdapter:
         with self._units_lock:
             units = self._units.take_scattered(adapter.layout.num_units, limit=self._num_units)
         try:

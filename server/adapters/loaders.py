@@ -22,7 +22,7 @@ from hotshoe.server.adapters.resident import LoadStage, Tier
 from hotshoe.server.config import ResidencyConfig
 from hotshoe.server.errors import AdapterUnusable
 
-_IDLE_THREADS = 2  # that read a file, where nothing decodes
+_IDLE_THREADS = 2  # that read and place an adapter, where nothing decodes
 
 _log = logging.getLogger(__name__)
 
@@ -120,9 +120,10 @@ class Loaders:
 
         if self._leases is not None:
             self._leases.take(digest_of(entry.key))
-        threads = 1 if self.pace.decoding else _IDLE_THREADS
         with healing_elsewhere(entry.healed):
-            record, lowered, seconds = self._reader.read(entry.key, on_stage, pause=self.pace.pause, threads=threads)
+            record, lowered, seconds = self._reader.read(
+                entry.key, on_stage, pause=self.pace.pause, threads=self._threads_now()
+            )
         started = time.perf_counter()
         packed = self._slots.pack(lowered, pause=self.pace.pause)
         seconds["lower"] += time.perf_counter() - started
@@ -146,10 +147,13 @@ class Loaders:
         """Host → device, where every load has ended."""
         assert entry.slot is not None and entry.host is not None
         started = time.perf_counter()
-        self._slots.place_packed(entry.slot, entry.host, pause=self.pace.pause)
+        self._slots.place_packed(entry.slot, entry.host, pause=self.pace.pause, threads=self._threads_now())
         seconds = {**entry.read_seconds, "place": time.perf_counter() - started}
         with self._board.locked():
             self._finish(entry, "disk" if entry.read_seconds else "host", seconds)
+
+    def _threads_now(self) -> int:
+        return 1 if self.pace.decoding else _IDLE_THREADS
 
     def _finish(self, entry: Entry, source: str, seconds: dict[str, float]) -> None:
         entry.phase, entry.prefetched, entry.read_seconds = Phase.IDLE, False, {}

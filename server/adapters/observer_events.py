@@ -4,7 +4,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from hotshoe.server.adapters.resident import ResidencyObserver
 
@@ -20,16 +19,16 @@ class ObserverEvents:
         self._events: list[Event] = []
 
     def loaded(self, key: str, source: str, seconds_by_stage: dict[str, float]) -> None:
-        self._note("loaded", key, source, seconds_by_stage)
+        self._events.append(lambda observer: observer.loaded(key, source, seconds_by_stage))
 
     def load_failed(self, key: str, error: Exception) -> None:
-        self._note("load_failed", key, error)
+        self._events.append(lambda observer: observer.load_failed(key, error))
 
     def evicted(self, key: str, tier: str, reason: str) -> None:
-        self._note("evicted", key, str(tier), reason)
+        self._events.append(lambda observer: observer.evicted(key, str(tier), reason))
 
     def lookup(self, hit: bool) -> None:
-        self._note("lookup", hit)
+        self._events.append(lambda observer: observer.lookup(hit))
 
     def take(self) -> list[Event]:
         """What has happened since the last call."""
@@ -50,6 +49,7 @@ class ObserverEvents:
             self.tell(events)
 
     def tell(self, events: list[Event]) -> None:
+        """Without the lock; what the observer makes of one event does not touch the others."""
         if self._observer is None:
             return
         for event in events:
@@ -57,6 +57,3 @@ class ObserverEvents:
                 event(self._observer)
             except Exception:
                 _log.exception("the residency's observer failed")
-
-    def _note(self, name: str, *args: Any) -> None:
-        self._events.append(lambda observer: getattr(observer, name)(*args))

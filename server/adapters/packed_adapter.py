@@ -11,7 +11,7 @@ from hotshoe.registry.formats.base import BlockId, LinearId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt, LoweredAdapter, LoweredLinear
 from hotshoe.registry.formats.stored_matrix import StoredMatrix
 from hotshoe.registry.validation import Pause, go_on
-from hotshoe.server.adapters.factor_layout import FactorLayout, factor_layout
+from hotshoe.server.adapters.factor_layout import FactorLayout
 from hotshoe.server.adapters.packed_factors import pack_factors
 from hotshoe.server.adapters.placed_adapter import (
     Beyond,
@@ -28,7 +28,7 @@ _Part = TypeVar("_Part")
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter in host memory, in the dtype of the device's tables, or of its file where that is narrower."""
+    """An adapter in host memory, in the dtype of the device's tables, or of its file."""
 
     factors: Tensor  # [layout.num_elements], flat
     scales: tuple[float, ...]  # what the B of each pair is still to be multiplied with; none if none is
@@ -68,17 +68,20 @@ def pack_adapter(
     shapes: Mapping[SiteId, SiteShape],
     dtype: torch.dtype,
     *,
+    as_stored: bool = False,
     pause: Pause = go_on,
 ) -> PackedAdapter:
-    """Groups an adapter's linears by site and lays their factors out one behind the other; calls `pause` at each site.
+    """Groups an adapter's linears by site, and gathers their factors; calls `pause` at each site.
+
+    Args:
+        dtype: of the device's tables.
+        as_stored: whether factors in 16 bits may stay what they are, for whoever places them to change.
 
     Raises:
         ValueError: a linear is not the base's, or a tensor does not fit it; the message names it.
     """
     sites = _by_site(adapter, shapes)
-    ranks = {site: tuple(linear.rank for linear in linears) for site, linears in sites.items()}
-    layout = factor_layout(tuple((site, shapes[site], found) for site, found in ranks.items() if any(found)))
-    factors, scales = pack_factors(sites, layout, dtype, pause)
+    packed = pack_factors(sites, shapes, dtype, pause, as_stored=as_stored)
     vectors = _where_any(sites, shapes, _site_vectors)
     rotations = _where_any(sites, shapes, _site_rotations)
     copies = _where_any(sites, shapes, _site_copies)
@@ -91,9 +94,9 @@ def pack_adapter(
         tensor.nbytes for tensor in (*others, *adapter.norms.values(), *prompts, *sequence_terms.tensors())
     )
     return PackedAdapter(
-        factors=factors,
-        scales=scales,
-        layout=layout,
+        factors=packed.factors,
+        scales=packed.scales,
+        layout=packed.layout,
         vectors=own(vectors),
         rotations=own(rotations),
         copies=own(copies),
@@ -101,8 +104,8 @@ def pack_adapter(
         norms=own(adapter.norms),
         bottlenecks=own(adapter.bottlenecks),
         sequence_terms=own(sequence_terms),
-        size_bytes=factors.nbytes + other_bytes,
-        device_bytes=layout.num_device_elements * dtype.itemsize + other_bytes,
+        size_bytes=packed.factors.nbytes + other_bytes,
+        device_bytes=packed.layout.num_device_elements * dtype.itemsize + other_bytes,
     )
 
 
@@ -136,7 +139,8 @@ def own(part: _Part) -> _Part:
 
 def _owned(part: object) -> object:
     if isinstance(part, Tensor):
-        return part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
+        storage = part.untyped_storage()  # of numpy's memory, nobody says how much is behind it
+        return part.clone() if storage.nbytes() > part.nbytes or not storage.resizable() else part
     if isinstance(part, Mapping):
         return {key: _owned(value) for key, value in part.items()}
     if isinstance(part, tuple):

@@ -153,6 +153,7 @@ class PlacedAdapter:
 
     @property
     def changes_layers(self) -> bool:
+        """False if all that it is stands before the prompt, or replaces rows of the embedding and the head."""
         found = (
             self.ranks,
             self.vectors,

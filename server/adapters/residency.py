@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hotshoe.registry.formats.base import BaseWeights
-from hotshoe.server.adapters.adapter_key import digest_of, is_part_of
+from hotshoe.server.adapters.adapter_key import digest_of
 from hotshoe.server.adapters.adapter_leases import AdapterLeases, LeaseStore
 from hotshoe.server.adapters.adapter_places import AdapterPlaces
 from hotshoe.server.adapters.adapter_reader import AdapterReader
 from hotshoe.server.adapters.load_board import LoadBoard
 from hotshoe.server.adapters.loaders import Loaders, hurry
 from hotshoe.server.adapters.lowered_cache import LoweredCache
+from hotshoe.server.adapters.quarantine import Quarantine
 from hotshoe.server.adapters.residency_entry import Entry, Phase
 from hotshoe.server.adapters.resident import (
     AdapterSource,
@@ -61,7 +62,7 @@ class AdapterResidency:
         left = self._leases.note_departure if self._leases is not None else lambda: None
         self._board = LoadBoard(config, clear=slots.clear, observer=observer, left=left)
         self._state = self._board.state
-        self._quarantined: dict[str, str] = {}  # key → why
+        self._quarantine = Quarantine()
         self._merged: set[str] = set()
         self._loaders = Loaders(
             self._board,
@@ -87,7 +88,7 @@ class AdapterResidency:
         """
         with self._board.locked():
             for key in keys:
-                self._check_quarantine(key)
+                self._quarantine.check(key)
             entries = [self._state.entry(key) for key in keys]
             if not all(entry.on_device for entry in entries):
                 self._miss(list(dict.fromkeys(entries)))
@@ -118,7 +119,7 @@ class AdapterResidency:
         """Refuses an adapter from now on, until it is unloaded; who has it already keeps it."""
         _log.warning("adapter %s is in quarantine: %s", key, reason)
         with self._board.lock:
-            self._quarantined[key] = reason
+            self._quarantine.put(key, reason)
 
     def adapter_load_seconds(self, key: str, *, since: float = 0.0) -> float:
         """How long its latest load took, from the first to ask; 0 if none ended since then, in monotonic seconds."""
@@ -134,7 +135,7 @@ class AdapterResidency:
         Else to the host only, so that a long queue does not drive out what runs; `acquire` brings it further.
         """
         with self._board.locked():
-            if self._board.closed or key in self._quarantined:
+            if self._board.closed or key in self._quarantine:
                 return
             entry = self._state.entry(key)
             if not entry.has_reached(Tier.HOST) and entry.failure is None:
@@ -164,7 +165,7 @@ class AdapterResidency:
             raise ValueError("tier: expected host or device; on disk is where adapters are")
         deadline = time.monotonic() + timeout_seconds
         with self._board.locked():
-            self._check_quarantine(key)
+            self._quarantine.check(key)
             entry = self._state.entry(key)
             entry.waiters += 1
         try:
@@ -193,11 +194,9 @@ class AdapterResidency:
         The key of an adapter that has tasks stands for all of them.
         """
         with self._board.locked():
-            quarantined = [other for other in self._quarantined if is_part_of(other, key)]
-            for other in quarantined:
-                del self._quarantined[other]
+            was_refused = self._quarantine.let_out(key)
             parts = self._state.parts_of(key)
-            found = bool(quarantined) or any(entry.is_held for entry in parts)
+            found = was_refused or any(entry.is_held for entry in parts)
             in_use = not all(entry.is_free for entry in parts)
             for entry in parts:
                 self._state.unpin(entry)
@@ -313,10 +312,6 @@ class AdapterResidency:
         entry.drop_when_idle = False
         self._state.touch(entry)
         return entry.progress(ready=True)
-
-    def _check_quarantine(self, key: str) -> None:
-        if reason := self._quarantined.get(key):
-            raise AdapterUnusable(f"adapter {key}: {reason}; it is refused until it is unloaded")
 
     def _check_open(self) -> None:
         if self._board.closed:

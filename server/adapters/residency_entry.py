@@ -76,12 +76,14 @@ class Entry:
         return 0 if self.record is None else self.record.size_bytes
 
     def progress(self, *, ready: bool = False) -> LoadProgress:
+        """How far its load is; `ready`: it has reached the tier that was asked for."""
         if ready:
             return LoadProgress(LoadStage.READY, self.total_bytes, self.total_bytes, self.info())
         done = self.total_bytes if self.stage is LoadStage.LOADING else 0
         return LoadProgress(self.stage, done, self.total_bytes)
 
     def info(self) -> ResidentInfo:
+        """Of one that is in memory: what there is to tell of it."""
         assert self.record is not None, "known since it was read"
         assert self.on_device or self.host is not None, "residents are somewhere"
         return ResidentInfo(

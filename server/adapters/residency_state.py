@@ -205,6 +205,7 @@ class ResidencyState:
                 self.forget_if_gone(entry)
 
     def drop_host(self, entry: Entry) -> None:
+        """Gives up its copy on the host."""
         assert entry.host is not None
         self._host_used -= entry.host.size_bytes
         entry.host = None

@@ -8,7 +8,13 @@ from hotshoe.server.errors import InvalidRequest, PromptTooLong
 
 
 def check_request(
-    request: Request, config: EngineConfig, *, vocab_size: int, max_sequence_length: int, adapter_slots: int
+    request: Request,
+    config: EngineConfig,
+    *,
+    kv_tokens: int,
+    vocab_size: int,
+    max_sequence_length: int,
+    adapter_slots: int,
 ) -> None:
     """Raises InvalidRequest, or PromptTooLong if prompt and answer fit neither the model nor the cache.
 
@@ -31,7 +37,7 @@ def check_request(
     else:
         _check_generation(request, config)
         longest = request.stopping.max_new_tokens
-    _check_length(len(request.prompt_token_ids), longest, config, max_sequence_length)
+    _check_length(len(request.prompt_token_ids), longest, kv_tokens=kv_tokens, max_sequence_length=max_sequence_length)
 
 
 def _check_generation(request: Request, config: EngineConfig) -> None:
@@ -52,14 +58,14 @@ def _check_choices(request: Request, vocab_size: int) -> None:
         _check_tokens(f"choices[{index}]", choice, vocab_size)
 
 
-def _check_length(prompt: int, longest: int, config: EngineConfig, max_sequence_length: int) -> None:
+def _check_length(prompt: int, longest: int, *, kv_tokens: int, max_sequence_length: int) -> None:
     if prompt + longest > max_sequence_length:
         raise PromptTooLong(
             "prompt", f"{prompt} tokens and an answer of {longest} are more than the model's {max_sequence_length}"
         )
-    if prompt + longest - 1 > config.kv_tokens:
+    if prompt + longest - 1 > kv_tokens:
         raise PromptTooLong(
-            "prompt", f"{prompt} tokens and an answer of {longest} are more than the cache's {config.kv_tokens}"
+            "prompt", f"{prompt} tokens and an answer of {longest} are more than the cache's {kv_tokens}"
         )
 
 

@@ -52,6 +52,7 @@ class Engine:
         slots: "AdapterPlaces[Any]",
         residency: "AdapterResidency",
         config: EngineConfig,
+        kv_tokens: int,
         base_digest: str,
         eos_token_ids: Collection[int],
         on_step: Callable[[StepReport], None],
@@ -60,20 +61,22 @@ class Engine:
         """Takes the key-value cache's memory; nothing runs before `start`.
 
         Args:
+            kv_tokens: of that cache, in whole pages; `config` may leave it open.
             on_step: called by the engine's thread after each step, when an answer ends and when another number of
                 answers waits; must be quick.
             tenant_weights: shares of the batch; 1 for each tenant that is not named.
         """
         self.config = config
+        self.kv_tokens = kv_tokens
         self._spec = decoder.spec
         self._slots = slots
         self._residency = residency
         self._on_step = on_step
         blocks = KvBlocks(
-            num_pages=config.kv_tokens // config.page_tokens,
+            num_pages=kv_tokens // config.page_tokens,
             page_tokens=config.page_tokens,
             max_sequences=config.max_running_requests,
-            max_table_pages=-(-min(config.kv_tokens, decoder.spec.max_sequence_length) // config.page_tokens),
+            max_table_pages=-(-min(kv_tokens, decoder.spec.max_sequence_length) // config.page_tokens),
         )
         self._scheduler = Scheduler(
             config=config,
@@ -92,6 +95,7 @@ class Engine:
         self._committer = Committer(self._scheduler, self._live, residency)
         self._stopping = False
         self._is_dead = False
+        self._checked = False  # since something came
         self._waiting_told = 0  # sequences, by the latest report
         self._heartbeat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -123,6 +127,7 @@ class Engine:
         check_request(
             request,
             self.config,
+            kv_tokens=self.kv_tokens,
             vocab_size=self._spec.vocab_size,
             max_sequence_length=self._spec.max_sequence_length,
             adapter_slots=self._slots.num_slots,
@@ -230,13 +235,19 @@ class Engine:
         return [output for message in self._inbox.take() for output in message()]
 
     def _rest(self) -> None:
-        """Sleeps until there is a message, a request expires, or the heart must beat."""
-        if not self._live:
-            self._scheduler.check_integrity()
+        """Sleeps until there is a message, a request expires, or the heart must beat.
+
+        The books are held against what runs once nobody has come for a while: who comes soon must not wait for it.
+        """
+        if self._stopping:
+            return
         expiry = self._live.next_expiry
         until_expiry = IDLE_SECONDS if expiry is None else max(0.0, expiry - time.monotonic())
-        if not self._stopping:
-            self._inbox.wait(min(IDLE_SECONDS, until_expiry))
+        if self._inbox.wait(min(IDLE_SECONDS, until_expiry)):
+            self._checked = False
+        elif not self._live and not self._checked:
+            self._scheduler.check_integrity()
+            self._checked = True
 
     def _report(self, plan: StepPlan, outputs: list[AnswerOutput], started: float) -> None:
         stats = step_stats(plan, self._scheduler, seconds=time.monotonic() - started)

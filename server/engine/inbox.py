@@ -41,8 +41,9 @@ class Inbox:
             self._messages.clear()
         return messages
 
-    def wait(self, timeout_seconds: float) -> None:
-        """Sleeps until there is a message, or `wake` is called, or the time is over."""
+    def wait(self, timeout_seconds: float) -> bool:
+        """Sleeps until there is a message, or `wake` is called, or the time is over; whether it is not over."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._messages or self._woken, timeout_seconds)
+            woken = self._arrived.wait_for(lambda: bool(self._messages) or self._woken, timeout_seconds)
             self._woken = False
+        return woken

@@ -39,14 +39,15 @@ class KvBlocks:
         self.cache.clear()
         self._references = np.zeros(self.num_pages + 1, dtype=np.int32)
         self._table_pages = np.zeros(self._max_sequences, dtype=np.int32)
-        self._free = list(range(self.num_pages, 0, -1))
+        self._free = np.arange(self.num_pages, 0, -1, dtype=np.int32)  # a stack, taken from its end
+        self._num_free = self.num_pages
         self._free_tables = list(range(self._max_sequences - 1, -1, -1))
         self._soiled: list[int] = []
 
     @property
     def num_available(self) -> int:
         """How many pages can be taken: free ones, and cached ones that nobody references."""
-        return len(self._free) + self.cache.num_idle
+        return self._num_free + self.cache.num_idle
 
     @property
     def usage(self) -> float:
@@ -60,10 +61,11 @@ class KvBlocks:
     def open_table(self, cached_pages: Sequence[int] = ()) -> int:
         """Gives an empty table that begins with pages from the cache; the caller must close it."""
         table = self._free_tables.pop()
-        for page in cached_pages:
-            if self._references[page] == 0:
+        if cached_pages:
+            pages = np.asarray(cached_pages, dtype=np.int32)
+            for page in pages[self._references[pages] == 0].tolist():
                 self.cache.set_busy(page)
-            self._append(table, page)
+            self._append(table, pages)
         return table
 
     def grow(self, table: int, num_positions: int) -> bool:
@@ -71,8 +73,8 @@ class KvBlocks:
         wanted = self.pages_for(num_positions) - int(self._table_pages[table])
         if wanted > self.num_available:
             return False
-        for _ in range(wanted):
-            self._append(table, self._free.pop() if self._free else self.cache.evict())
+        if wanted > 0:
+            self._append(table, self._take(wanted))
         return True
 
     def close_table(self, table: int, *, soiled: bool = False) -> None:
@@ -80,18 +82,20 @@ class KvBlocks:
 
         With `soiled`, pages that go free hold values that must not reach another sequence: `take_soiled` lists them.
         """
-        for page in self.pages(table)[::-1].tolist():
-            self._references[page] -= 1
-            if self._references[page]:
-                continue
+        pages = self.pages(table)[::-1]
+        self._references[pages] -= 1
+        freed: list[int] = []
+        for page in pages[self._references[pages] == 0].tolist():
             if soiled and not self.cache.is_full(page):
                 self.cache.forget(page)  # what follows its beginning is not fit to be used
             if page in self.cache:
                 self.cache.set_idle(page)
-                continue
-            self._free.append(page)
-            if soiled:
-                self._soiled.append(page)
+            else:
+                freed.append(page)
+        self._free[self._num_free : self._num_free + len(freed)] = freed
+        self._num_free += len(freed)
+        if soiled:
+            self._soiled += freed
         self.tables[table] = 0
         self._table_pages[table] = 0
         self._free_tables.append(table)
@@ -112,16 +116,28 @@ class KvBlocks:
         if not np.array_equal(counted, self._references):
             raise AssertionError("reference counts differ from the block tables")
         referenced = int((self._references > 0).sum())
-        if len(self._free) + referenced + self.cache.num_idle != self.num_pages:
+        if self._num_free + referenced + self.cache.num_idle != self.num_pages:
             raise AssertionError(
-                f"{len(self._free)} free + {referenced} referenced + {self.cache.num_idle} idle pages"
+                f"{self._num_free} free + {referenced} referenced + {self.cache.num_idle} idle pages"
                 f" are not {self.num_pages}"
             )
-        unused = [*self._free, *self.cache.idle_pages]
-        if len(set(unused)) != len(unused) or self._references[unused].any() or self._references[0]:
+        unused = np.concatenate((self._free[: self._num_free], np.array(self.cache.idle_pages, dtype=np.int32)))
+        if np.bincount(unused, minlength=1).max() > 1 or self._references[unused].any() or self._references[0]:
             raise AssertionError("a page is both free and in use, or free twice, or the null page is in use")
 
-    def _append(self, table: int, page: int) -> None:
-        self.tables[table, self._table_pages[table]] = page
-        self._table_pages[table] += 1
-        self._references[page] += 1
+    def _take(self, count: int) -> NDArray[np.int32]:
+        """Pages that nobody holds any more: free ones, then those of the cache."""
+        free = min(count, self._num_free)
+        self._num_free -= free
+        pages = self._free[self._num_free : self._num_free + free][::-1]
+        if free == count:
+            return pages
+        evicted = [self.cache.evict() for _ in range(count - free)]
+        return np.concatenate((pages, np.array(evicted, dtype=np.int32)))
+
+    def _append(self, table: int, pages: NDArray[np.int32]) -> None:
+        """Puts pages, all different, behind those of a table."""
+        first = int(self._table_pages[table])
+        self.tables[table, first : first + len(pages)] = pages
+        self._table_pages[table] += len(pages)
+        self._references[pages] += 1

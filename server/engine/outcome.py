@@ -34,7 +34,7 @@ def read_result(chunks: Sequence[Chunk], result: StepResult) -> list[Outcome]:
     logits, drawn = result.logits, result.draws
     finite = _finite_rows(logits) if drawn is None else [draw.finite for draw in drawn]
     outcomes = []
-    rows: list[tuple[int, int]] = []  # (row of logits, chunk) of those that draw
+    wanted: list[tuple[int, int]] = []  # (row of logits, chunk) of those that draw
     row = 0
     for index, chunk in enumerate(chunks):
         end = row + chunk.num_logits
@@ -43,9 +43,9 @@ def read_result(chunks: Sequence[Chunk], result: StepResult) -> list[Outcome]:
         if outcome.finite:
             outcome.known_logprobs = _known_logprobs(chunk, logits[row:end])
             if chunk.draws:
-                rows.append((end - 1, index))
+                wanted.append((end - 1, index))
         row = end
-    _draw(chunks, result, rows, outcomes)
+    _draw(chunks, result, wanted, outcomes)
     return outcomes
 
 
@@ -67,18 +67,19 @@ def _finite_rows(logits: Tensor) -> list[bool]:
 
 
 def _draw(
-    chunks: Sequence[Chunk], result: StepResult, draws: Sequence[tuple[int, int]], outcomes: Sequence[Outcome]
+    chunks: Sequence[Chunk], result: StepResult, wanted: Sequence[tuple[int, int]], outcomes: Sequence[Outcome]
 ) -> None:
-    sequences = {row: chunks[index].sequence for row, index in draws}
+    """Gives the outcomes of `wanted` (row of logits, chunk) their tokens, and log-probabilities if they are asked."""
+    sequences = {row: chunks[index].sequence for row, index in wanted}
     drawn = {row: _device_token(result, row, sequence.sampling) for row, sequence in sequences.items()}
     tokens = {row: token for row, token in drawn.items() if token is not None}
     left = [row for row in sequences if row not in tokens]
     if left:
         selected = result.logits if len(left) == result.logits.shape[0] else result.logits[left]
         tokens |= zip(left, sample(selected, [sequences[row].sampling for row in left]), strict=True)
-    for row, index in draws:
+    for row, index in wanted:
         outcomes[index].token_id = tokens[row]
-    asked = [(row, index) for row, index in draws if sequences[row].request.logprobs is not None]
+    asked = [(row, index) for row, index in wanted if sequences[row].request.logprobs is not None]
     if not asked:
         return
     rows = [row for row, _ in asked]

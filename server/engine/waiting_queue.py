@@ -28,6 +28,7 @@ class WaitingQueue:
         return (sequence for line in self._lines.values() for sequence in line)
 
     def push(self, sequence: Sequence) -> None:
+        """Adds a sequence to its tenant's line, by arrival."""
         tenant = sequence.request.tenant
         line = self._lines.get(tenant)
         if line is None:

@@ -4,24 +4,30 @@
 
     ours       decode steps and prompts of a random Llama-3.1-8B in NF4, with 0, 1, 8 and 32 adapters; rows apart, and
                whether their logits are right
-    peft       the same through transformers, PEFT and bitsandbytes
+    serve      `hotshoe serve` on such a base, asked by `hotshoe bench`: streams of the base and of 8 adapters, and what
+               a cold adapter adds to the first token
+    peft       the steps of `ours` through transformers, PEFT and bitsandbytes
     kernels    each Triton kernel against what a user would run instead (`kernels.bench`)
     fallback   our decoder with bitsandbytes' linears
     tests      those marked `gpu`, a process for each file
 
 A part is a process of its own with a time limit, and writes each figure when it has it: one that fails, hangs or runs
-out of time loses nothing of the others. DIR gets PART.jsonl and PART.log, results.csv, and results.md for
-kernels/RESULTS.md. A dry run goes the same way on the CPU, in Triton's interpreter, with a tiny model.
+out of time loses nothing of the others, and what it leaves of its time goes to those behind it. DIR gets PART.jsonl and
+PART.log, results.csv, and results.md for kernels/RESULTS.md. A dry run goes the same way on the CPU, in Triton's
+interpreter, with a tiny model; its server computes with plain torch.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -31,7 +37,7 @@ from hotshoe.server.gpu_session.ours import Row
 from hotshoe.server.gpu_session.report import write_results
 from hotshoe.server.gpu_session.sizes import SessionSizes, device_of, sizes_of
 
-PARTS = ("ours", "peft", "kernels", "fallback", "tests")
+PARTS = ("ours", "serve", "peft", "kernels", "fallback", "tests")
 FALLBACK = "linear=bitsandbytes"
 ROOT = Path(__file__).parents[2]
 TEST_FOLDERS = ("tests/kernels/triton", "tests/server/triton", "tests/server/engine/triton")
@@ -41,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the session, or one part of it. 0 if every part ended by itself and no test failed."""
     parser = argparse.ArgumentParser("python -m hotshoe.server.gpu_session", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of the results; made if missing")
+    parser.add_argument(
+        "--scratch", type=Path, help="keep the random base there for the next session, gigabytes (default: nowhere)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on the CPU")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated (default: all)")
     parser.add_argument("--in-process", choices=PARTS, help=argparse.SUPPRESS)  # what a part's own process is told
@@ -51,38 +60,59 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--parts: expected some of {', '.join(PARTS)}, not {', '.join(unknown)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    sizes = sizes_of(dry_run=options.dry_run)
-    if options.in_process:
-        run_part(options.in_process, sizes, options.out, dry_run=options.dry_run)
-        return 0
-    device, sound = _device_name(options.dry_run), True  # asked first: a part may leave the device unable to answer
+    with contextlib.ExitStack() as cleanup:
+        scratch = options.scratch or Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="hotshoe-gpu-")))
+        session = Session(options.out.resolve(), scratch.resolve(), dry_run=options.dry_run)
+        if not options.in_process:
+            return run_parts(parts, session)
+        run_part(options.in_process, session)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where a session leaves what it finds, and what it needs meanwhile."""
+
+    out: Path
+    scratch: Path
+    dry_run: bool
+
+    @property
+    def sizes(self) -> SessionSizes:
+        return sizes_of(dry_run=self.dry_run)
+
+
+def run_parts(parts: list[str], session: Session) -> int:
+    """Runs parts one after the other and writes their tables; 0 if every one ended by itself and no test failed."""
+    device, sound = _device_name(session.dry_run), True  # asked first: a part may leave the device unable to answer
+    due = time.monotonic()
     for part in parts:
         started = time.monotonic()
-        limit = sizes.part_seconds[part]
-        if part == "tests":
-            ended = run_tests(options.out, limit, dry_run=options.dry_run)
-        else:
-            ended = run_process(part, options.out, limit, dry_run=options.dry_run)
+        due += session.sizes.part_seconds[part]
+        ended = run_tests(session, due - started) if part == "tests" else run_process(part, session, due - started)
         sound = sound and ended
         print(f"{part}: {time.monotonic() - started:.0f} s{'' if ended else ', NOT WHOLE: see its log'}", flush=True)
-    print(write_results(options.out, device), flush=True)
+    print(write_results(session.out, device), flush=True)
     return 0 if sound else 1
 
 
-def run_part(part: str, sizes: SessionSizes, out: Path, *, dry_run: bool) -> None:
+def run_part(part: str, session: Session) -> None:
     """Measures one part in this process; each row is on disk as soon as it is known."""
-    with (out / f"{part}.jsonl").open("w") as file:
-        for row in rows_of(part, sizes, device_of(dry_run=dry_run)):
+    with (session.out / f"{part}.jsonl").open("w") as file:
+        for row in rows_of(part, session):
             file.write(json.dumps(row) + "\n")
             file.flush()
 
 
-def rows_of(part: str, sizes: SessionSizes, device: torch.device) -> Iterator[Row]:
+def rows_of(part: str, session: Session) -> Iterator[Row]:
     """A part's figures, as they come."""
-    from hotshoe.server.gpu_session import kernel_rows, ours, theirs
+    from hotshoe.server.gpu_session import kernel_rows, ours, serve, theirs
 
+    sizes, device = session.sizes, device_of(dry_run=session.dry_run)
     if part == "ours":
         return ours.measure(sizes, device)
+    if part == "serve":
+        return serve.measure(sizes, device, session.scratch)
     if part == "fallback":
         return ours.measure(sizes, device, FALLBACK)
     if part == "peft":
@@ -90,16 +120,17 @@ def rows_of(part: str, sizes: SessionSizes, device: torch.device) -> Iterator[Ro
     return kernel_rows.measure(sizes, device)
 
 
-def run_process(part: str, out: Path, limit_seconds: int, *, dry_run: bool) -> bool:
+def run_process(part: str, session: Session, limit_seconds: float) -> bool:
     """Runs a part in a process of its own; whether it ended well and in time."""
-    command = [sys.executable, "-m", "hotshoe.server.gpu_session", "--out", str(out), "--in-process", part]
-    with (out / f"{part}.log").open("w") as log:
-        process = _start([*command, *(["--dry-run"] if dry_run else [])], log, dry_run=dry_run)
-        return _await(process, time.monotonic() + limit_seconds)
+    command = [sys.executable, "-m", "hotshoe.server.gpu_session", "--out", str(session.out), "--in-process", part]
+    command += ["--scratch", str(session.scratch), *(["--dry-run"] if session.dry_run else [])]
+    with (session.out / f"{part}.log").open("w") as log:
+        return _await(_start(command, log, dry_run=session.dry_run), time.monotonic() + limit_seconds)
 
 
-def run_tests(out: Path, limit_seconds: int, *, dry_run: bool) -> bool:
+def run_tests(session: Session, limit_seconds: float) -> bool:
     """Runs the tests for a GPU, all files side by side; whether all passed in time."""
+    out, dry_run = session.out, session.dry_run
     files = [path for folder in TEST_FOLDERS for path in sorted((ROOT / folder).glob("test_*.py"))]
     if dry_run:
         files = [path for path in files if path.stem == "test_triton_silu_mul"]

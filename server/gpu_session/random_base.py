@@ -1,5 +1,8 @@
 """A base of random weights, made where it is used: NF4 codes are drawn, not quantized, so that 8B take seconds."""
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hotshoe.registry.formats.lowered import LoweredAdapter, LoweredLinear, Outp
 from hotshoe.server.model.backends import LinearTensor
 from hotshoe.server.model.decoder_reader import tensor_shapes
 from hotshoe.server.model.families import spec_from_config
+from hotshoe.server.model.quantize import nf4_tensors, write_nf4
 from hotshoe.server.model.spec import ModelSpec
 
 
@@ -57,6 +61,45 @@ class RandomCheckpoint:
     def _bytes(self, count: int) -> Tensor:
         drawn = torch.empty(count, dtype=torch.uint8, device=self._device)
         return drawn.random_(0, 256, generator=self._generator)
+
+
+def write_base(config: dict[str, Any], directory: Path, device: torch.device) -> None:
+    """Makes `directory` a base that a server loads, all of it or nothing; one that is there already stays."""
+    if directory.exists():
+        return
+    checkpoint, unfinished = RandomCheckpoint(config, device), directory.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    write_nf4(_stored(checkpoint), checkpoint.config, unfinished)
+    write_tokenizer(checkpoint.spec.vocab_size, unfinished)
+    os.rename(unfinished, directory)
+
+
+def _stored(checkpoint: RandomCheckpoint) -> Iterator[tuple[str, Tensor]]:
+    linears = {f"{shape.module}.weight": shape.module for _, shape in checkpoint.spec.linears()}
+    for name in sorted(checkpoint.names):
+        if name in linears:
+            weight = checkpoint.linear(linears[name])
+            assert isinstance(weight, Nf4Weight), "random linears are"
+            yield from ((key, tensor.cpu()) for key, tensor in nf4_tensors(name, weight).items())
+        else:
+            yield name, checkpoint.tensor(name).cpu()
+
+
+def write_tokenizer(vocab_size: int, directory: Path) -> None:
+    """A byte-level tokenizer of so many tokens, which decodes as many as a model of random weights draws."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    end = "<|end|>"
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [f"\u0120{number:x}" for number in range(len(letters), vocab_size - 1)]  # each behind a blank
+    vocabulary = {symbol: number for number, symbol in enumerate([*letters, *words, end])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([end])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end).save_pretrained(directory)
 
 
 def cancelling_adapter(spec: ModelSpec) -> LoweredAdapter:

@@ -32,6 +32,7 @@ def write_results(out: Path, device: str) -> str:
         _tests(rows),
         _starts(rows),
         _apart(rows),
+        _served(rows),
         _steps(rows),
     )
     text = "\n\n".join("\n".join(lines) for lines in parts if lines)
@@ -88,6 +89,38 @@ def _apart(rows: list[Row]) -> list[str]:
         for row in rows
         if row["what"] == "apart"
     ]
+
+
+def _served(rows: list[Row]) -> list[str]:
+    """What clients of a server got, and what a cold adapter cost them."""
+    lines = [
+        f"{row['system']} by {row['backend']}: ready in {row['seconds']:.1f} s; the base is written in "
+        f"{row['write_seconds']:.1f} s, an adapter published in {row['publish_seconds']:.2f} s"
+        for row in rows
+        if row["what"] == "ready"
+    ]
+    streams = [row for row in rows if row["what"] == "streams"]
+    if streams:
+        lines += [
+            f"its cache holds {streams[0]['kv_tokens']:,} tokens",
+            "",
+            "| streams | adapters | tokens/s | first token, ms: p50; p99 | between tokens, ms: p50; p99 | failed |",
+            "|---|---|---|---|---|---|",
+        ]
+    for row in streams:
+        first, between = (f"{_ms(row[f'{x}_p50_ms'])}; {_ms(row[f'{x}_p99_ms'])}" for x in ("ttft", "inter_token"))
+        speed = f"{row['tokens_per_second']:,.0f}"
+        lines.append(f"| {row['rows']} | {row['adapters']} | {speed} | {first} | {between} | {row['errors']} |")
+    swaps = {row["place"]: row for row in rows if row["what"] == "swap"}
+    if "device" in swaps:
+        warm = swaps["device"]["ms"]
+        added = [f", on {place} {row['ms'] - warm:+.1f} ms" for place, row in swaps.items() if place != "device"]
+        lines += ["", f"First token with its adapter on the device {_cell(swaps['device'])} ms{''.join(added)}"]
+    return lines
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _starts(rows: list[Row]) -> list[str]:

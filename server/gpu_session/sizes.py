@@ -11,6 +11,20 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 @dataclass(frozen=True, slots=True)
+class ServeSizes:
+    """What a server is asked for, with none and with all of some adapters."""
+
+    arguments: tuple[str, ...]  # of the server
+    streams: tuple[int, ...]
+    adapters: int
+    cold: int  # adapters that come and go
+    tries: int  # of each place where those lie
+    prompt_tokens: int
+    new_tokens: int
+    rounds: int  # timed, after one that is not
+
+
+@dataclass(frozen=True, slots=True)
 class SessionSizes:
     """A model, the batches that decode it, and for how long each part may run."""
 
@@ -22,7 +36,8 @@ class SessionSizes:
     prompts: tuple[int, ...]  # rows of a step of one prompt
     rank: int
     steps: int  # timed, after as many that are not
-    part_seconds: dict[str, int]
+    serve: ServeSizes
+    part_seconds: dict[str, int]  # what a part leaves is for those behind it
 
     @property
     def batches(self) -> list[tuple[int, int]]:
@@ -51,7 +66,17 @@ REAL = SessionSizes(
     prompts=(512, 2048),
     rank=16,
     steps=20,
-    part_seconds={"ours": 110, "peft": 90, "kernels": 125, "fallback": 60, "tests": 90},
+    serve=ServeSizes(
+        arguments=("--device", "cuda"),
+        streams=(1, 8, 32),
+        adapters=8,
+        cold=2,
+        tries=5,
+        prompt_tokens=256,
+        new_tokens=128,
+        rounds=2,
+    ),
+    part_seconds={"ours": 90, "serve": 120, "peft": 70, "kernels": 95, "fallback": 40, "tests": 50},
 )
 DRY = SessionSizes(
     config={
@@ -76,7 +101,17 @@ DRY = SessionSizes(
     prompts=(4,),
     rank=4,
     steps=1,
-    part_seconds=dict.fromkeys(("ours", "peft", "kernels", "fallback", "tests"), 170),
+    serve=ServeSizes(
+        arguments=("--device", "cpu", "--backend", "reference", "--threads", "1"),
+        streams=(2,),
+        adapters=2,
+        cold=1,
+        tries=1,
+        prompt_tokens=8,
+        new_tokens=3,
+        rounds=1,
+    ),
+    part_seconds=dict.fromkeys(("ours", "serve", "peft", "kernels", "fallback", "tests"), 170),
 )
 
 

@@ -9,21 +9,28 @@ from torch import nn
 from hotshoe.server.gpu_session.ours import Row, timed
 from hotshoe.server.gpu_session.sizes import TARGETS, SessionSizes
 
+_LIMIT_SECONDS = 2.0  # of a batch, so that all of them end in the part's time
+
 
 def measure(sizes: SessionSizes, device: torch.device) -> Iterator[Row]:
-    """Each batch's decode time; rows have an adapter each, through PEFT's mixed batches."""
+    """Each batch's decode time; rows have an adapter each, through PEFT's mixed batches.
+
+    Batches of few adapters come first: adding one takes PEFT a third of a second, and a step takes the longer the more
+    of them it mixes.
+    """
     model = random_model(sizes.config, device)
     plain = _decode(model, sizes, device)
     for rows in sizes.rows:
-        yield _row(rows, 0) | timed(plain(rows, None), sizes.steps, device)
+        yield _row(rows, 0) | timed(plain(rows, None), sizes.steps, device, limit_seconds=_LIMIT_SECONDS)
     for length in sizes.prompts:
         yield _row(length, 0) | {"what": "prompt"} | timed(_prompt(model, length, device), 2, device)
-    adapted = with_adapters(model, sizes, device)
-    decode = _decode(adapted, sizes, device)
-    for rows, adapters in sizes.batches:
-        if adapters:
-            names = [f"a{row * adapters // rows}" for row in range(rows)]
-            yield _row(rows, adapters) | timed(decode(rows, names), max(1, sizes.steps // 2), device)
+    adapted = Adapted(model, sizes.rank, device)
+    decode = _decode(adapted.model, sizes, device)
+    for adapters, rows in sorted((adapters, rows) for rows, adapters in sizes.batches if adapters):
+        adapted.add_up_to(adapters)
+        names = [f"a{row * adapters // rows}" for row in range(rows)]
+        steps = max(1, sizes.steps // 2)
+        yield _row(rows, adapters) | timed(decode(rows, names), steps, device, limit_seconds=_LIMIT_SECONDS)
 
 
 def random_model(config: dict[str, Any], device: torch.device) -> Any:
@@ -55,20 +62,32 @@ def random_model(config: dict[str, Any], device: torch.device) -> Any:
     return model.eval()
 
 
-def with_adapters(model: Any, sizes: SessionSizes, device: torch.device) -> Any:
-    """The model with as many LORA adapters as any batch has, on all its linears."""
-    from peft import LoraConfig, get_peft_model
+class Adapted:
+    """A model with LORA adapters on all its linears: a0, a1, …"""
 
-    config = LoraConfig(r=sizes.rank, lora_alpha=sizes.rank, target_modules=list(TARGETS), init_lora_weights=False)
-    with device:  # else every factor is drawn on the host
-        adapted = get_peft_model(model, config, adapter_name="a0", autocast_adapter_dtype=False)
-        for index in range(1, max(sizes.adapters)):
-            adapted.add_adapter(f"a{index}", config)
-    dtype = model.lm_head.weight.dtype
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(dtype)
-    return adapted.eval()
+    def __init__(self, model: Any, rank: int, device: torch.device) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        self._config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS), init_lora_weights=False)
+        self._device, self._dtype = device, model.lm_head.weight.dtype
+        self._count = 1
+        with device:  # else every factor is drawn on the host
+            self.model = get_peft_model(model, self._config, adapter_name="a0", autocast_adapter_dtype=False)
+        self._settle()
+
+    def add_up_to(self, count: int) -> None:
+        """Adds adapters until there are so many."""
+        with self._device:
+            for index in range(self._count, count):
+                self.model.add_adapter(f"a{index}", self._config)
+        self._count = max(self._count, count)
+        self._settle()
+
+    def _settle(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(self._dtype)
+        self.model.eval()
 
 
 def _decode(model: Any, sizes: SessionSizes, device: torch.device) -> Callable[..., Callable[[], Any]]:

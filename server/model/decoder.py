@@ -70,13 +70,21 @@ class Decoder:
 
     def new_kv_cache(self, num_slots: int) -> KvCache:
         """A zeroed cache of that many positions; the first page of slots must stay unused."""
+        return self._kv_cache(num_slots, self.backend.device)
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """What the cache takes for one position."""
+        return self._kv_cache(1, torch.device("meta")).size_bytes
+
+    def _kv_cache(self, num_slots: int, device: torch.device) -> KvCache:
         return KvCache(
             num_slots,
             num_layers=self.spec.num_layers,
             kv_heads=self.spec.num_kv_heads,
             head_dim=self.spec.head_dim,
             dtype=self.backend.kv_dtype or self.backend.dtype,
-            device=self.backend.device,
+            device=device,
         )
 
     @torch.inference_mode()

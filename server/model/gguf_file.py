@@ -4,6 +4,7 @@ llama.cpp keeps the query and key rows of its "llama" architecture with rotary p
 back into halves.
 """
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class GgufFile:
             if own.get(name, head_dim) != head_dim:
                 raise UnsupportedModel(f"{name}: expected the head's length, {head_dim}, not {own[name]}")
         if self._is_phi3:
-            return config | self._phi3_config(own, head_dim)
+            return config | self._phi3_config(own, integer(config, "head_dim"))
         if scaling := self._rope_scaling(own, head_dim, config):
             config["rope_scaling"] = scaling
         return config
@@ -129,9 +130,12 @@ class GgufFile:
         """What is Phi-3's alone: its window, of which 0 says that there is none, and how it turns."""
         if "attention.sliding_window" not in own:
             raise UnsupportedModel("attention.sliding_window: missing, as in old files; convert the model anew")
+        turned = integer(own, "rope.dimension_count", head_dim)
+        share = turned / head_dim
         found = {
             "sliding_window": own["attention.sliding_window"] or None,
-            "partial_rotary_factor": own.get("rope.dimension_count", head_dim) / head_dim,
+            # of which transformers takes the whole number below
+            "partial_rotary_factor": share if int(head_dim * share) == turned else math.nextafter(share, 1),
         }
         if "rope.scaling.original_context_length" in own:
             found["original_max_position_embeddings"] = own["rope.scaling.original_context_length"]

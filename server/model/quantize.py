@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,18 @@ def nf4_tensors(name: str, weight: Nf4Weight) -> dict[str, Tensor]:
 def write_quantized(checkpoint: Checkpoint, spec: ModelSpec, directory: Path) -> None:
     """Writes the NF4 form of a checkpoint as a Hugging Face directory: config.json and safetensors, no tokenizer."""
     check_tensors(spec, checkpoint)
-    shards = _ShardWriter(directory)
     linears = {f"{shape.module}.weight" for _, shape in spec.linears()}
-    for name, shape in tensor_shapes(spec).items():
-        for key, tensor in _stored(checkpoint, name, shape, name in linears):
-            shards.add(key, tensor)
+    stored = (_stored(checkpoint, name, shape, name in linears) for name, shape in tensor_shapes(spec).items())
+    write_nf4(chain.from_iterable(stored), checkpoint.config, directory)
+
+
+def write_nf4(tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], directory: Path) -> None:
+    """Writes tensors, quantized weights as `nf4_tensors` gives them, and their config as a Hugging Face directory."""
+    shards = _ShardWriter(directory)
+    for name, tensor in tensors:
+        shards.add(name, tensor)
     shards.close()
-    config = {**checkpoint.config, "dtype": "bfloat16", "quantization_config": QUANTIZATION_CONFIG}
+    config = {**config, "dtype": "bfloat16", "quantization_config": QUANTIZATION_CONFIG}
     config.pop("torch_dtype", None)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

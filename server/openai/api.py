@@ -59,6 +59,7 @@ class OpenAiApi:
         self._started = int(time.time())
 
     def application(self) -> web.Application:
+        """The routes, for an aiohttp runner."""
         application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
         application.router.add_post("/v1/chat/completions", self._chat)
         application.router.add_post("/v1/completions", self._complete)

@@ -30,6 +30,7 @@ class _EventStream(ABC):
         self._response: web.StreamResponse | None = None
 
     async def run(self, stream: StreamGenerate, message: generation_pb2.GenerateRequest) -> web.StreamResponse:
+        """Has the request answered, and writes what comes. Raises Refused where nothing has come yet."""
         call = generation_pb2.StreamGenerateRequest(request=message)
         try:
             await stream(call, http_context(self._request, self._take))

@@ -8,7 +8,7 @@ Defaults are OpenAI's: temperature 1, top_p 1; 16 tokens of a completion, and wh
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from hotshoe.protos.v1 import generation_pb2
 from hotshoe.server.errors import InvalidRequest
@@ -18,6 +18,8 @@ BASE = "base"
 MAX_PROMPTS = 64
 COMPLETION_TOKENS = 16
 _UINT32, _UINT64 = 1 << 32, 1 << 64
+
+_T = TypeVar("_T")
 
 _SAMPLING = {
     "temperature": float,
@@ -89,10 +91,12 @@ def echoes(body: Mapping[str, Any]) -> bool:
 
 
 def streams(body: Mapping[str, Any]) -> bool:
+    """Whether the answer is to come as events."""
     return _flag(body, "stream")
 
 
 def streams_usage(body: Mapping[str, Any]) -> bool:
+    """Whether one more event, at the end, is to tell the usage."""
     options = body.get("stream_options")
     if options is None:
         return False
@@ -202,11 +206,13 @@ def _check_fields(body: Mapping[str, Any], known: set[str]) -> None:
             raise InvalidRequest(name[:80], "unknown")
 
 
-def _typed(body: Mapping[str, Any], name: str, kind: type, expected: str) -> Any:
+def _typed(body: Mapping[str, Any], name: str, kind: type[_T], expected: str) -> _T | None:
     value = body.get(name)
     if value is not None and not isinstance(value, kind):
         raise InvalidRequest(name, f"expected {expected}")
-    return _encodable(name, value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        _encodable(name, value)
+    return value
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:
@@ -216,8 +222,8 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _number(body: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = body[name]
+def _number(body: Mapping[str, Any], name: str, kind: type[float]) -> float:
+    value: object = body[name]
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
         raise InvalidRequest(name, f"expected a {'whole ' if kind is int else ''}number")
     return value

@@ -24,10 +24,12 @@ class Head:
     model: str  # as the request named it
 
     def of(self, kind: str) -> dict[str, Any]:
+        """`kind`: what OpenAI calls such an object, e.g. "chat.completion"."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
 def chat_completion(head: Head, response: generation_pb2.GenerateResponse, *, logprobs: bool) -> dict[str, Any]:
+    """The answers to a chat; `logprobs`: whether with their tokens' log-probabilities."""
     choices = [
         {
             "index": index,
@@ -74,6 +76,7 @@ def completion_choice(index: int, text: str, tokens: _Tokens, finish: str | None
 
 
 def chat_logprobs(tokens: Iterable[generation_pb2.Token]) -> dict[str, Any]:
+    """Log-probabilities of an answer's tokens, with the alternatives that were asked for, as chats have them."""
     content = [
         {
             "token": token.text,
@@ -111,6 +114,7 @@ def finish_reason(answer: generation_pb2.Completion) -> str:
 
 
 def usage(responses: Iterable[generation_pb2.GenerateResponse]) -> dict[str, Any]:
+    """Tokens of all prompts and of all answers."""
     used = [response.usage for response in responses]
     prompt, answers = sum(one.prompt_tokens for one in used), sum(one.completion_tokens for one in used)
     return {

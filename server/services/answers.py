@@ -162,6 +162,7 @@ class RequestAnswers:
         )
 
     def usage(self) -> generation_pb2.Usage:
+        """Tokens so far, and times once the first of them came."""
         usage = generation_pb2.Usage(
             prompt_tokens=len(self.request.prompt_token_ids),
             completion_tokens=self.num_tokens,

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from torch import Tensor
 
 from hotshoe.kernels.reference import dequantize_nf4
 from hotshoe.registry.errors import RegistryError
@@ -86,7 +88,7 @@ class Doctor:
         self._work = PacedWork(pace)
         self._screens = ThreadPoolExecutor(1, "doctor", initializer=use_one_core)
         self._counts = ThreadPoolExecutor(1, "doctor-exact", initializer=use_one_core)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Diagnosis | None]] = set()
 
     async def diagnose(self, files: Mapping[str, Path], *, exact: bool = False, approximate_rank: int = 0) -> Diagnosis:
         """Examines an adapter's files. Who is cancelled ends the work too.
@@ -270,5 +272,5 @@ class Doctor:
                 self._spectra.of(linear)
 
 
-def _requantized(weight: Any) -> Any:
+def _requantized(weight: Tensor) -> Tensor:
     return dequantize_nf4(quantize_nf4(weight))

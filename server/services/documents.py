@@ -1,7 +1,6 @@
 """The RPCs that keep documents about adapters, which callers bring."""
 
 import logging
-from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
 from hotshoe.registry.adoption import check_referrer
@@ -24,7 +23,7 @@ class DocumentService(RegistryPart):
     ) -> registry_pb2.AttachReferrerResponse:
         _check_type(request.artifact_type)
         record = await call(self._registry.resolve, request.reference)
-        attach = partial(
+        referrer = await call(
             self._registry.attach,
             record.digest,
             request.document,
@@ -32,7 +31,6 @@ class DocumentService(RegistryPart):
             file_name=request.file_name,
             annotations=dict(request.annotations),
         )
-        referrer = await call(attach)
         log_event(
             logging.INFO, "attach", name=record.name, digest=record.digest, type=referrer.artifact_type,
             document=referrer.document.digest,

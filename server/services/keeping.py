@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
 from hotshoe.registry.store.fsck import FsckProgress, FsckReport
@@ -53,8 +52,7 @@ class KeepingService(RegistryPart):
             expected = f"{MIN_LEASE_SECONDS:.0f} to {MAX_LEASE_SECONDS:.0f}"
             raise InvalidRequest("ttl_seconds", f"expected {expected}, not {seconds}")
         record = await call(self._registry.resolve, request.reference)
-        take = partial(self._registry.lease_durably, record.digest, holder=request.holder, ttl_seconds=seconds)
-        lease = await call(take)
+        lease = await call(self._registry.lease_durably, record.digest, holder=request.holder, ttl_seconds=seconds)
         log_event(logging.INFO, "lease", name=record.name, digest=record.digest, holder=request.holder, seconds=seconds)
         return registry_pb2.LeaseAdapterResponse(lease=lease_message(lease))
 
@@ -82,7 +80,7 @@ class KeepingService(RegistryPart):
         grace = request.grace_seconds if request.HasField("grace_seconds") else DEFAULT_GRACE_SECONDS
         if not MIN_GRACE_SECONDS <= grace < math.inf:
             raise InvalidRequest("grace_seconds", f"expected at least {MIN_GRACE_SECONDS:.0f}, not {grace}")
-        report = await call(partial(self._registry.collect_garbage, grace_seconds=grace, dry_run=request.dry_run))
+        report = await call(self._registry.collect_garbage, grace_seconds=grace, dry_run=request.dry_run)
         if not request.dry_run:
             log_event(
                 logging.INFO,

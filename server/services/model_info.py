@@ -5,13 +5,14 @@ import logging
 from hotshoe.protos.v1 import generation_pb2
 from hotshoe.registry.formats.kind import ADAPTER_KINDS
 from hotshoe.server.config import ServerConfig
+from hotshoe.server.engine.kv_capacity import KvCapacity
 from hotshoe.server.engine.request import AdapterUse
 from hotshoe.server.logs import log_event
 from hotshoe.server.model.loader import LoadedBase
 
 
 def model_info(
-    base: LoadedBase, config: ServerConfig, merged: AdapterUse | None
+    base: LoadedBase, config: ServerConfig, capacity: KvCapacity, merged: AdapterUse | None
 ) -> generation_pb2.GetModelInfoResponse:
     """The base's identity and the server's capacity; `merged` is the adapter in its weights."""
     return generation_pb2.GetModelInfoResponse(
@@ -19,12 +20,14 @@ def model_info(
         base_digest=base.digest,
         quantization=base.quantization,
         device=base.device,
-        max_sequence_length=min(base.spec.max_sequence_length, config.engine.kv_tokens),
+        max_sequence_length=min(base.spec.max_sequence_length, capacity.tokens),
         max_running_requests=config.engine.max_running_requests,
         max_resident_adapters=config.residency.adapter_slots,
         adapter_kinds=sorted(ADAPTER_KINDS),
         eos_token_id=min(base.tokenizer.eos_token_ids, default=0),
         merged=_merged_adapter(base, merged),
+        kv_cache_tokens=capacity.tokens,
+        kv_cache_bytes=capacity.size_bytes,
     )
 
 

@@ -5,7 +5,6 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from functools import partial
 from weakref import WeakValueDictionary
 
 from hotshoe.protos.v1 import generation_pb2
@@ -51,7 +50,7 @@ class OutputFormats:
         if grammar is None:
             if len(self._live) >= MAX_LIVE:
                 raise QueueFull(f"{MAX_LIVE} different formats are under way")
-            grammar = await call_in(self._executor, partial(self._found_or_compiled, key, message))
+            grammar = await call_in(self._executor, self._found_or_compiled, key, message)
             self._live[key] = grammar
         self._kept[key] = grammar
         self._kept.move_to_end(key)

@@ -1,7 +1,6 @@
 """The RPCs that publish adapters and find them."""
 
 import logging
-from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
 from hotshoe.registry.adoption import check_manifest
@@ -32,7 +31,7 @@ class PublishingService(RegistryPart):
         if self._publish_doctor == "require":
             paths = await call(self._registry.uploaded_files, files)
             diagnosis = await self._doctor.refuse_bad(request.name, paths, approximate_rank=rank)
-        publish = partial(
+        record, created = await call(
             self._registry.publish,
             name=request.name,
             tags=list(request.tags),
@@ -42,7 +41,6 @@ class PublishingService(RegistryPart):
             validate_only=request.validate_only,
             approximation=None if cut is None else cut.approximation,
         )
-        record, created = await call(publish)
         if not request.validate_only:
             tags = ",".join(request.tags) or "-"
             log_event(
@@ -75,7 +73,7 @@ class PublishingService(RegistryPart):
         if content.base_digest != self._base.digest:
             problem = f"the adapter is for {content.base_digest}; the base model here, {self._base.name}, is "
             raise IncompatibleAdapter("manifest.annotations", problem + self._base.digest)
-        adopt = partial(
+        record, created = await call(
             self._registry.adopt,
             request.manifest,
             name=request.name,
@@ -83,7 +81,6 @@ class PublishingService(RegistryPart):
             base=self._base,
             approve=self._transfers.approve(request.name),
         )
-        record, created = await call(adopt)
         log_event(logging.INFO, "adopt", name=record.name, digest=record.digest, new=created)
         if self._publish_doctor == "warn":
             await self._doctor.examine_soon(record)
@@ -102,12 +99,11 @@ class PublishingService(RegistryPart):
     ) -> registry_pb2.ListAdaptersResponse:
         if request.page_size < 0:
             raise InvalidRequest("page_size", f"must be 0 or more, not {request.page_size}")
-        page = partial(
+        records, token = await call(
             self._registry.list,
             page_size=request.page_size,
             page_token=request.page_token,
             name_contains=request.name_contains,
             kind=request.kind,
         )
-        records, token = await call(page)
         return registry_pb2.ListAdaptersResponse(adapters=map(adapter_message, records), next_page_token=token)

@@ -5,7 +5,6 @@ What is here never waits for a remote, and never fails with one.
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor
 from functools import partial
@@ -16,11 +15,10 @@ from hotshoe.registry.registry import Registry
 from hotshoe.registry.remotes.progress import TransferProgress
 from hotshoe.server.errors import QueueFull
 from hotshoe.server.logs import log_event
+from hotshoe.server.services.recent_failures import RecentFailures
 from hotshoe.server.services.transfers import CopyObserver, Transfers, sparse, total
 
 MAX_FLIGHTS = 64
-_FORGET_SECONDS = 5.0  # after which a digest that no remote gave is asked for again
-_MAX_FAILURES = 1024
 
 # Called on the event loop with bytes done and bytes in all.
 OnBytes = Callable[[int, int], None]
@@ -40,7 +38,7 @@ class PullThrough:
         self._executor = executor
         self._observer = observer
         self._flights: dict[str, _Flight] = {}
-        self._failures: dict[str, tuple[Exception, float]] = {}  # by reference: what to raise, and until when
+        self._failures: RecentFailures[Exception] = RecentFailures()
 
     async def bring(self, references: Iterable[str]) -> None:
         """Returns once every "name@digest" among `references` is here; other references are left to their resolver.
@@ -91,7 +89,8 @@ class PullThrough:
             raise StoreReadOnly(f"no adapter {ref} here, and none is fetched: {error}") from None
         if (flight := self._flights.get(reference)) is not None:
             return flight
-        self._raise_known_failure(reference)
+        if (failure := self._failures.find(reference)) is not None:
+            raise failure.with_traceback(None)
         if len(self._flights) >= MAX_FLIGHTS:
             raise QueueFull(f"{MAX_FLIGHTS} adapters are being fetched already")
         return self._start(reference, ref)
@@ -104,12 +103,6 @@ class PullThrough:
         except RegistryError:  # its resolver says what is wrong
             return True
         return True
-
-    def _raise_known_failure(self, reference: str) -> None:
-        failure, until = self._failures.get(reference, (None, 0.0))
-        if failure is not None and time.monotonic() < until:
-            raise failure.with_traceback(None)
-        self._failures.pop(reference, None)
 
     def _start(self, reference: str, ref: AdapterRef) -> "_Flight":
         loop = asyncio.get_running_loop()
@@ -128,9 +121,7 @@ class PullThrough:
         error = task.exception()
         self._observer.pulled_through("miss" if error is None else "failure")
         if isinstance(error, Exception):
-            while len(self._failures) >= _MAX_FAILURES:
-                del self._failures[next(iter(self._failures))]
-            self._failures[reference] = (error, time.monotonic() + _FORGET_SECONDS)
+            self._failures.note(reference, error)
             log_event(logging.WARNING, "pull_through_failed", reference=reference, reason=str(error))
 
     def _fetch(self, ref: AdapterRef, progress: Callable[[TransferProgress], None]) -> None:

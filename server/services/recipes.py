@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
 from hotshoe.registry.errors import StoreReadOnly
@@ -137,7 +136,7 @@ class RecipeService(RegistryPart):
         lineage: Lineage,
     ) -> AdapterRecord:
         """Publishes what was made of other adapters, under the name and the tags that were asked for."""
-        publish = partial(
+        record, _ = await call(
             self._registry.publish,
             name=request.name,
             tags=list(request.tags),
@@ -146,5 +145,4 @@ class RecipeService(RegistryPart):
             base=self._base,
             lineage=lineage,
         )
-        record, _ = await call(publish)
         return record

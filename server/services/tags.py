@@ -1,7 +1,6 @@
 """The RPCs about tags, and where they pointed."""
 
 import logging
-from functools import partial
 
 from hotshoe.protos.v1 import registry_pb2
 from hotshoe.registry.reader import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
@@ -45,5 +44,5 @@ class TagService(RegistryPart):
         if request.limit < 0:
             raise InvalidRequest("limit", f"must be 0 or more, not {request.limit}")
         limit = min(request.limit or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        history = await call(partial(self._registry.tag_history, request.name, request.tag, limit=limit))
+        history = await call(self._registry.tag_history, request.name, request.tag, limit=limit)
         return registry_pb2.ListTagMovesResponse(moves=map(move_message, history))

@@ -87,7 +87,8 @@ class RunningEngine:
         expect_death: bool = False,
         **config: Any,
     ) -> None:
-        settings = {"kv_tokens": 2048, "page_tokens": 4, "max_step_tokens": 64, "max_running_requests": 16}
+        settings: dict[str, Any] = {"kv_tokens": 2048, "page_tokens": 4, "max_step_tokens": 64, **config}
+        settings = {"max_running_requests": 16, "check_every_step": True, **settings}
         self.reports: list[StepReport] = []
         self.answers: dict[tuple[str, int], Answer] = {}
         self.decoder = decoder
@@ -97,7 +98,8 @@ class RunningEngine:
             decoder=decoder,
             slots=slots,
             residency=residency,
-            config=EngineConfig(**{**settings, "check_every_step": True, **config}),
+            config=EngineConfig(**settings),
+            kv_tokens=settings["kv_tokens"],
             base_digest=f"sha256:{'b' * 64}",
             eos_token_ids=frozenset(eos_token_ids),
             on_step=self._note,

@@ -90,20 +90,20 @@ class SteppedScheduler:
         **config: Any,
     ) -> None:
         settings = {"kv_tokens": 65_536, "max_waiting_requests": 4096, "max_step_tokens": 512, **config}
-        self.config = EngineConfig(**settings)
+        self.config, kv_tokens = EngineConfig(**settings), settings["kv_tokens"]
         self.residency = SteppedResidency(adapter_slots, load_steps=load_steps)
         self.scheduler = Scheduler(
             config=self.config,
             blocks=KvBlocks(
-                num_pages=self.config.kv_tokens // self.config.page_tokens,
+                num_pages=kv_tokens // self.config.page_tokens,
                 page_tokens=self.config.page_tokens,
                 max_sequences=self.config.max_running_requests,
-                max_table_pages=self.config.kv_tokens // self.config.page_tokens,
+                max_table_pages=kv_tokens // self.config.page_tokens,
             ),
             residency=cast(AdapterResidency, self.residency),
             adapter_slots=cast(AdapterSlots, self.residency),
             base_digest="sha256:base",
-            max_sequence_length=self.config.kv_tokens,
+            max_sequence_length=kv_tokens,
             tenant_weights=tenant_weights,
         )
         self.steps = 0

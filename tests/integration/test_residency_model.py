@@ -28,7 +28,7 @@ from hotshoe.clients import Client, NotFound, ResourceExhausted
 from hotshoe.clients.retry import NO_RETRY
 from hotshoe.protos.v1.residency_pb2 import TIER_DEVICE, TIER_HOST
 
-EXAMPLES = int(os.environ.get("HOTSHOE_RESIDENCY_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("HOTSHOE_RESIDENCY_EXAMPLES", "4"))
 STEPS = 30
 SLOTS = 2
 NAMES = ("a", "b", "c")

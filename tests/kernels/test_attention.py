@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hotshoe.kernels import ops, reference
+from hotshoe.kernels import ops, reference, sdpa_attention
 from hotshoe.kernels.attention_batch import AttentionBatch, PrefillSegment
 from hotshoe.kernels.ops import AttentionKind
 from hotshoe.kernels.sdpa_attention import padded_length
@@ -109,6 +109,19 @@ def test_a_length_is_padded_by_at_most_an_eighth_or_to_the_next_64() -> None:
         padded = padded_length(length)
         assert length <= padded <= max(-(-length // 64) * 64, length * 9 // 8 + 1)
         assert padded_length(padded) == padded
+
+
+def test_one_long_context_among_short_ones_does_not_make_all_of_them_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdpa_attention, "PADDED_FREELY", 1000)
+    kv, batch = random_kv(), random_batch([1, 1200, 3, 65, 128, 700, 2, 1, 40], [(5, 33)])
+    query = torch.randn(batch.num_rows, KV_HEADS * 3, HEAD_DIM)
+    plan = sdpa_attention.plan_padded(batch, window=None, device=query.device, dtype=query.dtype)
+    assert sum(group.slots.shape[0] for group in plan.decodes) <= 2 * int(batch.decode_lengths.sum())
+    expected = attend(query, kv, batch, "reference")
+    torch.testing.assert_close(attend(query, kv, batch, "padded"), expected, rtol=1e-4, atol=1e-5)
+    few = random_batch([700, 500, 600], [])
+    [group] = sdpa_attention.plan_padded(few, window=None, device=query.device, dtype=query.dtype).decodes
+    assert group.length == 700
 
 
 def test_plans_that_do_not_cover_the_rows_are_refused() -> None:

@@ -37,6 +37,12 @@ def test_engine_limits_below_one_are_refused_by_name(name: str) -> None:
         EngineConfig(**{name: 0})
 
 
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.01, float("nan")])
+def test_only_a_part_of_what_a_gpu_has_free_may_be_taken(fraction: float) -> None:
+    with pytest.raises(ValueError, match="free_gpu_memory_fraction: must be above 0, up to 1"):
+        EngineConfig(free_gpu_memory_fraction=fraction)
+
+
 def test_no_overtaking_may_be_asked_for_but_not_less() -> None:
     assert EngineConfig(max_overtakes=0).max_overtakes == 0
     with pytest.raises(ValueError, match="max_overtakes: must be at least 0"):

@@ -12,7 +12,7 @@ from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.registry.recipes.extract import Cut
 from hotshoe.registry.recipes.factors import Factors
 from hotshoe.server.errors import UnsupportedModel
-from hotshoe.server.extract import PROBE, Options, Refused, _Adapted, changed_tensors, parse, run
+from hotshoe.server.extract import PROBE, Options, Refused, _Adapted, changed_tensors, main, parse, run
 from hotshoe.server.model.checkpoints import DirectoryCheckpoint
 from hotshoe.server.model.loader import OpenBase, open_base
 from hotshoe.server.probe import probe_logits
@@ -182,3 +182,21 @@ def test_arguments_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     options = parse(["--from", "a", "--to", "b", "--rank-energy", "0.9"], {"XDG_DATA_HOME": "/data"})
     assert options.cut == Cut(energy=0.9) and options.base_cache == Path("/data/hotshoe/registry.bases")
     assert options.probe == PROBE
+
+
+def test_a_file_that_cannot_be_read_is_told_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    required = ["--from", "a", "--to", "b", "--rank", "4"]
+    with pytest.raises(SystemExit) as exit_:
+        parse([*required, "--probe", f"{tmp_path}/none"], {})
+    assert exit_.value.code == 2
+    assert f"error: --probe: {tmp_path}/none: No such file or directory\n" in capsys.readouterr().err
+    write_tiny_model(tmp_path / "base")
+    (tmp_path / "file").touch()
+    chosen = ["--base", f"{tmp_path}/base", "--base-cache", f"{tmp_path}/bases", "--from", f"{tmp_path}/file"]
+    monkeypatch.setattr("sys.argv", ["extract", *required, *chosen])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().err
+    assert told.endswith(f"hotshoe: {tmp_path}/file/config.json: Not a directory\n")

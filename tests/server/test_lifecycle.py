@@ -264,11 +264,55 @@ def test_a_base_that_the_gpu_has_no_memory_for_is_told_in_one_line(
     asyncio.run(main())
 
 
+def test_the_size_of_the_cache_is_logged_and_told(config: ServerConfig, caplog: pytest.LogCaptureFixture) -> None:
+    async def body(running: Running) -> None:
+        info = await running.generation.GetModelInfo(generation_pb2.GetModelInfoRequest())
+        size = (16_384 + 16) * running.server.base.decoder.kv_token_bytes
+        assert (info.kv_cache_tokens, info.kv_cache_bytes) == (16_384, size)
+        [told] = [record.__dict__["fields"] for record in caplog.records if record.message == "kv_cache"]
+        assert (told["tokens"], told["bytes"]) == (16_384, size)
+        scrape = running.server.metrics.scrape("")[0].decode()
+        assert 'block_size="16"' in scrape and 'num_gpu_blocks="1024"' in scrape
+
+    caplog.set_level("INFO", "hotshoe")
+    _run(config, body)
+
+
+def test_a_machine_that_has_next_to_nothing_free_is_told_what_to_say(
+    config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with pytest.raises(StartupError, match=r"^--kv-tokens: half of the 0\.00 GiB .* holds 0 tokens"):
+            await Server(config).start()
+        said = Server(replace(config, engine=EngineConfig(kv_tokens=64)))
+        await said.start()
+        await said.stop()
+
+    monkeypatch.setattr("hotshoe.server.core.free_bytes", lambda device: 100)
+    asyncio.run(main())
+
+
 def test_more_memory_than_there_can_be_is_told_in_one_line(config: ServerConfig) -> None:
     async def main() -> None:
         server = Server(replace(config, engine=EngineConfig(kv_tokens=1 << 50)))
         with pytest.raises(StartupError, match="no memory for what --kv-tokens"):
             await server.start()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"merge": "nobody:v1"}, "--merge: no adapter nobody:v1: nothing has that name"),
+        ({"auth_keys": Path("/nowhere/keys")}, "--auth-keys: /nowhere/keys: No such file or directory"),
+    ],
+)
+def test_a_start_that_fails_names_the_flag(config: ServerConfig, wrong: dict[str, Any], told: str) -> None:
+    async def main() -> None:
+        with pytest.raises(StartupError) as refused:
+            await Server(replace(config, **wrong)).start()
+        assert str(refused.value) == told
 
     asyncio.run(main())
 

@@ -5,9 +5,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from hotshoe.server.adapter_labels import MAX_ADAPTER_LABELS, OTHER_ADAPTERS
 from hotshoe.server.engine.report import StepStats
 from hotshoe.server.metric_table import LEGACY_METRICS, METRICS, Kind
-from hotshoe.server.metrics import MAX_ADAPTER_LABELS, OTHER_ADAPTERS, FinishedRequest, Metrics, Sources
+from hotshoe.server.metrics import FinishedRequest, Metrics, Sources
 
 PROMETHEUS_2 = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
 PROMETHEUS_3 = (

@@ -329,6 +329,7 @@ def test_version_tells_both_sides(hotshoe: Shell, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("hotshoe.clients.cli.version.PATIENCE_SECONDS", 200.0)
     version = hotshoe.json("version")
     assert re.fullmatch(r"\d+\.\d+.*", version["client"]) and version["server"]["base_digest"].startswith("sha256:")
+    assert "512 tokens a request, 16,384 in the key-value cache" in hotshoe("version").splitlines()
 
 
 def test_bench_measures_every_level(hotshoe: Shell, adapters: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import planted_bugs
@@ -9,7 +10,7 @@ import pytest
 from model_directories import write_tiny_model
 
 from hotshoe.clients.cli import scenario as verb
-from hotshoe.clients.scenarios import transfer
+from hotshoe.clients.scenarios import first_token, table, transfer
 from hotshoe.clients.scenarios.random_adapters import DecoderShape
 from hotshoe.clients.scenarios.report import ScenarioReport
 from hotshoe.clients.scenarios.stage import StageSettings
@@ -79,6 +80,24 @@ def test_transfer_measures_publishing_and_pulling_beside_the_least(
     assert pulled.measured == report.figures["pull_s"] / report.figures["least_s"]
     assert 0 < report.figures["publish_fastest_s"] <= report.figures["publish_s"]
     assert 0 <= report.figures["publish_server_mb"] < 100
+
+
+def test_first_token_looks_at_each_place_of_an_adapter_on_a_base_of_random_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_token, "RANKS", (4,))
+    monkeypatch.setitem(table.SCENARIOS, "first-token", replace(SCENARIOS["first-token"], shape=SHAPE))
+    arguments = ("--backend", "reference", "--device", "cpu", "--threads", "1")
+    settings = StageSettings(directory=tmp_path, server_arguments=arguments, scale=0.1)
+    report = asyncio.run(run_scenario("first-token", settings))
+    assert report.errors == {} and report.conditions["tries"] == 3
+    assert report.conditions["base_model"] == "random-base"
+    host, disk, cold = report.bars
+    assert host.limit == 5
+    for place, bar in (("disk", disk), ("cold", cold)):
+        assert bar.measured == pytest.approx(1e3 * report.figures[f"r4_{place}_added"])
+        assert bar.limit == pytest.approx(50 + 1e3 * report.figures[f"r4_{place}_read"])
+        assert report.figures[f"r4_{place}_added_p99"] >= report.figures[f"r4_{place}_added"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -8,9 +8,9 @@ import torch
 from canonical import canonical_logits
 from peft import LoraConfig, PeftModel
 from peft_adapters import adapter_files, save_peft
-from peft_kinds import DENSE_CONFIGS, one_of_each_kind
+from peft_kinds import DENSE_CONFIGS, for_fused, one_of_each_kind
 from safetensors.torch import load_file, save_file
-from tiny_models import ModelWeights, decoder_linears, tiny_llama, tiny_qwen2
+from tiny_models import ModelWeights, decoder_linears, tiny_llama, tiny_phi3, tiny_qwen2
 
 from hotshoe.registry.errors import InvalidAdapter
 from hotshoe.registry.formats.lowering import inspect_adapter, lower_adapter
@@ -18,7 +18,7 @@ from hotshoe.registry.formats.principal_factors import principal_factors
 from hotshoe.registry.validation import AdapterLimits
 
 TOKENS = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(7))
-MODELS = {"llama with biases": lambda: tiny_llama(bias=True), "qwen2": tiny_qwen2}
+MODELS = {"llama with biases": lambda: tiny_llama(bias=True), "qwen2": tiny_qwen2, "phi3": tiny_phi3}
 FULL = 96
 
 
@@ -47,7 +47,8 @@ def _path(target):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", DENSE_CONFIGS)
 def test_at_full_rank_the_logits_are_pefts(name, model, tmp_path):
-    save_peft(tmp_path, MODELS[model](), DENSE_CONFIGS[name]())
+    config = DENSE_CONFIGS[name]()
+    save_peft(tmp_path, MODELS[model](), for_fused(config) if model == "phi3" else config)
     base = MODELS[model]()
     lowered = lower_adapter(adapter_files(tmp_path), ModelWeights(base), approximate_rank=FULL)
     assert lowered.rank == 64  # the shorter side of the largest linear

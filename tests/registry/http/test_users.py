@@ -293,7 +293,7 @@ def test_what_is_no_certificate_is_told_in_one_line(certificate: tuple[Path, Pat
         (["127.0.0.1:0", "--tls-cert", none, "--tls-key", key], "cannot read the certificate"),
         (["127.0.0.1:0", "--tls-cert", cert, "--tls-key", str(tmp_path / "missing")], "No such file"),
         (["127.0.0.1:0", "--users", none], "line 1: expected NAME:$scrypt$"),
-        (["127.0.0.1:0", "--users", str(tmp_path / "missing")], "No such file"),
+        (["127.0.0.1:0", "--users", str(tmp_path / "missing")], f": {tmp_path}/missing: No such file or directory"),
         (["0.0.0.0:0"], "give --tls-cert and --tls-key, or say --insecure-bind"),
     ):
         done = subprocess.run([*serve, *arguments], capture_output=True, text=True, timeout=200)

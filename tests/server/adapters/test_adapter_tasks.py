@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import canonical_adapters as canonical
+import pytest
 import torch
 from adapter_files import poly_bytes
 from residency_house import House, Weights, leased, until
@@ -14,6 +15,7 @@ from hotshoe.registry.formats.lowering import lower_adapter
 from hotshoe.server.adapters.adapter_batch import AdapterSegment
 from hotshoe.server.adapters.adapter_key import adapter_key, digest_of, is_part_of, task_of
 from hotshoe.server.adapters.resident import Tier
+from hotshoe.server.errors import AdapterUnusable
 
 
 def skilled(house: House) -> str:
@@ -80,6 +82,7 @@ def test_a_quarantined_task_leaves_the_others_alone_until_the_adapter_is_unloade
     house.residency.load(adapter_key(digest, 1))
     for unloaded in (adapter_key(digest, 1), house.digests[0]):
         house.residency.unload(unloaded)
-        assert house.residency._quarantined
+        with pytest.raises(AdapterUnusable, match="it spoils answers"):
+            house.residency.load(adapter_key(digest, 0))
     house.residency.unload(digest)
     house.residency.load(adapter_key(digest, 0))

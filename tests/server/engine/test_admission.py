@@ -14,7 +14,7 @@ CONFIG = EngineConfig(max_running_requests=4, max_step_tokens=16, kv_tokens=64, 
 
 
 def check(request: Request) -> None:
-    check_request(request, CONFIG, vocab_size=100, max_sequence_length=200, adapter_slots=2)
+    check_request(request, CONFIG, kv_tokens=64, vocab_size=100, max_sequence_length=200, adapter_slots=2)
 
 
 def score(*choices: tuple[int, ...], **fields: Any) -> Request:
@@ -67,11 +67,7 @@ def test_what_just_fits_is_taken() -> None:
 
 
 def test_the_model_s_length_is_a_limit_too() -> None:
-    config = EngineConfig(kv_tokens=1024)
-    check_request(
-        make_request([1] * 150, max_new_tokens=50), config, vocab_size=100, max_sequence_length=200, adapter_slots=2
-    )
+    limits = {"kv_tokens": 1024, "vocab_size": 100, "max_sequence_length": 200, "adapter_slots": 2}
+    check_request(make_request([1] * 150, max_new_tokens=50), CONFIG, **limits)
     with pytest.raises(PromptTooLong, match="200"):
-        check_request(
-            make_request([1] * 150, max_new_tokens=51), config, vocab_size=100, max_sequence_length=200, adapter_slots=2
-        )
+        check_request(make_request([1] * 150, max_new_tokens=51), CONFIG, **limits)

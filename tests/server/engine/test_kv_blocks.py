@@ -88,6 +88,30 @@ def test_an_integrity_check_finds_a_lost_page() -> None:
         blocks.check_integrity()
 
 
+@pytest.mark.parametrize("wrong", [1, 3])  # the table's page, and one that is free already
+def test_an_integrity_check_finds_a_page_that_is_free_beside_itself(wrong: int) -> None:
+    blocks = make_blocks()
+    table = blocks.open_table()
+    assert blocks.grow(table, 4) and blocks.pages(table).tolist() == [1]
+    blocks._free[0] = wrong
+    with pytest.raises(AssertionError, match="free twice"):
+        blocks.check_integrity()
+
+
+def test_pages_of_the_cache_are_taken_only_behind_those_that_are_free() -> None:
+    blocks = make_blocks(num_pages=6)
+    first = blocks.open_table()
+    assert blocks.grow(first, 8)
+    cached = blocks.pages(first).tolist()
+    for key, page in zip((b"a", b"b"), cached, strict=True):
+        blocks.cache.insert(key, page)
+    blocks.close_table(first)
+    second = blocks.open_table()
+    assert blocks.grow(second, 24)
+    assert blocks.pages(second)[4:].tolist() == cached[::-1] and not set(blocks.pages(second)[:4].tolist()) & {*cached}
+    blocks.check_integrity()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories_keep_the_books(seed: int) -> None:
     rng = random.Random(seed)

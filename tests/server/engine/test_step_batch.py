@@ -29,8 +29,7 @@ def expected_slots(blocks: KvBlocks, chunk: Chunk, positions: range) -> list[int
 
 def make_blocks() -> KvBlocks:
     blocks = KvBlocks(num_pages=40, page_tokens=PAGE, max_sequences=8, max_table_pages=10)
-    blocks._free.reverse()
-    blocks._free[::2], blocks._free[1::2] = blocks._free[1::2], blocks._free[::2]  # pages out of order
+    blocks._free[:] = blocks._free.reshape(-1, 2)[::-1].ravel()  # pages out of order
     return blocks
 
 

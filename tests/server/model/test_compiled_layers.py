@@ -156,3 +156,24 @@ def test_a_row_keeps_every_bit_when_its_neighbours_change(base: LoadedBase, adap
     second = base.decoder.forward(others, filled_cache(base), adapters.batch(mixed, count))
     assert torch.equal(first[0], second[0])
     assert not torch.equal(first[1], second[1])
+
+
+def test_rows_of_far_sequences_turn_otherwise_than_their_neighbours(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 12, "long_factor": [2.0 + i for i in range(12)]}
+    fields = {"rope_parameters": {**rope, "rope_theta": 1e4, "partial_rotary_factor": 0.75}, "head_dim": 32}
+    write_tiny_model(tmp_path / "m", "phi3", hidden_size=128, original_max_position_embeddings=20, **fields)
+    base = load_base(str(tmp_path / "m"), cache=tmp_path / "bases", device="cpu", backend="cpu_nf4")
+    assert base.decoder._compiled is not None and base.decoder._compiled.layers is not None
+    far, near = paged_slots(64, first_page=1), paged_slots(64, first_page=9)
+    chunks = [
+        Chunk([7], 30, far, far=True),
+        Chunk([9], 12, near),
+        Chunk(list(range(20, 33)), 3, paged_slots(64, first_page=20)),
+    ]
+    compiled, operations = both_ways(base, decoder_input(chunks, all_logits=True), None)
+    assert relative_error(compiled, operations) < 1e-2
+    logits, plain = (
+        base.decoder.forward(decoder_input([Chunk([7], 30, far, far=turned), *chunks[1:]], all_logits=True), kv)
+        for turned, kv in ((True, filled_cache(base)), (False, filled_cache(base)))
+    )
+    assert relative_error(plain[0], logits[0]) > 0.02 and torch.equal(plain[1:], logits[1:])

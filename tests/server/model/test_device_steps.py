@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,6 +30,7 @@ from hotshoe.server.model.decoder_reader import read_decoder  # noqa: E402
 from hotshoe.server.model.spec import ModelSpec  # noqa: E402
 from hotshoe.server.model.step_graphs import CudaRecorder, GraphLimits, StepRows  # noqa: E402
 from hotshoe.server.model.triton_decoder import TritonDecoder  # noqa: E402
+from hotshoe.server.model.workspace import step_bytes  # noqa: E402
 
 PAGE, DEVICE = 16, torch.device("meta")
 STACKS: dict[str, list[tuple[tuple[int, float], ...]]] = {
@@ -58,6 +60,26 @@ class Watch(TorchDispatchMode):
         return out
 
 
+class Peak(TorchDispatchMode):
+    """The most bytes on the device that tensors made under it have at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size_bytes = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {id(leaf) for leaf in tree_leaves((args, kwargs))}  # what is changed in place was there before
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.is_meta and id(tensor) not in given and tensor._base is None:
+                storage = tensor.untyped_storage()
+                self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._alive = {key: (one, size) for key, (one, size) in self._alive.items() if not one.expired()}
+        self.size_bytes = max(self.size_bytes, sum(size for _, size in self._alive.values()))
+        return out
+
+
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The kernels that would have been launched: none is, and each must be given tensors of the device only."""
@@ -84,12 +106,12 @@ def scaling(spec: ModelSpec, *targets: str) -> LoweredAdapter:
 class Bed:
     """A decoder, its cache and four adapters: low rank; scaled inputs; of one target each; computed apart."""
 
-    def __init__(self) -> None:
-        checkpoint = RandomCheckpoint(DRY.config | {"num_hidden_layers": 2}, torch.device("cpu"))
+    def __init__(self, pages: int = 8, **config: int) -> None:
+        checkpoint = RandomCheckpoint(DRY.config | {"num_hidden_layers": 2, **config}, torch.device("cpu"))
         spec = checkpoint.spec
         decoder = read_decoder(checkpoint, spec, triton_backend(DEVICE))
         assert isinstance(decoder, TritonDecoder)
-        self.decoder, self.kv = decoder, decoder.new_kv_cache(8 * PAGE)
+        self.decoder, self.kv = decoder, decoder.new_kv_cache(pages * PAGE)
         shape = spec.base_shape(name="random", digest=f"sha256:{'0' * 64}")
         self.slots = FixedAdapterSlots(4, shape, device=DEVICE, dtype=torch.bfloat16, device_bytes=1 << 22, max_rank=32)
         adapters = random_lora(spec, 24), scaling(spec, "down_proj"), scaling(spec, "k_proj"), cancelling_adapter(spec)
@@ -152,6 +174,52 @@ def test_rows_apart_mix_no_devices(bed: Bed, launches: list[str]) -> None:
     with Watch():
         assert bed.decoder.logits_of(bed.inputs(rows), bed.kv, adapters, compiled=False).values.is_meta
     assert {"_nf4_linear", "_attend"} <= set(launches)
+
+
+SHAPES: dict[str, dict[str, int]] = {
+    "wide": {"hidden_size": 512, "intermediate_size": 1792, "num_attention_heads": 8, "head_dim": 64},
+    "many heads": {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 16, "head_dim": 64},
+    "many words": {"hidden_size": 128, "intermediate_size": 384, "vocab_size": 60_000},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_step_takes_more_memory_than_the_cache_leaves_to_it(shape: str) -> None:
+    bed = Bed(pages=40, **SHAPES[shape])
+    bound = 0.0
+    for rows, num_logits in ((512, 1), (255, 1), (255, 255)):
+        left = step_bytes(bed.decoder.spec, rows=rows, logit_rows=num_logits, itemsize=2)
+        peaks = {name: memory_of(bed, rows, num_logits, stack) for name, stack in ROWS.items()}
+        assert max(peaks.values()) <= left, (peaks, left)
+        bound = max(bound, max(peaks.values()) / left)
+    assert bound > 0.2, "memory is left unused"
+
+
+ROWS: dict[str, tuple[tuple[int, float], ...]] = {
+    "base": (),
+    "low rank": ((0, 1.0),),
+    "inputs scaled apart": ((2, 1.0),),
+    "apart": ((3, 1.0), (0, 1.0)),
+}
+
+
+def memory_of(bed: Bed, rows: int, num_logits: int, stack: tuple[tuple[int, float], ...]) -> int:
+    """What a step of one prompt takes beside weights and cache, and drawing from its logits."""
+    positions, pages = torch.arange(rows), -(-rows // PAGE)
+    batch = PagedBatch(PAGE, (1 + np.arange(pages, dtype=np.int32))[None], (rows,), (rows,))
+    logit_rows = torch.arange(rows - num_logits, rows)
+    inputs = DecoderInput(positions % 100, positions, positions + PAGE, batch, logit_rows=logit_rows)
+    segments, riders = [AdapterSegment(0, rows, stack)], np.zeros((num_logits, NUM_RIDERS))
+    with torch.inference_mode(), Peak() as peak:
+        if any(slot == 3 for slot, _ in stack):
+            adapters = bed.slots.batch_apart(segments, rows)
+            found = torch.from_numpy(riders).to(DEVICE)
+            logits = bed.decoder.logits_of(inputs, bed.kv, adapters, compiled=False).values
+            logits, found = torch.cat((logits, logits)), torch.cat((found, found))  # behind those of other rows
+        else:
+            logits, found = bed.decoder.step(inputs, bed.kv, bed.slots.batch(segments, rows), riders)
+        draw_candidates(logits, logit_stats(logits, found[:, 0].float())[2], found)
+    return peak.size_bytes
 
 
 def test_warming_up_launches_what_any_adapters_need(bed: Bed, launches: list[str]) -> None:

@@ -171,11 +171,59 @@ def test_what_cannot_be_served_of_phi3_is_refused_by_name(fields: dict[str, Any]
         spec_from_config(config("Phi3ForCausalLM", **fields))
 
 
+LONG = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0 + i for i in range(48)]}
+CODE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+PUBLISHED: dict[str, dict[str, Any]] = {  # sizes, as in their config.json
+    "Phi-3-mini-4k": {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+        "sliding_window": 2047,
+    },
+    "Phi-3.5-mini": {
+        **{"hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 32, "sliding_window": 262_144},
+        **{"max_position_embeddings": 131_072, "rope_scaling": LONG},
+    },
+    "Phi-4": {
+        **{"hidden_size": 5120, "intermediate_size": 17_920, "num_attention_heads": 40, "num_key_value_heads": 10},
+        **{"max_position_embeddings": 16_384, "original_max_position_embeddings": 16_384, "rope_theta": 250_000},
+    },
+    "Phi-4-mini": {
+        **{"hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24, "num_key_value_heads": 8},
+        **{"max_position_embeddings": 131_072, "sliding_window": 262_144, "tie_word_embeddings": True},
+        **{"rope_scaling": LONG, "partial_rotary_factor": 0.75, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),  # width of a head, how much of it turns, from where sequences are far, columns of qkv
+    [
+        ("Phi-3-mini-4k", (96, 96, None, 9216)),
+        ("Phi-3.5-mini", (96, 96, 4096, 9216)),
+        ("Phi-4", (128, 128, None, 7680)),
+        ("Phi-4-mini", (128, 96, 4096, 5120)),
+    ],
+)
+def test_the_published_sizes_of_phi3_are_those_of_its_linears(name: str, expected: tuple[Any, ...]) -> None:
+    fields = {
+        "num_key_value_heads": None,
+        "original_max_position_embeddings": 4096,
+        "auto_map": CODE,
+        **PUBLISHED[name],
+    }
+    spec = spec_from_config(config("Phi3ForCausalLM", **fields))
+    widths = {linear.target: shape.out_features for linear, shape in spec.linears()}
+    rope = spec.rope
+    assert (spec.head_dim, rope.rotary_dim(spec.head_dim), rope.far_from, widths["qkv_proj"]) == expected
+    assert all(width % 32 == 0 for width in widths.values()), "whole tiles of compiled steps"
+    assert rope.attention_factor == pytest.approx(1.190238 if rope.far_from else 1.0)
+
+
 def test_the_code_beside_phi3_s_checkpoints_is_known() -> None:
-    code = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
-    assert spec_from_config(config("Phi3ForCausalLM", auto_map=code)).fused
+    assert spec_from_config(config("Phi3ForCausalLM", auto_map=CODE)).fused
     with pytest.raises(UnsupportedModel, match="auto_map"):
-        spec_from_config(config("LlamaForCausalLM", auto_map=code))
+        spec_from_config(config("LlamaForCausalLM", auto_map=CODE))
 
 
 def test_unknown_layer_types_are_refused_by_name() -> None:

@@ -166,6 +166,7 @@ def expected_logits(model: PreTrainedModel) -> Tensor:
         ("phi3", {"sliding_window": 7, "tie_word_embeddings": True}),
         ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 64}),
         ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+        ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.682}, "hidden_size": 176}),
     ],
 )
 def test_logits_equal_those_of_the_model_that_was_written(family: str, config: dict[str, Any], tmp_path: Path) -> None:
@@ -221,6 +222,14 @@ def test_phi3_s_fields_become_its_config(tmp_path: Path) -> None:
     for far in (False, True):
         ours, theirs = (one.rope.inverse_frequencies(16, far=far) for one in (spec, expected))
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [0, 7, 17, 2**32 - 1])
+def test_a_rotation_that_phi3_s_heads_cannot_have_is_refused(count: int, tmp_path: Path, monkeypatch) -> None:
+    write = GGUFWriter.add_rope_dimension_count
+    monkeypatch.setattr(GGUFWriter, "add_rope_dimension_count", lambda writer, _: write(writer, count))
+    with pytest.raises(UnsupportedModel, match=r"rope\.dimension_count|partial_rotary_factor"):
+        spec_from_config(GgufFile(write_gguf(tmp_path / "model.gguf", tiny_model("phi3"))).config)
 
 
 def test_half_of_phi3_s_factors_is_refused(tmp_path: Path) -> None:

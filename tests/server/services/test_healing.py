@@ -11,7 +11,7 @@ from hotshoe.registry.remotes.directory import DirectoryRemote
 from hotshoe.registry.remotes.push import push
 from hotshoe.registry.remotes.remote_url import RemoteUrl
 from hotshoe.server.metrics import Metrics
-from hotshoe.server.services import healing
+from hotshoe.server.services import recent_failures
 from hotshoe.server.services.healing import RemoteBlobs
 from hotshoe.server.services.transfers import Transfers
 
@@ -68,7 +68,7 @@ def test_the_first_remote_that_has_a_blob_gives_it_whatever_becomes_of_the_other
 
 
 def test_what_no_remote_gave_is_not_asked_for_again_at_once(healed: Healed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(healing, "_FORGET_SECONDS", 60.0)
+    monkeypatch.setattr(recent_failures, "FORGET_SECONDS", 60.0)
     healed.lose()
     asked: list[str] = []
     real = Transfers.fetch_blob
