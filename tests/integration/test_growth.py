@@ -41,3 +41,8 @@ def test_memory_that_is_kept_is_found_and_what_is_returned_is_not() -> None:
     assert [grown.partition(":")[0] for grown in growth(_states(size, "keeps"))] == [MEMORY_GREW]
     assert growth(_states(size, "returns")) == []
     assert growth(_states(1, "keeps")) == [], "little is no leak"
+
+
+def test_memory_that_comes_back_to_what_it_was_is_no_leak() -> None:
+    sizes = [1600, 1448, 1324, 1450, 1461]  # of a soak
+    assert growth([{"files": 25, "threads": 31, "rss": size} for size in sizes]) == []

@@ -25,9 +25,10 @@ from server_process import ServerProcess, until
 from store_children import age
 
 from hotshoe.clients import Client, NotFound, ResourceExhausted
+from hotshoe.clients.retry import NO_RETRY
 from hotshoe.protos.v1.residency_pb2 import TIER_DEVICE, TIER_HOST
 
-EXAMPLES = int(os.environ.get("HOTSHOE_RESIDENCY_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("HOTSHOE_RESIDENCY_EXAMPLES", "4"))
 STEPS = 30
 SLOTS = 2
 NAMES = ("a", "b", "c")
@@ -55,7 +56,7 @@ class Server(RuleBasedStateMachine):
         self.stored: dict[str, str] = {}  # the name of each digest
         self.lost: dict[str, str] = {}  # of each name, a digest that was collected
         self.resident: set[str] = set()
-        self.pinned: set[str] = set()
+        self.pinned: dict[str, str] = {}  # in which tier
 
     @initialize()
     def publish_all(self) -> None:
@@ -105,8 +106,8 @@ class Server(RuleBasedStateMachine):
         return name, f"{name}@{digest}", digest if digest in self.stored else None
 
     def has_room(self, digest: str) -> bool:
-        """Whether a slot is, or can be, its own."""
-        return digest in self.on_device() or len(self.pinned & self.on_device()) < SLOTS
+        """Whether it has a slot, or one is not kept for others that are pinned there."""
+        return digest in self.on_device() or list(self.pinned.values()).count("device") < SLOTS
 
     def on_device(self) -> set[str]:
         return {one.digest for one in self.client.list_resident() if one.tier == TIER_DEVICE}
@@ -120,14 +121,15 @@ class Server(RuleBasedStateMachine):
             return
         if not on_host and not self.has_room(digest):
             with pytest.raises(ResourceExhausted):
-                self.client.load(reference)
-            self.resident.add(digest)
+                self.client.load(reference, pin=pin)
             return
-        loaded = self.client.load(reference, tier="host" if on_host else "device", pin=pin)
+        tier = "host" if on_host else "device"
+        loaded = self.client.load(reference, tier=tier, pin=pin)
         assert (loaded.digest, loaded.name) == (digest, name)
         assert loaded.tier == TIER_DEVICE or on_host and loaded.tier == TIER_HOST
         self.resident.add(digest)
-        self.pinned |= {digest} if pin else set()
+        if pin and self.pinned.get(digest) != "device":
+            self.pinned[digest] = tier
 
     @rule(data=st.data())
     def unload(self, data: st.DataObject) -> None:
@@ -138,7 +140,7 @@ class Server(RuleBasedStateMachine):
             return
         assert self.client.unload(reference).found == (digest in self.resident)
         self.resident.discard(digest)
-        self.pinned.discard(digest)
+        self.pinned.pop(digest, None)
 
     @rule(data=st.data(), tokens=st.integers(1, 3))
     def generate(self, data: st.DataObject, tokens: int) -> None:
@@ -149,6 +151,8 @@ class Server(RuleBasedStateMachine):
                 self.client.generate("hi", **options)
             return
         if not self.has_room(digest):
+            with pytest.raises(ResourceExhausted):
+                self.client.generate("hi", **options)
             return
         answer = self.client.generate("hi", **options)
         [token] = {self.canaries[key][1] for key, known in self.digests.items() if known == digest}
@@ -163,8 +167,8 @@ class Server(RuleBasedStateMachine):
     def unload_all_pinned(self) -> None:
         for digest in sorted(self.pinned):
             self.client.unload(f"{self.stored[digest]}@{digest}")
-        self.resident -= self.pinned
-        self.pinned = set()
+        self.resident -= set(self.pinned)
+        self.pinned = {}
 
     # What holds after each step.
 
@@ -172,7 +176,7 @@ class Server(RuleBasedStateMachine):
     def memory_is_as_it_should_be(self) -> None:
         residents = {one.digest: one for one in self.client.list_resident()}
         assert set(residents) == self.resident
-        assert {digest for digest, one in residents.items() if one.pinned} == self.pinned
+        assert {digest for digest, one in residents.items() if one.pinned} == set(self.pinned)
         assert sum(one.tier == TIER_DEVICE for one in residents.values()) <= SLOTS
         assert all(self.stored[digest] == one.name for digest, one in residents.items())
 
@@ -201,7 +205,7 @@ def test_a_server_does_as_its_model_does(start_server: Callable[..., ServerProce
     for number, key in enumerate((name, version) for name in NAMES for version in range(VERSIONS)):
         token = next(tokens)
         canaries[key] = (write_canary(tmp_path / "-".join(map(str, key)), model, token, number=number), token)
-    with Client(server.ready["grpc"]) as client:
+    with Client(server.ready["grpc"], retry=NO_RETRY) as client:
         own = {"client": client, "store": tmp_path / "registry", "canaries": canaries, "digests": {}}
         machine = type("ServerOfThisTest", (Server,), own)
         run_state_machine_as_test(machine, settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS))
