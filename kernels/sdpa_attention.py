@@ -183,8 +183,8 @@ def _prefill(query: Tensor, kv: Tensor, prefill: PrefillPlan, scale: float, cap:
             grouped, keys, values, attn_mask=prefill.mask, is_causal=prefill.mask is None, scale=scale
         )
     else:
-        mask = prefill.mask if prefill.mask is not None else _causal(rows, query)
-        out = _capped(grouped, keys, values, mask, scale, cap)
+        mask = (prefill.mask if prefill.mask is not None else _causal(rows, query)).repeat(group, 1)
+        out = _capped(grouped.flatten(1, 2), context[0], context[1], mask, scale, cap).unflatten(1, (group, rows))
     return out.permute(2, 0, 1, 3).reshape(rows, heads, head_dim)
 
 

@@ -128,7 +128,7 @@ def test_windows_lie_where_the_config_says() -> None:
 
 
 # As Google publishes them, less what says nothing of the arithmetic.
-PUBLISHED: dict[str, dict[str, Any]] = {
+PUBLISHED_GEMMAS: dict[str, dict[str, Any]] = {
     "gemma-2b": {
         "architectures": ["GemmaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 2,
         "eos_token_id": 1, "head_dim": 256, "hidden_act": "gelu", "hidden_activation": None, "hidden_size": 2048,
@@ -176,9 +176,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED_GEMMAS)
 def test_published_gemmas_are_read_as_transformers_reads_them(name: str) -> None:
-    fields = PUBLISHED[name]
+    fields = PUBLISHED_GEMMAS[name]
     theirs = AutoConfig.for_model(**{key: value for key, value in fields.items() if key != "architectures"})
     saved = {**theirs.to_dict(), "architectures": fields["architectures"]}  # as transformers 5 spells it
     for ours in (spec_from_config(fields), spec_from_config(saved)):
@@ -202,6 +202,8 @@ def test_published_gemmas_are_read_as_transformers_reads_them(name: str) -> None
     assert ours.attention_cap == (50.0 if name == "gemma-2-2b" else None)
     assert ours.logit_cap == (30.0 if name == "gemma-2-2b" else None)
     assert ours.block_norms == (name != "gemma-2b") and ours.qk_norm == ("gemma-3" in name)
+    assert ours.head_dim % 16 == 0 and ours.vocab_size % 32 == 0, "whole vectors and tiles of compiled steps"
+    assert all(shape.out_features % 32 == 0 and shape.in_features % 64 == 0 for _, shape in ours.linears())
 
 
 @pytest.mark.parametrize(
