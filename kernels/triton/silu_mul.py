@@ -1,4 +1,4 @@
-"""The gate of a feed-forward layer: silu(gate) ∘ up, or gelu(gate) ∘ up; on request with even and odd columns apart."""
+"""The gate of a feed-forward layer: silu(gate) ∘ up; on request with even and odd columns apart."""
 
 import torch
 import triton
@@ -16,36 +16,24 @@ def silu_mul(gate_up: Tensor, *, even_first: bool = False) -> Tensor:
     Raises:
         ValueError: columns do not halve, or gate_up is not contiguous.
     """
-    return _gated(gate_up, even_first, gelu=False)
-
-
-def gelu_tanh_mul(gate_up: Tensor, *, even_first: bool = False) -> Tensor:
-    """As `silu_mul`, with gelu's tanh form."""
-    return _gated(gate_up, even_first, gelu=True)
-
-
-def _gated(gate_up: Tensor, even_first: bool, *, gelu: bool) -> Tensor:
     if gate_up.ndim != 2 or gate_up.shape[1] % (4 if even_first else 2) or not gate_up.is_contiguous():
         raise ValueError(f"gate_up: expected contiguous [rows, 2 · features], not {list(gate_up.shape)}")
     rows, features = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((rows, features), dtype=gate_up.dtype, device=gate_up.device)
     _silu_mul[(rows, triton.cdiv(features, BLOCK))](
-        gate_up, out, FEATURES=features, BLOCK=BLOCK, GELU=gelu, EVEN_FIRST=even_first, num_warps=4
+        gate_up, out, FEATURES=features, BLOCK=BLOCK, EVEN_FIRST=even_first, num_warps=4
     )
     return out
 
 
 @triton.jit
-def _silu_mul(gate_up, out, FEATURES: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr, EVEN_FIRST: tl.constexpr):
+def _silu_mul(gate_up, out, FEATURES: tl.constexpr, BLOCK: tl.constexpr, EVEN_FIRST: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < FEATURES
     gate = tl.load(gate_up + row * 2 * FEATURES + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * FEATURES + FEATURES + column, mask=inside, other=0.0).to(tl.float32)
-    slope = gate
-    if GELU:  # gate / 2 · (1 + tanh(u)) is gate · sigmoid(2 u)
-        slope = gate * (1.5957691216057308 + 0.07135481627260025 * gate * gate)
-    value = gate / (1.0 + tl.exp(-slope)) * up
+    value = gate / (1.0 + tl.exp(-gate)) * up
     place = column
     if EVEN_FIRST:
         place = (column % 2) * (FEATURES // 2) + column // 2

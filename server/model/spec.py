@@ -122,12 +122,6 @@ class ModelSpec:
         return float((self.query_scalar or self.head_dim) ** -0.5)
 
     @property
-    def layers_like_llamas(self) -> bool:
-        """Whether a layer is only what every family's is: what not all compiled code looks beyond."""
-        plain = self.query_scalar is None and self.attention_cap is None and self.window_rope is None
-        return plain and self.gate == "silu" and not self.block_norms
-
-    @property
     def mlp_norm(self) -> str:
         """The norm before the feed-forward, by its Hugging Face name."""
         return "pre_feedforward_layernorm" if self.block_norms else "post_attention_layernorm"

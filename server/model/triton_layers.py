@@ -13,12 +13,13 @@ from hotshoe.kernels.row_tiles import RowTiles
 from hotshoe.kernels.site_updates import SiteUpdates
 from hotshoe.kernels.triton.add_low_rank import finish_linear
 from hotshoe.kernels.triton.dequantize_nf4 import dequantize_nf4
+from hotshoe.kernels.triton.gelu_tanh_mul import gelu_tanh_mul
 from hotshoe.kernels.triton.nf4_linear import TritonNf4, nf4_linear
 from hotshoe.kernels.triton.paged_attention import AttentionTiles, paged_attention
 from hotshoe.kernels.triton.rms_norm import rms_norm
 from hotshoe.kernels.triton.rope_write_kv import rope_write_kv
 from hotshoe.kernels.triton.scale_inputs import scale_inputs
-from hotshoe.kernels.triton.silu_mul import gelu_tanh_mul, silu_mul
+from hotshoe.kernels.triton.silu_mul import silu_mul
 from hotshoe.server.adapters.fixed_adapter_slots import InputScales
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.spec import Gate, ModelSpec

@@ -25,6 +25,7 @@ from hotshoe.kernels.site_updates import UpdateVectors, plan_updates  # noqa: E4
 from hotshoe.kernels.triton import (  # noqa: E402
     add_low_rank,
     dequantize_nf4,
+    gelu_tanh_mul,
     logit_stats,
     nf4_linear,
     paged_attention,
@@ -124,14 +125,14 @@ def test_the_pointwise_kernels_build(build: Any) -> None:
         rms_norm.rms_norm(empty(2, HIDDEN), empty(2, HIDDEN), empty(HIDDEN), 1e-5, even_first=True)
         rms_norm.rms_norm(empty(2, HIDDEN), None, empty(HIDDEN, dtype=torch.float32), 1e-6)
         silu_mul.silu_mul(empty(2, 28672), even_first=True)
-        silu_mul.gelu_tanh_mul(empty(2, 28672), even_first=True)
+        gelu_tanh_mul.gelu_tanh_mul(empty(2, 28672), even_first=True)
         angles = empty(2, 128, dtype=torch.float32)
         slots = torch.zeros(2, dtype=torch.int64)
         rope_write_kv.rope_write_kv(empty(2, 6144), angles, angles, empty(64, 2, 8, 128), slots, empty(128), empty(128))
 
         logit_stats.logit_stats(torch.zeros(2, 128_256), torch.ones(2))
 
-    assert set(build(call)) == {"_rms_norm", "_silu_mul", "_rope_write_kv", "_logit_stats"}
+    assert set(build(call)) == {"_rms_norm", "_silu_mul", "_gelu_tanh_mul", "_rope_write_kv", "_logit_stats"}
 
 
 def test_what_prompts_and_scaled_inputs_need_builds(build: Any) -> None:

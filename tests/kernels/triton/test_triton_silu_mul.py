@@ -1,33 +1,26 @@
-"""silu(gate) ∘ up and gelu(gate) ∘ up, in Triton."""
-
-from collections.abc import Callable
+"""silu(gate) ∘ up, in Triton."""
 
 import pytest
 import torch
 
 from hotshoe.kernels import reference
-from hotshoe.kernels.triton.silu_mul import gelu_tanh_mul, silu_mul
+from hotshoe.kernels.triton.silu_mul import silu_mul
 
-Gate = Callable[..., torch.Tensor]
-GATES = silu_mul, gelu_tanh_mul
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.__name__)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("features", [20, 1100])
-def test_it_gates(features: int, dtype: torch.dtype, gate: Gate, device: torch.device) -> None:
+def test_it_gates(features: int, dtype: torch.dtype, device: torch.device) -> None:
     gate_up = torch.randn(3, 2 * features, device=device).to(dtype)
-    gate_up[:, :4] = torch.tensor([-200.0, -50.0, 50.0, 200.0])
-    expected = getattr(reference, gate.__name__)(gate_up.double())
-    torch.testing.assert_close(gate(gate_up).double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    expected = reference.silu_mul(gate_up.double())
+    torch.testing.assert_close(silu_mul(gate_up).double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.__name__)
-def test_even_columns_come_first_on_request(gate: Gate, device: torch.device) -> None:
+def test_even_columns_come_first_on_request(device: torch.device) -> None:
     gate_up = torch.randn(2, 80, device=device)
-    plain = gate(gate_up)
-    assert torch.equal(gate(gate_up, even_first=True), torch.cat((plain[:, ::2], plain[:, 1::2]), dim=1))
+    plain = silu_mul(gate_up)
+    assert torch.equal(silu_mul(gate_up, even_first=True), torch.cat((plain[:, ::2], plain[:, 1::2]), dim=1))
 
 
 def test_columns_that_do_not_halve_are_refused(device: torch.device) -> None:
