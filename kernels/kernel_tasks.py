@@ -46,6 +46,11 @@ def _silu_mul_torch(given: Inputs) -> object:
     return F.silu(gate) * up
 
 
+def _gelu_tanh_mul_torch(given: Inputs) -> object:
+    gate, up = given["gate_up"].chunk(2, dim=1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
 def _rope_inputs(draw: Draw) -> Inputs:
     rows, heads, kv_heads, head_dim, slots = (5, 4, 2, 16, 24) if draw.small else (64, 32, 8, 128, 4096)
     angle = torch.rand(rows, head_dim // 2, generator=draw.generator).repeat(1, 2).to(draw.device) * 6.3
@@ -275,6 +280,13 @@ TASKS: Mapping[str, KernelTask] = {
             lambda given: (reference.silu_mul(given["gate_up"].double()),),
             "torch: F.silu, mul",
             _silu_mul_torch,
+        ),
+        KernelTask(
+            "gelu_tanh_mul",
+            _silu_mul_inputs,
+            lambda given: (reference.gelu_tanh_mul(given["gate_up"].double()),),
+            "torch: F.gelu, mul",
+            _gelu_tanh_mul_torch,
         ),
         KernelTask(
             "rope_write_kv",

@@ -1,6 +1,6 @@
 """The only door to the kernels: checks shapes and dtypes, then dispatches by how a weight or a plan was prepared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,9 +52,14 @@ def linear(x: Tensor, weight: Any) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight ∘ x / √(mean(x²) + eps) over the last dimension; weight's shape ends x's."""
+    """weight ∘ x / √(mean(x²) + eps) over the last dimension; weight's shape ends x's.
+
+    A weight of another dtype than x's is float32: the product is rounded once.
+    """
     if x.shape[x.ndim - weight.ndim :] != weight.shape:
         raise ValueError(f"weight: {list(weight.shape)} does not end x's shape, {list(x.shape)}")
+    if weight.dtype != x.dtype:
+        return rms_norm(x.float(), weight.float(), eps).to(x.dtype)
     if weight.ndim == 1:
         return F.rms_norm(x, weight.shape, weight, eps)
     return F.rms_norm(x, weight.shape[-1:], None, eps).mul_(weight)
@@ -78,6 +83,22 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate_up[:, :features]).mul_(gate_up[:, features:])
 
 
+def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
+    """As `silu_mul`, with the tanh form of gelu."""
+    if gate_up.ndim != 2 or gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up: expected [rows, 2 · features], not {list(gate_up.shape)}")
+    features = gate_up.shape[1] // 2
+    return F.gelu(gate_up[:, :features], approximate="tanh").mul_(gate_up[:, features:])
+
+
+GATES: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": silu_mul, "gelu_tanh": gelu_tanh_mul}
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(x / cap), in place; x as it is if there is no cap."""
+    return x if cap is None else x.div_(cap).tanh_().mul_(cap)
+
+
 def plan_attention(
     batch: AttentionBatch, kind: AttentionKind, *, window: int | None, device: torch.device, dtype: torch.dtype
 ) -> AttentionPlan:
@@ -99,11 +120,14 @@ def plan_attention(
     return plan(batch, window=window, device=device, dtype=dtype)
 
 
-def paged_attention(query: Tensor, kv: Tensor, plan: AttentionPlan, *, scale: float) -> Tensor:
+def paged_attention(
+    query: Tensor, kv: Tensor, plan: AttentionPlan, *, scale: float, cap: float | None = None
+) -> Tensor:
     """Attention of each row of query [rows, heads, head_dim] over its sequence's part of the cache.
 
     Args:
         kv: [num_slots, 2, kv_heads, head_dim]: keys and values, in query's dtype or in float16.
+        cap: scores become cap · tanh(score / cap).
     Returns:
         [rows, heads, head_dim].
     """
@@ -114,8 +138,9 @@ def paged_attention(query: Tensor, kv: Tensor, plan: AttentionPlan, *, scale: fl
     if kv.dtype not in (query.dtype, torch.float16):
         raise ValueError(f"kv: expected {query.dtype} or torch.float16, not {kv.dtype}")
     if isinstance(plan, ReferencePlan):
-        return reference.paged_attention(query, kv[:, 0], kv[:, 1], plan.batch, scale=scale, window=plan.window)
-    return sdpa_attention.paged_attention(query, kv, plan, scale=scale)
+        keys, values = kv.unbind(1)
+        return reference.paged_attention(query, keys, values, plan.batch, scale=scale, window=plan.window, cap=cap)
+    return sdpa_attention.paged_attention(query, kv, plan, scale=scale, cap=cap)
 
 
 _LINEAR_KERNELS: dict[type, Callable[[Tensor, Any], Tensor]] = {

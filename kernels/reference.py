@@ -3,6 +3,8 @@
 Every function computes in the dtype of its inputs, so tests call them in float64.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,8 +59,22 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
+    """gelu(gate) · up, with gelu(x) = x / 2 · (1 + tanh(√(2 / π) · (x + 0.044715 x³)))."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+    return gate / 2 * (1 + torch.tanh(inner)) * up
+
+
 def paged_attention(
-    query: Tensor, keys: Tensor, values: Tensor, batch: AttentionBatch, *, scale: float, window: int | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    window: int | None,
+    cap: float | None = None,
 ) -> Tensor:
     """Each row's attention over its own sequence's cached keys and values, one sequence after the other.
 
@@ -66,25 +82,28 @@ def paged_attention(
         query: [rows, heads, head_dim].
         keys, values: [num_slots, kv_heads, head_dim]; head h reads kv head h // (heads / kv_heads).
         window: a row sees that many positions, itself included; None is all.
+        cap: scores become cap · tanh(score / cap); None leaves them as they are.
     Returns:
         [rows, heads, head_dim].
     """
     out = torch.empty_like(query)
     for row in range(batch.num_decodes):
         slots = batch.decode_slots[row, : int(batch.decode_lengths[row])]
-        out[row : row + 1] = _attend(query[row : row + 1], keys[slots], values[slots], scale, window)
+        out[row : row + 1] = _attend(query[row : row + 1], keys[slots], values[slots], scale, window, cap)
     for segment in batch.prefills:
         rows = slice(segment.start, segment.end)
-        out[rows] = _attend(query[rows], keys[segment.slots], values[segment.slots], scale, window)
+        out[rows] = _attend(query[rows], keys[segment.slots], values[segment.slots], scale, window, cap)
     return out
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+def _attend(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, cap: float | None) -> Tensor:
     """The last len(query) positions of one sequence over all its positions."""
     group = query.shape[1] // keys.shape[1]
     keys = keys.to(query.dtype).repeat_interleave(group, dim=1)
     values = values.to(query.dtype).repeat_interleave(group, dim=1)
     scores = torch.einsum("qhd,khd->hqk", query, keys) * scale
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     position = torch.arange(keys.shape[0], device=query.device)
     behind = position[-query.shape[0] :, None] - position  # [rows, context]: how far back a position lies
     hidden = (behind < 0) if window is None else (behind < 0) | (behind >= window)

@@ -83,15 +83,15 @@ def plan_padded(batch: AttentionBatch, *, window: int | None, device: torch.devi
     return _plan(batch, decodes, window=window, device=device, dtype=dtype)
 
 
-def paged_attention(query: Tensor, kv: Tensor, plan: SdpaPlan, *, scale: float) -> Tensor:
+def paged_attention(query: Tensor, kv: Tensor, plan: SdpaPlan, *, scale: float, cap: float | None = None) -> Tensor:
     """As `reference.paged_attention`, with kv [num_slots, 2, kv_heads, head_dim] for keys and values."""
     if len(plan.decodes) == 1 and plan.decodes[0].rows is None:
-        return _decode(query, kv, plan.decodes[0], scale)
+        return _decode(query, kv, plan.decodes[0], scale, cap)
     out = torch.empty_like(query)
     for group in plan.decodes:
-        out[group.rows] = _decode(query[group.rows], kv, group, scale)
+        out[group.rows] = _decode(query[group.rows], kv, group, scale, cap)
     for prefill in plan.prefills:
-        out[prefill.start : prefill.end] = _prefill(query[prefill.start : prefill.end], kv, prefill, scale)
+        out[prefill.start : prefill.end] = _prefill(query[prefill.start : prefill.end], kv, prefill, scale, cap)
     return out
 
 
@@ -150,7 +150,7 @@ def _prefill_mask(
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
 
 
-def _decode(query: Tensor, kv: Tensor, group: DecodeGroup, scale: float) -> Tensor:
+def _decode(query: Tensor, kv: Tensor, group: DecodeGroup, scale: float, cap: float | None) -> Tensor:
     rows, heads, head_dim = query.shape
     kv_heads = kv.shape[2]
     context = (
@@ -160,11 +160,17 @@ def _decode(query: Tensor, kv: Tensor, group: DecodeGroup, scale: float) -> Tens
         .permute(2, 0, 3, 1, 4)
     )
     grouped = query.reshape(rows, kv_heads, heads // kv_heads, head_dim)
-    out = F.scaled_dot_product_attention(grouped, context[0], context[1], attn_mask=group.mask, scale=scale)
+    if cap is None:
+        out = F.scaled_dot_product_attention(grouped, context[0], context[1], attn_mask=group.mask, scale=scale)
+    elif query.is_cuda:
+        out = _capped(grouped, context[0], context[1], group.mask, scale, cap)
+    else:  # each row by itself: a batch's product may go another way than one of its members alone
+        parts = zip(grouped, context[0], context[1], group.mask, strict=True)
+        out = torch.stack([_capped(*part, scale, cap) for part in parts])
     return out.reshape(rows, heads, head_dim)
 
 
-def _prefill(query: Tensor, kv: Tensor, prefill: PrefillPlan, scale: float) -> Tensor:
+def _prefill(query: Tensor, kv: Tensor, prefill: PrefillPlan, scale: float, cap: float | None) -> Tensor:
     rows, heads, head_dim = query.shape
     kv_heads = kv.shape[2]
     group = heads // kv_heads
@@ -172,7 +178,22 @@ def _prefill(query: Tensor, kv: Tensor, prefill: PrefillPlan, scale: float) -> T
     # kv heads as the batch, so that the query heads that share one see it through a stride of 0
     keys, values = (part[:, None].expand(-1, group, -1, -1) for part in context)
     grouped = query.reshape(rows, kv_heads, group, head_dim).permute(1, 2, 0, 3)
-    out = F.scaled_dot_product_attention(
-        grouped, keys, values, attn_mask=prefill.mask, is_causal=prefill.mask is None, scale=scale
-    )
+    if cap is None:
+        out = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=prefill.mask, is_causal=prefill.mask is None, scale=scale
+        )
+    else:
+        mask = (prefill.mask if prefill.mask is not None else _causal(rows, query)).repeat(group, 1)
+        out = _capped(grouped.flatten(1, 2), context[0], context[1], mask, scale, cap).unflatten(1, (group, rows))
     return out.permute(2, 0, 1, 3).reshape(rows, heads, head_dim)
+
+
+def _causal(rows: int, like: Tensor) -> Tensor:
+    """The mask of a whole sequence."""
+    return torch.full((rows, rows), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)
+
+
+def _capped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float) -> Tensor:
+    """What scaled_dot_product_attention has no argument for: scores of cap · tanh(score / cap)."""
+    scores = torch.matmul(query, keys.transpose(-1, -2)).float().mul_(scale / cap).tanh_().mul_(cap)
+    return torch.matmul(scores.add_(mask).softmax(-1).to(values.dtype), values)

@@ -13,12 +13,14 @@ from hotshoe.kernels.kernel_tasks import TASKS
 
 def pointwise_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
     """Norms, rotation and activation."""
+    from hotshoe.kernels.triton.gelu_tanh_mul import gelu_tanh_mul
     from hotshoe.kernels.triton.rms_norm import rms_norm
     from hotshoe.kernels.triton.rope_write_kv import rope_write_kv
     from hotshoe.kernels.triton.silu_mul import silu_mul
 
     kernels: dict[str, Callable[..., Any]] = {
-        "rms_norm": rms_norm, "silu_mul": silu_mul, "rope_write_kv": rope_write_kv,
+        "rms_norm": rms_norm, "silu_mul": silu_mul, "gelu_tanh_mul": gelu_tanh_mul,
+        "rope_write_kv": rope_write_kv,
     }  # fmt: skip
     for rows in (1, 64, sizes.prompt):
         angles = draw.normal(rows, sizes.head_dim, dtype=torch.float32)
@@ -28,6 +30,7 @@ def pointwise_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
         given: dict[str, dict[str, Any]] = {
             "rms_norm": {"x": x[0], "residual": x[1], "weight": draw.normal(sizes.hidden), "eps": 1e-5},
             "silu_mul": {"gate_up": gate_up},
+            "gelu_tanh_mul": {"gate_up": gate_up},
             "rope_write_kv": {
                 "qkv": draw.normal(rows, sum(sizes.widths)), "cos": angles, "sin": angles, "kv": kv,
                 "slots": torch.arange(rows, device=draw.device), "q_weight": weights[0], "k_weight": weights[1],
@@ -37,6 +40,7 @@ def pointwise_cases(draw: Draw, sizes: Sizes) -> Iterator[Case]:
         moved = {
             "rms_norm": 4 * rows * sizes.hidden,
             "silu_mul": 3 * rows * sizes.intermediate,
+            "gelu_tanh_mul": 3 * rows * sizes.intermediate,
             "rope_write_kv": 2 * rows * sum(sizes.widths),
         }
         for op, kernel in kernels.items():

@@ -11,13 +11,20 @@ _ONE, _HALF = np.float32(1.0), np.float32(0.5)
 
 
 @inlined
-def _sigmoid(x: Any) -> Any:
+def sigmoid(x: Any) -> Any:
+    """0 below −88, where e^−x would be more than float32 holds."""
     return _ONE / (_ONE + exp(min(-x, np.float32(88.0))))
 
 
 @inlined
-def _tanh(x: Any) -> Any:
-    return np.float32(2.0) * _sigmoid(np.float32(2.0) * x) - _ONE
+def tanh(x: Any) -> Any:
+    return np.float32(2.0) * sigmoid(np.float32(2.0) * x) - _ONE
+
+
+@inlined
+def gelu_tanh(x: Any) -> Any:
+    """x / 2 · (1 + tanh(√(2 / π) · (x + 0.044715 x³)))."""
+    return x * sigmoid(x * (np.float32(1.5957691216057308) + np.float32(0.07135481627260025) * x * x))
 
 
 @inlined
@@ -44,17 +51,16 @@ def activate(kind: int, x: Any) -> None:
             x[i] = np.float32(0.01) * x[i] if x[i] < 0 else x[i]
     elif kind == SIGMOID:
         for i in range(x.size):
-            x[i] = _sigmoid(x[i]) if x[i] == x[i] else x[i]
+            x[i] = sigmoid(x[i]) if x[i] == x[i] else x[i]
     elif kind == SILU:
         for i in range(x.size):
-            x[i] = x[i] * _sigmoid(x[i])
+            x[i] = x[i] * sigmoid(x[i])
     elif kind == TANH:
         for i in range(x.size):
-            x[i] = _tanh(x[i]) if x[i] == x[i] else x[i]
+            x[i] = tanh(x[i]) if x[i] == x[i] else x[i]
     elif kind == GELU:
         for i in range(x.size):
             x[i] = _HALF * x[i] * (_ONE + _erf(np.float32(0.7071067811865476) * x[i]))
     elif kind == GELU_TANH:
         for i in range(x.size):
-            inner = x[i] * (np.float32(0.7978845608028654) + np.float32(0.035677408136300125) * x[i] * x[i])
-            x[i] = _HALF * x[i] * (_ONE + _tanh(inner))
+            x[i] = gelu_tanh(x[i])

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from hotshoe.kernels.cpu.activations import tanh
 from hotshoe.kernels.cpu.attention_block import (
     MEMBERS,
     add_scores_1,
@@ -37,13 +38,14 @@ WIDE = 4 * LANES
 
 
 @compiled
-def _rotate(j: Any, norm: int, delta: int, row: int, source: Any, out: Any, factor: Any) -> None:
+def _rotate(j: Any, rope: int, norm: int, delta: int, row: int, source: Any, out: Any, factor: Any) -> None:
     """One query or key head: its norm, if there is one, as the row changes it, then the rotation; times factor.
 
     Behind the rotary dimensions nothing turns.
     """
     half = j.rotary_dim // 2
-    cos, sin = f32(j.cos + 4 * row * half, half), f32(j.sin + 4 * row * half, half)
+    at = 4 * (rope * j.num_rows + row) * half
+    cos, sin = f32(j.cos + at, half), f32(j.sin + at, half)
     if norm:
         weight = f32(norm, j.head_dim)
         total = np.float32(0.0)
@@ -79,7 +81,7 @@ def cache_row(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: A
     key = source + 4 * (j.heads + kv_head) * dim
     rotated = j.query + 4 * thread * (j.heads // j.kv_heads) * dim
     norm, delta = _norm_of(fields[2], j.heads + kv_head, dim), norm_delta(j, row, layer, K_NORM)
-    _rotate(j, norm, delta, row, f32(key, dim), f32(rotated, dim), np.float32(1.0))
+    _rotate(j, fields[5], norm, delta, row, f32(key, dim), f32(rotated, dim), np.float32(1.0))
     narrow(rotated, own, dim // LANES)
     narrow(source + 4 * (j.heads + j.kv_heads + kv_head) * dim, own + 2 * j.kv_heads * dim, dim // LANES)
 
@@ -93,7 +95,6 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
     length = i64(j.lengths + 8 * row, 1)[0]
     begin = max(0, length - fields[4]) if fields[4] else 0
 
-    factor = np.float32(1.0) / np.sqrt(np.float32(dim))
     query = j.query + 4 * thread * group * dim
     scores = j.probabilities + 4 * thread * group * j.probabilities_stride
     totals = f32(j.totals + 4 * thread * group, group)
@@ -101,7 +102,7 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
     for member in range(group):
         head = kv_head * group + member
         source, norm = f32(j.product + 4 * (row * width + head * dim), dim), _norm_of(fields[2], head, dim)
-        _rotate(j, norm, delta, row, source, f32(query + 4 * member * dim, dim), factor)
+        _rotate(j, fields[5], norm, delta, row, source, f32(query + 4 * member * dim, dim), j.query_scale)
     start = row * j.heads * dim + kv_head * group * dim
     prompted = j.prompt_depth > 0 and see_prompts(j, layer, row, kv_head, query, scores, j.attended + 4 * start)
     slots = j.slots + 8 * i64(j.sequences + 8 * row, 1)[0] * j.max_context
@@ -118,6 +119,9 @@ def attend(j: Any, layer: int, row: int, kv_head: int, thread: int, fields: Any)
         _compare(members, q, keys, row_bytes, slots, begin, length, score, stride, dim)
         for member in range(members):
             p = f32(score + stride * member + 4 * begin, LANES * vectors)
+            if j.score_cap > 0:
+                for i in range(p.size):
+                    p[i] = j.score_cap * tanh(p[i] / j.score_cap)
             for i in range(length - begin, p.size):
                 p[i] = -np.float32(np.inf)
             totals[first + member] = softmax(score + stride * member + 4 * begin, vectors)

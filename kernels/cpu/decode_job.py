@@ -11,8 +11,9 @@ UNIT = 16  # ranks of one unit of a low-rank table
 QKV, ATTENTION_OUT, GATE_UP, DOWN = range(4)
 NUM_SITES = 4
 MAX_TARGETS = 3
-NUM_NORMS = 4
-INPUT_NORM, POST_NORM, Q_NORM, K_NORM = range(NUM_NORMS)
+NUM_NORMS = 6
+INPUT_NORM, POST_NORM, Q_NORM, K_NORM, BEFORE_MLP, AFTER_MLP = range(NUM_NORMS)
+SILU, GELU_TANH = range(2)  # what a gate goes through
 MAX_RESIDUALS = 2  # blocks of a layer whose output is added to the residual: attention and MLP
 COPY_WIDTH = 4 + MAX_TARGETS
 BLOCK = 64  # inputs that share a scale
@@ -22,13 +23,13 @@ _NUMBERS = (
     "program num_layers hidden_size intermediate_size heads kv_heads head_dim num_rows max_context num_terms "
     "num_blocks shrunk_stride probabilities_stride tile_stride tile_blocks vocab_size num_logits barrier_base "
     "num_network_terms num_network_blocks network_stride num_segments prompt_depth swap_depth copy_depth "
-    "num_turn_blocks fused rotary_dim"
+    "num_turn_blocks fused rotary_dim gate"
 )
 _ADDRESSES = (
     # the model: [layers, LAYER_WIDTH] and, by site, where each thread's columns begin, [sites, team + 1]; int64
     "layers starts "
-    # the rows: float32 [rows, hidden], [rows, rotary_dim / 2] twice; int64 [rows] three times, the last the row of
-    # slots [sequences, max_context] that is the row's own sequence
+    # the rows: float32 [rows, hidden], [ropes, rows, rotary_dim / 2] twice; int64 [rows] three times, the last the row
+    # of slots [sequences, max_context] that is the row's own sequence
     "hidden cos sin kv_slots lengths sequences slots "
     # scratch: of each thread, then shared; …16 are bfloat16
     "normed normed16 query probabilities totals product attended attended16 activated activated16 shrunk "
@@ -66,8 +67,11 @@ _ADDRESSES = (
     # a C function, and where the team meets
     "yield_core barrier"
 )
-JOB = np.dtype([(name, np.int64) for name in (_NUMBERS + " " + _ADDRESSES).split()] + [("eps", np.float32)])
-LAYER_FIELDS = ("input_norm", "post_norm", "qk_norm", "kv", "window")
+_FLOATS = ("eps", "query_scale", "score_cap")  # the cap is 0 where there is none
+JOB = np.dtype(
+    [(name, np.int64) for name in (_NUMBERS + " " + _ADDRESSES).split()] + [(name, np.float32) for name in _FLOATS]
+)
+LAYER_FIELDS = ("input_norm", "mlp_norm", "qk_norm", "kv", "window", "rope", "attention_norm", "output_norm")
 TILES, SCALES, BIAS = (len(LAYER_FIELDS) + NUM_SITES * i for i in range(3))  # from there, one of each site
 LAYER_WIDTH = BIAS + NUM_SITES
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from hotshoe.kernels.cpu.activations import gelu_tanh, sigmoid
 from hotshoe.kernels.cpu.amx import configure, release
 from hotshoe.kernels.cpu.decode_attention import attend, cache_row
 from hotshoe.kernels.cpu.decode_bottleneck import has_networks, narrow, tap, widen
@@ -29,10 +30,13 @@ from hotshoe.kernels.cpu.decode_copies import (
     list_copies,
 )
 from hotshoe.kernels.cpu.decode_job import (
+    AFTER_MLP,
     ATTENTION_OUT,
+    BEFORE_MLP,
     BIAS,
     DOWN,
     GATE_UP,
+    GELU_TANH,
     INPUT_NORM,
     LAYER_WIDTH,
     POST_NORM,
@@ -49,7 +53,7 @@ from hotshoe.kernels.cpu.decode_low_rank import HALVES, expand, shrink, target_s
 from hotshoe.kernels.cpu.decode_product import lines_at_once, multiply
 from hotshoe.kernels.cpu.decode_swaps import add_partners, has_swaps, take_partners
 from hotshoe.kernels.cpu.decode_turns import has_turns, turn_inputs, turned_input
-from hotshoe.kernels.cpu.jit import compiled, exp, f32, i64, u16
+from hotshoe.kernels.cpu.jit import compiled, f32, i64, u16
 
 
 @compiled
@@ -77,9 +81,9 @@ def run_layers(thread: int, team: int, job: Any) -> None:
         meeting = meet(j, team, meeting)
 
         meeting = _run_site(j, layer, ATTENTION_OUT, thread, team, meeting, j.attended, j.attended16, heads, fields)
-        meeting = _add_block(j, layer, 0, thread, team, meeting)
+        meeting = _add_block(j, layer, 0, fields[6], POST_NORM, thread, team, meeting)
 
-        _normalize(j, layer, GATE_UP, POST_NORM, fields[1], normed, normed16)
+        _normalize(j, layer, GATE_UP, BEFORE_MLP if fields[6] else POST_NORM, fields[1], normed, normed16)
         meeting = _run_site(j, layer, GATE_UP, thread, team, meeting, normed, normed16, size, fields)
         _activate(j, layer, thread, team)
         meeting = meet(j, team, meeting)
@@ -87,7 +91,7 @@ def run_layers(thread: int, team: int, job: Any) -> None:
         meeting = _run_site(
             j, layer, DOWN, thread, team, meeting, j.activated, j.activated16, j.intermediate_size, fields
         )
-        meeting = _add_block(j, layer, 1, thread, team, meeting)
+        meeting = _add_block(j, layer, 1, fields[7], AFTER_MLP, thread, team, meeting)
     if j.tile_config:
         release()
 
@@ -240,9 +244,17 @@ def _finish(j: Any, layer: int, site: int, bias: int, first: int, last: int) -> 
 
 
 @compiled
-def _add_block(j: Any, layer: int, place: int, thread: int, team: int, meeting: int) -> int:
-    """hidden += product in a thread's columns, which all sites that end a block share; then what networks give."""
+def _add_block(j: Any, layer: int, place: int, weight: int, norm: int, thread: int, team: int, meeting: int) -> int:
+    """hidden += product in a thread's columns, which all sites that end a block share; then what networks give.
+
+    With a norm's weight the product is normed first; then there are no networks.
+    """
     first, last = _start(j, DOWN, thread, team), _start(j, DOWN, thread + 1, team)
+    if weight:
+        meeting = meet(j, team, meeting)
+        for row in range(j.num_rows):
+            _add_normed(j, layer, norm, row, weight, first, last)
+        return meet(j, team, meeting)
     networks = has_networks(j, layer, place)
     if networks:
         tap(j, layer, place, first, last)
@@ -262,15 +274,38 @@ def _add_block(j: Any, layer: int, place: int, thread: int, team: int, meeting: 
 
 
 @compiled
+def _add_normed(j: Any, layer: int, norm: int, row: int, weight: int, first: int, last: int) -> None:
+    """hidden += RMSNorm of a row's whole product, in some columns."""
+    size = j.hidden_size
+    product, hidden = f32(j.product + 4 * row * size, size), f32(j.hidden + 4 * row * size, size)
+    w, delta = f32(weight, size), norm_delta(j, row, layer, norm)
+    total = np.float32(0.0)
+    for i in range(size):
+        total += product[i] * product[i]
+    inverse = np.float32(1.0) / np.sqrt(total / np.float32(size) + j.eps)
+    if delta:
+        more = f32(delta, size)
+        for i in range(first, last):
+            hidden[i] += product[i] * inverse * (w[i] + more[i])
+    else:
+        for i in range(first, last):
+            hidden[i] += product[i] * inverse * w[i]
+
+
+@compiled
 def _activate(j: Any, layer: int, thread: int, team: int) -> None:
-    """silu(gate) ∘ up in a thread's columns: as it is for the adapters, scaled for the product."""
+    """φ(gate) ∘ up in a thread's columns: as it is for the adapters, scaled for the product."""
     first, last = _start(j, GATE_UP, thread, team), _start(j, GATE_UP, thread + 1, team)
     size, count = j.intermediate_size, last - first
     for row in range(j.num_rows):
         gate = f32(j.product + 4 * (row * 2 * size + first), count)
         up = f32(j.product + 4 * (row * 2 * size + size + first), count)
         out = f32(j.activated + 4 * (row * size + first), count)
-        for i in range(count):
-            out[i] = gate[i] / (np.float32(1.0) + exp(-gate[i])) * up[i]
+        if j.gate == GELU_TANH:
+            for i in range(count):
+                out[i] = gelu_tanh(gate[i]) * up[i]
+        else:
+            for i in range(count):
+                out[i] = gate[i] * sigmoid(gate[i]) * up[i]
         scale = vector_of(j.input_scales, j, row, layer, DOWN)
         round_row(out, u16(j.activated16 + 2 * (row * size + first), count), scale + 4 * first if scale else 0)

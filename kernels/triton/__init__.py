@@ -13,6 +13,7 @@ KERNELS: Mapping[str, str] = {
         "rms_norm",
         "rope_write_kv",
         "silu_mul",
+        "gelu_tanh_mul",
         "logit_stats",
     )  # fmt: skip
 }

@@ -44,7 +44,13 @@ def plan_tiles(batch: AttentionBatch | PagedBatch, *, window: int | None, device
 
 
 def paged_attention(
-    query: Tensor, kv: Tensor, batch: AttentionBatch | AttentionTiles, *, scale: float, window: int | None = None
+    query: Tensor,
+    kv: Tensor,
+    batch: AttentionBatch | AttentionTiles,
+    *,
+    scale: float,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Attention of each row over its own sequence's part of the cache: [rows, heads, head_dim] in query's dtype.
 
@@ -53,6 +59,7 @@ def paged_attention(
         kv: [num_slots, 2, kv_heads, head_dim], contiguous, in query's dtype: keys and values.
         batch: or what `plan_tiles` made of it; the window then is the plan's.
         window: a row sees that many positions, itself included; None is all.
+        cap: scores become cap · tanh(score / cap); None leaves them as they are.
     Raises:
         ValueError: shapes or dtypes disagree.
     """
@@ -67,25 +74,25 @@ def paged_attention(
         raise ValueError(f"kv: expected {query.dtype}, not {kv.dtype}")
     out = torch.empty_like(query)
     if batch.num_decodes:
-        _decode(query, kv, out, batch, scale)
+        _decode(query, kv, out, batch, scale, cap)
     prefills = batch.tiles[batch.num_decodes :]
     if prefills.shape[0]:
         programs, shape = _shape(query, kv, rows=PREFILL_ROWS)
         _attend[(prefills.shape[0], programs, 1)](
-            query, kv, out, None, prefills, batch.tables, scale, batch.window, *batch.tables.stride(),
+            query, kv, out, None, prefills, batch.tables, scale, batch.window, cap, *batch.tables.stride(),
             SPLITS=1, PAGE=batch.page_tokens, **shape, DOT=dot_type(query.dtype), num_warps=4,
         )  # fmt: skip
     return out
 
 
-def _decode(query: Tensor, kv: Tensor, out: Tensor, batch: AttentionTiles, scale: float) -> None:
+def _decode(query: Tensor, kv: Tensor, out: Tensor, batch: AttentionTiles, scale: float, cap: float | None) -> None:
     heads, head_dim = query.shape[1:]
     parts_shape = batch.num_decodes, heads, DECODE_SPLITS
     parts = torch.empty((*parts_shape, head_dim), dtype=torch.float32, device=query.device)
     sums = torch.empty((*parts_shape, 2), dtype=torch.float32, device=query.device)
     programs, shape = _shape(query, kv, rows=1)
     _attend[(batch.num_decodes, programs, DECODE_SPLITS)](
-        query, kv, parts, sums, batch.tiles, batch.tables, scale, batch.window, *batch.tables.stride(),
+        query, kv, parts, sums, batch.tiles, batch.tables, scale, batch.window, cap, *batch.tables.stride(),
         SPLITS=DECODE_SPLITS, PAGE=batch.page_tokens, **shape, DOT=dot_type(query.dtype), num_warps=4,
     )  # fmt: skip
     _combine[(batch.num_decodes, heads)](
@@ -114,7 +121,7 @@ def _shape(query: Tensor, kv: Tensor, *, rows: int) -> tuple[int, dict[str, int]
 
 @triton.jit(do_not_specialize=["table_stride", "page_stride"])
 def _attend(
-    query, kv, out, sums, tiles, tables, scale, window, table_stride, page_stride,
+    query, kv, out, sums, tiles, tables, scale, window, cap, table_stride, page_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
     BLOCK_GROUP: tl.constexpr, BLOCK_KEYS: tl.constexpr, MIN_DOT: tl.constexpr,
     ROWS: tl.constexpr, SPLITS: tl.constexpr, PAGE: tl.constexpr, DOT: tl.constexpr,
@@ -149,6 +156,8 @@ def _attend(
             kv, tables, page_stride, kv_head, position, inside, d, of_head, KV_HEADS, HEAD_DIM, PAGE, DOT
         )
         score = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
+        if cap is not None:  # as 1 − 2 / (e^2x + 1), which stays in bounds where e^2x does not
+            score = cap * (1.0 - 2.0 / (tl.exp(2.0 / cap * score) + 1.0))
         score = tl.where(_sees(last, position, inside, window), score, float("-inf"))
         peak, norm, total = _add_block(score, value, peak, norm, total, DOT)
     mask = used[:, None] & of_head[None, :]

@@ -40,6 +40,8 @@ _MODEL_CLASS = _text(r"\w+ForCausalLM", "a class …ForCausalLM", "others have h
 _NAME = _text(r"[^.]+", "characters without a dot")
 _WRAPPED = ("llama", "mistral")  # families that the package has classes of its own for
 _HOOKED = ("qwen2", "qwen3")  # families that the package knows by an interface
+# Families that have norms between a block and the residual; the package has no interface for the first.
+_GEMMAS = ("gemma", "gemma2", "gemma3_text")
 # What the package calls the parts of a layer between which its networks stand.
 _PLACES: Mapping[str, Rule[object]] = {
     "base_model": one_of(None, "model"),
@@ -116,6 +118,8 @@ def take_model(config: Config, base: BaseShape) -> HubModel:
     family = config.require("model_type", TEXT)
     if family != base.model_type:
         raise IncompatibleAdapter("model_type", f"found {family}, expected {base.model_type} for {base.name}")
+    if family in _GEMMAS:
+        raise IncompatibleAdapter("model_type", f"found {family}: networks beside a Gemma's blocks are not served")
     require_base_size(config, "hidden_size", base.hidden_size, base)
     name = config.require("name", _NAME)
     by_interface = config.peek(OF_INTERFACE + "model_layers") is not None

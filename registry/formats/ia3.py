@@ -20,7 +20,7 @@ _REST: Mapping[str, Rule[object]] = {
 # What null stands for, by model_type.
 _TARGETS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
-    **dict.fromkeys(("qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
+    **dict.fromkeys(("qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), ("q_proj", "v_proj", "down_proj")),
 }
 _FEEDFORWARD: Mapping[str, Sequence[str]] = dict.fromkeys(_TARGETS, ("down_proj",))
 

@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 _DELTA = "trainable_tokens_delta"  # PEFT's name for rows that replace
 # What null stands for, by model_type.
 _LN_TARGETS: Mapping[str, Sequence[str]] = {
-    **dict.fromkeys(("llama", "mistral"), ("input_layernorm", "post_attention_layernorm", "norm")),
+    **dict.fromkeys(("llama", "mistral", "gemma"), ("input_layernorm", "post_attention_layernorm", "norm")),
     **dict.fromkeys(("qwen2", "qwen3"), ("post_attention_layernorm",)),
+    **dict.fromkeys(
+        ("gemma2", "gemma3_text"),
+        (
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+            "norm",
+        ),
+    ),
 }
 
 

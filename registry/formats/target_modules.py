@@ -19,7 +19,7 @@ NAMES: Rule[Names] = Rule("names of modules, as a list or a regular expression",
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 # By model_type, what PEFT adapts if target_modules is null; other families it asks to be told.
 QUERIES_AND_VALUES: Mapping[str, Sequence[str]] = dict.fromkeys(
-    ("llama", "mistral", "qwen2", "qwen3"), ("q_proj", "v_proj")
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), ("q_proj", "v_proj")
 )
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
 _DEFAULT_LAYER = re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")

@@ -17,7 +17,15 @@ from hotshoe.server.adapters.row_turns import RowTurns
 from hotshoe.server.adapters.sites import MAX_TARGETS, SITE_INDEX, SITES, SiteId, SiteShape
 from hotshoe.server.adapters.term_blocks import Segment, term_blocks
 
-NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")  # as compiled code counts them
+# As compiled code counts them.
+NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "q_norm",
+    "k_norm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 
 
 class RowTerms:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from hotshoe.server.engine.device_sampler import NUM_RIDERS, Draw, draw_rows, sampling_riders, warm_up
 from hotshoe.server.engine.kv_blocks import KvBlocks
-from hotshoe.server.engine.step_batch import build_step_batch, by_pages, by_slots, page_slots, position_slots
+from hotshoe.server.engine.step_batch import (
+    Attention,
+    StepBatch,
+    build_step_batch,
+    by_pages,
+    by_slots,
+    page_slots,
+    position_slots,
+)
 from hotshoe.server.engine.step_plan import Chunk, PrefixWrite, StepPlan, TailCopy
 
 if TYPE_CHECKING:
@@ -66,13 +74,16 @@ class Runner:
         return StepResult(torch.cat([result.logits for result in passes]), draws)
 
     def _run_pass(self, chunks: Sequence[Chunk], *, compiled: bool) -> StepResult:
-        batch = build_step_batch(chunks, self._blocks, by_slots)
+        batch = self._batch(chunks, by_slots)
         adapters = self._adapter_slots.batch(batch.segments, batch.num_rows)
         logits = self._decoder.logits_of(batch.inputs, self._kv, adapters, compiled=compiled)
         if logits.finite is None or logits.likeliest is None:
             return StepResult(logits.values)
         draws = [Draw(fine, token, None) for fine, token in zip(logits.finite, logits.likeliest, strict=True)]
         return StepResult(logits.values, draws)
+
+    def _batch(self, chunks: Sequence[Chunk], attention: Attention) -> StepBatch:
+        return build_step_batch(chunks, self._blocks, attention, embedding_scale=self._decoder.embedding_scale)
 
     def _zero(self, slots: NDArray[np.int64]) -> None:
         self._kv.zero(torch.from_numpy(slots))
@@ -127,12 +138,12 @@ class DeviceRunner(Runner):
 
     def _run_together(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Logits, and riders beside them."""
-        batch = build_step_batch(chunks, self._blocks, by_pages)
+        batch = self._batch(chunks, by_pages)
         adapters = self._fixed_slots.batch(batch.segments, batch.num_rows)
         return self._triton.step(batch.inputs, self._kv, adapters, sampling_riders(chunks))
 
     def _run_apart(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
-        batch = build_step_batch(chunks, self._blocks, by_pages)
+        batch = self._batch(chunks, by_pages)
         adapters = self._fixed_slots.batch_apart(batch.segments, batch.num_rows)
         logits = self._triton.logits_of(batch.inputs, self._kv, adapters, compiled=False).values
         return logits, torch.from_numpy(sampling_riders(chunks)).to(logits.device)

@@ -32,11 +32,15 @@ class StepBatch:
 Attention = Callable[[KvBlocks, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], AttentionBatch | PagedBatch]
 
 
-def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks, attention: Attention) -> StepBatch:
+def build_step_batch(
+    chunks: Sequence[Chunk], blocks: KvBlocks, attention: Attention, *, embedding_scale: float = 1.0
+) -> StepBatch:
     """Lays chunks out as rows in their order; those of one row must come first.
 
     Args:
         attention: `by_slots` or `by_pages`, as the decoder takes it.
+        embedding_scale: what the decoder multiplies rows of its embedding by: other rows in their place have it too,
+            learned prompts do not.
     """
     starts = np.array([chunk.start for chunk in chunks])
     lengths = np.array([chunk.num_rows for chunk in chunks])
@@ -45,8 +49,8 @@ def build_step_batch(chunks: Sequence[Chunk], blocks: KvBlocks, attention: Atten
     row_ends = lengths.cumsum()
     positions = _ranges(starts, lengths)
     token_ids = [token for chunk in chunks for token in chunk.sequence.tokens_at(chunk.start, chunk.end)]
-    embedding_rows, embeddings = _given_embeddings(chunks, row_ends - lengths)
-    added_rows, added = _added_embeddings(chunks, row_ends - lengths)
+    embedding_rows, embeddings = _given_embeddings(chunks, row_ends - lengths, embedding_scale)
+    added_rows, added = _added_embeddings(chunks, row_ends - lengths, embedding_scale)
     inputs = DecoderInput(
         token_ids=torch.from_numpy(np.maximum(token_ids, 0)),  # VIRTUAL_TOKEN is in no vocabulary
         positions=torch.from_numpy(positions),
@@ -121,7 +125,9 @@ def by_slots(
     )
 
 
-def _given_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None]:
+def _given_embeddings(
+    chunks: Sequence[Chunk], row_starts: NDArray[np.int64], scale: float
+) -> tuple[Tensor | None, Tensor | None]:
     """The rows that stand for learned embeddings, or for tokens with other ones, and those; None, None if none do."""
     rows: list[int] = []
     parts: list[Tensor] = []
@@ -134,14 +140,16 @@ def _given_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) ->
             rows.extend(range(row_start, row_start + end - start))
         if sequence.embedding_rows is not None:
             places, values = found_rows(sequence.tokens_at(chunk.start, chunk.end), sequence.embedding_rows)
-            parts.append(values)
+            parts.append(values * scale if scale != 1.0 else values)
             rows.extend(row_start + place for place in places)
     if not rows:
         return None, None
     return torch.tensor(rows), torch.cat(parts)
 
 
-def _added_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None]:
+def _added_embeddings(
+    chunks: Sequence[Chunk], row_starts: NDArray[np.int64], scale: float
+) -> tuple[Tensor | None, Tensor | None]:
     """The rows of tokens whose embeddings adapters add to, and what; None, None if none do."""
     rows: list[Tensor] = []
     parts: list[Tensor] = []
@@ -149,7 +157,7 @@ def _added_embeddings(chunks: Sequence[Chunk], row_starts: NDArray[np.int64]) ->
         if chunk.sequence.embedding_updates and chunk.end > chunk.sequence.virtual_tokens:
             tokens = torch.tensor(chunk.sequence.tokens_at(chunk.start, chunk.end))
             places = (tokens != VIRTUAL_TOKEN).nonzero()[:, 0]
-            updates = [c * (f.rows[tokens[places]] @ f.directions) for f, c in chunk.sequence.embedding_updates]
+            updates = [c * scale * (f.rows[tokens[places]] @ f.directions) for f, c in chunk.sequence.embedding_updates]
             rows.append(places + row_start)
             parts.append(sum(updates[1:], updates[0]))
     return (torch.cat(rows), torch.cat(parts)) if rows else (None, None)

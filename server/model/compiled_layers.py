@@ -1,6 +1,6 @@
 """The decoder's layers as compiled code reads them: addresses of packed weights, and scratch memory for a step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from hotshoe.kernels.attention_batch import AttentionBatch
 from hotshoe.kernels.cpu.amx import ROWS, tile_config
 from hotshoe.kernels.cpu.amx import available as has_matrix_tiles
 from hotshoe.kernels.cpu.decode_copies import AT_ONCE, LIST_WIDTH
-from hotshoe.kernels.cpu.decode_job import BIAS, BLOCK, LAYER_WIDTH, LAYERS, SCALES, TILES
+from hotshoe.kernels.cpu.decode_job import BIAS, BLOCK, GELU_TANH, LAYER_WIDTH, LAYERS, SCALES, SILU, TILES
 from hotshoe.kernels.cpu.decode_low_rank import HALVES, VALUES_BYTES
 from hotshoe.kernels.cpu.decode_team import DecodeTeam
 from hotshoe.kernels.cpu.decode_turns import SCRATCH_ROWS
@@ -23,12 +23,13 @@ from hotshoe.server.adapters.placed_adapter import Beyond
 from hotshoe.server.adapters.sites import MAX_TARGETS, SiteShape, site_targets
 from hotshoe.server.model.factor_fetches import MOST_ROWS, FactorFetches
 from hotshoe.server.model.kv_cache import KvCache
-from hotshoe.server.model.spec import ModelSpec
+from hotshoe.server.model.spec import Gate, ModelSpec
 
 if TYPE_CHECKING:
     from hotshoe.server.adapters.row_terms import RowTerms
     from hotshoe.server.model.decoder import DecoderLayer
 
+GATES: Mapping[Gate, int] = {"silu": SILU, "gelu_tanh": GELU_TANH}
 SITE_NAMES = ("qkv", "o", "gate_up", "down")
 _TILE = 32  # columns that cannot be split between threads
 _ROWS_AT_FIRST, _CONTEXT_AT_FIRST = 32, 1024
@@ -49,8 +50,6 @@ def can_compile(spec: ModelSpec, layers: Sequence["DecoderLayer"]) -> bool:
 
 class CompiledLayers:
     """Runs steps through all layers in one call."""
-
-    TAKES: frozenset[Beyond] = frozenset({"bottlenecks", "norms", "gated_prompts", "rotations", "copies"})
 
     def __init__(
         self,
@@ -94,10 +93,15 @@ class CompiledLayers:
             head_dim=spec.head_dim,
             rotary_dim=spec.rope.rotary_dim(spec.head_dim),
             eps=spec.norm_eps,
+            query_scale=spec.attention_scale,
+            score_cap=spec.attention_cap or 0.0,
+            gate=GATES[spec.gate],
             fused=spec.fused,
             layers=self._keep(self._layers),
             starts=self._keep(starts),
         )
+        takes: frozenset[Beyond] = frozenset({"bottlenecks", "norms", "gated_prompts", "rotations", "copies"})
+        self.takes = takes - {"bottlenecks"} if spec.block_norms else takes
         if matrix_tiles:
             self._tile_configs = [torch.from_numpy(tile_config(rows or ROWS)) for rows in range(ROWS)]
 
@@ -115,7 +119,7 @@ class CompiledLayers:
         """Takes hidden [rows, hidden_size] float32 through all layers in place, and writes the rows' keys and values.
 
         Args:
-            cos, sin: [rows, rotary_dim / 2] float32.
+            cos, sin: [ropes, rows, rotary_dim / 2] float32, as `spec.distinct_ropes` has them.
             kv_slots: [rows] int64, as `DecoderInput` has them.
             terms: what the rows' adapters add.
         """
@@ -147,9 +151,12 @@ class CompiledLayers:
         table = np.zeros((len(layers), LAYER_WIDTH), np.int64)
         for index, layer in enumerate(layers):
             table[index, 0] = self._float32(layer.input_norm)
-            table[index, 1] = self._float32(layer.post_attention_norm)
+            table[index, 1] = self._float32(layer.mlp_norm)
             table[index, 2] = self._float32(layer.qk_norm)
             table[index, 4] = self._spec.windows[index] or 0
+            table[index, 5] = self._spec.rope_indices[index]
+            for at, norm in zip((6, 7), layer.block_norms or (None, None), strict=True):
+                table[index, at] = self._float32(norm)
             for site, name in enumerate(SITE_NAMES):
                 linear = layer.sites[name]
                 table[index, TILES + site] = linear.weights[0].tiles.data_ptr()

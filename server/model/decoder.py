@@ -16,7 +16,7 @@ from hotshoe.server.model.bottlenecks import add_block
 from hotshoe.server.model.decoder_input import DecoderInput, HeadRows, HeadUpdate
 from hotshoe.server.model.kv_cache import KvCache
 from hotshoe.server.model.linear import SiteLinear
-from hotshoe.server.model.spec import ModelSpec
+from hotshoe.server.model.spec import BLOCK_NORMS, BLOCKS, ModelSpec
 from hotshoe.server.model.step_logits import StepLogits
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ class DecoderLayer:
     """One layer's weights, as the backend holds them."""
 
     input_norm: Tensor  # [hidden]
-    post_attention_norm: Tensor  # [hidden]
+    mlp_norm: Tensor  # [hidden]
     qk_norm: Tensor | None  # [heads + kv_heads, head_dim]: the query norm, then the key norm
+    block_norms: tuple[Tensor, Tensor] | None  # [hidden] each, behind attention and behind the feed-forward
     sites: Mapping[str, SiteLinear]  # by the names of adapters.sites.SITES
 
 
@@ -57,8 +58,15 @@ class Decoder:
         self._layers = tuple(layers)
         self._norm = norm
         self._head = head
-        self._frequencies = spec.rope.inverse_frequencies(spec.head_dim).to(backend.device)
-        self._far_frequencies = spec.rope.inverse_frequencies(spec.head_dim, far=True).to(backend.device)
+        # as transformers has it: the root in the dtype of the embedding, which in bfloat16 is another number
+        root = torch.tensor(spec.hidden_size**0.5 if spec.scaled_embedding else 1.0)
+        self.embedding_scale = root.to(embedding.dtype).item()
+        ropes = spec.distinct_ropes
+        near, far = ([rope.inverse_frequencies(spec.head_dim, far=far) for rope in ropes] for far in (False, True))
+        self._frequencies = torch.stack(near)[:, None].to(backend.device)  # [ropes, 1, rotary_dim / 2]
+        self._far_frequencies = torch.stack(far)[:, None].to(backend.device)
+        factors = torch.tensor([rope.attention_factor for rope in ropes])
+        self._rope_factors = factors[:, None, None].to(backend.device)
         compile_steps = backend.compile_steps
         self._compiled = compile_steps(spec, self._layers, norm=norm, head=head) if compile_steps else None
 
@@ -66,7 +74,7 @@ class Decoder:
     def takes(self) -> "frozenset[Beyond]":
         """What rows' adapters may have that is computed with all others' rows, and as fast."""
         layers = self._compiled.layers if self._compiled else None
-        return frozenset() if layers is None else layers.TAKES
+        return frozenset() if layers is None else layers.takes
 
     def new_kv_cache(self, num_slots: int) -> KvCache:
         """A zeroed cache of that many positions; the first page of slots must stay unused."""
@@ -117,6 +125,8 @@ class Decoder:
             logits = StepLogits(self._head_product(normed))
         if normed is not None and inputs.has_own_heads:
             logits = with_own_heads(logits, normed, inputs)
+        if self.spec.logit_cap is not None:  # logits that differed may be equal now, so the likeliest is asked again
+            logits = StepLogits(ops.soft_cap(logits.values, self.spec.logit_cap))
         return logits
 
     def _normed_rows(self, hidden: Tensor, inputs: DecoderInput, adapters: "AdapterBatch | None") -> Tensor:
@@ -140,13 +150,12 @@ class Decoder:
         if layers is None or not rows or _attended_positions(_by_slots(inputs.attention)) > _COMPILED_POSITIONS:
             return False
         terms = None if adapters is None else adapters.row_terms(num_rows=rows, num_layers=self.spec.num_layers)
-        angles = self._angles(inputs.positions, inputs.far_rows)
-        factor = self.spec.rope.attention_factor
+        cos, sin = self._cos_sin(inputs.positions, inputs.far_rows)
         layers.run(
             hidden,
             kv,
-            cos=angles.cos() * factor,
-            sin=angles.sin() * factor,
+            cos=cos,
+            sin=sin,
             kv_slots=inputs.kv_slots,
             attention=inputs.attention,
             terms=terms,
@@ -156,23 +165,33 @@ class Decoder:
     def _run_layers(self, hidden: Tensor, inputs: DecoderInput, kv: KvCache, adapters: "AdapterBatch | None") -> None:
         """Takes hidden through all layers in place, operation by operation."""
         device = self.backend.device
-        rotation = self._rotation(inputs)
+        rotations, activate = self._rotations(inputs), ops.GATES[self.spec.gate]
         slots = inputs.kv_slots.to(device)
         plans = self._plan_attention(inputs)
         for index, layer in enumerate(self._layers):
             x = self._normed(hidden, layer.input_norm, NormId(index, "input_layernorm"), adapters)
             qkv = self._run_site(index, "qkv", x, adapters)
             self._norm_heads(index, qkv, adapters)
-            attended = self._attend(index, qkv, rotation, slots, kv, plans[self.spec.windows[index]])
+            attended = self._attend(index, qkv, rotations[index], slots, kv, plans[self.spec.windows[index]])
             self._add_gated(index, qkv, attended, adapters)
-            add_block(hidden, self._run_site(index, "o", attended, adapters), BlockId(index, "self_attn"), adapters)
-            x = self._normed(hidden, layer.post_attention_norm, NormId(index, "post_attention_layernorm"), adapters)
-            x = ops.silu_mul(self._run_site(index, "gate_up", x, adapters))
-            add_block(hidden, self._run_site(index, "down", x, adapters), BlockId(index, "mlp"), adapters)
+            self._add_block(hidden, index, "o", attended, adapters)
+            x = self._normed(hidden, layer.mlp_norm, NormId(index, self.spec.mlp_norm), adapters)
+            x = activate(self._run_site(index, "gate_up", x, adapters))
+            self._add_block(hidden, index, "down", x, adapters)
+
+    def _add_block(self, hidden: Tensor, index: int, site: str, x: Tensor, adapters: "AdapterBatch | None") -> None:
+        """Runs the site that ends a block, and adds what it gives to hidden, normed first where the family does."""
+        block = ("o", "down").index(site)
+        output, norms = self._run_site(index, site, x, adapters), self._layers[index].block_norms
+        if norms is not None:
+            output = self._normed(output, norms[block], NormId(index, BLOCK_NORMS[block]), adapters)
+        add_block(hidden, output, BlockId(index, BLOCKS[block]), adapters)
 
     def _embed(self, inputs: DecoderInput) -> Tensor:
         token_ids = inputs.token_ids.to(self._embedding.device)
         hidden = F.embedding(token_ids, self._embedding).to(self.backend.dtype)
+        if self.embedding_scale != 1.0:
+            hidden *= self.embedding_scale
         self._complete(hidden, inputs)
         return hidden
 
@@ -184,22 +203,21 @@ class Decoder:
         if inputs.added_rows is not None and inputs.added is not None:
             hidden.index_add_(0, inputs.added_rows.to(hidden.device), inputs.added.to(hidden))
 
-    def _angles(self, positions: Tensor, far_rows: Tensor | None) -> Tensor:
-        """[rows, rotary_dim / 2] float32 of what lies on the device."""
+    def _cos_sin(self, positions: Tensor, far_rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """By rope, as `spec.distinct_ropes` has them: [ropes, rows, rotary_dim / 2] float32 twice, on the device."""
         frequencies = self._frequencies
         if far_rows is not None:
             frequencies = torch.where(far_rows[:, None], self._far_frequencies, frequencies)
-        return positions[:, None].float() * frequencies
+        angles = positions[:, None].float() * frequencies
+        return angles.cos() * self._rope_factors, angles.sin() * self._rope_factors
 
-    def _rotation(self, inputs: DecoderInput) -> tuple[Tensor, Tensor]:
-        """cos and sin [rows, 1, rotary_dim] as `ops.rope_` takes them."""
-        far_rows = inputs.far_rows
-        device = self.backend.device
-        angles = self._angles(inputs.positions.to(device), None if far_rows is None else far_rows.to(device))
-        cos = angles.cos() * self.spec.rope.attention_factor
-        sin = angles.sin() * self.spec.rope.attention_factor
-        both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return both[0][:, None].to(self.backend.dtype), both[1][:, None].to(self.backend.dtype)
+    def _rotations(self, inputs: DecoderInput) -> list[tuple[Tensor, Tensor]]:
+        """By layer, cos and sin [rows, 1, rotary_dim] as `ops.rope_` takes them."""
+        far_rows, device = inputs.far_rows, self.backend.device
+        cos, sin = self._cos_sin(inputs.positions.to(device), None if far_rows is None else far_rows.to(device))
+        cos = torch.cat((cos, cos), dim=-1)[:, :, None].to(self.backend.dtype)
+        sin = torch.cat((-sin, sin), dim=-1)[:, :, None].to(self.backend.dtype)
+        return [(cos[index], sin[index]) for index in self.spec.rope_indices]
 
     def _plan_attention(self, inputs: DecoderInput) -> Mapping[int | None, Any]:
         return {
@@ -248,7 +266,7 @@ class Decoder:
         for start, end, prompt, weight in () if adapters is None else adapters.gated_prompts(index):
             heads = qkv[start:end].unflatten(1, (-1, spec.head_dim))[:, : spec.num_heads].float()
             query = heads.unflatten(1, (spec.num_kv_heads, -1))  # [rows, kv_heads, group, head_dim]
-            scores = torch.einsum("nhgd,thd->nhgt", query, prompt.keys) * spec.head_dim**-0.5
+            scores = torch.einsum("nhgd,thd->nhgt", query, prompt.keys) * spec.attention_scale
             seen = torch.einsum("nhgt,thd->nhgd", scores.softmax(-1), prompt.values)
             attended[start:end] += (weight * prompt.gate * seen.flatten(1)).to(attended.dtype)
 
@@ -284,7 +302,7 @@ class Decoder:
 
     def _attention(self, query: Tensor, cache: Tensor, plan: Any) -> Tensor:
         """[rows, heads, head_dim] of rotated queries, by what `_plan_attention` gave."""
-        return ops.paged_attention(query, cache, plan, scale=self.spec.head_dim**-0.5)
+        return ops.paged_attention(query, cache, plan, scale=self.spec.attention_scale, cap=self.spec.attention_cap)
 
     def _head_product(self, x: Tensor) -> Tensor:
         """Logits [rows, vocab] float32 of what the last norm gave."""

@@ -10,23 +10,18 @@ from hotshoe.server.model.backends import Backend, LinearTensor
 from hotshoe.server.model.checkpoints import Checkpoint
 from hotshoe.server.model.decoder import Decoder, DecoderLayer
 from hotshoe.server.model.linear import SiteLinear
-from hotshoe.server.model.spec import EMBEDDING, HEAD, ModelSpec
+from hotshoe.server.model.spec import BLOCK_NORMS, EMBEDDING, HEAD, ModelSpec
 
 NORM = "model.norm.weight"
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model, by its Hugging Face name."""
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, spec.hidden_size), NORM: (spec.hidden_size,)}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, spec.hidden_size)}
     if not spec.tied_head:
         shapes[HEAD] = (spec.vocab_size, spec.hidden_size)
-    for layer in range(spec.num_layers):
-        prefix = f"model.layers.{layer}"
-        shapes[f"{prefix}.input_layernorm.weight"] = (spec.hidden_size,)
-        shapes[f"{prefix}.post_attention_layernorm.weight"] = (spec.hidden_size,)
-        if spec.qk_norm:
-            shapes[f"{prefix}.self_attn.q_norm.weight"] = (spec.head_dim,)
-            shapes[f"{prefix}.self_attn.k_norm.weight"] = (spec.head_dim,)
+    for _, norm in spec.norms():
+        shapes[f"{norm.module}.weight"] = (norm.size,)
     for _, linear in spec.linears():
         shapes[f"{linear.module}.weight"] = (linear.out_features, linear.in_features)
         if linear.has_bias:
@@ -93,16 +88,25 @@ class _Reader:
         return tensor
 
     def norm(self, name: str) -> Tensor:
-        return self.tensor(name).to(self._backend.device, self._backend.dtype)
+        """What a norm multiplies by; a sum in float32, which bfloat16 has no room for."""
+        weight = self.tensor(name)
+        if self._spec.norm_offset:
+            return (weight.float() + self._spec.norm_offset).to(self._backend.device)
+        return weight.to(self._backend.device, self._backend.dtype)
 
     def layer(self, index: int) -> DecoderLayer:
         prefix = f"model.layers.{index}"
         return DecoderLayer(
             input_norm=self.norm(f"{prefix}.input_layernorm.weight"),
-            post_attention_norm=self.norm(f"{prefix}.post_attention_layernorm.weight"),
+            mlp_norm=self.norm(f"{prefix}.{self._spec.mlp_norm}.weight"),
+            block_norms=self._block_norms(prefix) if self._spec.block_norms else None,
             qk_norm=self._qk_norm(prefix) if self._spec.qk_norm else None,
             sites={site: self._site(index, targets) for site, targets in self._targets.items()},
         )
+
+    def _block_norms(self, prefix: str) -> tuple[Tensor, Tensor]:
+        attention, mlp = (f"{prefix}.{name}.weight" for name in BLOCK_NORMS)
+        return self.norm(attention), self.norm(mlp)
 
     def _qk_norm(self, prefix: str) -> Tensor:
         query = self.norm(f"{prefix}.self_attn.q_norm.weight").expand(self._spec.num_heads, -1)

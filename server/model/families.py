@@ -4,15 +4,19 @@ Every field that changes the arithmetic is understood or refused by name; the ot
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from hotshoe.server.errors import UnsupportedModel
 from hotshoe.server.model.config_fields import Config, flag, integer, number, section, shown, spelled
-from hotshoe.server.model.rope_config import PHI3_ROPES, RopeRules, rope_from_config
-from hotshoe.server.model.spec import ModelSpec
+from hotshoe.server.model.rope_config import PHI3_ROPES, RopeRules, rope_from_config, ropes_by_type
+from hotshoe.server.model.spec import Gate, ModelSpec, RopeSpec
 
 Windows = tuple[int | None, ...]
 _MOST_LAYERS = 10_000
+_SILU: Mapping[str, Gate] = {"silu": "silu", "swish": "silu"}  # by transformers' names
+_SCORES, _LOGITS = "attn_logit_softcapping", "final_logit_softcapping"
+_GELU_TANH: Mapping[str, Gate] = {"gelu_pytorch_tanh": "gelu_tanh"}
 
 
 def no_windows(config: Config, num_layers: int) -> Windows:
@@ -33,11 +37,33 @@ def one_window_if_any(config: Config, num_layers: int) -> Windows:
 def upper_windows(config: Config, num_layers: int) -> Windows:
     """Qwen: a window in the layers that `layer_types` names, or in those above `max_window_layers`."""
     window = _window(config, "sliding_window", 4096) if flag(config, "use_sliding_window") else None
-    types = config.get("layer_types")
-    if types is None:
+    if config.get("layer_types") is None:
         first = integer(config, "max_window_layers", 28, minimum=0)
         return tuple(window if layer >= first else None for layer in range(num_layers))
-    known = {"full_attention": None, "sliding_attention": window}
+    return _windows_by_type(config, window, num_layers)
+
+
+def other_windows(config: Config, num_layers: int) -> Windows:
+    """Gemma 2: a window in every other layer, from the first on, or where `layer_types` says."""
+    return _windows_but_each(2, config, num_layers)
+
+
+def most_windows(config: Config, num_layers: int) -> Windows:
+    """Gemma 3: a window in all layers but each sixth, or where `layer_types` says."""
+    return _windows_but_each(integer(config, "sliding_window_pattern", 6), config, num_layers)
+
+
+def _windows_but_each(period: int, config: Config, num_layers: int) -> Windows:
+    window = _window(config, "sliding_window", 4096)
+    if window is None:  # what a layer rotates by goes by whether it has one
+        raise UnsupportedModel("sliding_window: expected how many positions, not null")
+    if config.get("layer_types") is not None:
+        return _windows_by_type(config, window, num_layers)
+    return tuple(window if (layer + 1) % period else None for layer in range(num_layers))
+
+
+def _windows_by_type(config: Config, window: int | None, num_layers: int) -> Windows:
+    types, known = config.get("layer_types"), {"full_attention": None, "sliding_attention": window}
     if not isinstance(types, list) or len(types) != num_layers or any(name not in [*known] for name in types):
         wanted = f"{num_layers}, as num_hidden_layers, of {sorted(known)}"
         raise UnsupportedModel(f"layer_types: expected {wanted}, not {shown(types)}")
@@ -61,6 +87,32 @@ class Family:
     norm_eps: float = 1e-6
     ropes: RopeRules = RopeRules()
     known_code: str | None = None  # beside its checkpoints: what transformers took over, so that it need not run
+    activation_field: str = "hidden_act"
+    activations: Mapping[str, Gate] = field(default_factory=lambda: _SILU)  # the first is what silence means
+    tied_head: bool = False  # where the config says nothing
+    norm_offset: float = 0.0
+    block_norms: bool = False
+    scaled_embedding: bool = False
+    query_scalar: bool = False  # whether the config has one
+    caps: Mapping[str, float | None] = field(default_factory=dict)  # by field, where the config says nothing
+    two_ropes: bool = False  # layers with a window have their own
+
+
+def _gemma(model_type: str, **fields: Any) -> Family:
+    """What all Gemmas have in common."""
+    shared: dict[str, Any] = {
+        "qkv_bias": "attention_bias",
+        "o_bias": "attention_bias",
+        "head_dim": 256,
+        "num_kv_heads": 4,
+        "max_positions": 8192,
+        "activation_field": "hidden_activation",
+        "activations": _GELU_TANH,
+        "tied_head": True,
+        "norm_offset": 1.0,
+        "scaled_embedding": True,
+    }
+    return Family(model_type, **{**shared, **fields})
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -87,6 +139,22 @@ FAMILIES: Mapping[str, Family] = {
         ropes=PHI3_ROPES,
         known_code="modeling_phi3.Phi3ForCausalLM",
     ),
+    "GemmaForCausalLM": _gemma(
+        "gemma", num_kv_heads=16, activation_field="hidden_act", activations={**_GELU_TANH, "gelu": "gelu_tanh"}
+    ),
+    "Gemma2ForCausalLM": _gemma(
+        "gemma2", block_norms=True, query_scalar=True, windows=other_windows, caps={_SCORES: 50.0, _LOGITS: 30.0}
+    ),
+    "Gemma3ForCausalLM": _gemma(
+        "gemma3_text",
+        block_norms=True,
+        qk_norm=True,
+        query_scalar=True,
+        windows=most_windows,
+        caps={_LOGITS: None},
+        two_ropes=True,
+        max_positions=131_072,
+    ),
 }
 
 
@@ -110,6 +178,7 @@ def spec_from_config(config: Config) -> ModelSpec:
     if head_dim % 2:
         raise UnsupportedModel(f"head_dim: expected an even number, not {head_dim}")
     max_positions = integer(config, "max_position_embeddings", family.max_positions)
+    rope, window_rope = _ropes(config, family, head_dim, max_positions)
     return ModelSpec(
         architecture=architecture,
         model_type=family.model_type,
@@ -122,14 +191,22 @@ def spec_from_config(config: Config) -> ModelSpec:
         vocab_size=integer(config, "vocab_size"),
         max_sequence_length=max_positions,
         norm_eps=number(config, "rms_norm_eps", family.norm_eps),
-        rope=rope_from_config(config, family.ropes, head_dim=head_dim, max_positions=max_positions),
+        rope=rope,
         qkv_bias=_bias(config, family.qkv_bias),
         o_bias=_bias(config, family.o_bias),
         mlp_bias=_bias(config, family.mlp_bias),
         fused=family.fused,
         qk_norm=family.qk_norm,
-        tied_head=flag(config, "tie_word_embeddings"),
+        tied_head=flag({"tie_word_embeddings": family.tied_head, **config}, "tie_word_embeddings"),
         windows=family.windows(config, num_layers),
+        gate=_gate(config, family),
+        norm_offset=family.norm_offset,
+        block_norms=family.block_norms,
+        scaled_embedding=family.scaled_embedding,
+        query_scalar=number(config, "query_pre_attn_scalar", 256.0, above=0.0) if family.query_scalar else None,
+        attention_cap=_cap(config, family, _SCORES),
+        logit_cap=_cap(config, family, _LOGITS),
+        window_rope=window_rope,
     )
 
 
@@ -149,12 +226,32 @@ def _architecture(config: Config) -> str:
 
 
 def _refuse_features(config: Config, family: Family) -> None:
-    activation = config.get("hidden_act") or "silu"
-    if activation not in ("silu", "swish"):
-        raise UnsupportedModel(f"hidden_act: {spelled(activation)} is not served here; known is silu")
+    if family.norm_offset and flag(config, "use_bidirectional_attention"):
+        raise UnsupportedModel("use_bidirectional_attention: only false is served here")
     own_code = section(config, "auto_map").get("AutoModelForCausalLM")
     if own_code is not None and own_code != family.known_code:
         raise UnsupportedModel("auto_map: models that bring their own code are not served here")
+
+
+def _gate(config: Config, family: Family) -> Gate:
+    name = config.get(family.activation_field) or next(iter(family.activations))
+    if not isinstance(name, str) or name not in family.activations:
+        known = f"known is {next(iter(family.activations))}"
+        raise UnsupportedModel(f"{family.activation_field}: {spelled(name)} is not served here; {known}")
+    return family.activations[name]
+
+
+def _ropes(config: Config, family: Family, head_dim: int, max_positions: int) -> tuple[RopeSpec, RopeSpec | None]:
+    """Of all layers, and of those with a window if that is another."""
+    if family.two_ropes:
+        return ropes_by_type(config, family.ropes, head_dim=head_dim, max_positions=max_positions)
+    return rope_from_config(config, family.ropes, head_dim=head_dim, max_positions=max_positions), None
+
+
+def _cap(config: Config, family: Family, name: str) -> float | None:
+    """How large a family's numbers may become; null means any, absence transformers' default."""
+    value = {**family.caps, **config}.get(name) if name in family.caps else None
+    return None if value is None else number({name: value}, name, None, above=0.0)
 
 
 def _bias(config: Config, rule: bool | str) -> bool:

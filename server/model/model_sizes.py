@@ -38,7 +38,8 @@ def _check_layers(spec: ModelSpec, checkpoint: Checkpoint) -> None:
 
 def _check_rope(spec: ModelSpec) -> None:
     try:
-        found = [spec.rope.inverse_frequencies(spec.head_dim, far=far) for far in (False, True)]
+        ropes = spec.distinct_ropes
+        found = [rope.inverse_frequencies(spec.head_dim, far=far) for far in (False, True) for rope in ropes]
         finite = bool(torch.isfinite(torch.cat(found)).all())
     except (ArithmeticError, ValueError):  # a logarithm of what is as good as zero, or a bound beyond all numbers
         finite = False

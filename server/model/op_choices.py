@@ -6,7 +6,7 @@
     norm        triton | torch: residual and RMSNorm
     rope        triton | torch: qk-norm, rotation, the write into the cache
     attention   triton | sdpa: gathers contexts on the host's word, so that no step is captured
-    activation  triton | torch: silu(gate) ∘ up
+    activation  triton | torch: silu(gate) ∘ up, or gelu(gate) ∘ up
 
 What adapters add is always computed by Triton kernels, in the linear's epilogue or behind it.
 """

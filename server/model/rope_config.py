@@ -72,6 +72,30 @@ def rope_from_config(config: Mapping[str, Any], rules: RopeRules, *, head_dim: i
     return _scaled(kind, parameters, config, theta=theta, max_positions=max_positions)
 
 
+def ropes_by_type(
+    config: Mapping[str, Any], rules: RopeRules, *, head_dim: int, max_positions: int
+) -> tuple[RopeSpec, RopeSpec]:
+    """The rotary embeddings of layers that see everything, and of those with a window, as Gemma 3 spells them.
+
+    Raises:
+        UnsupportedModel: as `rope_from_config`.
+    """
+    kinds = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
+    parameters = section(config, "rope_parameters")
+    if unknown := sorted(parameters.keys() - kinds.keys()):
+        raise UnsupportedModel(f"rope_parameters: expected {' and '.join(kinds)}, not {spelled(', '.join(unknown))}")
+    others = {name: value for name, value in config.items() if not name.startswith("rope_")}
+    found = []
+    for kind, (name, default) in kinds.items():
+        own = section(parameters, kind)
+        if kind == "full_attention":
+            own |= section(config, "rope_scaling")
+        own.setdefault("rope_theta", number(config, name, default, above=0.0))
+        whole = {**others, "rope_parameters": own}
+        found.append(rope_from_config(whole, rules, head_dim=head_dim, max_positions=max_positions))
+    return found[0], found[1]
+
+
 def _check_share(share: float, rules: RopeRules, head_dim: int) -> None:
     if share != 1.0 and not rules.partial:
         raise UnsupportedModel(f"partial_rotary_factor: only 1.0 is served here, not {share}")

@@ -3,13 +3,17 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hotshoe.registry.formats.base import BaseShape, LinearId, LinearShape, NormId, NormShape
 
+Gate = Literal["silu", "gelu_tanh"]
 # Names of tensors, as in Hugging Face checkpoints.
+BLOCKS = ("self_attn", "mlp")  # of a layer, each adding what it gives to the residual
+BLOCK_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")  # behind blocks, where there are any
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -82,7 +86,7 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A decoder-only transformer with RMSNorm, rotary attention and a gated SiLU feed-forward."""
+    """A decoder-only transformer with RMSNorm, rotary attention and a gated feed-forward."""
 
     architecture: str  # e.g. "LlamaForCausalLM"
     model_type: str
@@ -103,6 +107,40 @@ class ModelSpec:
     qk_norm: bool  # RMSNorm over each query and key head, before the rotation
     tied_head: bool  # the output head is the embedding
     windows: tuple[int | None, ...]  # by layer: positions that a token sees, itself included; None is all
+    gate: Gate = "silu"  # what the feed-forward's gate goes through
+    norm_offset: float = 0.0  # added to norms' weights as they are stored
+    block_norms: bool = False  # what a block gives is normed too, before it is added to the residual
+    scaled_embedding: bool = False  # what is looked up is multiplied by the root of the hidden size
+    query_scalar: float | None = None  # scores are divided by its root; None is head_dim
+    attention_cap: float | None = None  # scores are at most so large: cap · tanh(score / cap)
+    logit_cap: float | None = None  # and logits
+    window_rope: RopeSpec | None = None  # of layers with a window, where it is not `rope`
+
+    @property
+    def attention_scale(self) -> float:
+        """What a query's product with a key is multiplied by."""
+        return float((self.query_scalar or self.head_dim) ** -0.5)
+
+    @property
+    def mlp_norm(self) -> str:
+        """The norm before the feed-forward, by its Hugging Face name."""
+        return "pre_feedforward_layernorm" if self.block_norms else "post_attention_layernorm"
+
+    @property
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """By layer."""
+        windowed = self.window_rope or self.rope
+        return tuple(self.rope if window is None else windowed for window in self.windows)
+
+    @property
+    def distinct_ropes(self) -> tuple[RopeSpec, ...]:
+        """Those that some layer has, in the order of the first such."""
+        return tuple(dict.fromkeys(self.ropes))
+
+    @property
+    def rope_indices(self) -> tuple[int, ...]:
+        """By layer, which of `distinct_ropes`."""
+        return tuple(self.distinct_ropes.index(rope) for rope in self.ropes)
 
     def linears(self) -> Iterator[tuple[LinearId, LinearShape]]:
         """Every linear of every layer, in the order in which they run."""
@@ -129,8 +167,9 @@ class ModelSpec:
             yield NormId(layer, "input_layernorm"), NormShape(f"{prefix}.input_layernorm", self.hidden_size)
             for name in ("q_norm", "k_norm") if self.qk_norm else ():
                 yield NormId(layer, name), NormShape(f"{prefix}.self_attn.{name}", self.head_dim)
-            name = "post_attention_layernorm"
-            yield NormId(layer, name), NormShape(f"{prefix}.{name}", self.hidden_size)
+            behind = (BLOCK_NORMS[0], self.mlp_norm, BLOCK_NORMS[1]) if self.block_norms else (self.mlp_norm,)
+            for name in behind:
+                yield NormId(layer, name), NormShape(f"{prefix}.{name}", self.hidden_size)
         yield NormId(None, "norm"), NormShape("model.norm", self.hidden_size)
 
     def base_shape(self, *, name: str, digest: str) -> BaseShape:

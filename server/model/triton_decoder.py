@@ -133,7 +133,7 @@ class TritonDecoder(Decoder):
             rows, found = self._step_at_once(inputs, kv, adapters, riders)
         if inputs.has_own_heads:
             with_own_heads(StepLogits(rows.logits), rows.normed, inputs)
-        return rows.logits, found
+        return ops.soft_cap(rows.logits, self.spec.logit_cap), found
 
     def _step_at_once(
         self, inputs: DecoderInput, kv: KvCache, adapters: SlotBatch | None, riders: NDArray[np.float64] | None
@@ -152,12 +152,12 @@ class TritonDecoder(Decoder):
         """What a step gives of what lies in its buffers."""
         found = buffers.device
         hidden = F.embedding(found["token_ids"], self._embedding).to(self.backend.dtype)
+        if self.embedding_scale != 1.0:
+            hidden *= self.embedding_scale
         if batch.inputs is not None:
             self._complete(hidden, batch.inputs)
         far_rows = None if self.spec.rope.far_from is None else found["far_rows"] != 0
-        angles = self._angles(found["positions"], far_rows)
-        angles = torch.cat((angles, angles), dim=1)
-        factor = self.spec.rope.attention_factor
+        cos, sin = (torch.cat((part, part), dim=2) for part in self._cos_sin(found["positions"], far_rows))
         adapters = None if slots is None else StepAdapters(slots.tables.site, buffers.row_tiles, scales)
         attention = batch.plans or {
             window: AttentionTiles(
@@ -170,7 +170,7 @@ class TritonDecoder(Decoder):
             )
             for window in set(self.spec.windows)
         }
-        step = LayerStep(angles.cos() * factor, angles.sin() * factor, found["kv_slots"], attention, adapters)
+        step = LayerStep(cos, sin, found["kv_slots"], attention, adapters)
         delta, residual = self._triton.run(hidden, kv, step)
         rows = found["logit_rows"]
         normed, _ = self._triton.norm(delta.index_select(0, rows), residual.index_select(0, rows), self._norm)

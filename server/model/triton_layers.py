@@ -13,6 +13,7 @@ from hotshoe.kernels.row_tiles import RowTiles
 from hotshoe.kernels.site_updates import SiteUpdates
 from hotshoe.kernels.triton.add_low_rank import finish_linear
 from hotshoe.kernels.triton.dequantize_nf4 import dequantize_nf4
+from hotshoe.kernels.triton.gelu_tanh_mul import gelu_tanh_mul
 from hotshoe.kernels.triton.nf4_linear import TritonNf4, nf4_linear
 from hotshoe.kernels.triton.paged_attention import AttentionTiles, paged_attention
 from hotshoe.kernels.triton.rms_norm import rms_norm
@@ -21,12 +22,13 @@ from hotshoe.kernels.triton.scale_inputs import scale_inputs
 from hotshoe.kernels.triton.silu_mul import silu_mul
 from hotshoe.server.adapters.fixed_adapter_slots import InputScales
 from hotshoe.server.model.kv_cache import KvCache
-from hotshoe.server.model.spec import ModelSpec
+from hotshoe.server.model.spec import Gate, ModelSpec
 
 if TYPE_CHECKING:
     from hotshoe.server.model.decoder import DecoderLayer
 
 _PRODUCERS = {"qkv": "norm", "gate_up": "norm", "down": "activation"}  # whose kernels can write even columns first
+_GATES: Mapping[Gate, Callable[..., Tensor]] = {"silu": silu_mul, "gelu_tanh": gelu_tanh_mul}
 DENSE_ROWS = 256  # from here on, decoding a weight once into memory and a GEMM of it are faster
 
 
@@ -43,7 +45,7 @@ class StepAdapters:
 class LayerStep:
     """A step as all layers see it."""
 
-    cos: Tensor  # [rows, rotary_dim] float32
+    cos: Tensor  # [ropes, rows, rotary_dim] float32, as `spec.distinct_ropes` has them
     sin: Tensor
     kv_slots: Tensor  # [rows] integers; negative: written nowhere
     attention: Mapping[int | None, Any]  # window → AttentionTiles, or a plan of `ops.plan_attention`
@@ -57,6 +59,7 @@ class TritonLayers:
         self._spec = spec
         self._layers = tuple(layers)
         self._choices = choices
+        self._rope_indices = spec.rope_indices
         self._qk_norms = [
             None if layer.qk_norm is None else (layer.qk_norm[0].contiguous(), layer.qk_norm[-1].contiguous())
             for layer in layers
@@ -73,14 +76,19 @@ class TritonLayers:
             even = self._reads_even_first(index, "qkv")
             x, residual = self.norm(delta, residual, layer.input_norm, even_first=even)
             attended = self._attend(index, self._site(index, "qkv", x, step, even), kv, step)
-            delta = self._site(index, "o", attended, step, False)
+            delta = self._behind_block(index, 0, self._site(index, "o", attended, step, False))
             even = self._reads_even_first(index, "gate_up")
-            x, residual = self.norm(delta, residual, layer.post_attention_norm, even_first=even)
+            x, residual = self.norm(delta, residual, layer.mlp_norm, even_first=even)
             even_down = self._reads_even_first(index, "down")
             x = self._activate(self._site(index, "gate_up", x, step, even), even_down)
-            delta = self._site(index, "down", x, step, even_down)
+            delta = self._behind_block(index, 1, self._site(index, "down", x, step, even_down))
         assert residual is not None, "there is a layer at least"
         return delta, residual
+
+    def _behind_block(self, index: int, block: int, output: Tensor) -> Tensor:
+        """What a block gives, normed where the family does before it is added."""
+        norms = self._layers[index].block_norms
+        return output if norms is None else self.norm(output, None, norms[block])[0]
 
     def norm(
         self, x: Tensor, residual: Tensor | None, weight: Tensor, *, even_first: bool = False
@@ -89,7 +97,7 @@ class TritonLayers:
         if self._choices["norm"] == "triton":
             return rms_norm(x, residual, weight, self._spec.norm_eps, even_first=even_first)
         total = x if residual is None else x + residual
-        return F.rms_norm(total, weight.shape, weight, self._spec.norm_eps), total
+        return ops.rms_norm(total, weight, self._spec.norm_eps), total
 
     def _reads_even_first(self, index: int, site: str) -> bool:
         """Whether a site's input comes with even columns first: only where both kernels are ours."""
@@ -99,8 +107,8 @@ class TritonLayers:
 
     def _activate(self, gate_up: Tensor, even_first: bool) -> Tensor:
         if self._choices["activation"] == "triton":
-            return silu_mul(gate_up, even_first=even_first)
-        return ops.silu_mul(gate_up)
+            return _GATES[self._spec.gate](gate_up, even_first=even_first)
+        return ops.GATES[self._spec.gate](gate_up)
 
     def _attend(self, index: int, qkv: Tensor, kv: KvCache, step: LayerStep) -> Tensor:
         cache, plan = kv.layers[index], step.attention[self._spec.windows[index]]
@@ -109,22 +117,23 @@ class TritonLayers:
     def attention(self, query: Tensor, cache: Tensor, plan: Any) -> Tensor:
         """Of rotated queries [rows, heads, head_dim], contiguous, by a plan as `LayerStep` has them."""
         attend = paged_attention if isinstance(plan, AttentionTiles) else ops.paged_attention
-        return attend(query, cache, plan, scale=self._spec.head_dim**-0.5)
+        return attend(query, cache, plan, scale=self._spec.attention_scale, cap=self._spec.attention_cap)
 
     def _rotate_and_write(self, index: int, qkv: Tensor, cache: Tensor, step: LayerStep) -> Tensor:
         """Norms and rotates queries and keys, and writes keys and values; the queries."""
         spec, norms = self._spec, self._qk_norms[index]
+        cos, sin = step.cos[self._rope_indices[index]], step.sin[self._rope_indices[index]]
         if self._choices["rope"] == "triton":
             q_norm, k_norm = norms or (None, None)
-            return rope_write_kv(qkv, step.cos, step.sin, cache, step.kv_slots, q_norm, k_norm, spec.norm_eps)
+            return rope_write_kv(qkv, cos, sin, cache, step.kv_slots, q_norm, k_norm, spec.norm_eps)
         heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
         rotated = heads[:, : spec.num_heads + spec.num_kv_heads]
         norm = self._layers[index].qk_norm
         if norm is not None:
             rotated.copy_(ops.rms_norm(rotated, norm, spec.norm_eps))
-        dims = step.cos.shape[1]
-        sin = torch.cat((-step.sin[:, : dims // 2], step.sin[:, dims // 2 :]), dim=1)
-        ops.rope_(rotated[..., :dims], step.cos[:, None].to(qkv), sin[:, None].to(qkv))
+        dims = cos.shape[1]
+        sin = torch.cat((-sin[:, : dims // 2], sin[:, dims // 2 :]), dim=1)
+        ops.rope_(rotated[..., :dims], cos[:, None].to(qkv), sin[:, None].to(qkv))
         new = heads[:, spec.num_heads :].view(heads.shape[0], 2, spec.num_kv_heads, spec.head_dim)
         nowhere = step.kv_slots < 0
         new = new.masked_fill(nowhere[:, None, None, None], 0)  # the null page stays zero

@@ -15,6 +15,8 @@ _DRIVER_BYTES = 512 << 20
 _LOGITS = 3  # as the head gives them, those of rows apart put behind them, and what drawing makes of them
 _MASK_BYTES = 20  # of one row and one position, where torch's attention gets a mask
 
+_SCORE_BYTES = 12  # of one head too, where scores have a cap, for which that attention has no argument
+
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
@@ -41,7 +43,8 @@ def workspace(spec: ModelSpec, backend: Backend, limits: StepLimits) -> Workspac
     if _attention(backend.ops) == "triton":
         return Workspace(fixed + _recorded_bytes(spec, limits), 0)
     copied = 2 * 2 * spec.num_kv_heads * spec.head_dim * itemsize  # of a layer, padded to twice as much
-    return Workspace(fixed + _MASK_BYTES * limits.rows * spec.max_sequence_length, copied)
+    of_position = _MASK_BYTES + (0 if spec.attention_cap is None else _SCORE_BYTES * spec.num_heads)
+    return Workspace(fixed + of_position * limits.rows * spec.max_sequence_length, copied)
 
 
 def step_bytes(spec: ModelSpec, *, rows: int, logit_rows: int, itemsize: int) -> int:

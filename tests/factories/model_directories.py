@@ -16,12 +16,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+GEMMA = {"hidden_size": 96, "head_dim": 32, "tie_word_embeddings": True}
+WINDOWS = {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 20}
+
 
 def tiny_model(family: str = "llama", *, seed: int = 0, **config: Any) -> PreTrainedModel:
-    """A random float32 transformers model of a family ("llama", "mistral", "qwen2", "qwen3").
+    """A random float32 transformers model of a family ("llama", "mistral", "qwen2", "qwen3", "gemma2", …).
 
     Hidden 64, intermediate 128, 2 layers, 4 heads over 2 key-value heads, vocabulary 300, 512 positions; any field of
-    the family's config may be given instead.
+    the family's config may be given instead. Gemmas have a hidden size whose root is no whole number, windows of 9
+    positions where they have any, and scores that their caps are felt by.
     """
     fields = {
         "vocab_size": VOCAB_SIZE,
@@ -38,6 +42,10 @@ def tiny_model(family: str = "llama", *, seed: int = 0, **config: Any) -> PreTra
     }
     if family == "qwen3":
         fields["head_dim"] = 32
+    if family.startswith("gemma"):
+        fields |= GEMMA | ({} if family == "gemma" else WINDOWS)
+    if family == "gemma2":
+        fields |= {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0}
     built = AutoConfig.for_model(family, **{**fields, **config})
     return _randomized(AutoModelForCausalLM.from_config(built, dtype=torch.float32), seed)
 

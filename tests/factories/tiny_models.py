@@ -120,11 +120,12 @@ def _sizes(layers: int) -> dict[str, int]:
 
 def _randomized(model: Model, seed: int) -> Model:
     generator = torch.Generator().manual_seed(seed)
+    usual = 0 if model.config.model_type.startswith("gemma") else 1  # of a norm's weight; Gemma's norms add 1 to it
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 2:
                 parameter.copy_(0.08 * noise)
             else:  # a bias, or a norm's weight
-                parameter.copy_(0.1 * noise if name.endswith("bias") else 1 + 0.1 * noise)
+                parameter.copy_(0.1 * noise if name.endswith("bias") else usual + 0.1 * noise)
     return model.eval()

@@ -43,6 +43,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 9, "head_dim": 16},
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     "qwen3": {"head_dim": 32},
+    "gemma2": {"head_dim": 16},
+    "gemma3_text": {
+        "head_dim": 16,
+        "rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_theta": 9.0}},
+    },
     "phi3": {"rope_parameters": LONG, "original_max_position_embeddings": 8, "sliding_window": 9},
 }
 PAGES = 40

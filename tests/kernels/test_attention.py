@@ -35,10 +35,15 @@ def random_kv(seed: int = 0) -> Tensor:
 
 
 def attend(
-    query: Tensor, kv: Tensor, batch: AttentionBatch, kind: AttentionKind = "grouped", window: int | None = None
+    query: Tensor,
+    kv: Tensor,
+    batch: AttentionBatch,
+    kind: AttentionKind = "grouped",
+    window: int | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     plan = ops.plan_attention(batch, kind, window=window, device=query.device, dtype=query.dtype)
-    return ops.paged_attention(query, kv, plan, scale=SCALE)
+    return ops.paged_attention(query, kv, plan, scale=SCALE, cap=cap)
 
 
 BATCHES = {
@@ -64,6 +69,20 @@ def test_attention_equals_the_reference(case: str, group: int, kind: AttentionKi
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("kind", ["grouped", "padded", "reference"])
+@pytest.mark.parametrize("case", BATCHES)
+def test_scores_are_held_below_a_cap(case: str, kind: AttentionKind, window: int | None) -> None:
+    batch, kv = random_batch(*BATCHES[case]), random_kv()
+    query = 3 * torch.randn(batch.num_rows, KV_HEADS * 3, HEAD_DIM)
+    keys, values, definition = kv[:, 0].double(), kv[:, 1].double(), reference.paged_attention
+    expected, uncapped = (
+        definition(query.double(), keys, values, batch, scale=SCALE, window=window, cap=cap) for cap in (1.5, None)
+    )
+    torch.testing.assert_close(attend(query, kv, batch, kind, window, 1.5).double(), expected, rtol=1e-4, atol=1e-5)
+    assert batch.num_rows == 1 or (expected - uncapped).abs().max() > 0.1
+
+
 def test_the_reference_equals_dense_causal_attention() -> None:
     kv, rows = random_kv(), 12
     batch = random_batch([], [(rows, rows)])
@@ -74,11 +93,12 @@ def test_the_reference_equals_dense_causal_attention() -> None:
     torch.testing.assert_close(attend(query, kv, batch, "reference"), expected.transpose(0, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_is_bit_identical_whatever_its_neighbours() -> None:
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_a_row_is_bit_identical_whatever_its_neighbours(cap: float | None) -> None:
     kv = random_kv()
     ours = random_batch([70, 40], [(5, 33)], seed=1)
     query = torch.randn(ours.num_rows, KV_HEADS * 3, HEAD_DIM)
-    expected = attend(query, kv, ours)
+    expected = attend(query, kv, ours, cap=cap)
     for other_length in (1, 64, 90, 1500):
         theirs = random_batch([70, other_length], [(5, 33)], seed=1)
         theirs.decode_slots[0, :70] = ours.decode_slots[0, :70]
@@ -86,7 +106,7 @@ def test_a_row_is_bit_identical_whatever_its_neighbours() -> None:
         batch = AttentionBatch(2, theirs.decode_slots, theirs.decode_lengths, (PrefillSegment(*moved),))
         neighbours = torch.randn_like(query)
         neighbours[0], neighbours[2:] = query[0], query[2:]
-        actual = attend(neighbours, kv, batch)
+        actual = attend(neighbours, kv, batch, cap=cap)
         assert torch.equal(actual[0], expected[0])
         assert torch.equal(actual[2:], expected[2:])
 

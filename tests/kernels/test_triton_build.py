@@ -25,6 +25,7 @@ from hotshoe.kernels.site_updates import UpdateVectors, plan_updates  # noqa: E4
 from hotshoe.kernels.triton import (  # noqa: E402
     add_low_rank,
     dequantize_nf4,
+    gelu_tanh_mul,
     logit_stats,
     nf4_linear,
     paged_attention,
@@ -101,30 +102,37 @@ def test_low_rank_updates_build(build: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "heads", "kv_heads", "head_dim", "capability"),
-    [(None, 32, 8, 128, 90), (4096, 32, 8, 128, 90), (None, 16, 1, 256, 86)],
+    ("window", "heads", "kv_heads", "head_dim", "cap", "capability"),
+    [
+        (None, 32, 8, 128, None, 90),
+        (4096, 32, 8, 128, None, 90),
+        (None, 16, 1, 256, None, 86),
+        (4096, 8, 4, 256, 50.0, 86),
+    ],
 )
 def test_attention_builds(
-    window: int | None, heads: int, kv_heads: int, head_dim: int, capability: int, build: Any
+    window: int | None, heads: int, kv_heads: int, head_dim: int, cap: float | None, capability: int, build: Any
 ) -> None:
     decodes, prompt = torch.zeros(2, 64, dtype=torch.int64), torch.zeros(32, dtype=torch.int64)
     batch = AttentionBatch(2, decodes, torch.tensor([64, 20]), (PrefillSegment(2, 34, prompt),))
     query, kv = empty(34, heads, head_dim), empty(64, 2, kv_heads, head_dim)
-    call = lambda: paged_attention.paged_attention(query, kv, batch, scale=0.1, window=window)  # noqa: E731
+    call = lambda: paged_attention.paged_attention(query, kv, batch, scale=0.1, window=window, cap=cap)  # noqa: E731
     assert set(build(call, capability=capability)) == {"_attend", "_combine"}
 
 
 def test_the_pointwise_kernels_build(build: Any) -> None:
     def call() -> None:
         rms_norm.rms_norm(empty(2, HIDDEN), empty(2, HIDDEN), empty(HIDDEN), 1e-5, even_first=True)
+        rms_norm.rms_norm(empty(2, HIDDEN), None, empty(HIDDEN, dtype=torch.float32), 1e-6)
         silu_mul.silu_mul(empty(2, 28672), even_first=True)
+        gelu_tanh_mul.gelu_tanh_mul(empty(2, 28672), even_first=True)
         angles = empty(2, 128, dtype=torch.float32)
         slots = torch.zeros(2, dtype=torch.int64)
         rope_write_kv.rope_write_kv(empty(2, 6144), angles, angles, empty(64, 2, 8, 128), slots, empty(128), empty(128))
 
         logit_stats.logit_stats(torch.zeros(2, 128_256), torch.ones(2))
 
-    assert set(build(call)) == {"_rms_norm", "_silu_mul", "_rope_write_kv", "_logit_stats"}
+    assert set(build(call)) == {"_rms_norm", "_silu_mul", "_gelu_tanh_mul", "_rope_write_kv", "_logit_stats"}
 
 
 def test_what_prompts_and_scaled_inputs_need_builds(build: Any) -> None:

@@ -67,6 +67,20 @@ def test_it_equals_the_reference(kind: str, window: int | None, device: torch.de
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+def test_scores_are_held_below_a_cap(dtype: torch.dtype, device: torch.device) -> None:
+    batch = batch_of(device, [90, 5], [(20, 31)])
+    query, kv = tensors(batch, device, head_dim=64, dtype=dtype)
+    out = paged_attention(query, kv, batch, scale=0.5, window=24, cap=2.0)
+    keys, values = kv.double().unbind(1)
+    expected, uncapped = (
+        reference.paged_attention(query.double(), keys, values, batch, scale=0.5, window=24, cap=cap)
+        for cap in (2.0, None)
+    )
+    torch.testing.assert_close(out.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert (expected - uncapped).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("heads", "head_dim"), [(2, 64), (6, 40), (8, 16)])
 def test_it_takes_any_heads(heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
     batch = batch_of(device, [70, 5], [(9, 30)])

@@ -1,11 +1,13 @@
 """Configs as tools and older versions of PEFT write them: what PEFT computes from the same files, or a refusal."""
 
+import copy
 import json
 import warnings
 
 import pytest
 import torch
 from canonical import canonical_logits
+from model_directories import tiny_model
 from peft import PeftModel
 from peft_adapters import adapter_files, save_peft
 from peft_kinds import CONFIGS, DENSE_CONFIGS, ia3, lora, one_of_each_kind, tasks_of
@@ -148,6 +150,20 @@ def test_null_targets_are_those_that_peft_takes(kind, gone, tmp_path):
     edited = {"target_modules": None} | ({"feedforward_modules": None} if kind == "IA3" else {})
     edit_config(tmp_path, gone=gone, **edited)
     assert_equal_to_peft(tmp_path, new_base, task, rank)
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["LORA", "ADALORA", "VBLORA", "BEFT", "IA3", "LN_TUNING"])
+def test_null_targets_are_those_that_peft_takes_on_a_gemma(kind, family, tmp_path):
+    gone = {"target_modules": None, **({"feedforward_modules": None} if kind == "IA3" else {})}
+    config, model = copy.deepcopy(KINDS[kind]), tiny_model(family)
+    for name in gone:
+        setattr(config, name, None)
+    save_peft(tmp_path, model, config)
+    edit_config(tmp_path, **gone)
+    assert inspect_adapter(
+        adapter_files(tmp_path), base_shape(tiny_model(family))
+    ).num_tensors  # which leaves none over
 
 
 def test_targets_that_peft_has_no_default_of_are_asked_for(tmp_path):

@@ -1,51 +1,27 @@
 """A tiny base, a real registry and real residency, and engines over them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from model_directories import write_tiny_model
 from running_engine import RunningEngine
-from tiny_models import base_shape
+from tiny_bases import TinyBase, tiny_base
 from transformers import PreTrainedModel
 
-from hotshoe.registry.formats.base import BaseShape, BaseWeights
 from hotshoe.registry.manifest import FileDescriptor
 from hotshoe.registry.registry import Registry
 from hotshoe.server.adapters.adapter_slots import AdapterSlots
 from hotshoe.server.adapters.residency import AdapterResidency
 from hotshoe.server.config import ResidencyConfig
 from hotshoe.server.engine.request import AdapterUse
-from hotshoe.server.model.backends import reference_backend
-from hotshoe.server.model.base_weights import CheckpointWeights
-from hotshoe.server.model.checkpoints import DirectoryCheckpoint
 from hotshoe.server.model.decoder import Decoder
-from hotshoe.server.model.decoder_reader import read_decoder
-from hotshoe.server.model.families import spec_from_config
-
-
-@dataclass(frozen=True, slots=True)
-class TinyBase:
-    """One random model, by transformers and by the server's own decoder, unquantized."""
-
-    model: PreTrainedModel
-    directory: Path
-    decoder: Decoder
-    weights: BaseWeights
-    shape: BaseShape
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
-    directory = tmp_path_factory.mktemp("base")
-    model = write_tiny_model(directory, seed=3)
-    checkpoint = DirectoryCheckpoint(directory)
-    decoder = read_decoder(checkpoint, spec_from_config(checkpoint.config), reference_backend())
-    shape = base_shape(model)
-    return TinyBase(model, directory, decoder, CheckpointWeights(checkpoint, shape), shape)
+    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

@@ -65,13 +65,14 @@ def test_half_of_a_replacement_is_halfway_from_the_base(
     assert (logprobs_of(answer) - logprobs_by_peft(half, [*PROMPT, *answer.token_ids])).abs().max() < 2e-5
 
 
-@pytest.fixture
-def compiled_base(tmp_path: Path) -> LoadedBase:
+@pytest.fixture(params=["qwen3", "gemma2", "gemma3_text"])
+def compiled_base(request: pytest.FixtureRequest, tmp_path: Path) -> LoadedBase:
     if nf4_linear.kernel() is None:
         pytest.skip("needs AVX512-BF16")
-    write_tiny_model(tmp_path / "model", "qwen3", hidden_size=128, head_dim=32, vocab_size=320)
+    write_tiny_model(tmp_path / "model", request.param, hidden_size=128, head_dim=32, vocab_size=320)
     loaded = load_base(str(tmp_path / "model"), cache=tmp_path / "bases", device="cpu", backend="cpu_nf4")
-    assert loaded.decoder._compiled is not None and loaded.decoder._compiled.head is not None
+    compiled = loaded.decoder._compiled
+    assert compiled is not None and compiled.layers is not None and compiled.head is not None
     return loaded
 
 
@@ -85,16 +86,17 @@ def compiled_engine(compiled_base: LoadedBase, registry: Registry) -> Iterator[R
     residency.close()
 
 
-NORMS = ["q_norm", "k_norm", "input_layernorm", "post_attention_layernorm", "norm"]
-
-
 def served_model(base: LoadedBase, tmp_path: Path) -> PreTrainedModel:
-    """The base as it is served: with the dequantized weights."""
+    """The base as it is served: with the dequantized weights, and a scale of its embedding as bfloat16 has it."""
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     parts = dict(model.named_modules())
     with torch.no_grad():
         for linear, shape in base.weights.shape.linears.items():
             parts[shape.module].weight.copy_(base.weights.weight(linear))
+        if base.spec.scaled_embedding:
+            scale = model.get_input_embeddings().embed_scale
+            assert scale != scale.bfloat16()
+            scale.copy_(scale.bfloat16())
     return model
 
 
@@ -104,7 +106,7 @@ def test_compiled_steps_take_them_beside_all_others(
     model = served_model(compiled_base, tmp_path)
     configs: dict[str, PeftConfig] = {
         "lora": lora(),
-        "norms": LNTuningConfig(task_type="CAUSAL_LM", target_modules=NORMS),
+        "norms": LNTuningConfig(task_type="CAUSAL_LM", target_modules=r".*norm"),
         "head": CONFIGS["lora with a head of its own"](),
         "tokens": CONFIGS["lora with other tokens of the head"](),
     }
@@ -114,11 +116,12 @@ def test_compiled_steps_take_them_beside_all_others(
         files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.suffix != ".md"}
         record, _ = store_adapters.publish(registry, name, files, base=compiled_base.weights.shape)
         uses[name] = AdapterUse(name, name, record.digest)
-    files = adapter_files(write_bottleneck(tmp_path / "bottleneck", model))
-    bottleneck = lower_adapter(files, compiled_base.weights)
-    contents = {name: path.read_bytes() for name, path in files.items()}
-    record, _ = store_adapters.publish(registry, "bottleneck", contents, base=compiled_base.weights.shape)
-    uses["bottleneck"] = AdapterUse("bottleneck", "bottleneck", record.digest)
+    if not compiled_base.spec.block_norms:
+        files = adapter_files(write_bottleneck(tmp_path / "bottleneck", model))
+        bottleneck = lower_adapter(files, compiled_base.weights)
+        contents = {name: path.read_bytes() for name, path in files.items()}
+        record, _ = store_adapters.publish(registry, "bottleneck", contents, base=compiled_base.weights.shape)
+        uses["bottleneck"] = AdapterUse("bottleneck", "bottleneck", record.digest)
     asked = {"max_new_tokens": 5, "logprobs": 0, "prompt_logprobs": 0}
 
     def requests(names: Sequence[str]) -> list[Request]:

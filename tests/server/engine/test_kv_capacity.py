@@ -1,5 +1,6 @@
 """The key-value cache's size: what is asked for, or what a device has room for; a GPU's on torch's "meta" device."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,3 +142,10 @@ def test_a_machine_is_asked_for_what_could_be_taken(monkeypatch: pytest.MonkeyPa
     assert free_bytes(torch.device("cpu")) == 1 << 20
     monkeypatch.setattr(device_memory, "_MEMINFO", tmp_path / "nowhere")
     assert free_bytes(torch.device("cpu")) is None
+
+
+def test_scores_with_a_cap_lie_in_memory_where_a_library_attends() -> None:
+    decoder = decoder_of(cuda_backend(META))
+    capped = replace(decoder.spec, attention_cap=50.0)
+    sizes = [workspace(spec, decoder.backend, StepLimits(512, 256, 32, 16)).fixed for spec in (capped, decoder.spec)]
+    assert sizes[0] - sizes[1] >= 2 * 4 * capped.num_heads * 512 * capped.max_sequence_length

@@ -8,7 +8,9 @@ import torch
 from decoder_inputs import PAGE, Chunk, decoder_input, paged_slots
 from model_directories import write_tiny_model
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from hotshoe.kernels import reference
 from hotshoe.kernels.cpu import nf4_linear
 from hotshoe.registry.formats.base import BlockId, NormId
 from hotshoe.registry.formats.lowered import Bottleneck, GatedPrompt
@@ -36,7 +38,7 @@ def read(directory: Path, name: str) -> Decoder:
     return read_decoder(checkpoint, spec_from_config(checkpoint.config), backend_of(name))
 
 
-@pytest.fixture(params=["llama", "qwen2", "qwen3", "phi3"])
+@pytest.fixture(params=["llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"])
 def quantized(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A tiny NF4 base, wide enough for every kernel's tiles."""
     fields = {"hidden_size": 128, "head_dim": 32, "num_attention_heads": 4}
@@ -64,6 +66,23 @@ def test_logits_are_close_to_the_reference(name: str, quantized: Path) -> None:
     actual = two_steps(read(quantized, name))
     assert actual.dtype == torch.float32
     assert (actual - expected).norm() / expected.norm() < 2e-2
+
+
+def test_logits_are_transformers_own_of_the_weights_that_are_served(quantized: Path) -> None:
+    model, checkpoint = AutoModelForCausalLM.from_pretrained(quantized.parent / "model"), DirectoryCheckpoint(quantized)
+    decoder = read(quantized, "reference")
+    parts = dict(model.named_modules())
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+        for _, linear in decoder.spec.linears():
+            parts[linear.module].weight.copy_(reference.dequantize_nf4(checkpoint.linear(linear.module)))
+        if decoder.spec.scaled_embedding:  # as transformers has it where the embedding is in bfloat16
+            parts["model.embed_tokens"].embed_scale.copy_(parts["model.embed_tokens"].embed_scale.bfloat16())
+        expected = model(torch.tensor([PROMPT])).logits[0]
+    inputs = decoder_input([Chunk(PROMPT, 0, paged_slots(16, first_page=1))], all_logits=True)
+    actual = decoder.forward(inputs, decoder.new_kv_cache(64))
+    assert (actual - expected).norm() / expected.norm() < 1e-5
 
 
 @needs_kernel
@@ -134,7 +153,7 @@ def test_given_embeddings_take_the_place_of_tokens(quantized: Path) -> None:
     rows = torch.tensor([2, 5])
     wrong = inputs.token_ids.clone()
     wrong[rows] = 0
-    given = decoder._embedding[inputs.token_ids[rows]].float()
+    given = decoder._embedding[inputs.token_ids[rows]].float() * decoder.embedding_scale
     replaced = type(inputs)(wrong, inputs.positions, inputs.kv_slots, inputs.attention, inputs.logit_rows, rows, given)
     assert torch.equal(decoder.forward(replaced, decoder.new_kv_cache(64)), expected)
 

@@ -9,6 +9,7 @@ from compiled_steps import decode_step, filled_cache, relative_error
 from decoder_inputs import Chunk, decoder_input, paged_slots
 from model_directories import write_tiny_model
 from peft_adapters import adapter_files, write_ia3, write_lora
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hotshoe.kernels.cpu import nf4_linear
@@ -25,11 +26,14 @@ from hotshoe.server.model.compiled_steps import compile_steps
 pytestmark = pytest.mark.skipif(nf4_linear.kernel() is None, reason="needs AVX512-BF16")
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
+GEMMA3_ROPES = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 50.0}}
 FAMILIES = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": 24},
     "qwen2": {},
     "qwen3": {},
+    "gemma2": {"query_pre_attn_scalar": 20},
+    "gemma3_text": {"sliding_window": 24, "rope_parameters": GEMMA3_ROPES},
     "phi3": {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.75}, "sliding_window": 24},
 }
 CONTEXTS = (1, 17, 40, 5, 33, 64, 2, 50, 31)  # of each row; no two rows of one page
@@ -132,6 +136,19 @@ def test_prompts_beside_decodes_agree_with_the_operations(base: LoadedBase, adap
     )
     compiled, operations = both_ways(base, decoder_input(chunks, all_logits=True), batch)
     assert relative_error(compiled, operations) < 2e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_gates_far_below_zero_give_nothing(family: str, tmp_path: Path) -> None:
+    """As e^−gate is more there than float32 holds."""
+    fields = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32}
+    write_tiny_model(tmp_path / "model", family, **fields)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    gates = {name: 400 * tensor for name, tensor in tensors.items() if "gate_proj" in name}
+    save_file(tensors | gates, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    base = load_base(str(tmp_path / "model"), cache=tmp_path / "bases", device="cpu", backend="cpu_nf4")
+    compiled, operations = both_ways(base, decode_step(CONTEXTS), None)
+    assert relative_error(compiled, operations) < 1e-2
 
 
 def test_a_prompt_in_chunks_is_bit_identical_to_one_in_whole(base: LoadedBase) -> None:

@@ -25,6 +25,10 @@ LLAMA3 = {
     "rope_theta": 500.0,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1000.0}
+GEMMA3_ROPES = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
 LONG = {
     "rope_type": "longrope",
     "short_factor": [1.0, 1.1, 1.3, 1.4, 1.6, 2.0, 2.5, 3.0],
@@ -57,6 +61,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_biases": ("qwen3", {"attention_bias": True}),
     "qwen3_yarn_rope": ("qwen3", {"rope_parameters": YARN}),
     "qwen3_window": ("qwen3", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "gemma": ("gemma", {}),
+    "gemma_untied": ("gemma", {"tie_word_embeddings": False, "attention_bias": True}),
+    "gemma2": ("gemma2", {}),
+    "gemma2_other_caps": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": 0.7}),
+    "gemma2_by_type": ("gemma2", {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}),
+    "gemma3": ("gemma3_text", {}),
+    "gemma3_by_six": ("gemma3_text", {"num_hidden_layers": 7, "layer_types": None}),
+    "gemma3_linear_rope": ("gemma3_text", {"rope_parameters": GEMMA3_ROPES, "final_logit_softcapping": 2.0}),
     "phi3": ("phi3", {}),
     "phi3_tied_no_gqa": ("phi3", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
     "phi3_window": ("phi3", {"sliding_window": 9}),

@@ -56,9 +56,15 @@ def test_what_a_config_leaves_out_is_as_transformers_has_it(architecture: str) -
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
     assert ours.max_sequence_length == theirs.max_position_embeddings
     assert ours.norm_eps == theirs.rms_norm_eps
-    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+    ropes = theirs.rope_parameters
+    assert ours.rope.theta == ropes.get("full_attention", ropes)["rope_theta"]
+    assert ours.ropes[0].theta == ropes.get("sliding_attention", ropes)["rope_theta"]
     assert ours.tied_head == theirs.tie_word_embeddings
-    assert ours.windows == ((theirs.sliding_window if ours.model_type == "mistral" else None),) * 4
+    types = getattr(theirs, "layer_types", None) or ["sliding_attention" if ours.model_type == "mistral" else ""] * 4
+    assert ours.windows == tuple(theirs.sliding_window if one == "sliding_attention" else None for one in types)
+    if hasattr(theirs, "query_pre_attn_scalar"):
+        assert (ours.query_scalar, ours.logit_cap) == (theirs.query_pre_attn_scalar, theirs.final_logit_softcapping)
+        assert ours.attention_cap == theirs.attn_logit_softcapping
 
 
 def test_a_null_number_of_kv_heads_means_one_for_each_head() -> None:
@@ -121,9 +127,110 @@ def test_windows_lie_where_the_config_says() -> None:
     assert spec_from_config(config("Qwen3ForCausalLM", **qwen, layer_types=types)).windows == (9, None, 9, None)
 
 
+# As Google publishes them, less what says nothing of the arithmetic.
+PUBLISHED_GEMMAS: dict[str, dict[str, Any]] = {
+    "gemma-2b": {
+        "architectures": ["GemmaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 2,
+        "eos_token_id": 1, "head_dim": 256, "hidden_act": "gelu", "hidden_activation": None, "hidden_size": 2048,
+        "initializer_range": 0.02, "intermediate_size": 16384, "max_position_embeddings": 8192, "model_type": "gemma",
+        "num_attention_heads": 8, "num_hidden_layers": 18, "num_key_value_heads": 1, "pad_token_id": 0,
+        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000.0, "torch_dtype": "bfloat16",
+        "use_cache": True, "vocab_size": 256000,
+    },
+    "gemma-2-2b": {
+        "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
+        "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "initializer_range": 0.02,
+        "intermediate_size": 9216, "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 8,
+        "num_hidden_layers": 26, "num_key_value_heads": 4, "pad_token_id": 0, "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096, "torch_dtype": "float32",
+        "use_cache": True, "vocab_size": 256000,
+    },
+    "gemma-3-1b-it": {
+        "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106],
+        "final_logit_softcapping": None, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 1152, "initializer_range": 0.02, "intermediate_size": 6912, "max_position_embeddings": 32768,
+        "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
+        "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000,
+        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6,
+        "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 262144,
+    },
+    "gemma-3-270m": {
+        "_sliding_window_pattern": 6, "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
+        "attention_dropout": 0.0, "attn_logit_softcapping": None, "bos_token_id": 2, "eos_token_id": 1,
+        "final_logit_softcapping": None, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 640, "initializer_range": 0.02, "intermediate_size": 2048,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3, "max_position_embeddings": 32768,
+        "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 18, "num_key_value_heads": 1,
+        "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000.0,
+        "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512, "torch_dtype": "bfloat16",
+        "use_bidirectional_attention": False, "use_cache": True, "vocab_size": 262144,
+    },
+    "the text of gemma-3-4b": {
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 2560,
+        "intermediate_size": 10240, "num_attention_heads": 8, "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024, "vocab_size": 262208,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED_GEMMAS)
+def test_published_gemmas_are_read_as_transformers_reads_them(name: str) -> None:
+    fields = PUBLISHED_GEMMAS[name]
+    theirs = AutoConfig.for_model(**{key: value for key, value in fields.items() if key != "architectures"})
+    saved = {**theirs.to_dict(), "architectures": fields["architectures"]}  # as transformers 5 spells it
+    for ours in (spec_from_config(fields), spec_from_config(saved)):
+        assert ours == spec_from_config(fields)
+        assert (ours.hidden_size, ours.num_layers) == (theirs.hidden_size, theirs.num_hidden_layers)
+        assert (ours.num_heads, ours.num_kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
+        assert (ours.head_dim, ours.vocab_size) == (theirs.head_dim, theirs.vocab_size)
+        assert ours.max_sequence_length == theirs.max_position_embeddings
+        assert ours.attention_scale == getattr(theirs, "query_pre_attn_scalar", theirs.head_dim) ** -0.5
+        assert (ours.gate, ours.norm_offset, ours.scaled_embedding, ours.tied_head) == ("gelu_tanh", 1.0, True, True)
+        types = getattr(theirs, "layer_types", ["full_attention"] * ours.num_layers)
+        windows = {"full_attention": None, "sliding_attention": getattr(theirs, "sliding_window", None)}
+        assert ours.windows == tuple(windows[one] for one in types)
+        for rope, one in zip(ours.ropes, types, strict=True):
+            wanted = theirs.rope_parameters.get(one, theirs.rope_parameters)
+            assert (rope.theta, rope.type, rope.factor) == (
+                wanted["rope_theta"],
+                wanted["rope_type"],
+                wanted.get("factor", 1.0),
+            )
+    assert ours.attention_cap == (50.0 if name == "gemma-2-2b" else None)
+    assert ours.logit_cap == (30.0 if name == "gemma-2-2b" else None)
+    assert ours.block_norms == (name != "gemma-2b") and ours.qk_norm == ("gemma-3" in name)
+    assert ours.head_dim % 16 == 0 and ours.vocab_size % 32 == 0, "whole vectors and tiles of compiled steps"
+    assert all(shape.out_features % 32 == 0 and shape.in_features % 64 == 0 for _, shape in ours.linears())
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"hidden_activation": "gelu"}, "hidden_activation: gelu is not served here; known is gelu_pytorch_tanh"),
+        ({"hidden_activation": ["silu"]}, "hidden_activation"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"sliding_window": None}, "sliding_window: expected how many positions, not null"),
+        ({"sliding_window_pattern": 0}, "sliding_window_pattern: expected an integer from 1"),
+        ({"layer_types": ["chunked_attention"] * 4}, "layer_types"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar: expected a number above 0"),
+        ({"final_logit_softcapping": 0}, "final_logit_softcapping: expected a number above 0"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters: expected full_attention and sliding_att"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "dynamic"}}}, "rope_type: dynamic"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_local_base_freq": 0}, "rope_local_base_freq: expected a number above 0"),
+    ],
+)
+def test_what_of_a_gemma_cannot_be_served_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModel, match=named):
+        spec_from_config(config("Gemma3ForCausalLM", **fields))
+
+
 def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones() -> None:
-    with pytest.raises(UnsupportedModel, match=r"Gemma2ForCausalLM .*LlamaForCausalLM, MistralForCausalLM, "):
-        spec_from_config(config("Gemma2ForCausalLM"))
+    with pytest.raises(UnsupportedModel, match=r"Gemma3nForCausalLM .*LlamaForCausalLM, MistralForCausalLM, "):
+        spec_from_config(config("Gemma3nForCausalLM"))
 
 
 @pytest.mark.parametrize(

@@ -92,10 +92,11 @@ def all_logits(base: TritonBase, backend: str, stacks: Sequence[AdapterStack] = 
 
 
 @pytest.mark.parametrize(
-    ("family", "ops"), [("llama", ""), ("qwen3", ""), ("mistral", "linear=cublas,norm=torch,attention=sdpa")]
+    ("family", "ops"),
+    [("llama", ""), ("qwen3", ""), ("gemma2", ""), ("mistral", "linear=cublas,norm=torch,attention=sdpa")],
 )
 def test_their_logits_are_the_references(family: str, ops: str, tmp_path: Path, device: torch.device) -> None:
-    base = triton_base(tmp_path, family, device, ops=ops)
+    base = triton_base(tmp_path, family, device, ops=ops, num_layers=2 if family == "gemma2" else 1)
     expected = all_logits(base, "reference")
     assert relative_error(all_logits(base, "triton"), expected) < TOLERANCE[device.type]
     for index in range(4):

@@ -31,18 +31,24 @@ def logits(base: TritonBase, name: str, stacks=STACKS) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_the_references(family: str, tmp_path: Path, device: torch.device) -> None:
-    base = triton_base(tmp_path, family, device, num_layers=2 if family.startswith("qwen") else 1)
+    base = triton_base(tmp_path, family, device, num_layers=2 if family.startswith(("qwen", "gemma")) else 1)
     expected = logits(base, "reference")
     assert relative_error(logits(base, "triton"), expected) < TOLERANCE[device.type]
     assert relative_error(logits(base, "triton", [()] * 4), expected) > 0.1
 
 
 @pytest.mark.parametrize(
-    "ops",
-    ["linear=cublas", "norm=torch,rope=torch,activation=torch", "attention=sdpa", "linear=bitsandbytes,norm=torch"],
+    ("family", "ops"),
+    [
+        ("qwen3", "linear=cublas"),
+        ("qwen3", "norm=torch,rope=torch,activation=torch"),
+        ("qwen3", "attention=sdpa"),
+        ("qwen3", "linear=bitsandbytes,norm=torch"),
+        ("gemma2", "norm=torch,rope=torch,activation=torch,attention=sdpa"),
+    ],
 )
-def test_any_operation_may_be_a_librarys(ops: str, tmp_path: Path, device: torch.device) -> None:
-    base = triton_base(tmp_path, "qwen3", device, ops=ops)
+def test_any_operation_may_be_a_librarys(family: str, ops: str, tmp_path: Path, device: torch.device) -> None:
+    base = triton_base(tmp_path, family, device, ops=ops, num_layers=2 if family == "gemma2" else 1)
     stacks = [((4, 1.0),), *STACKS[1:]]
     tolerance = max(TOLERANCE[device.type], 2e-2 if "bitsandbytes" in ops else 0.0)
     assert relative_error(logits(base, "triton", stacks), logits(base, "reference", stacks)) < tolerance
