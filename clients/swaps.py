@@ -1,5 +1,6 @@
 """What the place where an adapter lies adds to the time to the first token: on the device, in host memory, on disk."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from hotshoe.clients.channels import open_aio_channel
 from hotshoe.clients.scenarios.asker import Asker, count_errors
 
 PROMPT_TOKENS = 32
+_AGAIN_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +36,26 @@ async def measure_swaps(server: str, adapters: Sequence[str], *, tries: int, see
         return await ask_swaps(client, Asker(channel, words, seed=seed), adapters, tries=tries)
 
 
+async def unload_wholly(client: AsyncClient, name: str) -> None:
+    """Unloads an adapter and waits until it is gone: an answer may be here before the engine has let its adapter go."""
+    while (await client.unload(name)).in_use:
+        await asyncio.sleep(_AGAIN_SECONDS)
+
+
 async def ask_swaps(client: AsyncClient, asker: Asker, adapters: Sequence[str], *, tries: int) -> SwapTimes:
     """As `measure_swaps`, by a client and an asker that are there."""
 
     async def on_device(name: str) -> None:
         await client.load(name)
 
+    async def on_disk(name: str) -> None:
+        await unload_wholly(client, name)
+
     async def on_host(name: str) -> None:
-        await client.unload(name)
+        await unload_wholly(client, name)
         await client.load(name, tier="host")
 
-    prepare: dict[str, Callable[[str], Awaitable[Any]]] = {
-        "device": on_device,
-        "host": on_host,
-        "disk": client.unload,
-    }
+    prepare: dict[str, Callable[[str], Awaitable[Any]]] = {"device": on_device, "host": on_host, "disk": on_disk}
     found = SwapTimes()
     for index in range(tries):
         for place, bring in prepare.items():

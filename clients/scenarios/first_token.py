@@ -19,6 +19,7 @@ from hotshoe.clients.scenarios.asker import count_errors
 from hotshoe.clients.scenarios.random_adapters import DecoderShape
 from hotshoe.clients.scenarios.report import Bar, ScenarioReport, Sense
 from hotshoe.clients.scenarios.stage import Stage
+from hotshoe.clients.swaps import unload_wholly
 
 SERVER_ARGUMENTS = ("--doctor", "off")
 # Linears of an 8B's size, and as many layers as it takes for 200 MB at the largest rank.
@@ -118,11 +119,11 @@ class _Trial:
         return answer.parsed().first_token_seconds or 0.0
 
     async def _to_host(self) -> None:
-        await self._stage.client.unload(self._name)
+        await self._off()
         await self._stage.client.load(self._name, tier="host")
 
     async def _off(self) -> None:
-        await self._stage.client.unload(self._name)
+        await unload_wholly(self._stage.client, self._name)
 
     async def _out(self) -> None:
         await self._off()
