@@ -105,8 +105,6 @@ class _LinearPlan:
         """What W gains before DoRA's gain, as A and as B with its scale."""
         import torch
 
-        for entry in self.idle:
-            read(entry)
         a, b = whole(read(self.a), self.blocks.a), whole(read(self.b, scale=self.scale), self.blocks.b)
         if self.pool > 1:
             a = a.repeat_interleave(self.pool, dim=1) * (a.shape[1] / self.pool)
@@ -122,14 +120,6 @@ class _LinearPlan:
         """Whether nothing is computed of A, nor of B but that it is scaled."""
         is_changed = self.blocks != BlockCounts() or self.pool > 1 or self.diagonal is not None
         return not is_changed and self.taken_out is None and self.row_norms is None
-
-    def matrices(self, linear: LinearId, read: Reader, base: BaseWeights) -> "tuple[_Matrix, _Matrix]":
-        """The same, as the file has them where they are handed on."""
-        if not self.is_handed_on:
-            return self.factors(linear, read, base)
-        for entry in self.idle:
-            read(entry)
-        return read.matrix(self.a), read.matrix(self.b, scale=self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +137,15 @@ class LoraPlan:
         return max((part.rank for part in self.low_rank.values()), default=0)
 
     def lower(self, read: Reader, base: BaseWeights) -> LoweredAdapter:
-        read.read_ahead(entry for part in self.low_rank.values() if part.is_handed_on for entry in (part.a, part.b))
-        linears = {linear: self._lower_linear(linear, read, base) for linear in self.linears}
+        handed_on = [part for part in self.low_rank.values() if part.is_handed_on]
+        scales = {part.a: 1.0 for part in handed_on} | {part.b: part.scale for part in handed_on}
+        matrices = read.matrices(scales)
+        linears = {linear: self._lower_linear(linear, read, base, matrices) for linear in self.linears}
         return LoweredAdapter("LORA", linears, invocation=self.invocation)
 
-    def _lower_linear(self, linear: LinearId, read: Reader, base: BaseWeights) -> LoweredLinear:
+    def _lower_linear(
+        self, linear: LinearId, read: Reader, base: BaseWeights, matrices: "Mapping[TensorEntry, _Matrix]"
+    ) -> LoweredLinear:
         bias_delta = None
         if linear in self.biases:
             replaced = base.bias(linear)
@@ -163,10 +157,13 @@ class LoraPlan:
         if part.added_bias is not None:
             added = read(part.added_bias, scale=part.scale)
             bias_delta = added if bias_delta is None else bias_delta + added
-        if part.row_norms is None:
-            as_stored = part.matrices(linear, read, base)
-            return LoweredLinear(*as_stored, bias_delta=bias_delta, scale=part.scale)
+        for entry in part.idle:
+            read(entry)
+        if part.is_handed_on:
+            return LoweredLinear(matrices[part.a], matrices[part.b], bias_delta=bias_delta, scale=part.scale)
         a, b = part.factors(linear, read, base)
+        if part.row_norms is None:
+            return LoweredLinear(a, b, bias_delta=bias_delta, scale=part.scale)
         gain = read(part.row_norms) / row_norms(base.weight(linear), a, b)
         return LoweredLinear(a=a, b=b * gain[:, None], output_scale=gain, bias_delta=bias_delta, scale=part.scale)
 

@@ -5,7 +5,7 @@ is served.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,11 +38,8 @@ class Read(Protocol):
 class Reader(Read, Protocol):
     """Also leaves tensors of floats as they are, for those who only hand them on."""
 
-    def read_ahead(self, entries: Iterable[TensorEntry]) -> None:
-        """Reads, all together, those that will be asked for as matrices, if the file has them in 16 bits."""
-
-    def matrix(self, entry: TensorEntry, *, scale: float = 1.0) -> "Tensor | StoredMatrix":
-        """The same values; as the file has them, if they were read ahead."""
+    def matrices(self, scales: Mapping[TensorEntry, float]) -> "Mapping[TensorEntry, Tensor | StoredMatrix]":
+        """The values of several tensors, each times its scale, read together; of 16 bits as the file has them."""
 
 
 class Plan(Protocol):

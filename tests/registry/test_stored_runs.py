@@ -1,4 +1,4 @@
-"""Tensors of 16 bits read together: each has its own values, and a wrong one is named, whoever reads which piece."""
+"""Tensors of floats read together: each has its own values, and a wrong one is named, whoever reads which piece."""
 
 import threading
 
@@ -19,7 +19,7 @@ SIZES = [(3, 5), (40,), (0, 4), (7, 1), (2, 3, 4), (64, 2), (1,)]
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
     """So that small files have many, which end within tensors."""
-    monkeypatch.setattr(stored_runs, "PIECE", 16)
+    monkeypatch.setattr(stored_runs, "PIECE_BYTES", 32)
     monkeypatch.setattr(stored_runs, "_THREAD_PIECES", 1)
 
 
@@ -35,45 +35,56 @@ def opened(directory, tensors, kind=TensorFile) -> TensorFile:
     return kind.open(path, max_bytes=1 << 20)
 
 
-def narrow(file: TensorFile) -> list:
-    return [entry for entry in file.entries.values() if entry.dtype != "F32"]
+def scales_of(file: TensorFile) -> dict:
+    """A scale for each tensor, 1 for some."""
+    return {entry: 1.0 if number % 3 == 0 else 1.7 * number for number, entry in enumerate(file.entries.values())}
+
+
+def assert_equal(found: dict, tensors: dict, scales: dict) -> None:
+    assert found.keys() == scales.keys()
+    for entry, bits in found.items():
+        tensor = tensors[entry.name]
+        if tensor.dtype == torch.float32:
+            expected = (tensor.numpy() * np.float32(scales[entry])).view(np.uint32)
+        else:
+            expected = tensor.view(torch.uint16).numpy()
+        assert bits.dtype == expected.dtype and np.array_equal(bits, expected)
 
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_each_tensor_has_its_own_values(threads, tensors, tmp_path):
     with opened(tmp_path, tensors) as file:
-        found = read_stored(file, narrow(file), pause=go_on, threads=threads)
-    assert found.keys() == {name for name, tensor in tensors.items() if tensor.dtype != torch.float32}
-    for name, bits in found.items():
-        assert np.array_equal(bits, tensors[name].view(torch.uint16).numpy())
+        scales = scales_of(file)
+        found = read_stored(file, scales, pause=go_on, threads=threads)
+    assert_equal(found, tensors, scales)
 
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_some_are_read_without_those_between(threads, tensors, tmp_path):
     with opened(tmp_path, tensors) as file:
-        wanted = narrow(file)[::2]
-        found = read_stored(file, wanted, pause=go_on, threads=threads)
-    assert found.keys() == {entry.name for entry in wanted}
-    for name, bits in found.items():
-        assert np.array_equal(bits, tensors[name].view(torch.uint16).numpy())
+        scales = dict(list(scales_of(file).items())[::2])
+        found = read_stored(file, scales, pause=go_on, threads=threads)
+    assert_equal(found, tensors, scales)
 
 
 def test_nothing_is_read_of_none(tensors, tmp_path):
     with opened(tmp_path, tensors) as file:
-        assert read_stored(file, [], pause=go_on, threads=2) == {}
+        assert read_stored(file, {}, pause=go_on, threads=2) == {}
 
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_the_first_tensor_that_has_a_value_which_is_not_finite_is_named(threads, tensors, tmp_path):
     with opened(tmp_path, tensors) as file:
-        in_order = sorted((entry for entry in narrow(file) if entry.num_elements), key=lambda entry: entry.offset)
+        in_order = sorted(
+            (entry for entry in file.entries.values() if entry.num_elements), key=lambda entry: entry.offset
+        )
     for number, entry in enumerate(in_order):
         for at in {0, entry.num_elements - 1}:
             wrong = {name: tensor.clone() for name, tensor in tensors.items()}
             wrong[entry.name].view(-1)[at] = torch.nan
             wrong[in_order[-1].name].view(-1)[-1] = torch.inf
             with opened(tmp_path, wrong) as file, pytest.raises(InvalidAdapter, match="NaN or infinity") as refusal:
-                read_stored(file, narrow(file), pause=go_on, threads=threads)
+                read_stored(file, scales_of(file), pause=go_on, threads=threads)
             assert refusal.value.field == in_order[number].name
 
 
@@ -83,7 +94,7 @@ def test_a_file_that_is_cut_off_meanwhile_is_refused(threads, tensors, tmp_path)
         path = tmp_path / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:-40])
         with pytest.raises(InvalidAdapter, match="cut off"):
-            read_stored(file, narrow(file), pause=go_on, threads=threads)
+            read_stored(file, scales_of(file), pause=go_on, threads=threads)
 
 
 class WatchedFile(TensorFile):
@@ -112,14 +123,15 @@ def test_the_other_thread_reads_while_this_one_pauses(tensors, tmp_path):
             file.others_may.set()
             assert file.read_elsewhere.wait(60)
 
-        found = read_stored(file, narrow(file), pause=pause, threads=2)
+        scales = scales_of(file)
+        found = read_stored(file, scales, pause=pause, threads=2)
         assert len(file.readers) == 2
-    assert all(np.array_equal(bits, tensors[name].view(torch.uint16).numpy()) for name, bits in found.items())
+    assert_equal(found, tensors, scales)
 
 
 def test_one_thread_reads_alone(tensors, tmp_path):
     with opened(tmp_path, tensors, WatchedFile) as file:
-        read_stored(file, narrow(file), pause=go_on, threads=1)
+        read_stored(file, scales_of(file), pause=go_on, threads=1)
         assert file.readers == {threading.get_ident()}
 
 
@@ -133,5 +145,5 @@ def test_who_is_ended_while_it_pauses_leaves_no_thread_behind(threads, tensors, 
             raise TimeoutError("nobody waits for this any more")
 
         with pytest.raises(TimeoutError, match="nobody waits"):
-            read_stored(file, narrow(file), pause=pause, threads=threads)
+            read_stored(file, scales_of(file), pause=pause, threads=threads)
     assert threading.active_count() == before
