@@ -11,8 +11,8 @@ from hub_adapters import write_bottleneck
 from peft import PeftModel
 from peft_adapters import adapter_files, save_peft
 from peft_kinds import CONFIGS, DENSE_CONFIGS, one_of_each_kind, tasks_of
+from served_bases import served_model
 from server_process import ServerProcess, command, launch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hotshoe.clients import AdapterSelection, Client
 from hotshoe.registry.formats.kind import ADAPTER_KINDS, ADAPTERHUB_KINDS, DENSE_KINDS
@@ -40,18 +40,6 @@ def server(tiny_base: Path, bases: Path, tmp_path_factory: pytest.TempPathFactor
     server = launch(directory, command(tiny_base, directory / "registry", "--base-cache", str(bases)))
     yield server
     server.end()
-
-
-def served_model(tiny_base: Path, bases: Path) -> PreTrainedModel:
-    """The base as transformers has it, of the weights that are served: dequantized linears, the rest in bfloat16."""
-    base = open_base(str(tiny_base), cache=bases)
-    model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
-        for linear, shape in base.weights.shape.linears.items():
-            model.get_submodule(shape.module).weight.copy_(base.weights.weight(linear))
-    return model
 
 
 @torch.no_grad()

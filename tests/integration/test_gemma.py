@@ -1,7 +1,7 @@
 """A Gemma 2 base through a server: adapters beside each other, chats without a system, and one made of a fine-tune."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from model_directories import write_tiny_model
 from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, PrefixTuningConfig, TrainableTokensConfig
 from peft_adapters import save_peft
 from safetensors.torch import load_file, save_file
+from served_bases import answer, greedy, served_model
 from server_process import ServerProcess, command, launch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
@@ -56,7 +57,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapters(gemma: Path, bases: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("adapters")
     for name, config in CONFIGS.items():
-        save_peft(root / name, served_model(gemma, bases), config)
+        save_peft(root / name, gemma_model(gemma, bases), config)
     return {name: root / name for name in CONFIGS}
 
 
@@ -79,54 +80,34 @@ def client(server: ServerProcess) -> Iterator[Client]:
         yield client
 
 
-def served_model(gemma: Path, bases: Path) -> PreTrainedModel:
-    """The base as transformers has it in bfloat16, of the weights that are served, in float32."""
-    base = open_base(str(gemma), cache=bases)
-    model = AutoModelForCausalLM.from_pretrained(gemma).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
-        for linear, shape in base.weights.shape.linears.items():
-            model.get_submodule(shape.module).weight.copy_(base.weights.weight(linear))
-        scale = model.get_input_embeddings().embed_scale
-        scale.copy_(scale.bfloat16())
+def gemma_model(gemma: Path, bases: Path) -> PreTrainedModel:
+    """`served_model`, whose embedding is scaled as in bfloat16."""
+    return with_narrow_scale(served_model(gemma, bases))
+
+
+def with_narrow_scale(model: PreTrainedModel) -> PreTrainedModel:
+    scale = model.get_input_embeddings().embed_scale
+    scale.copy_(scale.bfloat16())
     return model
-
-
-@torch.no_grad()
-def greedy(model: torch.nn.Module, count: int = 6) -> tuple[list[int], list[float]]:
-    """Each token by a forward pass over the whole sequence, and its log-probability."""
-    tokens, found = list(PROMPT), []
-    for _ in range(count):
-        row = model(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
-        tokens.append(int(row.argmax()))
-        found.append(row.max().item())
-    return tokens[len(PROMPT) :], found
-
-
-def answer(client: Client, adapters: Sequence[object]) -> tuple[list[int], list[float]]:
-    response = client.generate(PROMPT, adapters=adapters, max_new_tokens=6, ignore_eos=True, logprobs=0)
-    tokens = response.completions[0].tokens
-    return [token.token_id for token in tokens], [token.logprob for token in tokens]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_was_published_answers_as_peft_does(
     name: str, client: Client, adapters: dict[str, Path], gemma: Path, bases: Path
 ) -> None:
-    tokens, expected = greedy(PeftModel.from_pretrained(served_model(gemma, bases), adapters[name]).eval())
-    ours, found = answer(client, [f"gemma/{name}:v1"])
+    tokens, expected = greedy(PeftModel.from_pretrained(gemma_model(gemma, bases), adapters[name]).eval(), PROMPT)
+    ours, found = answer(client, PROMPT, [f"gemma/{name}:v1"])
     assert ours == tokens
     assert found == pytest.approx(expected, abs=1e-4)
-    assert found != pytest.approx(answer(client, [])[1], abs=1e-3)  # or the adapter is not to be seen
+    assert found != pytest.approx(answer(client, PROMPT, [])[1], abs=1e-3)  # or the adapter is not to be seen
 
 
 def test_mixed_in_a_batch_each_gets_what_it_gets_alone(client: Client) -> None:
     stacks = [[f"gemma/{name}:v1"] for name in CONFIGS] + [[("gemma/lora:v1", 0.5), "gemma/norms:v1"], []]
     with ThreadPoolExecutor(len(stacks)) as threads:
-        together = [*threads.map(lambda stack: answer(client, stack), stacks)]
+        together = [*threads.map(lambda stack: answer(client, PROMPT, stack), stacks)]
     for stack, (tokens, logprobs) in zip(stacks, together, strict=True):
-        alone = answer(client, stack)
+        alone = answer(client, PROMPT, stack)
         assert (tokens, logprobs) == (alone[0], pytest.approx(alone[1], abs=1e-4))
 
 
@@ -163,9 +144,6 @@ def test_a_fine_tune_of_a_linear_and_of_norms_is_extracted(
     report = json.loads(result.output)
     assert [row["linear"] for row in report["linears"] if row["rank"]] == ["layers.1.up_proj"]
     assert set(report["whole"]) == {name.removesuffix(".weight") for name in norms}
-    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").eval()
-    with torch.no_grad():
-        scale = tuned.get_input_embeddings().embed_scale
-        scale.copy_(scale.bfloat16())
-    expected, ours = greedy(tuned), answer(client, ["gemma/extracted:v1"])
+    tuned = with_narrow_scale(AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").eval())
+    expected, ours = greedy(tuned, PROMPT), answer(client, PROMPT, ["gemma/extracted:v1"])
     assert ours[0] == expected[0] and ours[1] == pytest.approx(expected[1], abs=1e-3)

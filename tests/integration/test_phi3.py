@@ -1,7 +1,7 @@
 """A Phi-3 base through a server: adapters of its fused linears, alone, mixed, merged, and made of a fine-tune."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from model_directories import write_tiny_model
 from peft import IA3Config, LoraConfig, OFTConfig, PeftModel
 from peft_adapters import save_peft, write_lora, write_prefix
 from safetensors.torch import load_file, save_file
+from served_bases import answer, greedy, served_model
 from server_process import ServerProcess, command, launch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from hotshoe.clients import Client, FailedPrecondition
@@ -87,47 +88,18 @@ def hotshoe(*arguments: str) -> str:
     return result.output
 
 
-def served_model(phi3: Path, bases: Path) -> PreTrainedModel:
-    """The base as transformers has it, of the weights that are served."""
-    base = open_base(str(phi3), cache=bases)
-    model = AutoModelForCausalLM.from_pretrained(phi3).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
-        for linear, shape in base.weights.shape.linears.items():
-            model.get_submodule(shape.module).weight.copy_(base.weights.weight(linear))
-    return model
-
-
-@torch.no_grad()
-def greedy(model: torch.nn.Module, prompt: Sequence[int], count: int) -> tuple[list[int], list[float]]:
-    """Each token by a forward pass over the whole sequence, and its log-probability."""
-    tokens, found = list(prompt), []
-    for _ in range(count):
-        row = model(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
-        tokens.append(int(row.argmax()))
-        found.append(row.max().item())
-    return tokens[len(prompt) :], found
-
-
-def answer(client: Client, prompt: list[int], adapters: Sequence[object]) -> tuple[list[int], list[float]]:
-    response = client.generate(prompt, adapters=adapters, max_new_tokens=6, ignore_eos=True, logprobs=0)
-    tokens = response.completions[0].tokens
-    return [token.token_id for token in tokens], [token.logprob for token in tokens]
-
-
 @pytest.mark.parametrize("name", [*CONFIGS, "prefix"])
 def test_what_was_published_answers_as_peft_does_near_and_far(
     name: str, client: Client, adapters: dict[str, Path], phi3: Path, bases: Path
 ) -> None:
     wrapped = PeftModel.from_pretrained(served_model(phi3, bases), adapters[name]).eval()
     for prompt in (PROMPT, FAR_PROMPT):  # the second begins near and ends far
-        tokens, expected = greedy(wrapped, prompt, 6)
+        tokens, expected = greedy(wrapped, prompt)
         ours, found = answer(client, prompt, [f"phi/{name}:v1"])
         assert ours == tokens
         assert found == pytest.approx(expected, abs=1e-4)
         assert found != pytest.approx(answer(client, prompt, [])[1], abs=1e-2)  # or the adapter is not to be seen
-    assert answer(client, FAR_PROMPT, [])[0] == greedy(served_model(phi3, bases), FAR_PROMPT, 6)[0]
+    assert answer(client, FAR_PROMPT, [])[0] == greedy(served_model(phi3, bases), FAR_PROMPT)[0]
 
 
 def test_mixed_in_a_batch_each_gets_what_it_gets_alone(client: Client) -> None:
@@ -178,6 +150,6 @@ def test_a_fine_tune_of_a_fused_linear_is_extracted(
     report = json.loads(hotshoe("extract", "--from", str(tmp_path / "tuned"), *of_base, *where, "--json"))
     assert [row["linear"] for row in report["linears"] if row["rank"]] == ["layers.1.qkv_proj"]
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").eval()
-    expected = greedy(tuned, FAR_PROMPT, 6)
+    expected = greedy(tuned, FAR_PROMPT)
     ours = answer(client, FAR_PROMPT, ["phi/extracted:v1"])
     assert ours[0] == expected[0] and ours[1] == pytest.approx(expected[1], abs=1e-3)
