@@ -14,29 +14,34 @@ from hotshoe.clients.local_server import LocalServer
 from hotshoe.clients.scenarios.asker import Asker
 from hotshoe.clients.swaps import measure_swaps
 
+NAMES = ("amber", "cedar")
+
 
 @pytest.fixture
-def names(server: LocalServer, adapters: dict[str, Path]) -> list[str]:
+def digests(server: LocalServer, adapters: dict[str, Path]) -> dict[str, str]:
+    """Of two adapters, by names that are not those by which they were loaded."""
     with Client(server.grpc) as client:
-        for name in ("amber", "cedar"):
-            client.publish_directory(adapters[name], f"swapped/{name}")
-    return ["swapped/amber", "swapped/cedar"]
+        for name in NAMES:
+            client.publish_directory(adapters[name], f"known-as/{name}")
+            client.load(f"known-as/{name}")
+        published = [client.publish_directory(adapters[name], f"swapped/{name}").adapter for name in NAMES]
+    return {adapter.name: adapter.digest for adapter in published}
 
 
 def test_each_try_finds_the_adapter_where_it_is_said_to_lie(
-    server: LocalServer, names: list[str], monkeypatch: pytest.MonkeyPatch
+    server: LocalServer, digests: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lay: list[tuple[str, str]] = []
     send = Asker.send
 
     async def look_and_send(asker: Asker, ask: Any) -> Any:
         async with AsyncClient(server.grpc) as client:
-            tiers = {one.name: one.tier for one in await client.list_resident()}
-        lay.append(tuple({3: "device", 2: "host", None: "disk"}[tiers.get(name)] for name in names))  # type: ignore[arg-type]
+            tiers = {one.digest: one.tier for one in await client.list_resident()}
+        lay.append(tuple({3: "device", 2: "host", None: "disk"}[tiers.get(digest)] for digest in digests.values()))  # type: ignore[arg-type]
         return await send(asker, ask)
 
     monkeypatch.setattr(Asker, "send", look_and_send)
-    found = asyncio.run(measure_swaps(server.grpc, names, tries=2))
+    found = asyncio.run(measure_swaps(server.grpc, [*digests], tries=2))
     assert found.errors == {} and {place: len(tries) for place, tries in found.seconds.items()} == {
         "device": 2,
         "host": 2,
@@ -46,13 +51,15 @@ def test_each_try_finds_the_adapter_where_it_is_said_to_lie(
     assert set(found.medians) == set(found.seconds) and min(found.medians.values()) > 0
 
 
-def test_the_command_tells_each_place_and_fails_where_a_request_does(server: LocalServer, names: list[str]) -> None:
+def test_the_command_tells_each_place_and_fails_where_a_request_does(
+    server: LocalServer, digests: dict[str, str]
+) -> None:
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(command_line(), ["bench", "swap", "--server", server.grpc, *arguments])
 
-    told = json.loads(run("--adapters", ",".join(names), "--tries", "1", "--json").stdout)
+    told = json.loads(run("--adapters", ",".join(digests), "--tries", "1", "--json").stdout)
     assert told["errors"] == {} and [len(tries) for tries in told["seconds"].values()] == [1, 1, 1]
-    table = run("--adapters", names[0], "--tries", "1").stdout.splitlines()
+    table = run("--adapters", next(iter(digests)), "--tries", "1").stdout.splitlines()
     assert [line.split()[0] for line in table[1:]] == ["device", "host", "disk"]
     assert run("--adapters", " , ").exit_code == 2
     assert run("--adapters", "swapped/nobody").exit_code == 4
