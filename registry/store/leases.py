@@ -137,6 +137,7 @@ class Leases:
 
 
 def check_ttl(seconds: float) -> float:
+    """Returns `seconds`. Raises InvalidReference unless they are finite and more than 0."""
     if not 0 < seconds < float("inf"):
         raise InvalidReference(f"ttl_seconds {seconds}: expected more than 0", field="ttl_seconds")
     return seconds

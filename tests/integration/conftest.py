@@ -43,3 +43,9 @@ def server(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     server = launch(directory, command(tiny_base, directory / "registry", "--base-cache", str(cache), "--reflection"))
     yield server
     server.end()
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a server and the test beside it keep the bases that they quantize."""
+    return tmp_path_factory.mktemp("bases")

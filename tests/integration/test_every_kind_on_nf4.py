@@ -30,11 +30,6 @@ EVERY = {**one_of_each_kind(), **one_of_each_kind(DENSE_CONFIGS), **VARIANTS}
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bases")
-
-
-@pytest.fixture(scope="module")
 def server(tiny_base: Path, bases: Path, tmp_path_factory: pytest.TempPathFactory):
     directory = tmp_path_factory.mktemp("server")
     server = launch(directory, command(tiny_base, directory / "registry", "--base-cache", str(bases)))

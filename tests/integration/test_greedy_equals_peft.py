@@ -26,11 +26,6 @@ each_adapter = pytest.mark.parametrize("name", NAMES, ids=lambda name: name or "
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bases")
-
-
-@pytest.fixture(scope="module")
 def reference_server(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     yield from _serve(tmp_path_factory.mktemp("reference"), bases, "reference")
 

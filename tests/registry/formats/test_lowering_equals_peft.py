@@ -57,7 +57,7 @@ def test_the_canonical_form_gives_pefts_logits(name, model, tmp_path):
         with pytest.raises(IncompatibleAdapter):
             inspect_adapter(adapter_files(tmp_path), base_shape(MODELS[model]()))
         return
-    compare_with_peft(MODELS[model], CONFIGS[name](), tmp_path)
+    assert_equals_peft(MODELS[model], CONFIGS[name](), tmp_path)
 
 
 # Of the kinds that PEFT can put on it, one each, and variants.
@@ -73,7 +73,7 @@ ON_PHI3 = {kind: config for kind, config in one_of_each_kind().items() if kind !
 
 @pytest.mark.parametrize("name", ON_PHI3)
 def test_fused_linears_are_one_module_each_to_an_adapter_as_they_are_to_peft(name, tmp_path):
-    compare_with_peft(tiny_phi3, for_fused(copy.deepcopy(ON_PHI3[name])), tmp_path)
+    assert_equals_peft(tiny_phi3, for_fused(copy.deepcopy(ON_PHI3[name])), tmp_path)
 
 
 def test_names_of_linears_that_a_base_has_fused_select_nothing_of_it(tmp_path):
@@ -91,7 +91,7 @@ def test_names_that_peft_would_have_to_know_are_asked_for_as_peft_asks(tmp_path)
             inspect_adapter(adapter_files(tmp_path), base_shape(tiny_phi3()))
 
 
-def compare_with_peft(model, config, tmp_path):
+def assert_equals_peft(model, config, tmp_path):
     save_peft(tmp_path, model(), config)
     for task in tasks_of(config):
         base = model()
